@@ -1,0 +1,99 @@
+"""The encoder of queries and documents, and its checkpoints."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import RobertaConfig, RobertaModel
+from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from drhard.errors import InputError
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+transformers_logging.disable_progress_bar()  # its bars for reading and writing weights drown ours
+_HEAD = ("embeddingHead.", "norm.")
+
+
+class RobertaDot(RobertaPreTrainedModel):
+    """RoBERTa, then ``LayerNorm(W h + b)`` on the last hidden state h of ``<s>``; no pooler.
+
+    W maps hidden_size to ``config.output_embedding_size`` (hidden_size if the config has none). The score of
+    a query and a document is the inner product of their embeddings. Parameter names are those of the published
+    checkpoints: ``roberta.*``, ``embeddingHead.*``, ``norm.*``.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [
+        r"position_ids", r"pooler", r"lm_head", r"classifier", r"classification_head",
+    ]  # fmt: skip
+
+    def __init__(self, config: RobertaConfig):
+        super().__init__(config)
+        self.output_embedding_size = getattr(config, "output_embedding_size", None) or config.hidden_size
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.embeddingHead = nn.Linear(config.hidden_size, self.output_embedding_size)
+        self.norm = nn.LayerNorm(self.output_embedding_size)
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embed a batch.
+
+        Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, L), 1 where there is a token and 0 where there is padding.
+
+        Returns:
+            (B, dim) embeddings.
+        """
+        # return_dict: the published configs say false
+        hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state  # (B, L, hidden)
+        return self.norm(self.embeddingHead(hidden[:, 0]))
+
+
+def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaDot:
+    """Load a checkpoint (a Hugging Face folder or hub name; safetensors, or ``pytorch_model.bin`` weights only).
+
+    Args:
+        fresh_head: if the checkpoint has no embedding head at all, as roberta-base has none, start one from
+            random weights instead of raising.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or weights are missing in it.
+    """
+    try:
+        # A local folder, or a name on the hub; low-level errors differ by what is wrong, all mean bad input.
+        model, info = RobertaDot.from_pretrained(
+            str(name_or_path), dtype=torch.float32, output_loading_info=True, weights_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name_or_path}: cannot be read as a checkpoint: {_first_line(error)}") from None
+    missing = sorted(info["missing_keys"])
+    if info["mismatched_keys"]:
+        key = sorted(info["mismatched_keys"])[0]
+        raise InputError(f"{name_or_path}: the shape of {key} does not fit config.json")
+    if fresh_head and missing and all(key.startswith(_HEAD) for key in missing) and len(missing) == 4:
+        log.warning("%s has no embedding head; it starts from random weights", name_or_path)
+    elif missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(
+            f"{name_or_path}: the checkpoint lacks the weights {', '.join(missing[:3])}{more}; "
+            "is it a STAR or ADORE checkpoint, and is the download complete?"
+        )
+    return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters: the same for .bin and safetensors files."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,53 @@
+"""Relevance judgements, ``qid 0 pid rel`` in tabs or blanks: official files and our own in rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from drhard.errors import InputError
+from drhard.files import text_lines
+from drhard.msmarco import parse_id
+
+
+class Judgement(NamedTuple):
+    """One line of a qrels file."""
+
+    qid: int
+    pid: int
+    grade: int
+    line: int  # its number, from 1
+
+
+def read_judgements(path: str | Path, pid_prefix: str = "") -> Iterator[Judgement]:
+    """Yield the lines of a qrels file in their order.
+
+    Args:
+        pid_prefix: what official document ids begin with, "D" for MS MARCO doc.
+
+    Raises:
+        InputError: the file is missing or a line is no judgement.
+    """
+    for number, line in text_lines(path):
+        where = f"{path}, line {number}"
+        fields = line.split()
+        if len(fields) != 4:
+            raise InputError(f"{where}: expected 'qid 0 pid grade', found {len(fields)} fields")
+        try:
+            grade = int(fields[3])
+        except ValueError:
+            raise InputError(f"{where}: the grade {fields[3]!r} is not a whole number") from None
+        yield Judgement(parse_id(fields[0], "", where), parse_id(fields[2], pid_prefix, where), grade, number)
+
+
+def read_relevant(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]]:
+    """Return qid -> its relevant pids (grade 1 and above) in the order of the file, none twice.
+
+    Raises InputError as :func:`read_judgements`, and if the file judges nothing relevant.
+    """
+    relevant: dict[int, dict[int, None]] = {}
+    for judgement in read_judgements(path, pid_prefix):
+        if judgement.grade > 0:
+            relevant.setdefault(judgement.qid, {})[judgement.pid] = None
+    if not relevant:
+        raise InputError(f"{path}: nothing is judged relevant in it")
+    return {qid: list(pids) for qid, pids in relevant.items()}

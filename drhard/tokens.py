@@ -1,0 +1,87 @@
+"""Token memmaps: the ids of all passages, or of the queries of a split, one row each."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from drhard.errors import InputError
+from drhard.files import existing, read_json
+
+PASSAGES = "passages"
+
+
+def query_name(mode: str) -> str:
+    """The name of the token memmap of a split's queries."""
+    return f"{mode}-query"
+
+
+class TokenMemmap:
+    """``{name}.memmap`` with its ``{name}_meta`` and ``{name}_length.npy``, as preprocess.py writes them.
+
+    Args:
+        folder: a ``preprocess`` folder.
+        name: ``passages`` or ``{mode}-query``.
+        max_length: a longer row keeps its first ``max_length - 1`` tokens and its last, ``</s>``.
+
+    Raises:
+        InputError: a file is missing or they do not fit each other.
+    """
+
+    def __init__(self, folder: str | Path, name: str, max_length: int):
+        if max_length < 2:
+            raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
+        path = existing(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
+        meta_path = Path(folder) / f"{name}_meta"
+        meta = read_json(meta_path)
+        try:
+            dtype, rows, width = np.dtype(meta["type"]), int(meta["total_number"]), int(meta["embedding_size"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{meta_path}: type, total_number or embedding_size is missing or wrong") from None
+        if rows < 1 or path.stat().st_size != rows * width * dtype.itemsize:
+            raise InputError(
+                f"{path}: has {path.stat().st_size} bytes where {meta_path.name} speaks of "
+                f"{rows} x {width} {dtype}; run preprocess.py again"
+            )
+        lengths_path = existing(Path(folder) / f"{name}_length.npy", "preprocess.py writes it")
+        try:
+            lengths = np.load(lengths_path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise InputError(f"{lengths_path}: not a NumPy file ({error})") from None
+        if lengths.shape != (rows,):
+            raise InputError(f"{lengths_path}: holds {lengths.shape} lengths for {rows} rows")
+        self.name = name
+        self.max_length = max_length
+        self.lengths: np.ndarray = np.minimum(lengths, max_length)  # (rows,) tokens as they are read
+        self._full_lengths = lengths
+        self._tokens = np.memmap(path, dtype=dtype, mode="r", shape=(rows, width))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: np.ndarray, pad_id: int, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and attention mask of ``rows``, both (B, L) int64.
+
+        Args:
+            rows: (B,) positions in the memmap, in any order.
+            pad_id: what stands behind the tokens (the file itself is padded with 0, which is ``<s>``).
+            width: L; the longest of the rows if None.
+        """
+        lengths = self.lengths[rows]
+        full_lengths = self._full_lengths[rows]
+        width = width or int(lengths.max())
+        tokens = self._tokens[rows, :width].astype(np.int64)
+        if tokens.shape[1] < width:
+            tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
+        mask = np.arange(width) < lengths[:, None]
+        tokens[~mask] = pad_id
+        cut = np.flatnonzero(full_lengths > lengths)
+        tokens[cut, lengths[cut] - 1] = self._tokens[rows[cut], full_lengths[cut] - 1]
+        return tokens, mask.astype(np.int64)
+
+    def digest(self) -> str:
+        """Tell this source from others: SHA-256 over all lengths and a thousand rows spread over the file."""
+        digest = hashlib.sha256(np.ascontiguousarray(self._full_lengths, dtype=np.int64))
+        sample = np.linspace(0, len(self) - 1, min(len(self), 1000)).astype(np.int64)
+        digest.update(np.ascontiguousarray(self._tokens[sample], dtype=np.int64))
+        return digest.hexdigest()

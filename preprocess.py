@@ -1,0 +1,52 @@
+"""Tokenize a collection and its queries into memmaps.
+
+Reads MS MARCO's files in {data_root}/{passage,doc}/dataset (NAME or NAME.gz) and writes
+{data_root}/{passage,doc}/preprocess:
+
+    python preprocess.py --data_type 1      # passages
+    python preprocess.py --data_type 0      # documents
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from drhard.errors import command
+from drhard.msmarco import CORPORA
+from drhard.preprocessing import Lengths, preprocess
+from star_tokenizer import RobertaTokenizer
+
+DATA_TYPES = {"0": "doc", "doc": "doc", "1": "passage", "passage": "passage"}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data_type", default="1", choices=DATA_TYPES, help="1 or passage (default), 0 or doc"
+    )
+    parser.add_argument("--data_root", type=Path, default=Path("./data"), help="default: ./data")
+    parser.add_argument(
+        "--model_name_or_path", default="roberta-base",
+        help="whose vocabulary: a folder, a hub name or s3://bucket/prefix (default: roberta-base)",
+    )  # fmt: skip
+    parser.add_argument("--max_seq_length", type=int, default=512, help="tokens of a document (512)")
+    parser.add_argument("--max_query_length", type=int, default=64, help="tokens of a query (64)")
+    parser.add_argument("--max_doc_character", type=int, default=10000, help="characters of a document (10000)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    return parser.parse_args()
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    corpus = CORPORA[DATA_TYPES[args.data_type]]
+    root = args.data_root / corpus.name
+    print(f"Tokenizing {root / 'dataset'} with {args.model_name_or_path}, {args.threads} processes")
+    tokenizer = RobertaTokenizer.from_pretrained(args.model_name_or_path, do_lower_case=True)
+    lengths = Lengths(args.max_seq_length, args.max_query_length, args.max_doc_character)
+    for path in preprocess(corpus, root, tokenizer, lengths, args.threads):
+        print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""RoBERTa's tokenizer as transformers 2.x had it, which the published models were trained with.
+
+Later versions of transformers treat white space around special tokens, lower-casing and the blank in front of
+the first word differently, so their ids, and with them the scores, are others. The byte-level BPE itself is
+done by a compiled library (tiktoken).
+
+    tokenizer = RobertaTokenizer.from_pretrained("roberta-base", do_lower_case=True)
+    tokenizer.encode("What is STAR?", add_special_tokens=True, max_length=64, truncation=True)
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import tokenizers
+
+from drhard.errors import InputError
+from drhard.files import whole
+
+VOCAB_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+
+# GPT-2's pattern: contractions, then letters, digits, other signs (each with one blank in front), white space.
+PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each of the 256 bytes in GPT-2's vocabulary files."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in printable)
+    characters = {byte: chr(byte) for byte in printable}
+    characters.update({byte: chr(256 + position) for position, byte in enumerate(others)})
+    return [characters[byte] for byte in range(256)]
+
+
+class RobertaTokenizer:
+    """Byte-level BPE with the behaviour of RobertaTokenizer in transformers 2.x.
+
+    The special strings ``<s> <pad> </s> <unk> <mask>`` in a text become their ids. Everything else is
+    lower-cased character by character if ``do_lower_case`` (so a final sigma becomes σ, as published).
+
+    Args:
+        vocab: token -> id, as in ``vocab.json``.
+        merges: pairs of tokens in the order of ``merges.txt``.
+        do_lower_case: published: True wherever it is used.
+
+    Raises:
+        InputError: the vocabulary lacks a special token, or its merges do not lead to their own tokens.
+    """
+
+    bos_token = cls_token = "<s>"
+    pad_token = "<pad>"
+    eos_token = sep_token = "</s>"
+    unk_token = "<unk>"
+    mask_token = "<mask>"
+    all_special_tokens = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], do_lower_case: bool = False):
+        missing = [token for token in self.all_special_tokens if token not in vocab]
+        if missing:
+            raise InputError(f"{VOCAB_FILE}: the special token {missing[0]} is missing")
+        self.vocab = vocab
+        self.merges = merges
+        self.do_lower_case = do_lower_case
+        self.bos_token_id = self.cls_token_id = vocab[self.bos_token]
+        self.pad_token_id = vocab[self.pad_token]
+        self.eos_token_id = self.sep_token_id = vocab[self.eos_token]
+        self.unk_token_id = vocab[self.unk_token]
+        self.mask_token_id = vocab[self.mask_token]
+
+        self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+        tokens = [*self._byte_of, *(left + right for left, right in merges)]
+        # tiktoken knows tokens by their rank, the order of the merges; vocab.json's ids are looked up behind it.
+        ranks = {bytes(map(self._byte_of.__getitem__, token)): rank for rank, token in enumerate(tokens)}
+        self._check_merges(tokens, ranks)
+        self._bpe = tiktoken.Encoding("roberta", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+        self._id_of_rank = np.array([vocab.get(token, self.unk_token_id) for token in tokens], dtype=np.int32)
+        self._tokens = {id_: token for token, id_ in vocab.items()}
+        self._special = re.compile("(" + "|".join(map(re.escape, self.all_special_tokens)) + ")")
+
+    def __reduce__(self):
+        return RobertaTokenizer, (self.vocab, self.merges, self.do_lower_case)
+
+    def _check_merges(self, tokens: list[str], ranks: dict[bytes, int]) -> None:
+        """tiktoken merges two neighbours whenever the result is a token, published BPE only by a listed pair.
+
+        Both give the same if no token is made in two ways and each token, taken alone, is built by its own
+        merges: then the last pair of that way is the only one that can meet.
+        """
+        if len(ranks) == len(tokens):
+            bpe = tokenizers.models.BPE({token: rank for rank, token in enumerate(tokens)}, self.merges)
+            if all(len(bpe.tokenize(token)) == 1 for token in tokens):
+                return
+        raise InputError(f"{MERGES_FILE}: some merges make a token that other merges make too, or never make")
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, do_lower_case: bool = False) -> "RobertaTokenizer":
+        """Read ``vocab.json`` and ``merges.txt``.
+
+        Args:
+            name_or_path: a folder, a name on the Hugging Face hub, or ``s3://bucket/prefix``.
+
+        Raises:
+            InputError: the files are not there or not such files.
+        """
+        with tempfile.TemporaryDirectory() as downloads:
+            vocab_path, merges_path = _fetch(str(name_or_path), Path(downloads))
+            try:
+                vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
+                if not isinstance(vocab, dict) or not all(isinstance(id_, int) for id_ in vocab.values()):
+                    raise ValueError("it is not an object of token: id")
+            except ValueError as error:
+                raise InputError(f"{name_or_path}: {VOCAB_FILE} is damaged: {error}") from None
+            merges = _read_merges(merges_path, f"{name_or_path}: {MERGES_FILE}")
+        return cls(vocab, merges, do_lower_case=do_lower_case)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``vocab.json`` and ``merges.txt`` into ``folder``."""
+        with whole(Path(folder) / VOCAB_FILE) as path:
+            path.write_text(json.dumps(self.vocab, ensure_ascii=False), encoding="utf-8")
+        with whole(Path(folder) / MERGES_FILE) as path:
+            lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges)]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+    ) -> list[int]:
+        """Turn a text into ids.
+
+        Args:
+            text: not blank.
+            add_special_tokens: put ``<s>`` in front and ``</s>`` behind, and a blank before the first word
+                unless the text starts with white space (2.x tied the two together).
+            max_length: with ``truncation``, the most ids to return, special ones included; both ends are kept.
+            truncation: cut at ``max_length``.
+
+        Raises:
+            ValueError: the text is empty or blank (an IndexError in transformers 2.x).
+        """
+        if not text or text.isspace():
+            raise ValueError("the text is empty")
+        if self.do_lower_case:
+            # str.lower knows one rule that looks at more than a character: a sigma at the end of a word.
+            # Special tokens are lower-case themselves, so lower-casing them too changes nothing.
+            text = text.replace("Σ", "σ").lower()
+        if add_special_tokens and not text[0].isspace():
+            text = " " + text
+        ids = self._encode_with_specials(text) if self._special.search(text) else self._encode_plain(text.rstrip())
+        cut = max_length if truncation else None
+        if not add_special_tokens:
+            return ids[:cut]
+        if cut is not None:
+            ids = ids[: max(cut - 2, 0)]
+        return [self.bos_token_id, *ids, self.eos_token_id]
+
+    def encode_batch(self, texts: Iterable[str], **options: int | bool | None) -> list[list[int]]:
+        """:meth:`encode` for each text; the same options."""
+        return [self.encode(text, **options) for text in texts]
+
+    def tokenize(self, text: str, add_prefix_space: bool = False) -> list[str]:
+        """The tokens as they stand in ``vocab.json``, without special ones at the ends."""
+        if add_prefix_space and text and not text[0].isspace():
+            text = " " + text
+        if not text or text.isspace():
+            return []
+        return self.convert_ids_to_tokens(self.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of the ids; bytes that are no UTF-8 are replaced."""
+        pieces: list[bytes] = []
+        for id_ in ids:
+            token = self._tokens.get(int(id_), self.unk_token)
+            if token in self.all_special_tokens:
+                pieces.append(b"" if skip_special_tokens else token.encode())
+            else:
+                pieces.append(bytes(self._byte_of[character] for character in token))
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """The token of each id."""
+        return [self._tokens[int(id_)] for id_ in ids]
+
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
+        """The id of each token, that of ``<unk>`` for a token that is not in the vocabulary."""
+        return [self.vocab.get(token, self.unk_token_id) for token in tokens]
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self._id_of_rank[self._bpe.encode_to_numpy(text, disallowed_special=())].tolist()
+
+    def _encode_with_specials(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in self._special.split(text):
+            if piece in self.all_special_tokens:
+                ids.append(self.vocab[piece])
+            elif piece := piece.rstrip():  # 2.x: white space before a special token goes, behind it stays
+                ids.extend(self._encode_plain(piece))
+        return ids
+
+
+def _read_merges(path: Path, name: str) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split()
+        if len(pair) != 2:
+            raise InputError(f"{name}, line {number}: expected two tokens, got {len(pair)}")
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
+    """The two files of a tokenizer, wherever they are; ``downloads`` is a folder for fetched ones."""
+    if name_or_path.startswith("s3://"):
+        bucket, _, prefix = name_or_path.removeprefix("s3://").partition("/")
+        for file in (VOCAB_FILE, MERGES_FILE):
+            _fetch_s3(bucket, "/".join(filter(None, (prefix.strip("/"), file))), downloads / file)
+        return downloads / VOCAB_FILE, downloads / MERGES_FILE
+    if Path(name_or_path).is_dir():
+        paths = Path(name_or_path, VOCAB_FILE), Path(name_or_path, MERGES_FILE)
+        for path in paths:
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; a tokenizer is {VOCAB_FILE} and {MERGES_FILE}")
+        return paths
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return tuple(Path(hf_hub_download(name_or_path, file)) for file in (VOCAB_FILE, MERGES_FILE))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{name_or_path}: neither a folder here nor a model that could be fetched from the hub ({reason})"
+        ) from None
+
+
+def _fetch_s3(bucket: str, key: str, target: Path) -> None:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        with open(target, "wb") as file:
+            boto3.client("s3").download_fileobj(bucket, key, file)
+    except (BotoCoreError, ClientError) as error:
+        raise InputError(f"s3://{bucket}/{key}: cannot be read: {error}") from None
