@@ -2,6 +2,9 @@
 
 import hashlib
 import logging
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -97,3 +100,23 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
     return digest.hexdigest()
+
+
+def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Path) -> None:
+    """Write a checkpoint folder, whole: weights as safetensors, config, and the tokenizer's files.
+
+    Args:
+        tokenizer_from: the checkpoint whose ``vocab.json`` and ``merges.txt`` go along, if it is a folder that
+            has them.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as unfinished:
+        model.save_pretrained(unfinished)
+        for name in TOKENIZER_FILES:
+            if (Path(tokenizer_from) / name).is_file():
+                shutil.copy(Path(tokenizer_from) / name, unfinished)
+        # The config, without which a folder is no checkpoint, goes last.
+        for path in sorted(Path(unfinished).iterdir(), key=lambda path: path.name == "config.json"):
+            path.chmod(0o644)  # safetensors writes for the owner alone
+            os.replace(path, folder / path.name)

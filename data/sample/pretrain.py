@@ -114,7 +114,7 @@ def phrases_of(sentence: str, count: int, draw: random.Random) -> list[str]:
         size = draw.randint(3, min(10, len(words) - 1))
         start = draw.randint(0, len(words) - size)
         phrases.append(" ".join(words[start : start + size]).strip(",;:()"))
-    return phrases
+    return [phrase for phrase in phrases if phrase]
 
 
 def read_glosses(folder: Path) -> Iterator[str]:
@@ -439,9 +439,10 @@ def main() -> None:
     vocabulary = [texts.texts[row] for row in (*texts.passages, *texts.titles)]
     tokenizer = train_vocabulary(vocabulary, args.output_dir)
     words = [tokenizer.decode([id_]).strip() or "." for id_ in range(len(tokenizer))]
-    vectors = teacher_vectors([*texts.texts, *words], args.teacher, args.work_dir)
+    vectors = teacher_vectors(texts.texts, args.teacher, args.work_dir)
+    word_vectors = teacher_vectors(words, args.teacher, args.work_dir)
     tokens = tokenizer.encode_batch(texts.texts, max_length=PASSAGE_LENGTH, truncation=True)
-    model = start_model(tokenizer, vectors[len(texts.texts) :])
+    model = start_model(tokenizer, word_vectors)
     print(f"{len(tokenizer):,} tokens in the vocabulary, {model.num_parameters():,} parameters")
     held_out = Evaluation(tokenizer, "train", HELD_OUT)
     print(f"at the start: held-out MRR@10 {held_out(model):.4f}")

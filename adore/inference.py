@@ -1,0 +1,58 @@
+"""Retrieve with an ADORE model: encode the queries of a split, search given passage embeddings, write the run.
+
+    python ./adore/inference.py --model_dir ./data/passage/trained_models/adore-star \\
+        --output_dir ./data/passage/evaluate/adore-star --preprocess_dir ./data/passage/preprocess \\
+        --mode dev --dmemmap_path ./data/passage/evaluate/star/passages.memmap
+"""
+
+import argparse
+from pathlib import Path
+
+from drhard.devices import model_device
+from drhard.embeddings import encode, open_embeddings
+from drhard.encoder import load_encoder
+from drhard.errors import command
+from drhard.msmarco import MODES
+from drhard.runs import write_run
+from drhard.search import open_index
+from drhard.tokens import TokenMemmap, query_name
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_dir", type=Path, required=True, help="the query encoder")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where {mode}.rank.tsv goes")
+    parser.add_argument("--preprocess_dir", type=Path, required=True)
+    parser.add_argument("--mode", choices=MODES, required=True, help="which queries")
+    parser.add_argument("--topk", type=int, default=100, help="documents for each query (100)")
+    parser.add_argument("--dmemmap_path", type=Path, required=True, help="embeddings that star/inference.py wrote")
+    parser.add_argument("--max_seq_length", type=int, default=64, help="tokens of a query (64)")
+    parser.add_argument("--pergpu_eval_batch_size", type=int, default=32, help="sequences in a batch, per GPU (32)")
+    parser.add_argument("--no_cuda", action="store_true", help="leave the GPU alone")
+    parser.add_argument("--faiss_gpus", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
+    return parser.parse_args()
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    queries = TokenMemmap(args.preprocess_dir, query_name(args.mode), args.max_seq_length)
+    model = load_encoder(args.model_dir)
+    device = model_device(args.no_cuda)
+    documents = open_embeddings(args.dmemmap_path, model.output_embedding_size)
+    print(
+        f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, "
+        f"{args.model_dir} on {device}"
+    )
+
+    query_path = args.output_dir / f"{args.mode}.qembed.memmap"
+    dim = encode(model, queries, query_path, args.pergpu_eval_batch_size, device)
+    index = open_index(documents, args.faiss_gpus, progress=True)
+    _, rows = index.search(open_embeddings(query_path, dim, len(queries)), args.topk)
+    write_run(args.output_dir / f"{args.mode}.rank.tsv", rows)
+    print(f"Wrote {query_path}")
+    print(f"Wrote {args.output_dir / f'{args.mode}.rank.tsv'}")
+
+
+if __name__ == "__main__":
+    main()

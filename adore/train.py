@@ -1,0 +1,94 @@
+"""Train the query encoder with ADORE: at every step the negatives are what it retrieves itself.
+
+    python ./adore/train.py --metric_cut 200 --init_path ./data/passage/trained_models/star \\
+        --pembed_path ./data/passage/evaluate/star/passages.memmap \\
+        --model_save_dir ./data/passage/adore_train/models --log_dir ./data/passage/adore_train/log \\
+        --preprocess_dir ./data/passage/preprocess --model_gpu_index 0 --faiss_gpu_index 1 2 3
+
+A training that was stopped goes on from where it was.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from drhard.adore import AdoreSettings, AdoreTraining
+from drhard.devices import model_device
+from drhard.embeddings import in_memory_if_it_fits, open_embeddings
+from drhard.encoder import load_encoder
+from drhard.errors import InputError, command
+from drhard.qrels import read_relevant
+from drhard.search import open_index
+from drhard.tokens import TokenMemmap, query_name
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--metric_cut", type=int, help="rank beyond which MRR counts nothing (none: no cut)")
+    parser.add_argument("--init_path", required=True, help="the encoder that embedded the documents")
+    parser.add_argument("--pembed_path", type=Path, required=True, help="embeddings that star/inference.py wrote")
+    parser.add_argument("--model_save_dir", type=Path, required=True, help="gets epoch-1, epoch-2, …")
+    parser.add_argument("--log_dir", type=Path, required=True, help="where TensorBoard's files go")
+    parser.add_argument("--preprocess_dir", type=Path, required=True)
+    parser.add_argument("--neg_topk", type=int, default=200, help="documents retrieved for a query (200)")
+    parser.add_argument("--max_seq_length", type=int, default=64, help="tokens of a query (64)")
+    parser.add_argument("--per_gpu_batch_size", type=int, default=32, help="queries in a step (32)")
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    parser.add_argument("--warmup_steps", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--save_steps", type=int, default=5_000_000, help="checkpoints beside those of the epochs")
+    parser.add_argument("--logging_steps", type=int, default=100)
+    parser.add_argument("--learning_rate", type=float, default=5e-6)
+    parser.add_argument("--weight_decay", type=float, default=0.01)
+    parser.add_argument("--adam_epsilon", type=float, default=1e-8)
+    parser.add_argument("--max_grad_norm", type=float, default=1.0)
+    parser.add_argument("--num_train_epochs", type=int, default=6)
+    parser.add_argument("--model_gpu_index", type=int, default=0, help="GPU of the model, if there is one (0)")
+    parser.add_argument("--faiss_gpu_index", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
+    parser.add_argument("--faiss_omp_num_threads", type=int, help="threads of a search on the CPU (all cores)")
+    return parser.parse_args()
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    if args.faiss_omp_num_threads:
+        torch.set_num_threads(args.faiss_omp_num_threads)
+    settings = AdoreSettings(
+        neg_topk=args.neg_topk,
+        metric_cut=args.metric_cut,
+        batch_size=args.per_gpu_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        adam_epsilon=args.adam_epsilon,
+        max_grad_norm=args.max_grad_norm,
+        warmup_steps=args.warmup_steps,
+        epochs=args.num_train_epochs,
+        seed=args.seed,
+    )
+    queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
+    qrels_path = args.preprocess_dir / "train-qrel.tsv"
+    relevant = read_relevant(qrels_path)
+    model = load_encoder(args.init_path)
+    device = model_device(gpu=args.model_gpu_index)
+    documents = open_embeddings(args.pembed_path, model.output_embedding_size)
+    last = max(max(rows) for rows in relevant.values())
+    if last >= len(documents):
+        raise InputError(f"{qrels_path}: names document {last}, {args.pembed_path} has {len(documents)}")
+    if not args.faiss_gpu_index:
+        documents = in_memory_if_it_fits(documents)
+    print(
+        f"Training on {len(relevant)} queries and {len(documents)} documents, model on {device}, "
+        f"search on {'GPUs ' + str(args.faiss_gpu_index) if args.faiss_gpu_index else 'the CPU'}"
+    )
+    AdoreTraining(
+        model, queries, relevant, documents, open_index(documents, args.faiss_gpu_index), settings,
+        args.model_save_dir, args.log_dir, args.logging_steps, args.save_steps, args.init_path, device,
+    ).run()  # fmt: skip
+    print(f"Wrote {args.model_save_dir}/epoch-{args.num_train_epochs}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Embedding memmaps: float32 (rows, dim), each with a stamp beside it that says what it was made from."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from drhard.encoder import RobertaDot, weights_digest
+from drhard.errors import InputError
+from drhard.files import partial, read_json, whole, write_json
+from drhard.tokens import TokenMemmap
+
+log = logging.getLogger(__name__)
+
+DTYPE = np.dtype(np.float32)
+
+
+def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size: int, device: torch.device) -> int:
+    """Write the embeddings of all rows of ``tokens`` to ``path``; a run that was stopped is gone on with.
+
+    Rows are taken in windows; in a window they are batched by length, so that little is spent on padding. A
+    window is written at once, so the unfinished file always ends with a whole one.
+
+    Args:
+        path: float32 (rows, dim); its stamp is ``path`` + ``.json``. A file that is there is used again if its
+            stamp says that it would come out the same.
+        batch_size: sequences in a batch, for each GPU.
+
+    Returns:
+        dim, the size of an embedding.
+
+    Raises:
+        InputError: the file that is there was made from something else; or the model gives no finite numbers.
+    """
+    path = Path(path)
+    dim = model.output_embedding_size
+    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    if tokens.lengths.max() > longest:
+        raise InputError(
+            f"{tokens.name} holds sequences of {tokens.lengths.max()} tokens, the model takes at most {longest}; "
+            "lower the maximal length"
+        )
+    stamp = {
+        "model": weights_digest(model),
+        "tokens": tokens.digest(),
+        "length": tokens.max_length,
+        "rows": len(tokens),
+        "dim": dim,
+        "dtype": DTYPE.name,
+    }
+    if path.exists():
+        _check(path, stamp)
+        log.info("%s is there already and is used again", path)
+        return dim
+    stamp_path, unfinished = _stamp_path(path), partial(path)
+    if not (stamp_path.exists() and unfinished.exists() and read_json(stamp_path) == stamp):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(b"")
+        write_json(stamp_path, stamp)
+
+    model = model.to(device).eval()
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    module = nn.DataParallel(model) if gpus > 1 else model
+    batch_size *= max(gpus, 1)
+    window = 8192  # rows; fixed, so that a run can be gone on with under another batch size
+    row_bytes = dim * DTYPE.itemsize
+    done = unfinished.stat().st_size // row_bytes // window * window
+    with open(unfinished, "r+b") as file, tqdm(
+        total=int(tokens.lengths.sum()), initial=int(tokens.lengths[:done].sum()), unit="token", unit_scale=True,
+        desc=f"encoding {tokens.name}",
+    ) as bar:  # fmt: skip
+        file.truncate(done * row_bytes)
+        file.seek(done * row_bytes)
+        for start in range(done, len(tokens), window):
+            embeddings = _encode_window(module, model, tokens, start, window, batch_size, device, bar)
+            if not np.isfinite(embeddings).all():
+                raise InputError(f"{path}: the model gives embeddings that are not finite; its weights are damaged")
+            file.write(embeddings)
+            file.flush()
+    os.replace(unfinished, path)
+    return dim
+
+
+@torch.inference_mode()
+def _encode_window(
+    module: nn.Module,
+    model: RobertaDot,
+    tokens: TokenMemmap,
+    start: int,
+    window: int,
+    batch_size: int,
+    device: torch.device,
+    bar: tqdm,
+) -> np.ndarray:
+    """Return the embeddings (window, dim) of the rows from ``start``."""
+    lengths = tokens.lengths[start : start + window]
+    by_length = np.argsort(-lengths, kind="stable")  # longest first: running out of memory shows at once
+    embeddings = np.empty((len(lengths), model.output_embedding_size), dtype=DTYPE)
+    for first in range(0, len(by_length), batch_size):
+        rows = by_length[first : first + batch_size]
+        ids, mask = tokens.batch(start + rows, model.config.pad_token_id)
+        output = module(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+        embeddings[rows] = output.float().cpu().numpy()
+        bar.update(int(lengths[rows].sum()))
+    return embeddings
+
+
+def write_row_numbers(path: str | Path, rows: int) -> None:
+    """Write the int32 file of row numbers that the published project puts beside its embeddings."""
+    with whole(path) as unfinished:
+        np.arange(rows, dtype=np.int32).tofile(unfinished)
+
+
+def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.ndarray:
+    """Open an embedding memmap, read-only.
+
+    Args:
+        dim: the size of an embedding, which a file does not tell.
+        rows: how many there must be; None for as many as there are.
+
+    Returns:
+        (rows, dim) float32 memmap.
+
+    Raises:
+        InputError: the file is missing or of another size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        hint = "; the run that writes it was stopped, run it again" if partial(path).exists() else ""
+        raise InputError(f"{path}: no such file{hint}")
+    size, row_bytes = path.stat().st_size, dim * DTYPE.itemsize
+    if size == 0 or size % row_bytes or (rows is not None and size != rows * row_bytes):
+        expected = f"{rows} embeddings" if rows is not None else "a number of embeddings"
+        raise InputError(f"{path}: has {size} bytes, which is not {expected} of {dim} float32 each")
+    return np.memmap(path, dtype=DTYPE, mode="r", shape=(size // row_bytes, dim))
+
+
+def _stamp_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _check(path: Path, stamp: dict[str, Any]) -> None:
+    """Raise InputError unless the file at ``path`` may stand for what ``stamp`` describes."""
+    open_embeddings(path, stamp["dim"], stamp["rows"])
+    stamp_path = _stamp_path(path)
+    if not stamp_path.exists():
+        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_path.name)
+        return
+    found = read_json(stamp_path)
+    words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
+    for field, expected in stamp.items():
+        if found.get(field) != expected:
+            raise InputError(
+                f"{path}: was made with {words.get(field, f'another {field}')}; delete it to make it anew, "
+                "or name another output folder"
+            )
+
+
+def in_memory_if_it_fits(documents: np.ndarray) -> np.ndarray:
+    """Read a memmap into memory if that leaves at least as much free; as it is if not."""
+    if documents.nbytes * 2 > psutil.virtual_memory().available:
+        return documents
+    return np.array(documents)

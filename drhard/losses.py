@@ -1,0 +1,54 @@
+"""The losses of STAR and ADORE, as pure functions of scores."""
+
+import torch
+from torch.nn import functional
+
+
+def star_loss(scores: torch.Tensor, positive: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """Pairwise softmax loss over all documents of a batch (sections 3.2 and 4.1 of the paper).
+
+    For query i, its positive d+ and each negative d: ``-log softmax([s(i, d+), s(i, d)])[0]``, which is
+    ``log(1 + exp(s(i, d) - s(i, d+)))``. As published, the sum of all terms is divided by their number.
+
+    Args:
+        scores: (B, D) query-document inner products; taken to float32 first.
+        positive: (B,) int64, the column of each query's positive.
+        negatives: (B, D) bool, which documents count as negatives of which query.
+
+    Returns:
+        The loss, 0 where there is no negative at all.
+    """
+    scores = scores.float()
+    margins = scores - scores.gather(1, positive[:, None])  # (B, D)
+    terms = functional.softplus(margins) * negatives
+    return terms.sum() / negatives.sum().clamp(min=1)
+
+
+def adore_loss(scores: torch.Tensor, relevant: torch.Tensor, listed: torch.Tensor, metric_cut: int | None = None) -> torch.Tensor:
+    """LambdaLoss on retrieved lists with MRR as the metric (section 4.2 of the paper).
+
+    With rank r from 1 along the list and 1/r counted as 0 beyond ``metric_cut``, the loss of a query is the
+    mean over all pairs of a relevant document i and another j of
+    ``|1/r_i - 1/r_j| * log(1 + exp(s_j - s_i))``.
+
+    Args:
+        scores: (Q, C) of the listed documents with the current query embeddings, in the order of the list.
+        relevant: (Q, C) bool.
+        listed: (Q, C) bool, False where the list of a query is shorter than C.
+        metric_cut: published: without one every weight, and so the loss, was zero; here None means no cut.
+
+    Returns:
+        The sum over the queries.
+    """
+    scores = scores.float()
+    ranks = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+    gains = 1 / ranks.float()  # (C,)
+    if metric_cut is not None:
+        gains = gains * (ranks <= metric_cut)
+    relevant, others = relevant & listed, ~relevant & listed
+    query, place = relevant.nonzero(as_tuple=True)  # (R,) one row for each relevant document of each list
+    margins = scores[query] - scores[query, place][:, None]  # (R, C)
+    weights = (gains[place][:, None] - gains[None, :]).abs() * others[query]
+    pairs = relevant.sum(1) * others.sum(1)  # (Q,)
+    terms = (functional.softplus(margins) * weights).sum(1) / pairs[query].clamp(min=1)
+    return terms.sum()

@@ -1,0 +1,94 @@
+"""Encode a collection and a split's queries with one encoder, search, write the run; mine hard negatives."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from drhard.embeddings import encode, open_embeddings, write_row_numbers
+from drhard.encoder import RobertaDot
+from drhard.errors import InputError
+from drhard.files import write_json
+from drhard.qrels import read_relevant
+from drhard.runs import without
+from drhard.search import open_index
+from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+EXTRA = 10  # published: the run beside hard.json holds topk + 10 passages, room for relevant ones among them
+
+
+def encode_collection(
+    model: RobertaDot, tokens: TokenMemmap, folder: Path, batch_size: int, device: torch.device
+) -> np.ndarray:
+    """Encode ``tokens`` into ``folder/{name}.memmap`` and ``folder/{name}-id.memmap``.
+
+    Returns:
+        (rows, dim) float32 memmap. Raises InputError as :func:`drhard.embeddings.encode`.
+    """
+    path = folder / f"{tokens.name}.memmap"
+    dim = encode(model, tokens, path, batch_size, device)
+    write_row_numbers(folder / f"{tokens.name}-id.memmap", len(tokens))
+    return open_embeddings(path, dim, len(tokens))
+
+
+def retrieve(
+    model: RobertaDot,
+    passages: TokenMemmap,
+    queries: TokenMemmap,
+    folder: Path,
+    topk: int,
+    batch_size: int,
+    device: torch.device,
+    gpus: Sequence[int] = (),
+) -> np.ndarray:
+    """Encode queries and passages into ``folder`` and search the passages.
+
+    Args:
+        topk: how many passages for each query.
+        gpus: where to search; on the CPU if there are none.
+
+    Returns:
+        (queries, topk) int64 passage rows, best first.
+    """
+    query_embeddings = encode_collection(model, queries, folder, batch_size, device)
+    embeddings = encode_collection(model, passages, folder, batch_size, device)
+    _, rows = open_index(embeddings, gpus, progress=True).search(query_embeddings, topk)
+    return rows
+
+
+def mine_hard_negatives(
+    model: RobertaDot,
+    preprocess_folder: Path,
+    mode: str,
+    folder: Path,
+    max_query_length: int,
+    max_doc_length: int,
+    topk: int,
+    batch_size: int,
+    device: torch.device,
+    gpus: Sequence[int] = (),
+) -> tuple[dict[int, list[int]], np.ndarray]:
+    """For each query, the ``topk`` best passages that are not judged relevant to it (section 4.1 of the paper).
+
+    Embeddings are left in ``folder``, where they are found again.
+
+    Returns:
+        query row -> passage rows, best first; and (queries, topk + 10) the retrieved rows, relevant ones
+        among them.
+    """
+    passages = TokenMemmap(preprocess_folder, PASSAGES, max_doc_length)
+    queries = TokenMemmap(preprocess_folder, query_name(mode), max_query_length)
+    relevant = read_relevant(preprocess_folder / f"{mode}-qrel.tsv")
+    most = max(map(len, relevant.values()))
+    if topk + most > len(passages):
+        raise InputError(f"cannot mine {topk} negatives (--topk) from {len(passages)} passages; lower it")
+    depth = min(topk + max(EXTRA, most), len(passages))
+    ranked = retrieve(model, passages, queries, folder, depth, batch_size, device, gpus)
+    hard = {qid: without(row, relevant.get(qid, []), topk) for qid, row in enumerate(ranked)}
+    return hard, ranked[:, : topk + EXTRA]
+
+
+def write_hard_negatives(path: Path, hard: dict[int, list[int]]) -> None:
+    """Write ``hard.json``: ``{"qid": [pid, …]}`` in rows."""
+    write_json(path, {str(qid): pids for qid, pids in hard.items()})

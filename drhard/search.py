@@ -1,0 +1,214 @@
+"""Search: the documents with the greatest inner products, exact, in blocks."""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from drhard.errors import InputError
+
+BLOCK_ROWS = 8192  # documents in a block: 25 MB at 768 dimensions
+QUERY_ROWS = 1024  # queries past a block at a time: 32 MB of scores
+
+
+class Index(Protocol):
+    """Documents that can be searched."""
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (Q, k) float32, greatest first, and rows (Q, k) int64 for queries (Q, dim) float32.
+
+        k is at most the number of documents.
+        """
+
+
+class ExactIndex:
+    """Exact search on the CPU that streams the documents past all queries, block by block.
+
+    Memory is that of two blocks and their scores, whatever the size of the collection. Ties go to the smaller
+    row.
+
+    Args:
+        documents: (N, dim) float32, usually a memmap, which is read from its file and not mapped.
+        progress: show a bar over the documents.
+    """
+
+    def __init__(self, documents: np.ndarray, progress: bool = False):
+        self.documents = documents
+        self.progress = progress
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`Index.search`. Raises InputError if the dimensions differ or k exceeds the documents."""
+        count, dim = self.documents.shape
+        _check_search(queries, k, count, dim)
+        groups = torch.from_numpy(np.array(queries, dtype=np.float32)).split(QUERY_ROWS)
+        best = [
+            (torch.full((len(group), k), -torch.inf), torch.full((len(group), k), -1, dtype=torch.int64))
+            for group in groups
+        ]
+        with torch.inference_mode(), tqdm(total=count, unit="doc", unit_scale=True, desc="searching",
+                                          disable=not self.progress) as bar:  # fmt: skip
+            for first_row, block in _read_ahead(_blocks(self.documents)):
+                for number, group in enumerate(groups):
+                    best[number] = merge_block(*best[number], group @ block.T, first_row)
+                bar.update(len(block))
+        scores, rows = (torch.cat(part) for part in zip(*best, strict=True))
+        return scores.numpy(), rows.numpy()
+
+
+def merge_block(
+    best_scores: torch.Tensor, best_rows: torch.Tensor, scores: torch.Tensor, first_row: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge the scores of a block of documents into the best of all earlier blocks.
+
+    Args:
+        best_scores: (Q, k), greatest first; -inf where there is none yet.
+        best_rows: (Q, k), ascending among equal scores.
+        scores: (Q, B), of the documents ``first_row ... first_row + B - 1``, all after those in ``best_rows``.
+
+    Returns:
+        The new best scores and rows, both (Q, k).
+    """
+    k = best_scores.shape[1]
+    better = scores > best_scores[:, -1:]  # a tie goes to the earlier row, which is there already
+    counts = better.sum(1)
+    if counts.max() > k:  # the first blocks: only the k best of this one can matter, and what ties with them
+        better &= scores >= torch.topk(scores, k, sorted=False).values.amin(1, keepdim=True)
+        counts = better.sum(1)
+    width = int(counts.max())
+    if width == 0:
+        return best_scores, best_rows
+    query, column = better.nonzero(as_tuple=True)  # ascending in query, then in column
+    place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+    new_scores = scores.new_full((len(scores), width), -torch.inf)
+    new_rows = best_rows.new_full((len(scores), width), -1)
+    new_scores[query, place] = scores[query, column]
+    new_rows[query, place] = column + first_row
+    # Rows ascend from best to new and within both, so a stable sort leaves ties in ascending rows.
+    merged, order = torch.cat((best_scores, new_scores), 1).sort(dim=1, descending=True, stable=True)
+    return merged[:, :k].contiguous(), torch.cat((best_rows, new_rows), 1).gather(1, order[:, :k])
+
+
+def _blocks(documents: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, (B, dim) tensor), read from the file where ``documents`` is a whole memmap."""
+    count, dim = documents.shape
+    if isinstance(documents, np.memmap) and documents.filename is not None and documents.offset == 0:
+        with open(documents.filename, "rb") as file:
+            for first in range(0, count, BLOCK_ROWS):
+                rows = min(BLOCK_ROWS, count - first)
+                block = np.fromfile(file, dtype=documents.dtype, count=rows * dim)
+                yield first, torch.from_numpy(block.reshape(rows, dim))
+    else:
+        for first in range(0, count, BLOCK_ROWS):
+            yield first, torch.from_numpy(np.ascontiguousarray(documents[first : first + BLOCK_ROWS]))
+
+
+def _read_ahead(blocks: Iterator[Any]) -> Iterator[Any]:
+    """Yield what ``blocks`` yields, fetched one ahead by a thread, so that the disk works while the CPU does."""
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+    end = object()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                return waiting.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+        return None
+
+    def fetch() -> None:
+        try:
+            for block in blocks:
+                put((block, None))
+                if stop.is_set():
+                    return
+            put((end, None))
+        except BaseException as error:  # raised again where the blocks are used
+            put((end, error))
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while True:
+            block, error = waiting.get()
+            if error is not None:
+                raise error
+            if block is end:
+                return
+            yield block
+    finally:
+        stop.set()
+        thread.join()
+
+
+class ShardedIndex:
+    """faiss indexes over successive parts of the documents, searched side by side, their results merged.
+
+    Args:
+        shards: faiss indexes (inner product), in the order of the rows that they hold.
+    """
+
+    def __init__(self, shards: Sequence[Any]):
+        self.shards = shards
+        self._first_rows = np.cumsum([0, *(shard.ntotal for shard in shards)])
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`Index.search`."""
+        _check_search(queries, k, int(self._first_rows[-1]), self.shards[0].d)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        with ThreadPoolExecutor(len(self.shards)) as threads:
+            parts = list(threads.map(lambda shard: shard.search(queries, min(k, shard.ntotal)), self.shards))
+        scores = np.concatenate([scores for scores, _ in parts], axis=1)
+        rows = np.concatenate(
+            [rows + first for (_, rows), first in zip(parts, self._first_rows, strict=False)], axis=1
+        )
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def gpu_index(documents: np.ndarray, gpus: Sequence[int]) -> ShardedIndex:
+    """Put the documents on GPUs, an equal part on each, as exact faiss indexes (float32).
+
+    Raises:
+        InputError: the faiss that is installed has no GPU support, or there is no such GPU.
+    """
+    import faiss
+
+    if not hasattr(faiss, "GpuIndexFlatIP"):
+        raise InputError(
+            "the faiss that is installed has no GPU support: install requirements.txt on a machine with a GPU, "
+            "or leave the flag out to search on the CPU"
+        )
+    for gpu in gpus:
+        if not 0 <= gpu < faiss.get_num_gpus():
+            raise InputError(f"there is no GPU {gpu} for the search; faiss sees {faiss.get_num_gpus()}")
+    count, dim = documents.shape
+    bounds = np.linspace(0, count, len(gpus) + 1).astype(np.int64)
+    shards = []
+    for gpu, first, last in zip(gpus, bounds[:-1], bounds[1:], strict=True):
+        config = faiss.GpuIndexFlatConfig()
+        config.device = gpu
+        resources = faiss.StandardGpuResources()
+        shard = faiss.GpuIndexFlatIP(resources, dim, config)
+        shard.resources = resources  # lives as long as the index
+        for start in range(first, last, BLOCK_ROWS):
+            shard.add(np.ascontiguousarray(documents[start : min(start + BLOCK_ROWS, last)]))
+        shards.append(shard)
+    return ShardedIndex(shards)
+
+
+def open_index(documents: np.ndarray, gpus: Sequence[int], progress: bool = False) -> Index:
+    """The index of ``documents``: on the GPUs that are named, on the CPU if none is."""
+    return gpu_index(documents, gpus) if gpus else ExactIndex(documents, progress)
+
+
+def _check_search(queries: np.ndarray, k: int, count: int, dim: int) -> None:
+    if queries.shape[1] != dim:
+        raise InputError(f"the queries have {queries.shape[1]} dimensions, the documents {dim}: other models?")
+    if not 1 <= k <= count:
+        raise InputError(f"cannot return the {k} best of {count} documents; choose 1 to {count}")

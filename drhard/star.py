@@ -1,0 +1,59 @@
+"""STAR: both encoders trained with static hard negatives and in-batch random negatives, by the Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Optimizer
+from transformers import Trainer
+
+from drhard.encoder import save_encoder
+from drhard.lamb import Lamb
+from drhard.losses import star_loss
+from drhard.optimization import parameter_groups
+
+
+class StarTrainer(Trainer):
+    """transformers' Trainer with the loss of STAR, the published optimizers and whole checkpoints.
+
+    Args:
+        optimizer_str: "lamb" or "adamw".
+        tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
+        arguments: those of Trainer; the data collator is a :class:`drhard.sampling.StarCollator`.
+    """
+
+    def __init__(self, *, optimizer_str: str, tokenizer_from: str | Path, **arguments: Any):
+        super().__init__(**arguments)
+        self.optimizer_str = optimizer_str
+        self.tokenizer_from = tokenizer_from
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """The loss of a batch as :class:`drhard.sampling.StarCollator` makes it."""
+        queries = model(**inputs["query"])  # (B, dim)
+        # Positives and hard negatives apart, so that neither is padded to the other's length.
+        documents = [model(**inputs[part]) for part in ("positive", "hard") if inputs[part] is not None]
+        with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
+            scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
+            positive = torch.arange(len(scores), device=scores.device)
+            loss = star_loss(scores, positive, inputs["negatives"])
+        return (loss, None) if return_outputs else loss
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
+        """LAMB or AdamW; no decay for biases and LayerNorm weights inside RoBERTa."""
+        if self.optimizer is None:
+            kind = {"lamb": Lamb, "adamw": AdamW}[self.optimizer_str]
+            self.optimizer = kind(
+                parameter_groups(model or self.model, self.args.weight_decay),
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return self.optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint folder that ``from_pretrained`` reads."""
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            save_encoder(model, output_dir or self.args.output_dir, self.tokenizer_from)

@@ -1,0 +1,160 @@
+"""Train with STAR: static hard negatives, and the other documents of the batch as random ones.
+
+    python ./star/train.py --do_train --max_query_length 24 --max_doc_length 120 \\
+        --preprocess_dir ./data/passage/preprocess --hardneg_path ./data/passage/warmup_retrieve/hard.json \\
+        --init_path ./data/passage/warmup --output_dir ./data/passage/star_train/models \\
+        --logging_dir ./data/passage/star_train/log --optimizer_str lamb --learning_rate 1e-4 \\
+        --gradient_checkpointing --fp16
+
+A training that was stopped goes on from its last checkpoint in --output_dir. All flags of transformers'
+TrainingArguments are taken.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from drhard.devices import search_gpus
+from drhard.encoder import load_encoder, weights_digest
+from drhard.errors import InputError, command
+from drhard.files import read_json, write_json
+from drhard.qrels import read_relevant
+from drhard.retrieval import mine_hard_negatives, write_hard_negatives
+from drhard.sampling import StarCollator, StarDataset, read_hard_negatives
+from drhard.star import StarTrainer
+from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+
+@dataclass
+class DataArguments:
+    max_query_length: int = field(metadata={"help": "tokens of a query (published: 24)"})
+    max_doc_length: int = field(metadata={"help": "tokens of a document (published: 120, doc 512)"})
+    preprocess_dir: Path = field(metadata={"help": "what preprocess.py wrote"})
+    init_path: str = field(metadata={"help": "the checkpoint to start from: a warm-up model, or roberta-base"})
+    hardneg_path: Path | None = field(
+        default=None, metadata={"help": "hard.json; without it --init_path mines one into --output_dir first"}
+    )
+    per_query_hard_num: int = field(default=1, metadata={"help": "hard negatives drawn for a query in each step"})
+
+
+@dataclass
+class StarTrainingArguments(TrainingArguments):
+    """TrainingArguments with the published defaults, and the published flags that it has dropped."""
+
+    output_dir: str = "./data/passage/star_train/models"
+    logging_dir: str = field(
+        default="./data/passage/star_train/log", metadata={"help": "where TensorBoard's files go"}
+    )
+    padding: bool = field(default=False, metadata={"help": "pad to the maximal lengths, not to the batch's"})
+    optimizer_str: str = field(default="lamb", metadata={"help": "lamb or adamw", "choices": ["lamb", "adamw"]})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for a third more time"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "start anew though there is a model"})
+    no_cuda: bool = field(default=False, metadata={"help": "leave the GPU alone"})
+    per_device_train_batch_size: int = 256
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    num_train_epochs: float = 100.0
+    warmup_steps: float = 1000
+    logging_steps: float = 50
+    save_steps: float = 1000
+    save_total_limit: int | None = 1  # one is enough to go on from
+    remove_unused_columns: bool = False
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or self.no_cuda
+        self.activation_checkpointing = self.gradient_checkpointing  # its name in today's transformers
+        self.dataloader_pin_memory = not self.use_cpu and torch.cuda.is_available()
+        super().__post_init__()
+
+
+@command
+def main() -> None:
+    parser = HfArgumentParser((DataArguments, StarTrainingArguments), description=__doc__.splitlines()[0])
+    data_args, args = parser.parse_args_into_dataclasses()
+    if not args.do_train:
+        raise InputError("nothing to do: give --do_train")
+    set_seed(args.seed)
+    output_dir = Path(args.output_dir)
+
+    model = load_encoder(data_args.init_path, fresh_head=True)
+    checkpoint = prepare_output(output_dir, args, data_args, weights_digest(model))
+    queries = TokenMemmap(data_args.preprocess_dir, query_name("train"), data_args.max_query_length)
+    documents = TokenMemmap(data_args.preprocess_dir, PASSAGES, data_args.max_doc_length)
+    relevant = read_relevant(data_args.preprocess_dir / "train-qrel.tsv")
+
+    hardneg_path = data_args.hardneg_path or output_dir / "hard.json"
+    if data_args.hardneg_path is None and not hardneg_path.exists():
+        with args.main_process_first(local=False, desc="mining"):
+            if args.process_index == 0:
+                print(f"Mining hard negatives with {data_args.init_path} on {args.device}")
+                hard, _ = mine_hard_negatives(
+                    model, data_args.preprocess_dir, "train", output_dir / "mining", data_args.max_query_length,
+                    data_args.max_doc_length, topk=min(200, len(documents) // 2), batch_size=128,
+                    device=args.device, gpus=[] if args.no_cuda else search_gpus(),
+                )  # fmt: skip
+                write_hard_negatives(hardneg_path, hard)
+                print(f"Wrote {hardneg_path}")
+    hard = read_hard_negatives(hardneg_path, relevant, len(documents))
+
+    writer = SummaryWriter(args.logging_dir) if args.process_index == 0 else None
+    trainer = StarTrainer(
+        model=model,
+        args=args,
+        train_dataset=StarDataset(relevant, hard, data_args.per_query_hard_num, args.seed),
+        data_collator=StarCollator(queries, documents, relevant, model.config.pad_token_id, args.padding),
+        callbacks=[TensorBoardCallback(writer)] if writer else [],
+        optimizer_str=args.optimizer_str,
+        tokenizer_from=data_args.init_path,
+    )
+    print(
+        f"Training on {len(relevant)} queries and {len(documents)} documents with {args.optimizer_str} "
+        f"on {args.device}" + (f", from {checkpoint} on" if checkpoint else "")
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    print(f"Wrote {output_dir}")
+
+
+def prepare_output(
+    output_dir: Path, args: StarTrainingArguments, data_args: DataArguments, init_digest: str
+) -> str | None:
+    """Return the checkpoint to go on from, if there is one of this very training. Raises InputError if not."""
+    settings = {
+        "init": init_digest,
+        **{name: str(getattr(data_args, name)) for name in ("max_query_length", "max_doc_length", "preprocess_dir",
+                                                            "hardneg_path", "per_query_hard_num")},
+        **{name: str(getattr(args, name)) for name in (
+            "optimizer_str", "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "warmup_steps", "seed",
+            "per_device_train_batch_size", "gradient_accumulation_steps")},
+    }  # fmt: skip
+    record = output_dir / "training.json"
+    if args.overwrite_output_dir:
+        for path in output_dir.glob("checkpoint-*"):
+            shutil.rmtree(path)
+        for name in ("config.json", "model.safetensors", "training.json"):
+            (output_dir / name).unlink(missing_ok=True)
+    if (output_dir / "config.json").exists():
+        raise InputError(
+            f"{output_dir}: there is a finished model already; give --overwrite_output_dir to train it anew, "
+            "or name another --output_dir"
+        )
+    checkpoint = args.resume_from_checkpoint or (get_last_checkpoint(output_dir) if output_dir.is_dir() else None)
+    if checkpoint and record.exists():
+        for name, value in read_json(record).items():
+            if settings.get(name) != value:
+                raise InputError(
+                    f"{output_dir}: the training there was started with {name} {value}, not {settings.get(name)}; "
+                    "give --overwrite_output_dir to start anew, or name another --output_dir"
+                )
+    write_json(record, settings, indent=1)
+    return checkpoint
+
+
+if __name__ == "__main__":
+    main()
