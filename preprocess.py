@@ -21,9 +21,7 @@ DATA_TYPES = {"0": "doc", "doc": "doc", "1": "passage", "passage": "passage"}
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data_type", default="1", choices=DATA_TYPES, help="1 or passage (default), 0 or doc"
-    )
+    parser.add_argument("--data_type", default="1", choices=DATA_TYPES, help="1 or passage (default), 0 or doc")
     parser.add_argument("--data_root", type=Path, default=Path("./data"), help="default: ./data")
     parser.add_argument(
         "--model_name_or_path", default="roberta-base",

@@ -41,8 +41,7 @@ def main() -> None:
     device = model_device(args.no_cuda)
     documents = open_embeddings(args.dmemmap_path, model.output_embedding_size)
     print(
-        f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, "
-        f"{args.model_dir} on {device}"
+        f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, {args.model_dir} on {device}"
     )
 
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"

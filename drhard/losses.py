@@ -24,7 +24,9 @@ def star_loss(scores: torch.Tensor, positive: torch.Tensor, negatives: torch.Ten
     return terms.sum() / negatives.sum().clamp(min=1)
 
 
-def adore_loss(scores: torch.Tensor, relevant: torch.Tensor, listed: torch.Tensor, metric_cut: int | None = None) -> torch.Tensor:
+def adore_loss(
+    scores: torch.Tensor, relevant: torch.Tensor, listed: torch.Tensor, metric_cut: int | None = None
+) -> torch.Tensor:
     """LambdaLoss on retrieved lists with MRR as the metric (section 4.2 of the paper).
 
     With rank r from 1 along the list and 1/r counted as 0 beyond ``metric_cut``, the loss of a query is the

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 import ir_measures
 
 
-def mean_reciprocal_rank(
-    run: Mapping[int, Sequence[int]], relevant: Mapping[int, Sequence[int]], cut: int
-) -> float:
+def mean_reciprocal_rank(run: Mapping[int, Sequence[int]], relevant: Mapping[int, Sequence[int]], cut: int) -> float:
     """MRR@cut as MS MARCO's official script computes it.
 
     Args:
@@ -25,9 +23,7 @@ def mean_reciprocal_rank(
     return total / len(relevant)
 
 
-def measure(
-    name: str, run: Mapping[int, Sequence[int]], judged: Mapping[int, Mapping[int, int]]
-) -> float:
+def measure(name: str, run: Mapping[int, Sequence[int]], judged: Mapping[int, Mapping[int, int]]) -> float:
     """A measure by its name in ir_measures (``nDCG@10``, ``R@100``), the mean over all judged queries.
 
     Args:
@@ -35,7 +31,5 @@ def measure(
         judged: qid -> pid -> grade.
     """
     scores = {str(qid): {str(pid): -float(rank) for rank, pid in enumerate(pids)} for qid, pids in run.items()}
-    qrels = {
-        str(qid): {str(pid): grade for pid, grade in grades.items()} for qid, grades in judged.items()
-    }
+    qrels = {str(qid): {str(pid): grade for pid, grade in grades.items()} for qid, grades in judged.items()}
     return ir_measures.calc_aggregate([ir_measures.parse_measure(name)], qrels, scores).popitem()[1]

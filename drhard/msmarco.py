@@ -84,9 +84,7 @@ def parse_document(line: str, where: str) -> tuple[int, str]:
     """
     fields = line.split("\t")
     if len(fields) < 4:
-        raise InputError(
-            f"{where}: expected 'D<pid> <tab> url <tab> title <tab> body', found {len(fields)} fields"
-        )
+        raise InputError(f"{where}: expected 'D<pid> <tab> url <tab> title <tab> body', found {len(fields)} fields")
     url, title, body = (field.rstrip() for field in fields[1:4])
     return parse_id(fields[0], "D", where), _text(f"{url}<sep>{title}<sep>{body}", where)
 

@@ -94,9 +94,7 @@ def preprocess(corpus: Corpus, root: Path, tokenizer: RobertaTokenizer, lengths:
             for mode, path in queries.items():
                 keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
                 name = query_name(mode)
-                qids = _write_tokens(
-                    pool, workers, path, target, name, _tokenize_queries, lengths.query_tokens, keep
-                )
+                qids = _write_tokens(pool, workers, path, target, name, _tokenize_queries, lengths.query_tokens, keep)
                 write_int_dict(target / f"{mode}-qid2offset.pickle", qids)
                 if mode in judged:
                     split_qrels = dataset / corpus.splits[mode].qrels
@@ -173,9 +171,7 @@ def _batches(source: Path, target: Path, keep: set[int] | None) -> Iterator[tupl
             numbers = list(range(number + 1, number + 1 + len(lines)))
             number += len(lines)
             if keep is not None:
-                kept = [
-                    (n, line) for n, line in zip(numbers, lines, strict=True) if _qid(line, source, n) in keep
-                ]
+                kept = [(n, line) for n, line in zip(numbers, lines, strict=True) if _qid(line, source, n) in keep]
                 numbers, lines = [n for n, _ in kept], [line for _, line in kept]
             if lines:
                 yield _Batch(source, numbers, lines, target, row), raw.tell()
@@ -257,9 +253,7 @@ def _start_worker(tokenizer: RobertaTokenizer, corpus_name: str, lengths: Length
 
 
 def _tokenize_documents(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
-    return _tokenize(
-        batch, _worker.parse_document, _worker.lengths.doc_characters, _worker.lengths.doc_tokens
-    )
+    return _tokenize(batch, _worker.parse_document, _worker.lengths.doc_characters, _worker.lengths.doc_tokens)
 
 
 def _tokenize_queries(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:

@@ -78,11 +78,9 @@ def read_hard_negatives(
         raise InputError(f'{path}: expected {{"qid": [pid, …], …}} with row numbers') from None
     for qid in relevant:
         if not hard.get(qid):
-            raise InputError(
-                f"{path}: no hard negative for query {qid}; was it mined with --mode train on this data?"
-            )
+            raise InputError(f"{path}: no hard negative for query {qid}; was it mined with --mode train on this data?")
     for qid, pids in hard.items():
-        if pids and not (0 <= min(pids) and max(pids) < documents):
+        if pids and not (min(pids) >= 0 and max(pids) < documents):
             raise InputError(f"{path}: query {qid} names a document beyond the {documents} there are")
     return hard
 

@@ -164,9 +164,7 @@ class ShardedIndex:
         with ThreadPoolExecutor(len(self.shards)) as threads:
             parts = list(threads.map(lambda shard: shard.search(queries, min(k, shard.ntotal)), self.shards))
         scores = np.concatenate([scores for scores, _ in parts], axis=1)
-        rows = np.concatenate(
-            [rows + first for (_, rows), first in zip(parts, self._first_rows, strict=False)], axis=1
-        )
+        rows = np.concatenate([rows + first for (_, rows), first in zip(parts, self._first_rows, strict=False)], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 

@@ -48,9 +48,7 @@ class StarTrainingArguments(TrainingArguments):
     """TrainingArguments with the published defaults, and the published flags that it has dropped."""
 
     output_dir: str = "./data/passage/star_train/models"
-    logging_dir: str = field(
-        default="./data/passage/star_train/log", metadata={"help": "where TensorBoard's files go"}
-    )
+    logging_dir: str = field(default="./data/passage/star_train/log", metadata={"help": "where TensorBoard's files go"})
     padding: bool = field(default=False, metadata={"help": "pad to the maximal lengths, not to the batch's"})
     optimizer_str: str = field(default="lamb", metadata={"help": "lamb or adamw", "choices": ["lamb", "adamw"]})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for a third more time"})
