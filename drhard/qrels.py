@@ -51,3 +51,11 @@ def read_relevant(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]
     if not relevant:
         raise InputError(f"{path}: nothing is judged relevant in it")
     return {qid: list(pids) for qid, pids in relevant.items()}
+
+
+def read_grades(path: str | Path, pid_prefix: str = "") -> dict[int, dict[int, int]]:
+    """Return qid -> pid -> grade, all grades. Raises InputError as :func:`read_judgements`."""
+    grades: dict[int, dict[int, int]] = {}
+    for judgement in read_judgements(path, pid_prefix):
+        grades.setdefault(judgement.qid, {})[judgement.pid] = judgement.grade
+    return grades

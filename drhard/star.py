@@ -1,5 +1,6 @@
 """STAR: both encoders trained with static hard negatives and in-batch random negatives, by the Trainer."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch.optim import AdamW, Optimizer
 from transformers import Trainer
 
 from drhard.encoder import save_encoder
+from drhard.errors import InputError
+from drhard.files import read_json, write_json
 from drhard.lamb import Lamb
 from drhard.losses import star_loss
 from drhard.optimization import parameter_groups
@@ -57,3 +60,38 @@ class StarTrainer(Trainer):
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
             save_encoder(model, output_dir or self.args.output_dir, self.tokenizer_from)
+
+
+def open_training(output_dir: Path, settings: dict[str, str], overwrite: bool) -> str | None:
+    """Make ``output_dir`` ready for a training, or find where it was stopped.
+
+    Args:
+        settings: what decides the outcome; kept in ``training.json``.
+        overwrite: remove what an earlier training left.
+
+    Returns:
+        The last whole checkpoint of this very training, None if there is none yet.
+
+    Raises:
+        InputError: a finished model is there, or a training with other settings was begun there.
+    """
+    record = output_dir / "training.json"
+    if overwrite:
+        for checkpoint in output_dir.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        for name in ("config.json", "model.safetensors", record.name):
+            (output_dir / name).unlink(missing_ok=True)
+    way_out = "give --overwrite_output_dir to start anew, or name another --output_dir"
+    if (output_dir / "config.json").exists():
+        raise InputError(f"{output_dir}: there is a finished model already; {way_out}")
+    # Trainer writes its state last, so a checkpoint that has one is whole.
+    steps = [int(state.parent.name.split("-")[-1]) for state in output_dir.glob("checkpoint-*/trainer_state.json")]
+    if steps and record.exists():
+        for name, value in read_json(record).items():
+            if settings.get(name) != value:
+                raise InputError(
+                    f"{output_dir}: the training there was begun with {name} {value}, "
+                    f"not {settings.get(name)}; {way_out}"
+                )
+    write_json(record, settings, indent=1)
+    return str(output_dir / f"checkpoint-{max(steps)}") if steps else None

@@ -10,7 +10,7 @@ A training that was stopped goes on from its last checkpoint in --output_dir. Al
 TrainingArguments are taken.
 """
 
-import shutil
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,17 +18,19 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from drhard.devices import search_gpus
 from drhard.encoder import load_encoder, weights_digest
 from drhard.errors import InputError, command
-from drhard.files import read_json, write_json
 from drhard.qrels import read_relevant
 from drhard.retrieval import mine_hard_negatives, write_hard_negatives
 from drhard.sampling import StarCollator, StarDataset, read_hard_negatives
-from drhard.star import StarTrainer
+from drhard.star import StarTrainer, open_training
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+log = logging.getLogger(__name__)
+
+MINED = 200  # hard negatives for a query where none are given, as prepare_hardneg.py mines
 
 
 @dataclass
@@ -55,6 +57,7 @@ class StarTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(default=False, metadata={"help": "start anew though there is a model"})
     no_cuda: bool = field(default=False, metadata={"help": "leave the GPU alone"})
     per_device_train_batch_size: int = 256
+    per_device_eval_batch_size: int = 128  # of mining
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     num_train_epochs: float = 100.0
@@ -67,6 +70,9 @@ class StarTrainingArguments(TrainingArguments):
     def __post_init__(self):
         self.use_cpu = self.use_cpu or self.no_cuda
         self.activation_checkpointing = self.gradient_checkpointing  # its name in today's transformers
+        if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
+            log.warning("--fp16 is left out: it needs a GPU")
+            self.fp16 = False
         self.dataloader_pin_memory = not self.use_cpu and torch.cuda.is_available()
         super().__post_init__()
 
@@ -81,20 +87,22 @@ def main() -> None:
     output_dir = Path(args.output_dir)
 
     model = load_encoder(data_args.init_path, fresh_head=True)
-    checkpoint = prepare_output(output_dir, args, data_args, weights_digest(model))
+    settings = outcome_settings(data_args, args, weights_digest(model))
+    checkpoint = args.resume_from_checkpoint or open_training(output_dir, settings, args.overwrite_output_dir)
     queries = TokenMemmap(data_args.preprocess_dir, query_name("train"), data_args.max_query_length)
     documents = TokenMemmap(data_args.preprocess_dir, PASSAGES, data_args.max_doc_length)
     relevant = read_relevant(data_args.preprocess_dir / "train-qrel.tsv")
 
     hardneg_path = data_args.hardneg_path or output_dir / "hard.json"
-    if data_args.hardneg_path is None and not hardneg_path.exists():
+    if data_args.hardneg_path is None and checkpoint is None:
         with args.main_process_first(local=False, desc="mining"):
             if args.process_index == 0:
                 print(f"Mining hard negatives with {data_args.init_path} on {args.device}")
                 hard, _ = mine_hard_negatives(
-                    model, data_args.preprocess_dir, "train", output_dir / "mining", data_args.max_query_length,
-                    data_args.max_doc_length, topk=min(200, len(documents) // 2), batch_size=128,
-                    device=args.device, gpus=[] if args.no_cuda else search_gpus(),
+                    model, data_args.preprocess_dir, "train", output_dir / "mining",
+                    data_args.max_query_length, data_args.max_doc_length, topk=min(MINED, len(documents) // 2),
+                    batch_size=args.per_device_eval_batch_size, device=args.device,
+                    gpus=[] if args.no_cuda else search_gpus(),
                 )  # fmt: skip
                 write_hard_negatives(hardneg_path, hard)
                 print(f"Wrote {hardneg_path}")
@@ -119,39 +127,16 @@ def main() -> None:
     print(f"Wrote {output_dir}")
 
 
-def prepare_output(
-    output_dir: Path, args: StarTrainingArguments, data_args: DataArguments, init_digest: str
-) -> str | None:
-    """Return the checkpoint to go on from, if there is one of this very training. Raises InputError if not."""
-    settings = {
-        "init": init_digest,
-        **{name: str(getattr(data_args, name)) for name in ("max_query_length", "max_doc_length", "preprocess_dir",
-                                                            "hardneg_path", "per_query_hard_num")},
-        **{name: str(getattr(args, name)) for name in (
-            "optimizer_str", "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "warmup_steps", "seed",
-            "per_device_train_batch_size", "gradient_accumulation_steps")},
-    }  # fmt: skip
-    record = output_dir / "training.json"
-    if args.overwrite_output_dir:
-        for path in output_dir.glob("checkpoint-*"):
-            shutil.rmtree(path)
-        for name in ("config.json", "model.safetensors", "training.json"):
-            (output_dir / name).unlink(missing_ok=True)
-    if (output_dir / "config.json").exists():
-        raise InputError(
-            f"{output_dir}: there is a finished model already; give --overwrite_output_dir to train it anew, "
-            "or name another --output_dir"
-        )
-    checkpoint = args.resume_from_checkpoint or (get_last_checkpoint(output_dir) if output_dir.is_dir() else None)
-    if checkpoint and record.exists():
-        for name, value in read_json(record).items():
-            if settings.get(name) != value:
-                raise InputError(
-                    f"{output_dir}: the training there was started with {name} {value}, not {settings.get(name)}; "
-                    "give --overwrite_output_dir to start anew, or name another --output_dir"
-                )
-    write_json(record, settings, indent=1)
-    return checkpoint
+def outcome_settings(data_args: DataArguments, args: StarTrainingArguments, init_digest: str) -> dict[str, str]:
+    """What decides the outcome of a training; it can be gone on with under the very same only."""
+    names = (
+        "max_query_length", "max_doc_length", "preprocess_dir", "hardneg_path", "per_query_hard_num",
+        "optimizer_str", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "max_grad_norm", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "seed",
+        "per_device_train_batch_size", "gradient_accumulation_steps", "fp16", "bf16",
+    )  # fmt: skip
+    values = vars(data_args) | vars(args)
+    return {"init_path": init_digest} | {name: str(values[name]) for name in names}
 
 
 if __name__ == "__main__":

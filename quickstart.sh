@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# STAR and ADORE on the embedded sample, from text to a table: bash quickstart.sh
+# Sets up what is missing, runs the real scripts into runs/sample and prints each command before it runs.
+# A second call does only what is missing; to start anew, delete runs/sample.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ./setup.sh
+
+root=runs/sample
+data=$root/passage
+step() { # step FILE COMMAND...: run the command unless FILE, which it writes last, is there
+    local target=$1
+    shift
+    printf '\n$ %s\n' "$(printf '%q ' "$@")"
+    if [ -e "$target" ]; then
+        echo "$target is there already"
+        return
+    fi
+    if [ "$1" = python ]; then
+        shift
+        "$python" "$@"
+    else
+        "$@"
+    fi
+}
+
+# 1. The sample lies in MS MARCO's files; the starting checkpoint plays the part of the published warm-up model.
+mkdir -p "$data"
+step $data/dataset cp -R data/sample/passage/dataset $data/
+step $data/warmup cp -R data/sample/warmup $data/
+
+# 2. Text to tokens.
+step $data/preprocess/lead-qid2offset.pickle \
+    python preprocess.py --data_type 1 --data_root $root --model_name_or_path $data/warmup --max_query_length 64
+
+# 3. What the warm-up model finds.
+for mode in dev test; do
+    step $data/evaluate/warmup/$mode.rank.tsv \
+        python star/inference.py --data_type passage --data_root $root --max_doc_length 256 --mode $mode \
+        --model_dir $data/warmup --output_dir $data/evaluate/warmup
+done
+
+# 4. STAR: hard negatives of the warm-up model, then training of both encoders.
+step $data/warmup_retrieve/hard.json \
+    python star/prepare_hardneg.py --data_type passage --data_root $root --max_doc_length 256 --mode train
+step $data/trained_models/star/config.json \
+    python star/train.py --do_train --max_query_length 24 --max_doc_length 120 \
+    --preprocess_dir $data/preprocess --hardneg_path $data/warmup_retrieve/hard.json --init_path $data/warmup \
+    --output_dir $data/trained_models/star --logging_dir $data/star_train/log \
+    --optimizer_str adamw --learning_rate 3e-4 --per_device_train_batch_size 64 --num_train_epochs 8 --warmup_steps 50
+for mode in dev test; do
+    step $data/evaluate/star/$mode.rank.tsv \
+        python star/inference.py --data_type passage --data_root $root --max_doc_length 256 --mode $mode
+done
+
+# 5. ADORE: the query encoder goes on with the negatives that it retrieves itself.
+step $data/adore_train/models/epoch-6/config.json \
+    python adore/train.py --metric_cut 200 --init_path $data/trained_models/star \
+    --pembed_path $data/evaluate/star/passages.memmap --preprocess_dir $data/preprocess \
+    --model_save_dir $data/adore_train/models --log_dir $data/adore_train/log \
+    --learning_rate 1e-4 --warmup_steps 100 --num_train_epochs 6 --logging_steps 50
+for mode in dev test; do
+    step $data/evaluate/adore-star/$mode.rank.tsv \
+        python adore/inference.py --model_dir $data/adore_train/models/epoch-6 --output_dir $data/evaluate/adore-star \
+        --preprocess_dir $data/preprocess --mode $mode --dmemmap_path $data/evaluate/star/passages.memmap
+done
+
+# 6. Official ids, and MS MARCO's measure on them.
+step $data/official_runs/adore-star/dev.rank.tsv \
+    python cvt_back.py --input_dir $data/evaluate/adore-star --preprocess_dir $data/preprocess \
+    --output_dir $data/official_runs/adore-star --mode dev --dataset passage
+step /nothing python msmarco_eval.py $data/dataset/qrels.dev.small.tsv $data/official_runs/adore-star/dev.rank.tsv
+
+# 7. The table.
+step /nothing python data/sample/results.py --data_root $root
