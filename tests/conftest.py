@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 PROJECT = Path(__file__).resolve().parent.parent
 CORPUS_FLAGS = {"passage": ("1", "256"), "doc": ("0", "512")}  # --data_type of preprocess.py, --max_doc_length
@@ -64,3 +65,12 @@ def star_inferred(preprocessed: Path) -> Path:
                 cwd=preprocessed,
             )  # fmt: skip
     return preprocessed
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if item not in gpu]
+    config.hook.pytest_deselected(items=gpu)

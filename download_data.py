@@ -1,0 +1,140 @@
+"""Fetch MS MARCO's and TREC's files, unpacked, into {data_root}/{passage,doc}/dataset, where preprocess.py reads them.
+
+Each file is resumed if it was interrupted, checked against its md5, and under its name only when it is whole;
+what is there is skipped. Disk: 5 GB for passage, 9 GB for doc, and 0.5 GB for each checkpoint.
+
+    bash download_data.sh                    # everything
+    bash download_data.sh passage            # one of the two
+    bash download_data.sh passage --models   # and the published checkpoints, by gdown
+
+download_data.sh finds a Python for this program; no packages are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from drhard.downloads import Manifest, download, download_checkpoint, import_gdown, is_checkpoint, read_manifest
+from drhard.errors import InputError, command
+
+DATASETS = ("passage", "doc")
+HERE = Path(__file__).resolve().parent
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bash download_data.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", nargs="?", choices=DATASETS, help="one of the two (default: both)")
+    parser.add_argument("--data_root", type=Path, default=Path("./data"), help="default: ./data")
+    parser.add_argument(
+        "--models", action="store_true",
+        help="also the published checkpoints, into {data_root}/{passage,doc}/warmup and trained_models",
+    )  # fmt: skip
+    parser.add_argument(
+        "--manifest", type=Path, default=HERE / "data" / "downloads.json",
+        help="what to fetch and from where (default: data/downloads.json of the project)",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+class ProgressLine:
+    """Bytes, rate and time left: one line that renews itself on a terminal, a line now and then in a log."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.interval = 0.2 if self.terminal else 30.0  # seconds
+        self.stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self.stage or done < self.first:  # smaller when a download had to start over
+            self.stage, self.first, self.begun, self.shown = stage, done, now, now
+        if now - self.shown < self.interval:
+            return
+        self.shown = now
+        rate = (done - self.first) / (now - self.begun)
+        left = f", {_clock((total - done) / rate)} left" if total > done and rate else ""
+        line = f"  {stage}: {_bytes(done)} of {_bytes(max(done, total))}, {_bytes(rate)}/s{left}"
+        self._write(line)
+
+    def clear(self) -> None:
+        """Make room for another line, and be ready for the next file."""
+        self.stage = ""
+        if self.terminal:
+            self._write("")
+
+    def _write(self, line: str) -> None:
+        # A terminal's cursor goes back to the start of the line: what comes next overwrites it.
+        text = f"{line:<79}\r" if self.terminal else f"{line}\n"
+        print(text, end="", file=sys.stderr, flush=True)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    manifest = read_manifest(args.manifest)
+    datasets = [args.dataset] if args.dataset else DATASETS
+    if args.models:
+        import_gdown()  # if it is missing, say so before hours of downloading, not after
+    try:
+        for dataset in datasets:
+            fetch_files(manifest, dataset, args.data_root / dataset / "dataset")
+        for dataset in datasets if args.models else ():
+            fetch_checkpoints(manifest, dataset, args.data_root / dataset)
+    except OSError as error:  # of the disk; the network's are dealt with where they happen
+        raise InputError(
+            f"{error.filename or args.data_root}: {error.strerror}; put that right and run the same command again"
+        ) from None
+
+
+def fetch_files(manifest: Manifest, dataset: str, folder: Path) -> None:
+    progress = ProgressLine()
+    for file in manifest.files:
+        if file.dataset != dataset:
+            continue
+        missing = file.missing(folder)
+        if not missing:
+            print(f"Already there: {', '.join(str(folder / name) for name in file.names)}")
+            continue
+        print(f"Fetching {file.url}", flush=True)
+        begun = time.monotonic()
+        try:
+            download(file, folder, manifest.headers_for(file.url), progress)
+        finally:
+            progress.clear()
+        print(f"Wrote {', '.join(str(folder / name) for name in missing)} in {_clock(time.monotonic() - begun)}")
+
+
+def fetch_checkpoints(manifest: Manifest, dataset: str, folder: Path) -> None:
+    for checkpoint in manifest.checkpoints:
+        if checkpoint.dataset != dataset:
+            continue
+        place = folder / checkpoint.folder
+        if is_checkpoint(place):
+            print(f"Already there: {place}")
+            continue
+        print(f"Fetching {checkpoint.url}", flush=True)
+        download_checkpoint(checkpoint, place)
+        print(f"Wrote {place}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,591 @@
+"""download_data.sh as a process against servers on this machine; nothing here reaches the internet."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from drhard import downloads
+from drhard.errors import InputError
+from drhard.msmarco import CORPORA
+
+PROJECT = Path(__file__).resolve().parent.parent
+TEXT = b"".join(b"%d\tpassage number %d\n" % (i, i * i) for i in range(20_000))  # 0.5 MB
+
+
+@dataclass
+class Site:
+    """A server: the files that it gives, how it misbehaves, and what it was asked for."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)  # name -> content
+    ranges: bool = True  # False: answers 200 with everything, whatever range is asked for
+    fail_first: int = 0  # answers that many requests with 503
+    break_first: int = 0  # closes that many answers in the middle
+    stall: threading.Event | None = None  # waits in the middle of an answer
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # (name, Range)
+    versions: list[str | None] = field(default_factory=list)  # X-Ms-Version
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name, wanted = self.path.lstrip("/"), self.headers["Range"]
+            site.requests.append((name, wanted))
+            site.versions.append(self.headers["X-Ms-Version"])
+            if site.fail_first:
+                site.fail_first -= 1
+                return self.send_error(503)
+            if name not in site.files:
+                return self.send_error(404)
+            whole = site.files[name]
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.ranges else 0
+            if start and start >= len(whole):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(whole)}")
+                return self.end_headers()
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(whole) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(whole) - 1}/{len(whole)}")
+            self.end_headers()
+            middle = (start + len(whole)) // 2
+            self.wfile.write(whole[start:middle])
+            if site.break_first:
+                site.break_first -= 1
+                return None
+            if site.stall:
+                site.stall.wait(10)
+                return None
+            self.wfile.write(whole[middle:])
+            return None
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    site.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield site
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """The current directory of the script; its data root is ``data`` in there."""
+    return tmp_path
+
+
+def manifest(work: Path, site: Site, *files: dict, checkpoints: tuple[dict, ...] = ()) -> None:
+    """Write ``work/manifest.json``; a file is {"url": name, "files": [...]} and what differs from the usual."""
+    usual = {"dataset": "passage", "bytes": 1000}
+    entries = [
+        {**usual, "md5": [md5(site.files.get(file["url"], b""))], **file, "url": f"{site.url}/{file['url']}"}
+        for file in files
+    ]
+    host = site.url.removeprefix("http://")
+    content = {
+        "headers": {host: {"X-Ms-Version": "2019-12-12"}},
+        "files": entries,
+        "checkpoints": list(checkpoints),
+    }
+    (work / "manifest.json").write_text(json.dumps(content))
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def command(*arguments: str) -> list[str]:
+    return ["bash", str(PROJECT / "download_data.sh"), *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **more}
+
+
+def script(
+    work: Path, *arguments: str, largest_file: int | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script on ``work/manifest.json``; no file may grow beyond ``largest_file`` bytes."""
+
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+
+    return subprocess.run(
+        command("--manifest", "manifest.json", *arguments), cwd=work, env=environment(**variables), preexec_fn=limit,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def must(work: Path, *arguments: str, **variables: str) -> str:
+    result = script(work, *arguments, **variables)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def must_refuse(work: Path, *arguments: str, **options: str) -> str:
+    """Run a call that has to end with code 2; return its one sentence."""
+    result = script(work, *arguments, **options)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    sentences = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert len(sentences) == 1, result.stderr
+    return sentences[0]
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_plain_gz_and_tar_arrive_unpacked_and_a_second_call_asks_for_nothing(work: Path, site: Site) -> None:
+    site.files = {
+        "2019qrels-pass.txt": b"19335 Q0 1017759 0\n",
+        "queries.tsv.gz": gzip.compress(b"1\twhat is a star\n"),
+        "docs.tsv.gz": gzip.compress(b"D1\turl\ttitle\tbody\n"),
+        "both.tar.gz": tar({
+            "./collection.tsv": TEXT, "qrels.train.tsv": b"1\t0\t0\t1\n", "unwanted.tsv": b"u",
+            "../outside.tsv": b"o", "/tmp/collection.tsv": b"absolute", "deep/qrels.train.tsv": b"d",
+        }),
+    }  # fmt: skip
+    manifest(
+        work, site,
+        {"url": "2019qrels-pass.txt", "files": ["2019qrels-pass.txt"]},
+        {"url": "queries.tsv.gz", "files": ["queries.tsv"]},
+        {"url": "both.tar.gz", "files": ["collection.tsv", "qrels.train.tsv"]},
+        {"url": "docs.tsv.gz", "files": ["docs.tsv.gz"], "dataset": "doc"},
+    )  # fmt: skip
+    out = must(work)
+    assert tree(work) == {
+        "manifest.json",
+        "data/passage/dataset/2019qrels-pass.txt",
+        "data/passage/dataset/queries.tsv",
+        "data/passage/dataset/collection.tsv",
+        "data/passage/dataset/qrels.train.tsv",
+        "data/doc/dataset/docs.tsv.gz",
+    }
+    passage = work / "data" / "passage" / "dataset"
+    assert (passage / "2019qrels-pass.txt").read_bytes() == site.files["2019qrels-pass.txt"]
+    assert (passage / "queries.tsv").read_bytes() == b"1\twhat is a star\n"
+    assert (passage / "collection.tsv").read_bytes() == TEXT
+    assert (passage / "qrels.train.tsv").read_bytes() == b"1\t0\t0\t1\n"
+    assert (work / "data/doc/dataset/docs.tsv.gz").read_bytes() == site.files["docs.tsv.gz"]
+    assert out.count("Fetching ") == out.count("Wrote ") == 4
+    assert site.versions == ["2019-12-12"] * 4
+
+    site.requests.clear()
+    again = must(work)
+    assert site.requests == []
+    assert again.count("Already there: ") == 4 and "Fetching" not in again
+
+
+def test_one_of_the_two_into_another_root(work: Path, site: Site) -> None:
+    site.files = {"a.txt": b"a", "b.txt": b"b"}
+    manifest(work, site, {"url": "a.txt", "files": ["a.txt"]}, {"url": "b.txt", "files": ["b.txt"], "dataset": "doc"})
+    must(work, "doc", "--data_root", "else where")
+    assert tree(work) == {"manifest.json", "else where/doc/dataset/b.txt"}
+    must(work, "passage", "--data_root", "else where")
+    assert tree(work) == {"manifest.json", "else where/doc/dataset/b.txt", "else where/passage/dataset/a.txt"}
+
+
+def test_what_is_there_packed_or_unpacked_is_not_fetched_again(work: Path, site: Site) -> None:
+    site.files = {"docs.tsv.gz": gzip.compress(TEXT), "both.tar.gz": tar({"collection.tsv": TEXT, "q.tsv": b"q"})}
+    manifest(
+        work, site,
+        {"url": "docs.tsv.gz", "files": ["docs.tsv.gz"]},
+        {"url": "both.tar.gz", "files": ["collection.tsv", "q.tsv"]},
+    )  # fmt: skip
+    folder = work / "data/passage/dataset"
+    folder.mkdir(parents=True)
+    (folder / "docs.tsv").write_bytes(TEXT)
+    (folder / "collection.tsv.gz").write_bytes(gzip.compress(TEXT))
+    (folder / "both.tar.gz").write_bytes(site.files["both.tar.gz"])  # put there by hand
+    must(work, "passage")
+    assert site.requests == []
+    assert {path.name for path in folder.iterdir()} == {"docs.tsv", "collection.tsv.gz", "q.tsv"}
+
+
+def test_a_damaged_archive_put_there_by_hand_is_refused_and_left_alone(work: Path, site: Site) -> None:
+    site.files = {"queries.tsv.gz": gzip.compress(b"1\tquery\n")}
+    manifest(work, site, {"url": "queries.tsv.gz", "files": ["queries.tsv"]})
+    archive = work / "data/passage/dataset/queries.tsv.gz"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"half of it")
+    assert "queries.tsv.gz: its md5 is " in must_refuse(work)
+    assert tree(work / "data") == {"passage/dataset/queries.tsv.gz"}
+
+
+def start_of_download(work: Path, name: str, content: bytes) -> Path:
+    unfinished = work / "data/passage/dataset" / f"{name}.partial"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(content)
+    return unfinished
+
+
+def test_an_interrupted_download_goes_on_with_a_range(work: Path, site: Site) -> None:
+    site.files = {"collection.tsv": TEXT}
+    manifest(work, site, {"url": "collection.tsv", "files": ["collection.tsv"]})
+    start_of_download(work, "collection.tsv", TEXT[:100_001])
+    must(work)
+    assert site.requests == [("collection.tsv", "bytes=100001-")]
+    assert (work / "data/passage/dataset/collection.tsv").read_bytes() == TEXT
+    assert tree(work / "data") == {"passage/dataset/collection.tsv"}
+
+
+def test_a_server_that_ignores_ranges_is_started_over(work: Path, site: Site) -> None:
+    site.files, site.ranges = {"collection.tsv": TEXT}, False
+    manifest(work, site, {"url": "collection.tsv", "files": ["collection.tsv"]})
+    start_of_download(work, "collection.tsv", b"x" * 1000)
+    must(work)
+    assert site.requests == [("collection.tsv", "bytes=1000-")]
+    assert (work / "data/passage/dataset/collection.tsv").read_bytes() == TEXT
+
+
+@pytest.mark.parametrize(("start", "requests"), [(TEXT, 1), (TEXT + b"more", 2)], ids=["whole", "too long"])
+def test_a_partial_file_with_nothing_left_to_fetch(work: Path, site: Site, start: bytes, requests: int) -> None:
+    site.files = {"collection.tsv": TEXT}
+    manifest(work, site, {"url": "collection.tsv", "files": ["collection.tsv"]})
+    start_of_download(work, "collection.tsv", start)
+    must(work)
+    assert len(site.requests) == requests
+    assert (work / "data/passage/dataset/collection.tsv").read_bytes() == TEXT
+
+
+def test_a_broken_connection_goes_on_where_it_broke(work: Path, site: Site) -> None:
+    site.files, site.break_first = {"collection.tsv": TEXT}, 1
+    manifest(work, site, {"url": "collection.tsv", "files": ["collection.tsv"]})
+    result = script(work)
+    assert result.returncode == 0, result.stderr
+    half = len(TEXT) // 2
+    assert f"the connection ended after {half} of {len(TEXT)} bytes" in result.stderr
+    assert site.requests == [("collection.tsv", None), ("collection.tsv", f"bytes={half}-")]
+    assert (work / "data/passage/dataset/collection.tsv").read_bytes() == TEXT
+
+
+def test_a_busy_server_is_asked_again(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "WAITS", (0, 0))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    site.files, site.fail_first = {"a": TEXT}, 2
+    downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None)
+    assert (tmp_path / "a.partial").read_bytes() == TEXT
+    site.fail_first = 3
+    with pytest.raises(InputError, match="the server answers 503 .* 3 times"):
+        downloads.fetch(f"{site.url}/a", tmp_path / "b.partial", {}, lambda *_: None)
+
+
+def test_it_gives_up_in_the_end_and_keeps_what_has_come(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "WAITS", (0, 0))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    site.files, site.ranges, site.break_first = {"a": TEXT}, False, 100
+    with pytest.raises(InputError, match="the connection ended after .* 3 times"):
+        downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None)
+    assert len(site.requests) == 3
+    assert (tmp_path / "a.partial").read_bytes() == TEXT[: len(TEXT) // 2]
+
+
+def test_nobody_there(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "WAITS", (0,))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(InputError, match="http://127.0.0.1:1/a: .*refused.* 2 times"):
+        downloads.fetch("http://127.0.0.1:1/a", tmp_path / "a.partial", {}, lambda *_: None)
+
+
+def test_a_killed_download_is_simply_run_again(work: Path, site: Site) -> None:
+    site.files, site.stall = {"queries.tsv.gz": gzip.compress(TEXT)}, threading.Event()
+    manifest(work, site, {"url": "queries.tsv.gz", "files": ["queries.tsv"]})
+    unfinished = work / "data/passage/dataset/queries.tsv.gz.partial"
+    process = subprocess.Popen(
+        command("--manifest", "manifest.json"), cwd=work, env=environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 30
+    while not (unfinished.exists() and unfinished.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    site.stall.set()
+    site.stall = None
+    assert tree(work / "data") == {f"passage/dataset/{unfinished.name}"}
+    came = unfinished.stat().st_size
+    must(work)
+    assert site.requests == [("queries.tsv.gz", None), ("queries.tsv.gz", f"bytes={came}-")]
+    assert tree(work / "data") == {"passage/dataset/queries.tsv"}
+    assert (work / "data/passage/dataset/queries.tsv").read_bytes() == TEXT
+
+
+def test_wrong_bytes_are_refused_and_removed(work: Path, site: Site) -> None:
+    site.files = {"queries.tsv.gz": gzip.compress(b"1\tquery\n")}
+    manifest(work, site, {"url": "queries.tsv.gz", "files": ["queries.tsv"], "md5": ["0" * 32, "1" * 32]})
+    sentence = must_refuse(work)
+    assert f"{site.url}/queries.tsv.gz" in sentence
+    assert md5(site.files["queries.tsv.gz"]) in sentence and f"{'0' * 32} or {'1' * 32}" in sentence
+    assert "run the same command again" in sentence
+    assert tree(work / "data") == set()
+
+
+def test_any_of_the_accepted_md5s_will_do(work: Path, site: Site) -> None:
+    site.files = {"a.txt": b"a"}
+    manifest(work, site, {"url": "a.txt", "files": ["a.txt"], "md5": ["0" * 32, md5(b"a")]})
+    must(work)
+    assert (work / "data/passage/dataset/a.txt").read_bytes() == b"a"
+
+
+def test_a_file_that_has_moved(work: Path, site: Site) -> None:
+    manifest(work, site, {"url": "gone.txt", "files": ["gone.txt"]})
+    assert f"{site.url}/gone.txt: the server answers 404" in must_refuse(work)
+    assert len(site.requests) == 1
+    assert tree(work / "data") == set()
+
+
+@pytest.mark.parametrize("name", ["queries.tsv.gz", "both.tar.gz"])
+def test_an_interrupted_unpacking_leaves_nothing_and_is_made_up_for(work: Path, site: Site, name: str) -> None:
+    site.files = {name: tar({"queries.tsv": TEXT}) if "tar" in name else gzip.compress(TEXT)}
+    manifest(work, site, {"url": name, "files": ["queries.tsv"]})
+    assert len(site.files[name]) < 300_000 < len(TEXT)
+    sentence = must_refuse(work, largest_file=300_000)  # as a full disk would: the archive fits, its content does not
+    assert "too large" in sentence and "run the same command again" in sentence
+    assert tree(work / "data") == {f"passage/dataset/{name}"}
+    must(work)
+    assert len(site.requests) == 1  # the archive was kept
+    assert tree(work / "data") == {"passage/dataset/queries.tsv"}
+    assert (work / "data/passage/dataset/queries.tsv").read_bytes() == TEXT
+
+
+def test_archives_that_cannot_be_unpacked(work: Path, site: Site) -> None:
+    site.files = {"cut.tsv.gz": gzip.compress(TEXT)[:-1000], "other.tar.gz": tar({"other.tsv": b"o"})}
+    manifest(work, site, {"url": "cut.tsv.gz", "files": ["cut.tsv"]})
+    assert "cut.tsv.gz: cannot be unpacked" in must_refuse(work)
+    assert tree(work / "data") == {"passage/dataset/cut.tsv.gz"}
+    manifest(work, site, {"url": "other.tar.gz", "files": ["collection.tsv"]})
+    assert "other.tar.gz: holds no collection.tsv" in must_refuse(work)
+    assert tree(work / "data") == {"passage/dataset/cut.tsv.gz", "passage/dataset/other.tar.gz"}
+
+
+def test_a_link_in_a_tar_is_not_followed(work: Path, site: Site) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        link = tarfile.TarInfo("collection.tsv")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    site.files = {"both.tar.gz": packed.getvalue()}
+    manifest(work, site, {"url": "both.tar.gz", "files": ["collection.tsv"]})
+    assert "holds no collection.tsv" in must_refuse(work)
+
+
+def test_too_small_a_disk(work: Path, site: Site) -> None:
+    site.files = {"a.gz": gzip.compress(b"a")}
+    manifest(work, site, {"url": "a.gz", "files": ["a"], "bytes": 10**15})
+    assert re.search(
+        r"a.gz needs about 4500000.0 GB, [\d.]+ GB are free; make room, or .*--data_root", must_refuse(work)
+    )
+    assert site.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--wrong"], "unrecognized arguments: --wrong"),
+        (["passages"], "invalid choice: 'passages'"),
+        (["--manifest", "none.json"], "none.json: No such file or directory"),
+        (["--manifest", "empty.json"], "empty.json: not a manifest"),
+    ],
+)
+def test_wrong_arguments(work: Path, site: Site, arguments: list[str], sentence: str) -> None:
+    manifest(work, site)
+    (work / "empty.json").write_text("{}")
+    assert sentence in must_refuse(work, *arguments)
+
+
+def test_help_names_what_there_is(work: Path, site: Site) -> None:
+    out = must(work, "--help")
+    assert all(word in out for word in ("bash download_data.sh", "passage", "doc", "--models", "--data_root"))
+
+
+def test_it_runs_before_anything_is_installed(work: Path, site: Site) -> None:
+    site.files = {"q.tsv.gz": gzip.compress(b"q")}
+    manifest(work, site, {"url": "q.tsv.gz", "files": ["q.tsv"]})
+    result = subprocess.run(
+        [sys.executable, "-S", str(PROJECT / "download_data.py"), "--manifest", "manifest.json"],  # -S: no packages
+        cwd=work, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert tree(work / "data") == {"passage/dataset/q.tsv"}
+
+
+def test_the_progress_line_tells_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(PROJECT)
+    from download_data import ProgressLine
+
+    seconds = iter([0.0, 10.0, 40.0, 41.0, 80.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    progress = ProgressLine()
+    for done in (1_000_000_000, 1_100_000_000, 1_400_000_000, 1_410_000_000, 3_000_000_000):
+        progress("downloading", done, 8_400_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "  downloading: 1.40 GB of 8.40 GB, 10 MB/s, 0:11:40 left",
+        "  downloading: 3.00 GB of 8.40 GB, 25 MB/s, 0:03:36 left",
+    ]
+
+
+FAKE_GDOWN = """
+import json, os, shutil
+FROM = os.environ["FAKE_DRIVE"]
+
+def _call(function, id, output, resume):
+    assert resume
+    with open(os.path.join(FROM, "calls"), "a") as calls:
+        calls.write(f"{function} {id}\\n")
+    if not os.path.exists(os.path.join(FROM, id)):
+        raise RuntimeError("Failed to retrieve it\\nToo many users have viewed or downloaded this file recently.")
+    return os.path.join(FROM, id)
+
+def download(id, output, resume):
+    shutil.copy(_call("download", id, output, resume), output)
+
+def download_folder(id, output, resume):
+    shutil.copytree(_call("download_folder", id, output, resume), output, dirs_exist_ok=True)
+"""
+WARMUP = {"dataset": "passage", "folder": "warmup", "drive_file": "id-warmup"}
+STAR = {"dataset": "passage", "folder": "trained_models/star", "drive_folder": "id-star"}
+CHECKPOINT = {"config.json": b"{}", "pytorch_model.bin": b"weights", "vocab.json": b"{}"}
+
+
+@pytest.fixture
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a fake Google Drive holds, and beside it the module that fetches from it."""
+    folder = tmp_path_factory.mktemp("drive")
+    (folder / "gdown.py").write_text(FAKE_GDOWN)
+    return folder
+
+
+def with_gdown(drive: Path) -> dict[str, str]:
+    return {"PYTHONPATH": str(drive), "FAKE_DRIVE": str(drive)}
+
+
+def write_files(folder: Path, content: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+
+
+def test_models_are_fetched_once_into_the_places_where_the_scripts_look(work: Path, site: Site, drive: Path) -> None:
+    doc = {"dataset": "doc", "folder": "trained_models/adore-star", "drive_folder": "id-doc"}
+    manifest(work, site, checkpoints=(WARMUP, STAR, doc))
+    with zipfile.ZipFile(drive / "id-warmup", "w") as archive:
+        archive.writestr("__MACOSX/warm up/._config.json", b"junk")
+        archive.writestr("warm up/old/config.json", b"deeper, so another one")
+        archive.writestr("warm up/optimizer.pt", b"not needed")
+        archive.writestr("../outside.json", b"outside")
+        for name, content in CHECKPOINT.items():
+            archive.writestr(f"warm up/{name}", content)
+    write_files(drive / "id-star", CHECKPOINT)
+    write_files(drive / "id-doc" / "a folder in the folder", CHECKPOINT)
+    must(work, "passage", **with_gdown(drive))
+    assert not (work / "data").exists() and not (drive / "calls").exists()  # no models without --models
+
+    must(work, "--models", **with_gdown(drive))
+    places = {"passage/warmup", "passage/trained_models/star", "doc/trained_models/adore-star"}
+    assert tree(work / "data") == {f"{place}/{name}" for place in places for name in CHECKPOINT}
+    assert (work / "data/passage/warmup/config.json").read_bytes() == b"{}"
+    calls = (drive / "calls").read_text()
+    assert calls.split("\n")[:3] == ["download id-warmup", "download_folder id-star", "download_folder id-doc"]
+
+    out = must(work, "--models", **with_gdown(drive))
+    assert out.count("Already there: ") == 3
+    assert (drive / "calls").read_text() == calls
+
+
+def test_a_tar_holds_a_checkpoint_as_well(work: Path, site: Site, drive: Path) -> None:
+    manifest(work, site, checkpoints=(WARMUP,))
+    (drive / "id-warmup").write_bytes(tar({f"./{name}": content for name, content in CHECKPOINT.items()}))
+    must(work, "passage", "--models", **with_gdown(drive))
+    assert tree(work / "data") == {f"passage/warmup/{name}" for name in CHECKPOINT}
+
+
+def test_models_that_cannot_be_had(work: Path, site: Site, drive: Path) -> None:
+    manifest(work, site, checkpoints=(STAR,))
+    sentence = must_refuse(work, "--models", **with_gdown(drive))
+    assert "https://drive.google.com/drive/folders/id-star: gdown did not get it (Failed to retrieve it)" in sentence
+    assert not (work / "data/passage/trained_models/star").exists()
+
+    write_files(drive / "id-star", {"config.json": b"{}"})
+    assert "holds no config.json with weights" in must_refuse(work, "--models", **with_gdown(drive))
+    assert not (work / "data/passage/trained_models/star").exists()
+
+    manifest(work, site, checkpoints=(WARMUP,))
+    (drive / "id-warmup").write_bytes(b"<html>sign in</html>")
+    assert "warmup.archive: what https://drive.google.com/file/d/id-warmup gave" in must_refuse(
+        work, "--models", **with_gdown(drive)
+    )
+    write_files(work / "data/passage/warmup", {"mine.txt": b"mine"})
+    assert "warmup: is in the way" in must_refuse(work, "--models", **with_gdown(drive))
+
+
+def test_models_without_gdown_say_so_before_anything_is_fetched(work: Path, site: Site, drive: Path) -> None:
+    site.files = {"a.txt": b"a"}
+    manifest(work, site, {"url": "a.txt", "files": ["a.txt"]}, checkpoints=(STAR,))
+    (drive / "gdown.py").write_text("raise ImportError")
+    assert "--models needs the package gdown" in must_refuse(work, "--models", **with_gdown(drive))
+    assert site.requests == []
+
+
+def test_the_manifest_brings_what_preprocess_reads() -> None:
+    manifest = downloads.read_manifest(PROJECT / "data" / "downloads.json")
+    for corpus in CORPORA.values():
+        files = [file for file in manifest.files if file.dataset == corpus.name]
+        names = [name for file in files for name in file.names]
+        splits = corpus.splits.values()
+        wanted = {corpus.collection} | {name for split in splits for name in (split.queries, split.qrels) if name}
+        assert {name.removesuffix(".gz") for name in names} == wanted
+        assert len(names) == len(wanted)
+    for file in manifest.files:
+        assert file.url.startswith("https://") and file.bytes > 0
+        assert file.md5 and all(re.fullmatch("[0-9a-f]{32}", digest) for digest in file.md5)
+        publisher = "msmarco" in file.url.split("/")[2]
+        assert manifest.headers_for(file.url) == ({"X-Ms-Version": "2019-12-12"} if publisher else {})
+
+
+def test_the_manifest_brings_all_published_checkpoints() -> None:
+    manifest = downloads.read_manifest(PROJECT / "data" / "downloads.json")
+    names = ["inbatch-neg", "rand-neg", "star", "adore-inbatch", "adore-rand", "adore-star"]
+    places = {f"{dataset}/trained_models/{name}" for dataset in ("passage", "doc") for name in names}
+    found = [f"{checkpoint.dataset}/{checkpoint.folder}" for checkpoint in manifest.checkpoints]
+    assert sorted(found) == sorted(places | {"passage/warmup"})
+    assert [checkpoint.folder for checkpoint in manifest.checkpoints if checkpoint.is_archive] == ["warmup"]
+    assert len({checkpoint.drive_id for checkpoint in manifest.checkpoints}) == len(found)

@@ -1,0 +1,57 @@
+"""What runs on a GPU gives what runs on the CPU; left out where there is none."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from conftest import must_run
+
+from drhard.search import ExactIndex, gpu_index
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_search_on_the_gpu_equals_the_cpu(shards: int) -> None:
+    if not hasattr(faiss, "GpuIndexFlatIP"):
+        pytest.fail("there is a GPU but faiss has no support for it: install requirements.txt")
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((20_000, 96)).astype(np.float32)
+    queries = random.standard_normal((50, 96)).astype(np.float32)
+    scores, rows = gpu_index(documents, [0] * shards).search(queries, 100)
+    exact_scores, exact_rows = ExactIndex(documents).search(queries, 100)
+    np.testing.assert_allclose(scores, exact_scores, rtol=1e-4)
+    assert (rows == exact_rows).mean() > 0.999  # near ties may stand in another order
+
+
+def test_star_inference_on_the_gpu_equals_the_cpu(preprocessed: Path, tmp_path: Path) -> None:
+    flags = ["--data_type", "passage", "--max_doc_length", "256", "--mode", "dev"]
+    for device, more in (("gpu", []), ("cpu", ["--no_cuda"])):
+        must_run("star/inference.py", *flags, *more, "--output_dir", tmp_path / device, cwd=preprocessed)
+    for name in ("passages", "dev-query"):
+        on_gpu, on_cpu = (
+            np.fromfile(tmp_path / device / f"{name}.memmap", dtype=np.float32) for device in ("gpu", "cpu")
+        )
+        assert np.abs(on_gpu - on_cpu).max() <= 1e-4 * np.abs(on_cpu).max()
+
+
+def test_training_on_the_gpu(preprocessed: Path, tmp_path: Path) -> None:
+    must_run(
+        "star/train.py", "--do_train", "--max_query_length", "24", "--max_doc_length", "120",
+        "--preprocess_dir", "./data/passage/preprocess",
+        "--hardneg_path", "./data/passage/warmup_retrieve/hard1.json", "--init_path", "./data/passage/warmup",
+        "--per_device_train_batch_size", "32", "--max_steps", "2", "--output_dir", tmp_path / "star",
+        "--logging_dir", tmp_path / "log", "--fp16", cwd=preprocessed,
+    )  # fmt: skip
+    must_run(
+        "star/inference.py", "--data_type", "passage", "--mode", "train", "--max_doc_length", "256",
+        "--output_dir", tmp_path / "evaluate", cwd=preprocessed,
+    )  # fmt: skip
+    must_run(
+        "adore/train.py", "--metric_cut", "60", "--neg_topk", "60", "--num_train_epochs", "1",
+        "--init_path", "./data/passage/trained_models/star", "--pembed_path", tmp_path / "evaluate" / "passages.memmap",
+        "--preprocess_dir", "./data/passage/preprocess", "--faiss_gpu_index", "0",
+        "--model_save_dir", tmp_path / "adore", "--log_dir", tmp_path / "adore-log", cwd=preprocessed,
+    )  # fmt: skip
+    assert (tmp_path / "adore" / "epoch-1" / "config.json").exists()
