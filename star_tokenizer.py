@@ -19,7 +19,7 @@ import tiktoken
 import tokenizers
 
 from drhard.errors import InputError
-from drhard.files import whole
+from drhard.files import text_lines, whole
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
@@ -74,6 +74,11 @@ class RobertaTokenizer:
 
         self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         tokens = [*self._byte_of, *(left + right for left, right in merges)]
+        for token in tokens:
+            if not self._byte_of.keys() >= set(token):
+                raise InputError(
+                    f"{MERGES_FILE}: {token!r} has a character that stands for no byte in GPT-2's spelling"
+                )
         # tiktoken knows tokens by their rank, the order of the merges; vocab.json's ids are looked up behind it.
         ranks = {bytes(map(self._byte_of.__getitem__, token)): rank for rank, token in enumerate(tokens)}
         self._check_merges(tokens, ranks)
@@ -92,7 +97,10 @@ class RobertaTokenizer:
         merges: then the last pair of that way is the only one that can meet.
         """
         if len(ranks) == len(tokens):
-            bpe = tokenizers.models.BPE({token: rank for rank, token in enumerate(tokens)}, self.merges)
+            try:
+                bpe = tokenizers.models.BPE({token: rank for rank, token in enumerate(tokens)}, self.merges)
+            except Exception as error:  # the package raises bare ones
+                raise InputError(f"{MERGES_FILE}: a merge of tokens that no earlier merge makes ({error})") from None
             if all(len(bpe.tokenize(token)) == 1 for token in tokens):
                 return
         raise InputError(f"{MERGES_FILE}: some merges make a token that other merges make too, or never make")
@@ -210,7 +218,7 @@ class RobertaTokenizer:
 
 def _read_merges(path: Path, name: str) -> list[tuple[str, str]]:
     merges = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in text_lines(path, name):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
         pair = line.split()

@@ -14,7 +14,7 @@ from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.msmarco import MODES
 from drhard.runs import write_run
-from drhard.search import open_index
+from drhard.search import check_search, open_index
 from drhard.tokens import TokenMemmap, query_name
 
 
@@ -43,6 +43,7 @@ def main() -> None:
     print(
         f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, {args.model_dir} on {device}"
     )
+    check_search(args.topk, len(documents), args.faiss_gpus)
 
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     dim = encode(model, queries, query_path, args.pergpu_eval_batch_size, device)

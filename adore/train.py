@@ -17,9 +17,9 @@ from drhard.adore import AdoreSettings, AdoreTraining
 from drhard.devices import model_device
 from drhard.embeddings import in_memory_if_it_fits, open_embeddings
 from drhard.encoder import load_encoder
-from drhard.errors import InputError, command
-from drhard.qrels import read_relevant
-from drhard.search import open_index
+from drhard.errors import command
+from drhard.qrels import read_relevant_rows
+from drhard.search import check_search, open_index
 from drhard.tokens import TokenMemmap, query_name
 
 
@@ -69,14 +69,11 @@ def main() -> None:
         seed=args.seed,
     )
     queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
-    qrels_path = args.preprocess_dir / "train-qrel.tsv"
-    relevant = read_relevant(qrels_path)
     model = load_encoder(args.init_path)
     device = model_device(gpu=args.model_gpu_index)
     documents = open_embeddings(args.pembed_path, model.output_embedding_size)
-    last = max(max(rows) for rows in relevant.values())
-    if last >= len(documents):
-        raise InputError(f"{qrels_path}: names document {last}, {args.pembed_path} has {len(documents)}")
+    relevant = read_relevant_rows(args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
+    check_search(args.neg_topk, len(documents), args.faiss_gpu_index)
     if not args.faiss_gpu_index:
         documents = in_memory_if_it_fits(documents)
     print(

@@ -1,6 +1,7 @@
 """ADORE: the query encoder trained with the hard negatives that its own retrieval brings up at every step."""
 
 import logging
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from drhard.encoder import RobertaDot, save_encoder
+from drhard.encoder import RobertaDot, check_lengths, save_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import whole
 from drhard.losses import adore_loss
@@ -44,6 +45,13 @@ class AdoreSettings:
     warmup_steps: int = 2000
     epochs: int = 6
     seed: int = 42
+
+    def __post_init__(self):
+        for name in ("neg_topk", "batch_size", "gradient_accumulation_steps", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.metric_cut is not None and self.metric_cut < 1:
+            raise InputError(f"metric_cut is {self.metric_cut}; it must be at least 1, or left out for no cut")
 
 
 class Candidates:
@@ -78,6 +86,23 @@ def retrieval_quality(retrieved: np.ndarray, relevant: Sequence[Sequence[int]]) 
         reciprocal += 1 / (places[0] + 1) if len(places) else 0.0
         recall += len(places) / len(wanted)
     return reciprocal / len(retrieved), recall / len(retrieved)
+
+
+class StopRequest:
+    """While entered, Ctrl-C and SIGTERM are noted in ``noted``, so that no step is cut in two; a second one is not."""
+
+    def __enter__(self) -> "StopRequest":
+        self.noted = False
+        self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, *_: Any) -> None:
+        self.noted = True
+        self.__exit__()
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
 
 class AdoreTraining:
@@ -118,7 +143,9 @@ class AdoreTraining:
         self.save_dir, self.log_dir, self.tokenizer_from = save_dir, log_dir, tokenizer_from
         self.logging_steps, self.save_steps = logging_steps, save_steps
 
+        check_lengths(model, queries.name, queries.lengths)
         self.query_rows = np.array(sorted(relevant))
+        self.init_digest = weights_digest(model)
         self.steps_per_epoch = -(-len(self.query_rows) // settings.batch_size)
         self.total_steps = self.steps_per_epoch * settings.epochs
         self.optimizer = AdamW(
@@ -129,14 +156,15 @@ class AdoreTraining:
         )
         self.step = 0  # batches done
         torch.manual_seed(settings.seed)
-        self._resume()
+        if not self._resume():
+            self._save_state()  # from here on the folder is known to be this training's
 
     def run(self) -> None:
         """Train to the end."""
         writer = SummaryWriter(str(self.log_dir), purge_step=self.step + 1 if self.step else None)
         seen: list[dict[str, float]] = []
         saved_at = time.monotonic()
-        try:
+        with writer, StopRequest() as stop:
             with tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step") as bar:
                 while self.step < self.total_steps:
                     seen.append(self._train_step(self._batch_rows(self.step)))
@@ -152,16 +180,12 @@ class AdoreTraining:
                         self._save(f"checkpoint-{self.step}")
                     if self.step % self.steps_per_epoch == 0:
                         self._save(f"epoch-{self.step // self.steps_per_epoch}")
-                    if self._between_updates() and time.monotonic() - saved_at > STATE_SECONDS:
+                    if self._between_updates() and (stop.noted or time.monotonic() - saved_at > STATE_SECONDS):
                         self._save_state()
                         saved_at = time.monotonic()
-        except KeyboardInterrupt:
-            if self._between_updates():
-                self._save_state()
-            raise
-        finally:
-            writer.close()
-        self._save_state()
+                        if stop.noted:
+                            raise KeyboardInterrupt
+            self._save_state()
 
     def _train_step(self, rows: np.ndarray) -> dict[str, float]:
         settings = self.settings
@@ -206,7 +230,11 @@ class AdoreTraining:
     # Resuming
 
     def _record(self) -> dict[str, Any]:
-        return asdict(self.settings) | {"queries": len(self.query_rows), "documents": len(self.documents)}
+        return asdict(self.settings) | {
+            "init_path": self.init_digest,
+            "queries": len(self.query_rows),
+            "documents": len(self.documents),
+        }
 
     def _save_state(self) -> None:
         state = {
@@ -221,26 +249,38 @@ class AdoreTraining:
         with whole(self.save_dir / STATE_FILE) as path:
             torch.save(state, path)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Go back to where a training was stopped; False if there is none."""
         path = self.save_dir / STATE_FILE
         if not path.exists():
             if any(self.save_dir.glob("epoch-*")):
                 raise InputError(
                     f"{self.save_dir}: there are checkpoints of another training; name another --model_save_dir"
                 )
-            return
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, value in self._record().items():
-            if state["record"].get(name) != value:
-                raise InputError(
-                    f"{self.save_dir}: the training there was started with {name} {state['record'].get(name)}, "
-                    f"not {value}; name another --model_save_dir or delete it"
-                )
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+            return False
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self._check_record(state["record"])
+            self.step = state["step"]
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            torch.set_rng_state(state["rng"])
+            if state["cuda_rng"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        except InputError:
+            raise
+        except Exception as error:  # what torch raises depends on the damage
+            raise InputError(
+                f"{path}: damaged ({type(error).__name__}); delete it to start anew, or name another --model_save_dir"
+            ) from None
         log.info("going on after step %d of %d (%s)", self.step, self.total_steps, path)
+        return True
+
+    def _check_record(self, found: dict[str, Any]) -> None:
+        for name, value in self._record().items():
+            if found.get(name) != value:
+                raise InputError(
+                    f"{self.save_dir}: the training there was begun with {name} {found.get(name)}, not {value}; "
+                    "name another --model_save_dir, or delete it"
+                )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from drhard.encoder import RobertaDot, weights_digest
+from drhard.encoder import RobertaDot, check_lengths, weights_digest
 from drhard.errors import InputError
 from drhard.files import partial, read_json, whole, write_json
 from drhard.tokens import TokenMemmap
@@ -40,12 +40,9 @@ def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size:
     """
     path = Path(path)
     dim = model.output_embedding_size
-    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
-    if tokens.lengths.max() > longest:
-        raise InputError(
-            f"{tokens.name} holds sequences of {tokens.lengths.max()} tokens, the model takes at most {longest}; "
-            "lower the maximal length"
-        )
+    check_lengths(model, tokens.name, tokens.lengths)
+    if batch_size < 1:
+        raise InputError(f"the batch size is {batch_size}; it must be at least 1")
     stamp = {
         "model": weights_digest(model),
         "tokens": tokens.digest(),
@@ -80,6 +77,8 @@ def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size:
         for start in range(done, len(tokens), window):
             embeddings = _encode_window(module, model, tokens, start, window, batch_size, device, bar)
             if not np.isfinite(embeddings).all():
+                unfinished.unlink()
+                stamp_path.unlink()
                 raise InputError(f"{path}: the model gives embeddings that are not finite; its weights are damaged")
             file.write(embeddings)
             file.flush()
@@ -155,7 +154,7 @@ def _check(path: Path, stamp: dict[str, Any]) -> None:
     found = read_json(stamp_path)
     words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
     for field, expected in stamp.items():
-        if found.get(field) != expected:
+        if not isinstance(found, dict) or found.get(field) != expected:
             raise InputError(
                 f"{path}: was made with {words.get(field, f'another {field}')}; delete it to make it anew, "
                 "or name another output folder"

@@ -3,10 +3,12 @@
 import hashlib
 import logging
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import RobertaConfig, RobertaModel
@@ -68,11 +70,12 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
         InputError: the checkpoint cannot be read, or weights are missing in it.
     """
     try:
-        # A local folder, or a name on the hub; low-level errors differ by what is wrong, all mean bad input.
         model, info = RobertaDot.from_pretrained(
             str(name_or_path), dtype=torch.float32, output_loading_info=True, weights_only=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except pickle.UnpicklingError:  # torch's own sentence advises to read it all the same
+        raise InputError(f"{name_or_path}: pytorch_model.bin is damaged or holds more than weights") from None
+    except Exception as error:  # no folder, no such name, no config, damaged weights, …: many types, all bad input
         raise InputError(f"{name_or_path}: cannot be read as a checkpoint: {_first_line(error)}") from None
     missing = sorted(info["missing_keys"])
     if info["mismatched_keys"]:
@@ -91,6 +94,16 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def check_lengths(model: RobertaDot, name: str, lengths: np.ndarray) -> None:
+    """Raise InputError if ``lengths`` (rows,), those of the sequences ``name``, exceed what the model takes."""
+    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    if lengths.max() > longest:
+        raise InputError(
+            f"{name}: has sequences of {lengths.max()} tokens, the model takes at most {longest}; "
+            "lower the maximal length"
+        )
 
 
 def weights_digest(model: nn.Module) -> str:

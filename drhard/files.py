@@ -1,8 +1,10 @@
 """Files that appear under their name only when they are whole."""
 
+import gzip
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +80,10 @@ def read_int_dict(path: str | Path) -> dict[int, int]:
             content = _IntDictUnpickler(file).load()
     except Exception as error:  # a broken pickle can raise nearly anything
         raise InputError(f"{path}: not a pickled dict of integers ({error}); write it anew") from None
-    if not isinstance(content, dict):
+    whole_numbers = (int, np.integer)
+    if not isinstance(content, dict) or not all(
+        isinstance(key, whole_numbers) and isinstance(value, whole_numbers) for key, value in content.items()
+    ):
         raise InputError(f"{path}: not a pickled dict of integers; write it anew")
     return content
 
@@ -103,15 +108,25 @@ def write_int_dict(path: str | Path, keys: np.ndarray) -> None:
         file.write(b".")
 
 
-def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a UTF-8 text file.
+def text_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) of a UTF-8 text file, gzipped or not.
+
+    Args:
+        name: what errors call the file, if not ``path``.
 
     Raises:
-        InputError: the file is missing, or a line is not UTF-8.
+        InputError: the file is missing or damaged, or a line is not UTF-8.
     """
-    with open(existing(path), "rb") as file:
-        for number, line in enumerate(file, start=1):
-            yield number, decode_line(line, path, number)
+    name = name or str(path)
+    if existing(path).is_dir():
+        raise InputError(f"{name}: is a folder; a text file is expected")
+    number = 0
+    with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                yield number, decode_line(line, name, number)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{name}: damaged after line {number} ({error})") from None
 
 
 def decode_line(line: bytes, path: str | Path, number: int) -> str:

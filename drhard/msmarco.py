@@ -55,10 +55,18 @@ def parse_id(field: str, prefix: str, where: str) -> int:
     digits = field.strip()
     if digits.startswith(prefix):
         digits = digits[len(prefix) :]
-        if digits.isascii() and digits.isdigit() and int(digits) < 2**31:
-            return int(digits)
+        number = parse_number(digits)
+        if number is not None:
+            return number
     kind = f"{prefix!r} and digits" if prefix else "digits"
-    raise InputError(f"{where}: the id {field!r} is not {kind} (up to {2**31 - 1})")
+    raise InputError(f"{where}: the id {field[:40]!r} is not {kind} (up to {2**31 - 1})")
+
+
+def parse_number(digits: str) -> int | None:
+    """A whole number that fits into int32, None for anything else."""
+    if digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) < 2**31:
+        return int(digits)
+    return None
 
 
 def parse_query(line: str, where: str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,6 +39,15 @@ class Lengths:
     query_tokens: int
     doc_characters: int
 
+    def __post_init__(self):
+        for what, value, least in (
+            ("tokens of a document", self.doc_tokens, 2),
+            ("tokens of a query", self.query_tokens, 2),
+            ("characters of a document", self.doc_characters, 1),
+        ):
+            if value < least:
+                raise InputError(f"{value} {what} are too few; give at least {least}")
+
 
 class _Batch(NamedTuple):
     """Lines on their way to a worker."""
@@ -62,12 +72,15 @@ def preprocess(corpus: Corpus, root: Path, tokenizer: RobertaTokenizer, lengths:
     Raises:
         InputError: a source file is missing or a line in it is bad; nothing of that file is written.
     """
+    if workers < 1:
+        raise InputError(f"{workers} processes cannot do the work; give at least 1")
     dataset, target = root / "dataset", root / "preprocess"
     collection = source_file(dataset, corpus.collection)
     if collection is None:
         raise InputError(f"{dataset / corpus.collection}: no such file; download_data.sh {corpus.name} fetches it")
     judged: dict[str, list[Judgement]] = {}
     queries: dict[str, Path] = {}
+    qrels: dict[str, Path] = {}
     for mode, split in corpus.splits.items():  # all that can be checked early is, before the long work
         path = source_file(dataset, split.queries)
         if path is None:
@@ -75,7 +88,8 @@ def preprocess(corpus: Corpus, root: Path, tokenizer: RobertaTokenizer, lengths:
             continue
         queries[mode] = path
         if split.qrels is not None:
-            judged[mode] = list(read_judgements(dataset / split.qrels, corpus.pid_prefix))
+            qrels[mode] = source_file(dataset, split.qrels) or dataset / split.qrels
+            judged[mode] = list(read_judgements(qrels[mode], corpus.pid_prefix))
     target.mkdir(parents=True, exist_ok=True)
     written = []
     with ProcessPoolExecutor(
@@ -97,10 +111,9 @@ def preprocess(corpus: Corpus, root: Path, tokenizer: RobertaTokenizer, lengths:
                 qids = _write_tokens(pool, workers, path, target, name, _tokenize_queries, lengths.query_tokens, keep)
                 write_int_dict(target / f"{mode}-qid2offset.pickle", qids)
                 if mode in judged:
-                    split_qrels = dataset / corpus.splits[mode].qrels
                     _write_qrels(
                         target / f"{mode}-qrel.tsv", judged[mode], _RowLookup(qids), row_of_pid,
-                        split_qrels, path, collection,
+                        qrels[mode], path, collection,
                     )  # fmt: skip
                 written.append(target / f"{name}.memmap")
         except BaseException:
@@ -164,7 +177,7 @@ def _batches(source: Path, target: Path, keep: set[int] | None) -> Iterator[tupl
         while True:
             try:
                 lines = file.readlines(BATCH_BYTES)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise InputError(f"{source}: damaged after line {number} ({error})") from None
             if not lines:
                 return
@@ -193,10 +206,9 @@ def _refuse_duplicates(ids: np.ndarray, source: Path) -> None:
             numbers = [
                 number
                 for number, line in enumerate(file, start=1)
-                if line.split(b"\t", 1)[0].strip().lstrip(b"D") == str(duplicate).encode()
+                if int(line.split(b"\t", 1)[0].strip().lstrip(b"D")) == duplicate
             ]
-        second = numbers[1] if len(numbers) > 1 else "?"
-        raise InputError(f"{source}, line {second}: the id {duplicate} is there already, in line {numbers[0]}")
+        raise InputError(f"{source}, line {numbers[1]}: the id {duplicate} is there already, in line {numbers[0]}")
 
 
 class _RowLookup:

@@ -53,6 +53,15 @@ def read_relevant(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]
     return {qid: list(pids) for qid, pids in relevant.items()}
 
 
+def read_relevant_rows(path: str | Path, queries: int, documents: int) -> dict[int, list[int]]:
+    """:func:`read_relevant` of a file in rows. Raises InputError too if there is no such query or document."""
+    for judgement in read_judgements(path):
+        for kind, row, count in (("query", judgement.qid, queries), ("document", judgement.pid, documents)):
+            if row >= count:
+                raise InputError(f"{path}, line {judgement.line}: names {kind} {row}, there are {count}")
+    return read_relevant(path)
+
+
 def read_grades(path: str | Path, pid_prefix: str = "") -> dict[int, dict[int, int]]:
     """Return qid -> pid -> grade, all grades. Raises InputError as :func:`read_judgements`."""
     grades: dict[int, dict[int, int]] = {}

@@ -10,9 +10,9 @@ from drhard.embeddings import encode, open_embeddings, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
 from drhard.files import write_json
-from drhard.qrels import read_relevant
+from drhard.qrels import read_relevant_rows
 from drhard.runs import without
-from drhard.search import open_index
+from drhard.search import check_search, open_index
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 EXTRA = 10  # published: the run beside hard.json holds topk + 10 passages, room for relevant ones among them
@@ -50,7 +50,11 @@ def retrieve(
 
     Returns:
         (queries, topk) int64 passage rows, best first.
+
+    Raises:
+        InputError: as :func:`drhard.embeddings.encode` and :func:`drhard.search.check_search`.
     """
+    check_search(topk, len(passages), gpus)  # before the long work, not after
     query_embeddings = encode_collection(model, queries, folder, batch_size, device)
     embeddings = encode_collection(model, passages, folder, batch_size, device)
     _, rows = open_index(embeddings, gpus, progress=True).search(query_embeddings, topk)
@@ -79,7 +83,7 @@ def mine_hard_negatives(
     """
     passages = TokenMemmap(preprocess_folder, PASSAGES, max_doc_length)
     queries = TokenMemmap(preprocess_folder, query_name(mode), max_query_length)
-    relevant = read_relevant(preprocess_folder / f"{mode}-qrel.tsv")
+    relevant = read_relevant_rows(preprocess_folder / f"{mode}-qrel.tsv", len(queries), len(passages))
     most = max(map(len, relevant.values()))
     if topk + most > len(passages):
         raise InputError(f"cannot mine {topk} negatives (--topk) from {len(passages)} passages; lower it")

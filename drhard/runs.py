@@ -7,7 +7,7 @@ import numpy as np
 
 from drhard.errors import InputError
 from drhard.files import text_lines, whole
-from drhard.msmarco import parse_id
+from drhard.msmarco import parse_id, parse_number
 
 
 def write_run(path: str | Path, rows: np.ndarray) -> None:
@@ -32,9 +32,10 @@ def read_ranked(path: str | Path, pid_prefix: str = "") -> Iterator[tuple[int, i
         fields = line.split()
         if len(fields) != 3:
             raise InputError(f"{where}: expected 'qid <tab> pid <tab> rank', found {len(fields)} fields")
-        if not fields[2].isascii() or not fields[2].isdigit() or int(fields[2]) < 1:
-            raise InputError(f"{where}: the rank {fields[2]!r} is not 1, 2, 3, …")
-        yield parse_id(fields[0], "", where), parse_id(fields[1], pid_prefix, where), int(fields[2])
+        rank = parse_number(fields[2])
+        if not rank:
+            raise InputError(f"{where}: the rank {fields[2][:40]!r} is not 1, 2, 3, …")
+        yield parse_id(fields[0], "", where), parse_id(fields[1], pid_prefix, where), rank
 
 
 def read_run(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]]:

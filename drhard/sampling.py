@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from drhard.errors import InputError
 from drhard.files import read_json
+from drhard.msmarco import parse_number
 from drhard.tokens import TokenMemmap
 
 
@@ -70,12 +71,12 @@ def read_hard_negatives(
         InputError: the file is no such file, lacks a query, or names a document that is not there.
     """
     content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f'{path}: expected {{"qid": [pid, …], …}}')
-    try:
-        hard = {int(qid): [int(pid) for pid in pids] for qid, pids in content.items()}
-    except (TypeError, ValueError):
-        raise InputError(f'{path}: expected {{"qid": [pid, …], …}} with row numbers') from None
+    if not isinstance(content, dict) or not all(
+        parse_number(qid) is not None and isinstance(pids, list) and all(type(pid) is int for pid in pids)
+        for qid, pids in content.items()
+    ):
+        raise InputError(f'{path}: expected {{"qid": [pid, …], …}} with row numbers')
+    hard = {int(qid): pids for qid, pids in content.items()}
     for qid in relevant:
         if not hard.get(qid):
             raise InputError(f"{path}: no hard negative for query {qid}; was it mined with --mode train on this data?")

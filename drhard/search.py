@@ -1,5 +1,6 @@
 """Search: the documents with the greatest inner products, exact, in blocks."""
 
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,8 @@ class ExactIndex:
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Index.search`. Raises InputError if the dimensions differ or k exceeds the documents."""
         count, dim = self.documents.shape
-        _check_search(queries, k, count, dim)
+        _check_queries(queries, dim)
+        check_search(k, count)
         groups = torch.from_numpy(np.array(queries, dtype=np.float32)).split(QUERY_ROWS)
         best = [
             (torch.full((len(group), k), -torch.inf), torch.full((len(group), k), -1, dtype=torch.int64))
@@ -96,15 +98,17 @@ def merge_block(
 def _blocks(documents: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (first row, (B, dim) tensor), read from the file where ``documents`` is a whole memmap."""
     count, dim = documents.shape
-    if isinstance(documents, np.memmap) and documents.filename is not None and documents.offset == 0:
+    if isinstance(documents, np.memmap) and documents.nbytes >= os.path.getsize(documents.filename):  # no part of one
         with open(documents.filename, "rb") as file:
             for first in range(0, count, BLOCK_ROWS):
                 rows = min(BLOCK_ROWS, count - first)
                 block = np.fromfile(file, dtype=documents.dtype, count=rows * dim)
+                if len(block) < rows * dim:
+                    raise InputError(f"{documents.filename}: has become shorter while it was read")
                 yield first, torch.from_numpy(block.reshape(rows, dim))
     else:
         for first in range(0, count, BLOCK_ROWS):
-            yield first, torch.from_numpy(np.ascontiguousarray(documents[first : first + BLOCK_ROWS]))
+            yield first, torch.from_numpy(np.require(documents[first : first + BLOCK_ROWS], requirements="CW"))
 
 
 def _read_ahead(blocks: Iterator[Any]) -> Iterator[Any]:
@@ -159,32 +163,25 @@ class ShardedIndex:
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Index.search`."""
-        _check_search(queries, k, int(self._first_rows[-1]), self.shards[0].d)
+        _check_queries(queries, self.shards[0].d)
+        check_search(k, int(self._first_rows[-1]))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         with ThreadPoolExecutor(len(self.shards)) as threads:
             parts = list(threads.map(lambda shard: shard.search(queries, min(k, shard.ntotal)), self.shards))
         scores = np.concatenate([scores for scores, _ in parts], axis=1)
         rows = np.concatenate([rows + first for (_, rows), first in zip(parts, self._first_rows, strict=False)], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        order = np.lexsort((rows, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def gpu_index(documents: np.ndarray, gpus: Sequence[int]) -> ShardedIndex:
-    """Put the documents on GPUs, an equal part on each, as exact faiss indexes (float32).
+    """Put the documents on GPUs, an equal part on each, as exact faiss indexes.
 
-    Raises:
-        InputError: the faiss that is installed has no GPU support, or there is no such GPU.
+    Raises InputError if there is no such GPU or faiss cannot use it.
     """
     import faiss
 
-    if not hasattr(faiss, "GpuIndexFlatIP"):
-        raise InputError(
-            "the faiss that is installed has no GPU support: install requirements.txt on a machine with a GPU, "
-            "or leave the flag out to search on the CPU"
-        )
-    for gpu in gpus:
-        if not 0 <= gpu < faiss.get_num_gpus():
-            raise InputError(f"there is no GPU {gpu} for the search; faiss sees {faiss.get_num_gpus()}")
+    _check_gpus(gpus)
     count, dim = documents.shape
     bounds = np.linspace(0, count, len(gpus) + 1).astype(np.int64)
     shards = []
@@ -205,8 +202,27 @@ def open_index(documents: np.ndarray, gpus: Sequence[int], progress: bool = Fals
     return gpu_index(documents, gpus) if gpus else ExactIndex(documents, progress)
 
 
-def _check_search(queries: np.ndarray, k: int, count: int, dim: int) -> None:
-    if queries.shape[1] != dim:
-        raise InputError(f"the queries have {queries.shape[1]} dimensions, the documents {dim}: other models?")
+def check_search(k: int, count: int, gpus: Sequence[int] = ()) -> None:
+    """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``."""
     if not 1 <= k <= count:
         raise InputError(f"cannot return the {k} best of {count} documents; choose 1 to {count}")
+    if gpus:
+        _check_gpus(gpus)
+
+
+def _check_gpus(gpus: Sequence[int]) -> None:
+    import faiss
+
+    if not hasattr(faiss, "GpuIndexFlatIP"):
+        raise InputError(
+            "the faiss that is installed has no GPU support: install requirements.txt on a machine with a GPU, "
+            "or leave the flag out to search on the CPU"
+        )
+    for gpu in gpus:
+        if not 0 <= gpu < faiss.get_num_gpus():
+            raise InputError(f"there is no GPU {gpu} for the search; faiss sees {faiss.get_num_gpus()}")
+
+
+def _check_queries(queries: np.ndarray, dim: int) -> None:
+    if queries.shape[1] != dim:
+        raise InputError(f"the queries have {queries.shape[1]} dimensions, the documents {dim}: other models?")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.optim import AdamW, Optimizer
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
@@ -14,6 +14,18 @@ from drhard.files import read_json, write_json
 from drhard.lamb import Lamb
 from drhard.losses import star_loss
 from drhard.optimization import parameter_groups
+from drhard.sampling import StarDataset
+
+
+class EpochDraws(TrainerCallback):
+    """Tells the data set its epoch; after a resume in the middle of one, Trainer itself does not."""
+
+    def __init__(self, dataset: StarDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the Trainer."""
+        self.dataset.set_epoch(int(state.epoch or 0))
 
 
 class StarTrainer(Trainer):
@@ -27,6 +39,7 @@ class StarTrainer(Trainer):
 
     def __init__(self, *, optimizer_str: str, tokenizer_from: str | Path, **arguments: Any):
         super().__init__(**arguments)
+        self.add_callback(EpochDraws(self.train_dataset))
         self.optimizer_str = optimizer_str
         self.tokenizer_from = tokenizer_from
 

@@ -50,6 +50,8 @@ class TokenMemmap:
             raise InputError(f"{lengths_path}: not a NumPy file ({error})") from None
         if lengths.shape != (rows,):
             raise InputError(f"{lengths_path}: holds {lengths.shape} lengths for {rows} rows")
+        if lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > width:
+            raise InputError(f"{lengths_path}: holds lengths that are not 1 to {width}; run preprocess.py again")
         self.name = name
         self.max_length = max_length
         self.lengths: np.ndarray = np.minimum(lengths, max_length)  # (rows,) tokens as they are read

@@ -20,9 +20,9 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from drhard.devices import search_gpus
-from drhard.encoder import load_encoder, weights_digest
+from drhard.encoder import check_lengths, load_encoder, weights_digest
 from drhard.errors import InputError, command
-from drhard.qrels import read_relevant
+from drhard.qrels import read_relevant_rows
 from drhard.retrieval import mine_hard_negatives, write_hard_negatives
 from drhard.sampling import StarCollator, StarDataset, read_hard_negatives
 from drhard.star import StarTrainer, open_training
@@ -87,16 +87,20 @@ def main() -> None:
     output_dir = Path(args.output_dir)
 
     model = load_encoder(data_args.init_path, fresh_head=True)
-    settings = outcome_settings(data_args, args, weights_digest(model))
-    checkpoint = args.resume_from_checkpoint or open_training(output_dir, settings, args.overwrite_output_dir)
     queries = TokenMemmap(data_args.preprocess_dir, query_name("train"), data_args.max_query_length)
     documents = TokenMemmap(data_args.preprocess_dir, PASSAGES, data_args.max_doc_length)
-    relevant = read_relevant(data_args.preprocess_dir / "train-qrel.tsv")
+    relevant = read_relevant_rows(data_args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
+    for tokens in (queries, documents):
+        check_lengths(model, tokens.name, tokens.lengths)
+    if data_args.hardneg_path is not None:
+        hard = read_hard_negatives(data_args.hardneg_path, relevant, len(documents))
+    settings = outcome_settings(data_args, args, weights_digest(model))
+    checkpoint = args.resume_from_checkpoint or open_training(output_dir, settings, args.overwrite_output_dir)
 
-    hardneg_path = data_args.hardneg_path or output_dir / "hard.json"
-    if data_args.hardneg_path is None and checkpoint is None:
+    if data_args.hardneg_path is None:
+        hardneg_path = output_dir / "hard.json"
         with args.main_process_first(local=False, desc="mining"):
-            if args.process_index == 0:
+            if args.process_index == 0 and checkpoint is None:
                 print(f"Mining hard negatives with {data_args.init_path} on {args.device}")
                 hard, _ = mine_hard_negatives(
                     model, data_args.preprocess_dir, "train", output_dir / "mining",
@@ -106,7 +110,7 @@ def main() -> None:
                 )  # fmt: skip
                 write_hard_negatives(hardneg_path, hard)
                 print(f"Wrote {hardneg_path}")
-    hard = read_hard_negatives(hardneg_path, relevant, len(documents))
+        hard = read_hard_negatives(hardneg_path, relevant, len(documents))
 
     writer = SummaryWriter(args.logging_dir) if args.process_index == 0 else None
     trainer = StarTrainer(

@@ -1,0 +1,182 @@
+"""Small things that several test modules make: a vocabulary, an encoder, token memmaps, processes."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import RobertaConfig
+
+from drhard.encoder import RobertaDot, save_encoder
+from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+ROOT = Path(__file__).resolve().parent.parent
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+VOCAB_SIZE = 300
+TEXTS = (
+    "where is the river rhine and where does the river end",
+    "the rhine is a river that rises in the alps and ends in the north sea",
+    "a star is a ball of plasma that gravity holds together",
+    "an encoder turns a text into a vector and a query into another",
+)
+
+
+@cache
+def vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+    """Tokens with their ids, and merges, of a byte-level BPE trained on :data:`TEXTS`."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(TEXTS, vocab_size=VOCAB_SIZE, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    merges = json.loads(bpe._tokenizer.to_str())["model"]["merges"]
+    assert len(merges) > 20
+    return bpe.get_vocab(), tuple(map(tuple, merges))
+
+
+def save_vocabulary(folder: Path) -> Path:
+    """Write ``vocab.json`` and ``merges.txt`` of :func:`vocabulary` as the tokenizers package spells them."""
+    vocab, merges = vocabulary()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def tiny_config(dropout: float = 0.0, **options: int) -> RobertaConfig:
+    """A configuration with two layers, 16 wide."""
+    return RobertaConfig(
+        **{
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 34,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "layer_norm_eps": 1e-5,
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+        }
+        | options
+    )
+
+
+def tiny_model(seed: int = 0, dropout: float = 0.0, **options: int) -> RobertaDot:
+    """An encoder with random weights, large enough for embeddings to differ clearly."""
+    torch.manual_seed(seed)
+    model = RobertaDot(tiny_config(dropout, **options))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    return model.eval()
+
+
+def save_tiny(folder: Path, seed: int = 0, dropout: float = 0.0, **options: int) -> Path:
+    """Write the checkpoint of a :func:`tiny_model`."""
+    save_encoder(tiny_model(seed, dropout, **options), folder, tokenizer_from="")
+    return folder
+
+
+def random_sequences(count: int, longest: int, seed: int) -> list[list[int]]:
+    """``<s> ... </s>`` of random ordinary tokens, 3 to ``longest`` ids each."""
+    random = np.random.default_rng(seed)
+    return [[0, *random.integers(5, VOCAB_SIZE, random.integers(1, longest - 1)).tolist(), 2] for _ in range(count)]
+
+
+def write_tokens(folder: Path, name: str, sequences: Sequence[Sequence[int]], width: int, dtype: str = "int32") -> Path:
+    """Write a token memmap with its meta and lengths as the design describes them, padded with 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = np.zeros((len(sequences), width), dtype=dtype)
+    for row, sequence in zip(rows, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    rows.tofile(folder / f"{name}.memmap")
+    np.save(folder / f"{name}_length.npy", np.array([len(sequence) for sequence in sequences]))
+    meta = {"type": dtype, "total_number": len(sequences), "embedding_size": width}
+    (folder / f"{name}_meta").write_text(json.dumps(meta))
+    return folder
+
+
+def open_tokens(folder: Path, sequences: Sequence[Sequence[int]], width: int, length: int | None = None) -> TokenMemmap:
+    """:func:`write_tokens` for passages, opened with ``length`` (default: all of the width)."""
+    return TokenMemmap(write_tokens(folder, PASSAGES, sequences, width), PASSAGES, length or width)
+
+
+def write_collection(folder: Path, passages: int = 12, queries: int = 6, mode: str = "train", seed: int = 0) -> Path:
+    """Write a ``preprocess`` folder in which passage i is relevant to query i."""
+    write_tokens(folder, PASSAGES, random_sequences(passages, 12, seed), 16)
+    write_tokens(folder, query_name(mode), random_sequences(queries, 6, seed + 1), 8)
+    write_qrels(folder / f"{mode}-qrel.tsv", {query: [query] for query in range(queries)})
+    return folder
+
+
+def write_qrels(path: Path, relevant: Mapping[int, Iterable[int]]) -> Path:
+    """Write qrels in rows, all of grade 1."""
+    path.write_text("".join(f"{qid}\t0\t{pid}\t1\n" for qid, pids in relevant.items() for pid in pids))
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """All files under ``folder`` with their content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_script(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run a script of the project as a process, as a user does."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def load_script(script: str) -> ModuleType:
+    """Import a script, for tests in which the start of a process would take longer than the rest."""
+    name = "script_" + re.sub(r"\W", "_", script)
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / script)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def call_script(script: str, *arguments: object) -> None:
+    """Run a script's ``main`` in this process. Raises SystemExit as the process would end."""
+    module = load_script(script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        module.main()
+
+
+def the_error(stderr: str) -> str:
+    """The one sentence that bad input gets on standard error; fails if there is more or something else."""
+    assert "Traceback" not in stderr, stderr
+    lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
+    assert lines[-1] == errors[0], stderr
+    return errors[0]
+
+
+def refused(script: str, *arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a script in this process that must refuse its input; return its sentence."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        call_script(script, *arguments)
+    assert ended.value.code == 2
+    return the_error(capsys.readouterr().err)

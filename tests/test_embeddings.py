@@ -1,0 +1,261 @@
+"""Embedding files: rows where they belong, stamps that tell what a file was made from, runs that go on."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import open_tokens, random_sequences, snapshot, tiny_model
+
+from drhard.embeddings import encode, in_memory_if_it_fits, open_embeddings, write_row_numbers
+from drhard.encoder import RobertaDot
+from drhard.errors import InputError
+from drhard.tokens import TokenMemmap
+
+CPU = torch.device("cpu")
+LENGTH = 7
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenMemmap:
+    return open_tokens(tmp_path / "preprocess", random_sequences(23, 12, seed=0), 12, LENGTH)
+
+
+def one_by_one(model: RobertaDot, sequences: list[list[int]], length: int) -> np.ndarray:
+    """The embeddings, each sequence cut by hand and without any padding."""
+    rows = []
+    for sequence in sequences:
+        cut = sequence if len(sequence) <= length else [*sequence[: length - 1], sequence[-1]]
+        with torch.no_grad():
+            rows.append(model(torch.tensor([cut]), torch.ones(1, len(cut), dtype=torch.int64))[0].numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_rows_stand_where_they_belong(tmp_path: Path, tokens: TokenMemmap, batch_size: int) -> None:
+    model = tiny_model(seed=1, dropout=0.5).train()  # dropout is off in encoding whatever the model's mode was
+    path = tmp_path / "out" / "passages.memmap"
+    assert encode(model, tokens, path, batch_size, CPU) == 16
+    expected = one_by_one(model.eval(), random_sequences(23, 12, seed=0), LENGTH)
+    found = open_embeddings(path, 16, 23)
+    assert found.dtype == np.float32
+    assert path.stat().st_size == 23 * 16 * 4
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert len({row.tobytes() for row in found}) == 23
+    assert set(os.listdir(path.parent)) == {"passages.memmap", "passages.memmap.json"}
+
+
+def test_stamp_says_what_the_file_was_made_from(tmp_path: Path, tokens: TokenMemmap) -> None:
+    encode(tiny_model(), tokens, tmp_path / "passages.memmap", 8, CPU)
+    stamp = json.loads((tmp_path / "passages.memmap.json").read_text())
+    assert {name: stamp[name] for name in ("length", "rows", "dim", "dtype")} == {
+        "length": LENGTH, "rows": 23, "dim": 16, "dtype": "float32",
+    }  # fmt: skip
+    assert stamp["model"] and stamp["tokens"]
+
+
+def test_file_that_fits_is_used_again(tmp_path: Path, tokens: TokenMemmap) -> None:
+    path = tmp_path / "passages.memmap"
+    encode(tiny_model(), tokens, path, 8, CPU)
+    marked = bytes(path.stat().st_size)  # not what the model gives: it would show if the file were written anew
+    path.write_bytes(marked)
+    assert encode(tiny_model(), tokens, path, 3, CPU) == 16
+    assert path.read_bytes() == marked
+
+
+@pytest.mark.parametrize("other", ["weights", "texts", "length", "rows", "dim"])
+def test_file_made_from_something_else_is_refused(tmp_path: Path, tokens: TokenMemmap, other: str) -> None:
+    path = tmp_path / "passages.memmap"
+    encode(tiny_model(), tokens, path, 8, CPU)
+    before = snapshot(tmp_path)
+    model, sequences, length = tiny_model(), random_sequences(23, 12, seed=0), LENGTH
+    if other == "weights":
+        with torch.no_grad():
+            model.embeddingHead.bias[0] += 1
+    elif other == "texts":
+        sequences[11][1] = 299 if sequences[11][1] != 299 else 298
+    elif other == "length":
+        length = LENGTH + 1
+    elif other == "rows":
+        sequences.append([0, 9, 2])
+    else:
+        model = tiny_model(output_embedding_size=8)
+    changed = open_tokens(tmp_path / "changed", sequences, 12, length)
+    with pytest.raises(InputError) as error:
+        encode(model, changed, path, 8, CPU)
+    assert str(path) in str(error.value)
+    if other in ("weights", "texts", "length"):
+        assert other in str(error.value)
+    after = snapshot(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert not any(name.endswith(".partial") for name in after)
+
+
+def test_unstamped_file_is_trusted_with_a_warning(
+    tmp_path: Path, tokens: TokenMemmap, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "passages.memmap"
+    content = np.arange(23 * 16, dtype=np.float32)
+    content.tofile(path)
+    assert encode(tiny_model(), tokens, path, 8, CPU) == 16
+    assert path.read_bytes() == content.tobytes()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert str(path) in warnings[0]
+
+
+@pytest.mark.parametrize("size", [0, 1, 22 * 64, 24 * 64, 23 * 64 - 4])
+def test_unstamped_file_of_another_size_is_refused(tmp_path: Path, tokens: TokenMemmap, size: int) -> None:
+    path = tmp_path / "passages.memmap"
+    path.write_bytes(bytes(size))
+    with pytest.raises(InputError, match=rf"passages\.memmap: has {size} bytes"):
+        encode(tiny_model(), tokens, path, 8, CPU)
+    assert path.stat().st_size == size
+
+
+def test_damaged_stamp_is_refused(tmp_path: Path, tokens: TokenMemmap) -> None:
+    path = tmp_path / "passages.memmap"
+    encode(tiny_model(), tokens, path, 8, CPU)
+    for content in ('{"model": "', "[]"):
+        (tmp_path / "passages.memmap.json").write_text(content)
+        with pytest.raises(InputError, match=r"passages\.memmap"):
+            encode(tiny_model(), tokens, path, 8, CPU)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, tokens: TokenMemmap, value: float) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.norm.bias[2] = value
+    with pytest.raises(InputError, match=r"passages\.memmap: .*not finite"):
+        encode(model, tokens, tmp_path / "out" / "passages.memmap", 8, CPU)
+    assert not (tmp_path / "out" / "passages.memmap").exists()
+    assert not (tmp_path / "out" / "passages.memmap.partial").exists()  # nothing in it is worth going on with
+
+
+def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> None:
+    longest = 32  # 34 positions, of which RoBERTa leaves those up to the pad id unused
+    for length in (longest, longest + 1):
+        sequences = [[0, *[9] * (length - 2), 2]]
+        tokens = open_tokens(tmp_path / str(length), sequences, 40)
+        path = tmp_path / str(length) / "out.memmap"
+        if length == longest:
+            encode(tiny_model(), tokens, path, 8, CPU)
+        else:
+            with pytest.raises(InputError, match="33 tokens, the model takes at most 32"):
+                encode(tiny_model(), tokens, path, 8, CPU)
+            assert not path.exists()
+
+
+# Going on after a kill: more rows than are written at once
+
+MANY = 20_000
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> TokenMemmap:
+    return open_tokens(tmp_path_factory.mktemp("many"), random_sequences(MANY, 4, seed=3), 4)
+
+
+@pytest.fixture(scope="module")
+def unbroken(many: TokenMemmap, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("unbroken") / "passages.memmap"
+    encode(tiny_model(), many, path, 512, CPU)
+    return path.read_bytes()
+
+
+def test_rows_of_all_parts_stand_where_they_belong(unbroken: bytes) -> None:
+    rows = [0, 1, 8191, 8192, 8193, 12_345, 16_383, 16_384, MANY - 1]
+    sequences = random_sequences(MANY, 4, seed=3)
+    expected = one_by_one(tiny_model(), [sequences[row] for row in rows], 4)
+    found = np.frombuffer(unbroken, dtype=np.float32).reshape(MANY, 16)[rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def encoded_until(model: RobertaDot, limit: int) -> list[int]:
+    """Count the rows that pass through the model; stop the run after ``limit`` of them."""
+    counted: list[int] = []
+
+    def count(_: torch.nn.Module, __: tuple, output: torch.Tensor) -> None:
+        counted.append(len(output))
+        if sum(counted) > limit:
+            raise KeyboardInterrupt
+
+    model.register_forward_hook(count)
+    return counted
+
+
+def no_damage(_: Path) -> None:
+    pass
+
+
+def half_a_row_more(unfinished: Path) -> None:
+    with open(unfinished, "ab") as file:
+        file.write(b"\1" * (3 * 64 + 7))
+
+
+def half_a_row_less(unfinished: Path) -> None:
+    os.truncate(unfinished, unfinished.stat().st_size - 7)
+
+
+@pytest.mark.parametrize("damage", [no_damage, half_a_row_more, half_a_row_less])
+def test_stopped_run_is_gone_on_with(
+    tmp_path: Path, many: TokenMemmap, unbroken: bytes, damage: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "passages.memmap"
+    model = tiny_model()
+    encoded_until(model, 18_000)
+    with pytest.raises(KeyboardInterrupt):
+        encode(model, many, path, 512, CPU)
+    assert not path.exists()
+    with pytest.raises(InputError, match="run it again"):
+        open_embeddings(path, 16)
+    damage(tmp_path / "passages.memmap.partial")
+    model = tiny_model()
+    counted = encoded_until(model, MANY)
+    encode(model, many, path, 512, CPU)
+    assert sum(counted) < MANY * 0.7  # it went on
+    assert path.read_bytes() == unbroken
+    assert set(os.listdir(tmp_path)) == {"passages.memmap", "passages.memmap.json"}
+
+
+def test_unfinished_file_of_another_model_is_begun_anew(tmp_path: Path, many: TokenMemmap, unbroken: bytes) -> None:
+    path = tmp_path / "passages.memmap"
+    other = tiny_model(seed=9)
+    encoded_until(other, 18_000)
+    with pytest.raises(KeyboardInterrupt):
+        encode(other, many, path, 512, CPU)
+    encode(tiny_model(), many, path, 512, CPU)
+    assert path.read_bytes() == unbroken
+
+
+# Opening
+
+
+def test_open_embeddings_knows_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "passages.memmap"
+    np.arange(12, dtype=np.float32).tofile(path)
+    assert open_embeddings(path, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert open_embeddings(path, 4, 3).shape == (3, 4)
+    for dim, rows in ((5, None), (4, 4), (6, 3)):
+        with pytest.raises(InputError, match=r"passages\.memmap: has 48 bytes"):
+            open_embeddings(path, dim, rows)
+    with pytest.raises(InputError, match="none: no such file"):
+        open_embeddings(tmp_path / "none", 4)
+    with pytest.raises((ValueError, TypeError)):
+        open_embeddings(path, 4)[0, 0] = 1  # read-only
+
+
+def test_copy_in_memory_is_equal(tmp_path: Path) -> None:
+    path = tmp_path / "passages.memmap"
+    np.arange(12, dtype=np.float32).tofile(path)
+    documents = open_embeddings(path, 4)
+    np.testing.assert_array_equal(in_memory_if_it_fits(documents), documents)
+
+
+def test_row_numbers(tmp_path: Path) -> None:
+    write_row_numbers(tmp_path / "passages-id.memmap", 5)
+    assert np.fromfile(tmp_path / "passages-id.memmap", dtype=np.int32).tolist() == [0, 1, 2, 3, 4]

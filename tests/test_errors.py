@@ -1,0 +1,45 @@
+"""Bad input becomes one sentence and exit code 2 in one place; other errors stay what they are."""
+
+import pytest
+from helpers import the_error
+
+from drhard.errors import InputError, command
+
+
+def test_bad_input_is_a_sentence_and_2(capsys: pytest.CaptureFixture[str]) -> None:
+    @command
+    def main() -> None:
+        raise InputError("file.tsv, line 3: it is wrong")
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert the_error(captured.err) == "error: file.tsv, line 3: it is wrong"
+    assert captured.out == ""
+
+
+def test_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    @command
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    @command
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_success_does_not_exit() -> None:
+    ran = []
+    command(lambda: ran.append(1))()
+    assert ran == [1]

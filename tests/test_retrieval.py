@@ -1,0 +1,64 @@
+"""Retrieval and the mining of hard negatives, against the sorted scores of all documents."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import random_sequences, tiny_model, write_qrels, write_tokens
+
+from drhard.errors import InputError
+from drhard.retrieval import mine_hard_negatives, retrieve
+from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+CPU = torch.device("cpu")
+RELEVANT = {0: [3, 5, 20], 1: list(range(14)), 3: [7]}  # 1 has more than the 10 that the run holds beside topk
+
+
+@pytest.fixture
+def preprocessed(tmp_path: Path) -> Path:
+    folder = tmp_path / "preprocess"
+    write_tokens(folder, PASSAGES, random_sequences(40, 12, seed=0), 16)
+    write_tokens(folder, query_name("train"), random_sequences(4, 7, seed=2), 8)
+    write_qrels(folder / "train-qrel.tsv", RELEVANT)
+    return folder
+
+
+def ranking() -> np.ndarray:
+    """All 40 passages for each of the four queries, each sequence encoded alone, best first."""
+    model = tiny_model()
+
+    def embed(sequences: list[list[int]]) -> np.ndarray:
+        with torch.no_grad():
+            parts = [model(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64)) for ids in sequences]
+        return torch.cat(parts).double().numpy()
+
+    scores = embed(random_sequences(4, 7, seed=2)) @ embed(random_sequences(40, 12, seed=0)).T
+    assert np.diff(np.sort(scores, axis=1), axis=1).min() > 1e-5  # no near ties that padding could swap
+    return np.argsort(-scores, axis=1)
+
+
+def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
+    passages = TokenMemmap(preprocessed, PASSAGES, 16)
+    queries = TokenMemmap(preprocessed, query_name("train"), 8)
+    rows = retrieve(tiny_model(), passages, queries, tmp_path / "out", 9, 8, CPU)
+    np.testing.assert_array_equal(rows, ranking()[:, :9])
+    assert np.fromfile(tmp_path / "out" / "passages-id.memmap", dtype=np.int32).tolist() == list(range(40))
+    assert np.fromfile(tmp_path / "out" / "train-query-id.memmap", dtype=np.int32).tolist() == list(range(4))
+
+
+@pytest.mark.parametrize("topk", [1, 6, 26])
+def test_hard_negatives_are_the_best_that_are_not_relevant(tmp_path: Path, preprocessed: Path, topk: int) -> None:
+    hard, ranked = mine_hard_negatives(tiny_model(), preprocessed, "train", tmp_path / "out", 8, 16, topk, 8, CPU)
+    order = ranking()
+    for query in range(4):
+        expected = [row for row in order[query].tolist() if row not in RELEVANT.get(query, [])][:topk]
+        assert hard[query] == expected
+        assert len(expected) == topk
+    np.testing.assert_array_equal(ranked, order[:, : topk + 10])
+
+
+def test_more_negatives_than_there_can_be_are_refused(tmp_path: Path, preprocessed: Path) -> None:
+    with pytest.raises(InputError, match="27 negatives .* 40 passages"):
+        mine_hard_negatives(tiny_model(), preprocessed, "train", tmp_path / "out", 8, 16, 27, 8, CPU)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,170 @@
+"""Draws that depend on seed, epoch and query alone, uniform; masks of negatives; hard.json."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import open_tokens, random_sequences
+
+from drhard.errors import InputError
+from drhard.sampling import Example, StarCollator, StarDataset, read_hard_negatives
+
+RELEVANT = {3: [10, 11, 12], 5: [20], 9: [30, 31]}
+HARD = {3: [40, 41, 42, 43], 5: [50, 51, 52, 53, 54], 9: [60, 61]}
+
+
+def draws(dataset: StarDataset, epochs: int) -> list[dict[int, Example]]:
+    found = []
+    for epoch in range(epochs):
+        dataset.set_epoch(epoch)
+        found.append({example.query: example for example in (dataset[index] for index in range(len(dataset)))})
+    return found
+
+
+def test_examples_are_one_per_query_with_its_own_documents() -> None:
+    for examples in draws(StarDataset(RELEVANT, HARD, 2, seed=0), 30):
+        assert sorted(examples) == [3, 5, 9]
+        for query, example in examples.items():
+            assert example.positive in RELEVANT[query]
+            assert len(set(example.hard)) == 2
+            assert set(example.hard) <= set(HARD[query])
+
+
+def test_draws_depend_on_seed_epoch_and_query_only() -> None:
+    one = draws(StarDataset(RELEVANT, HARD, 2, seed=1), 20)
+    again = StarDataset(dict(reversed(RELEVANT.items())), HARD | {8: [1, 2]}, 2, seed=1)
+    again.set_epoch(13)
+    for index in (2, 0, 1, 1):  # in another order, some twice
+        assert again[index] == one[13][again.queries[index]]
+    fewer = StarDataset({9: RELEVANT[9]}, {9: HARD[9]}, 2, seed=1)
+    assert [epoch[9] for epoch in draws(fewer, 20)] == [epoch[9] for epoch in one]
+    assert draws(StarDataset(RELEVANT, HARD, 2, seed=2), 20) != one
+    assert len({epoch[3] for epoch in one}) > 5
+
+
+def test_queries_with_equal_lists_draw_apart() -> None:
+    same = {query: [1, 2, 3, 4] for query in range(40)}
+    examples = draws(StarDataset(same, same, 1, seed=0), 1)[0].values()
+    assert len({(example.positive, example.hard) for example in examples}) > 8
+
+
+def test_draws_are_uniform() -> None:
+    """Counts over 6,000 epochs within 5 standard deviations of what fair draws give."""
+    epochs = 6000
+    examples = [epoch[3] for epoch in draws(StarDataset({3: RELEVANT[3]}, HARD, 2, seed=7), epochs)]
+    for outcomes, chances in (
+        ([example.positive for example in examples], {row: 1 / 3 for row in RELEVANT[3]}),
+        ([row for example in examples for row in example.hard], {row: 1 / 2 for row in HARD[3]}),
+        (
+            [(example.positive, example.hard[0]) for example in examples],
+            {(positive, hard): 1 / 12 for positive in RELEVANT[3] for hard in HARD[3]},
+        ),
+    ):
+        for outcome, chance in chances.items():
+            deviation = np.sqrt(epochs * chance * (1 - chance))
+            assert abs(outcomes.count(outcome) - epochs * chance) < 5 * deviation, outcome
+
+
+def test_more_negatives_than_there_are_repeat() -> None:
+    example = StarDataset({9: [30]}, HARD, 5, seed=0)[0]
+    assert len(example.hard) == 5
+    assert set(example.hard) <= {60, 61}
+
+
+def test_no_hard_negatives() -> None:
+    assert StarDataset({9: [30]}, HARD, 0, seed=0)[0] == Example(9, 30, ())
+
+
+@pytest.fixture
+def collator(tmp_path: Path) -> StarCollator:
+    queries = open_tokens(tmp_path / "queries", random_sequences(4, 6, seed=0), 8, 5)
+    documents = open_tokens(tmp_path / "documents", random_sequences(20, 10, seed=1), 12, 9)
+    return StarCollator(queries, documents, {0: [3, 4], 1: [4], 2: [7], 3: [8, 3]}, pad_id=1, padding=False)
+
+
+def test_negatives_are_all_documents_that_are_not_relevant_to_the_query(collator: StarCollator) -> None:
+    # Document 4 is query 1's positive and relevant to query 0 too; 3 is query 0's positive, relevant to 3 and
+    # hard for 2; 9 is there twice and counts twice; 7 is hard for 1 and the positive of 2.
+    examples = [Example(0, 3, (9,)), Example(1, 4, (7,)), Example(2, 7, (3,)), Example(3, 8, (9,))]
+    batch = collator(examples)
+    columns = [3, 4, 7, 8, 9, 7, 3, 9]
+    expected = [[column not in relevant for column in columns] for relevant in ([3, 4], [4], [7], [8, 3])]
+    assert batch["negatives"].tolist() == expected
+    assert batch["negatives"].dtype == torch.bool
+
+
+def test_tensors_hold_the_tokens_of_their_rows(collator: StarCollator) -> None:
+    examples = [Example(2, 7, (3, 9)), Example(0, 4, (5, 6))]
+    batch = collator(examples)
+    for part, source, rows in (
+        ("query", collator.queries, [2, 0]),
+        ("positive", collator.documents, [7, 4]),
+        ("hard", collator.documents, [3, 9, 5, 6]),
+    ):
+        ids, mask = source.batch(np.array(rows), 1)
+        assert batch[part]["input_ids"].tolist() == ids.tolist()
+        assert batch[part]["attention_mask"].tolist() == mask.tolist()
+
+
+def test_padding_goes_to_the_maximal_lengths(collator: StarCollator) -> None:
+    padded = StarCollator(collator.queries, collator.documents, {0: [3], 1: [4]}, pad_id=1, padding=True)
+    examples = [Example(0, 3, (9,)), Example(1, 4, (7,))]
+    wide, narrow = padded(examples), collator(examples)
+    for part, width in (("query", 5), ("positive", 9), ("hard", 9)):
+        ids = wide[part]["input_ids"]
+        assert ids.shape[1] == width
+        shorter = narrow[part]["input_ids"].shape[1]
+        assert torch.equal(ids[:, :shorter], narrow[part]["input_ids"])
+        assert (ids[:, shorter:] == 1).all()
+        assert not wide[part]["attention_mask"][:, shorter:].any()
+
+
+def test_batch_without_hard_negatives(collator: StarCollator) -> None:
+    batch = collator([Example(0, 3, ()), Example(2, 7, ())])
+    assert batch["hard"] is None
+    assert batch["negatives"].tolist() == [[False, True], [True, False]]
+
+
+def write_hard(folder: Path, content: object) -> Path:
+    path = folder / "hard.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_hard_negatives_are_read(tmp_path: Path) -> None:
+    path = write_hard(tmp_path, {"0": [4, 2], "7": [0], "8": []})
+    assert read_hard_negatives(path, {0: [1], 7: [2]}, documents=5) == {0: [4, 2], 7: [0], 8: []}
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ({"1": [2]}, "no hard negative for query 0"),  # mined for other queries
+        ({"0": []}, "no hard negative for query 0"),
+        ({"0": [5]}, "query 0 names a document beyond the 5"),
+        ({"0": [-1]}, "query 0 names a document beyond the 5"),
+        ({"0": [1], "3": [9]}, "query 3 names a document beyond the 5"),
+        ([[1, 2]], "expected"),
+        ({"0": 3}, "expected"),
+        ({"0": [None]}, "expected"),
+        ({"0": [[1]]}, "expected"),
+        ({"zero": [1]}, "expected"),
+        ({"0": "123"}, "expected"),  # int("1") of each letter would do
+        ({"0": [1.5]}, "expected"),
+        ('{"0": [1, 2', "not a JSON file"),
+        ("", "not a JSON file"),
+    ],
+    ids=str,
+)
+def test_bad_hard_negatives_are_refused(tmp_path: Path, content: object, complaint: str) -> None:
+    path = write_hard(tmp_path, content)
+    with pytest.raises(InputError, match=complaint) as error:
+        read_hard_negatives(path, {0: [1]}, documents=5)
+    assert str(path) in str(error.value)
+
+
+def test_missing_hard_negatives_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="hard.json: no such file"):
+        read_hard_negatives(tmp_path / "hard.json", {0: [1]}, documents=5)

@@ -1,0 +1,221 @@
+"""Search: equal to brute force, ties by the smaller row, in blocks of any size, from a file or from memory."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import drhard.search
+from drhard.errors import InputError
+from drhard.search import ExactIndex, ShardedIndex, merge_block, open_index
+
+SLOW_MACHINE = settings(deadline=None, max_examples=60)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int, int, int]:
+    """Documents, queries, k, rows of a block, queries of a group; few values, so that ties abound."""
+    count, dim = draw(st.integers(1, 40)), draw(st.integers(1, 3))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    spread = draw(st.integers(0, 3))
+    documents = random.integers(-spread, spread + 1, (count, dim)).astype(np.float32)
+    if draw(st.booleans()):
+        documents = documents[random.integers(0, count, count)]  # duplicates
+    queries = random.integers(-2, 3, (draw(st.integers(1, 7)), dim)).astype(np.float32)
+    return documents, queries, draw(st.integers(1, count)), draw(st.integers(1, 12)), draw(st.integers(1, 4))
+
+
+def brute_force(documents: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows of the k best by sorting everything; exact, since small whole numbers are."""
+    scores = (queries.astype(np.int64) @ documents.astype(np.int64).T).astype(np.float32)
+    rows = np.stack([np.lexsort((np.arange(len(documents)), -row))[:k] for row in scores])
+    return np.take_along_axis(scores, rows, axis=1), rows
+
+
+def search_in_blocks(
+    documents: np.ndarray, queries: np.ndarray, k: int, block: int, group: int
+) -> tuple[np.ndarray, np.ndarray]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drhard.search, "BLOCK_ROWS", block)
+        patch.setattr(drhard.search, "QUERY_ROWS", group)
+        return ExactIndex(documents).search(queries, k)
+
+
+@SLOW_MACHINE
+@given(problems())
+def test_equals_brute_force(problem: tuple[np.ndarray, np.ndarray, int, int, int]) -> None:
+    documents, queries, k, block, group = problem
+    scores, rows = search_in_blocks(documents, queries, k, block, group)
+    expected_scores, expected_rows = brute_force(documents, queries, k)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+    assert scores.dtype == np.float32
+    assert rows.dtype == np.int64
+
+
+@SLOW_MACHINE
+@given(problem=problems())
+def test_memmap_gives_the_same(
+    tmp_path_factory: pytest.TempPathFactory, problem: tuple[np.ndarray, np.ndarray, int, int, int]
+) -> None:
+    documents, queries, k, block, group = problem
+    path = tmp_path_factory.getbasetemp() / "searched.memmap"
+    documents.tofile(path)
+    mapped = np.memmap(path, dtype=np.float32, mode="r", shape=documents.shape)
+    scores, rows = search_in_blocks(mapped, queries, k, block, group)
+    expected_scores, expected_rows = brute_force(documents, queries, k)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_part_of_a_memmap_is_searched_as_that_part(tmp_path: Path) -> None:
+    documents = np.random.default_rng(0).permutation(20).astype(np.float32)[:, None]
+    documents.tofile(tmp_path / "documents.memmap")
+    mapped = np.memmap(tmp_path / "documents.memmap", dtype=np.float32, mode="r", shape=(20, 1))
+    for part, name in (
+        (mapped[5:], "from a later row"),
+        (mapped[:15], "to an earlier row"),
+        (mapped[::2], "every other"),
+    ):
+        _, rows = ExactIndex(part).search(np.ones((1, 1), dtype=np.float32), 3)
+        np.testing.assert_array_equal(rows, brute_force(np.asarray(part), np.ones((1, 1)), 3)[1], err_msg=name)
+
+
+def test_ties_beyond_k_keep_the_smallest_rows() -> None:
+    documents = np.ones((9, 2), dtype=np.float32)
+    _, rows = search_in_blocks(documents, np.ones((1, 2), dtype=np.float32), 4, block=2, group=1)
+    assert rows.tolist() == [[0, 1, 2, 3]]
+
+
+def test_negative_scores_are_found() -> None:
+    documents = -np.arange(1, 6, dtype=np.float32)[:, None]
+    scores, rows = search_in_blocks(documents, np.ones((1, 1), dtype=np.float32), 5, block=2, group=1)
+    assert rows.tolist() == [[0, 1, 2, 3, 4]]
+    assert scores.tolist() == [[-1, -2, -3, -4, -5]]
+
+
+@SLOW_MACHINE
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 12), st.integers(0, 30))
+def test_merge_block_keeps_the_best_of_both(seed: int, k: int, width: int, first_row: int) -> None:
+    random = np.random.default_rng(seed)
+    earlier = random.integers(-2, 3, (3, first_row))
+    block = random.integers(-2, 3, (3, width))
+    best_scores = np.full((3, k), -np.inf, dtype=np.float32)
+    best_rows = np.full((3, k), -1)
+    everything = np.concatenate((earlier, block), axis=1)
+    expected_scores, expected_rows = best_scores.copy(), best_rows.copy()
+    for query in range(3):
+        order = np.lexsort((np.arange(first_row), -earlier[query]))[:k]
+        best_scores[query, : len(order)], best_rows[query, : len(order)] = earlier[query][order], order
+        order = np.lexsort((np.arange(first_row + width), -everything[query]))[:k]
+        expected_scores[query, : len(order)], expected_rows[query, : len(order)] = everything[query][order], order
+    scores, rows = merge_block(
+        torch.from_numpy(best_scores), torch.from_numpy(best_rows), torch.from_numpy(block).float(), first_row
+    )
+    np.testing.assert_array_equal(scores.numpy(), expected_scores)
+    np.testing.assert_array_equal(rows.numpy(), expected_rows)
+
+
+@SLOW_MACHINE
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 12))
+def test_shards_merge_to_the_whole(seed: int, shards: int, k: int) -> None:
+    random = np.random.default_rng(seed)
+    parts = [random.normal(size=(random.integers(1, 9), 5)).astype(np.float32) for _ in range(shards)]
+    documents, queries = np.concatenate(parts), random.normal(size=(4, 5)).astype(np.float32)
+    k = min(k, len(documents))
+    indexes = []
+    for part in parts:
+        indexes.append(faiss.IndexFlatIP(5))
+        indexes[-1].add(part)
+    scores, rows = ShardedIndex(indexes).search(queries, k)
+    exact = queries.astype(np.float64) @ documents.T.astype(np.float64)
+    expected = np.argsort(-exact, axis=1)[:, :k]  # random reals: no ties
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, expected, axis=1), rtol=1e-5, atol=1e-5)
+
+
+def test_ties_across_shards_go_to_the_smaller_row() -> None:
+    shards = []
+    for _ in range(3):
+        shards.append(faiss.IndexFlatIP(2))
+        shards[-1].add(np.ones((2, 2), dtype=np.float32))
+    _, rows = ShardedIndex(shards).search(np.ones((1, 2), dtype=np.float32), 6)
+    assert rows.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("k", [0, -1, 5])
+@pytest.mark.parametrize("kind", ["exact", "sharded"])
+def test_k_must_be_possible(kind: str, k: int) -> None:
+    documents = np.ones((4, 2), dtype=np.float32)
+    shard = faiss.IndexFlatIP(2)
+    shard.add(documents)
+    index = ExactIndex(documents) if kind == "exact" else ShardedIndex([shard])
+    with pytest.raises(InputError, match=f"{k} best of 4 documents"):
+        index.search(np.ones((1, 2), dtype=np.float32), k)
+
+
+@pytest.mark.parametrize("kind", ["exact", "sharded"])
+def test_other_dimension_is_refused(kind: str) -> None:
+    documents = np.ones((4, 2), dtype=np.float32)
+    shard = faiss.IndexFlatIP(2)
+    shard.add(documents)
+    index = ExactIndex(documents) if kind == "exact" else ShardedIndex([shard])
+    with pytest.raises(InputError, match="3 dimensions, the documents 2"):
+        index.search(np.ones((1, 3), dtype=np.float32), 1)
+
+
+class BrokenDisk:
+    """Documents whose third block cannot be read."""
+
+    shape = (30, 2)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if rows.start >= 20:
+            raise OSError("the disk is gone")
+        return np.ones((rows.stop - rows.start, 2), dtype=np.float32)
+
+
+def test_error_while_reading_surfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drhard.search, "BLOCK_ROWS", 10)
+    threads = threading.active_count()
+    with pytest.raises(OSError, match="the disk is gone"):
+        ExactIndex(BrokenDisk()).search(np.ones((1, 2), dtype=np.float32), 1)
+    assert threading.active_count() == threads
+
+
+def test_file_that_shrank_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drhard.search, "BLOCK_ROWS", 10)
+    path = tmp_path / "documents.memmap"
+    np.ones((30, 2), dtype=np.float32).tofile(path)
+    documents = np.memmap(path, dtype=np.float32, mode="r", shape=(30, 2))
+    os.truncate(path, 25 * 2 * 4)
+    with pytest.raises((ValueError, OSError, InputError)):
+        ExactIndex(documents).search(np.ones((1, 2), dtype=np.float32), 1)
+
+
+def test_reading_thread_ends_when_the_search_is_given_up() -> None:
+    def endless() -> Iterator[int]:
+        while True:
+            yield 1
+
+    threads = threading.active_count()
+    blocks = drhard.search._read_ahead(endless())
+    assert next(blocks) == 1
+    blocks.close()
+    assert threading.active_count() == threads
+
+
+def test_no_gpu_means_the_exact_index() -> None:
+    assert isinstance(open_index(np.ones((2, 2), dtype=np.float32), []), ExactIndex)
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    with pytest.raises(InputError, match="GPU"):
+        open_index(np.ones((2, 2), dtype=np.float32), [99])
