@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from drhard.errors import InputError
+from drhard.files import text_lines, whole
+
 import numpy as np
 import tiktoken
 import tokenizers
-
-from drhard.errors import InputError
-from drhard.files import text_lines, whole
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"

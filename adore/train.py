@@ -11,8 +11,6 @@ A training that was stopped goes on from where it was.
 import argparse
 from pathlib import Path
 
-import torch
-
 from drhard.adore import AdoreSettings, AdoreTraining
 from drhard.devices import model_device
 from drhard.embeddings import in_memory_if_it_fits, open_embeddings
@@ -21,6 +19,8 @@ from drhard.errors import command
 from drhard.qrels import read_relevant_rows
 from drhard.search import check_search, open_index
 from drhard.tokens import TokenMemmap, query_name
+
+import torch
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -6,3 +6,10 @@ Data flows one way, and a module imports only from what stands before it:
 
 with the training parts (sampling, losses, lamb, star, adore) beside it.
 """
+
+import os
+
+# Threads that have nothing to do sleep instead of spinning. On a machine that others use too, spinning ones take
+# the cores from those that work: a training step of the sample took 9 times longer. Read when torch is loaded, so
+# scripts import this package first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -8,13 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch.optim import AdamW
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-from transformers import get_linear_schedule_with_warmup
-
 from drhard.encoder import RobertaDot, check_lengths, save_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import whole
@@ -22,6 +15,13 @@ from drhard.losses import adore_loss
 from drhard.optimization import parameter_groups
 from drhard.search import Index
 from drhard.tokens import TokenMemmap
+
+import numpy as np
+import torch
+from torch.optim import AdamW
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
 
 log = logging.getLogger(__name__)
 

@@ -5,16 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from drhard.encoder import RobertaDot, check_lengths, weights_digest
+from drhard.errors import InputError
+from drhard.files import partial, read_json, whole, write_json
+from drhard.tokens import TokenMemmap
+
 import numpy as np
 import psutil
 import torch
 from torch import nn
 from tqdm import tqdm
-
-from drhard.encoder import RobertaDot, check_lengths, weights_digest
-from drhard.errors import InputError
-from drhard.files import partial, read_json, whole, write_json
-from drhard.tokens import TokenMemmap
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from drhard.errors import InputError
+
 import numpy as np
 import torch
 from torch import nn
 from transformers import RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
-
-from drhard.errors import InputError
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from drhard.errors import InputError
+
+import numpy as np
 
 
 def partial(path: Path) -> Path:

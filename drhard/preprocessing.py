@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from tqdm import tqdm
-
 from drhard.errors import InputError
 from drhard.files import decode_line, whole, write_int_dict
 from drhard.msmarco import Corpus, parse_document, parse_id, parse_passage, parse_query, source_file
 from drhard.qrels import Judgement, read_judgements
 from drhard.tokens import PASSAGES, query_name
 from star_tokenizer import RobertaTokenizer
+
+import numpy as np
+from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 

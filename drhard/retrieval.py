@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from drhard.embeddings import encode, open_embeddings, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
@@ -14,6 +11,9 @@ from drhard.qrels import read_relevant_rows
 from drhard.runs import without
 from drhard.search import check_search, open_index
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+import numpy as np
+import torch
 
 EXTRA = 10  # published: the run beside hard.json holds topk + 10 passages, room for relevant ones among them
 

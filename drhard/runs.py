@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from drhard.errors import InputError
 from drhard.files import text_lines, whole
 from drhard.msmarco import parse_id, parse_number
+
+import numpy as np
 
 
 def write_run(path: str | Path, rows: np.ndarray) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch.utils.data import Dataset
-
 from drhard.errors import InputError
 from drhard.files import read_json
 from drhard.msmarco import parse_number
 from drhard.tokens import TokenMemmap
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
 
 
 class Example(NamedTuple):

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from drhard.errors import InputError
+
 import numpy as np
 import torch
 from tqdm import tqdm
-
-from drhard.errors import InputError
 
 BLOCK_ROWS = 8192  # documents in a block: 25 MB at 768 dimensions
 QUERY_ROWS = 1024  # queries past a block at a time: 32 MB of scores

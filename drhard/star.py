@@ -4,10 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.optim import AdamW, Optimizer
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
 from drhard.files import read_json, write_json
@@ -15,6 +11,10 @@ from drhard.lamb import Lamb
 from drhard.losses import star_loss
 from drhard.optimization import parameter_groups
 from drhard.sampling import StarDataset
+
+import torch
+from torch.optim import AdamW, Optimizer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class EpochDraws(TrainerCallback):

@@ -3,10 +3,10 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from drhard.errors import InputError
 from drhard.files import existing, read_json
+
+import numpy as np
 
 PASSAGES = "passages"
 

@@ -14,11 +14,6 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch.utils.tensorboard import SummaryWriter
-from transformers import HfArgumentParser, TrainingArguments, set_seed
-from transformers.integrations import TensorBoardCallback
-
 from drhard.devices import search_gpus
 from drhard.encoder import check_lengths, load_encoder, weights_digest
 from drhard.errors import InputError, command
@@ -27,6 +22,11 @@ from drhard.retrieval import mine_hard_negatives, write_hard_negatives
 from drhard.sampling import StarCollator, StarDataset, read_hard_negatives
 from drhard.star import StarTrainer, open_training
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 
 log = logging.getLogger(__name__)
 

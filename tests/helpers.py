@@ -11,14 +11,14 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from drhard.encoder import RobertaDot, save_encoder
+from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
 import numpy as np
 import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaConfig
-
-from drhard.encoder import RobertaDot, save_encoder
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

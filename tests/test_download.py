@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
-
 from drhard import downloads
 from drhard.errors import InputError
 from drhard.msmarco import CORPORA
+
+import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 TEXT = b"".join(b"%d\tpassage number %d\n" % (i, i * i) for i in range(20_000))  # 0.5 MB

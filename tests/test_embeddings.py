@@ -5,15 +5,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from helpers import open_tokens, random_sequences, snapshot, tiny_model
-
 from drhard.embeddings import encode, in_memory_if_it_fits, open_embeddings, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
 from drhard.tokens import TokenMemmap
+
+import numpy as np
+import pytest
+import torch
+from helpers import open_tokens, random_sequences, snapshot, tiny_model
 
 CPU = torch.device("cpu")
 LENGTH = 7

@@ -6,15 +6,15 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from drhard.encoder import RobertaDot, load_encoder, save_encoder, weights_digest
+from drhard.errors import InputError
+
 import numpy as np
 import pytest
 import torch
 from helpers import save_tiny, save_vocabulary, snapshot, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import RobertaForMaskedLM, RobertaModel
-
-from drhard.encoder import RobertaDot, load_encoder, save_encoder, weights_digest
-from drhard.errors import InputError
 
 HEAD = ("embeddingHead.weight", "embeddingHead.bias", "norm.weight", "norm.bias")
 

@@ -1,9 +1,9 @@
 """Bad input becomes one sentence and exit code 2 in one place; other errors stay what they are."""
 
+from drhard.errors import InputError, command
+
 import pytest
 from helpers import the_error
-
-from drhard.errors import InputError, command
 
 
 def test_bad_input_is_a_sentence_and_2(capsys: pytest.CaptureFixture[str]) -> None:

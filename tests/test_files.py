@@ -4,9 +4,6 @@ import os
 import pickle
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 from drhard.errors import InputError
 from drhard.files import (
     decode_line,
@@ -19,6 +16,9 @@ from drhard.files import (
     write_int_dict,
     write_json,
 )
+
+import numpy as np
+import pytest
 
 
 def test_whole_file_appears_when_the_block_ends(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from drhard.search import ExactIndex, gpu_index
+
 import faiss
 import numpy as np
 import pytest
 from conftest import must_run
-
-from drhard.search import ExactIndex, gpu_index
 
 pytestmark = pytest.mark.gpu
 

@@ -1,12 +1,12 @@
 """LAMB against a plain NumPy version of the formula; which parameters decay."""
 
+from drhard.lamb import Lamb
+from drhard.optimization import parameter_groups
+
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_model
-
-from drhard.lamb import Lamb
-from drhard.optimization import parameter_groups
 
 
 def plain_step(

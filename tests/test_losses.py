@@ -2,14 +2,14 @@
 
 import math
 
+from drhard.adore import Candidates, retrieval_quality
+from drhard.losses import adore_loss, star_loss
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from drhard.adore import Candidates, retrieval_quality
-from drhard.losses import adore_loss, star_loss
 
 SLOW_MACHINE = settings(deadline=None, max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -2,12 +2,12 @@
 
 import math
 
+from drhard.metrics import mean_reciprocal_rank, measure
+
 import ir_measures
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from drhard.metrics import mean_reciprocal_rank, measure
 
 PIDS = st.lists(st.integers(0, 30), min_size=1, max_size=20, unique=True)
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from drhard.errors import InputError
 from drhard.msmarco import (
     CORPORA,
@@ -14,6 +12,8 @@ from drhard.msmarco import (
     parse_query,
     source_file,
 )
+
+import pytest
 
 LARGEST = 2**31 - 1  # ids live in int32 files
 

@@ -5,6 +5,8 @@ import pickle
 import shutil
 from pathlib import Path
 
+from star_tokenizer import RobertaTokenizer
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,6 @@ from conftest import CORPUS_FLAGS, must_run
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import RobertaModel
-
-from star_tokenizer import RobertaTokenizer
 
 CORPORA = list(CORPUS_FLAGS)
 MODES = ["dev", "test", "lead", "train"]

@@ -4,16 +4,16 @@ import gzip
 import pickle
 from pathlib import Path
 
-import numpy as np
-import pytest
-from helpers import TEXTS, snapshot, vocabulary
-
 import drhard.preprocessing
 from drhard.errors import InputError
 from drhard.msmarco import DOC, PASSAGE
 from drhard.preprocessing import Lengths, preprocess
 from drhard.tokens import PASSAGES, TokenMemmap
 from star_tokenizer import RobertaTokenizer
+
+import numpy as np
+import pytest
+from helpers import TEXTS, snapshot, vocabulary
 
 LENGTHS = Lengths(doc_tokens=12, query_tokens=6, doc_characters=10)
 PIDS = [900 - 7 * number for number in range(50)]  # neither ascending nor from 0

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import pytest
-
 from drhard.errors import InputError
 from drhard.qrels import read_judgements, read_relevant
+
+import pytest
 
 
 def write(folder: Path, text: str) -> Path:

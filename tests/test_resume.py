@@ -5,12 +5,6 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from helpers import call_script, refused, save_tiny, tiny_model, write_collection
-from safetensors.torch import load_file
-
 import drhard.adore
 from drhard.adore import AdoreSettings, AdoreTraining
 from drhard.errors import InputError
@@ -19,6 +13,12 @@ from drhard.sampling import StarDataset
 from drhard.search import ExactIndex
 from drhard.star import StarTrainer
 from drhard.tokens import TokenMemmap, query_name
+
+import numpy as np
+import pytest
+import torch
+from helpers import call_script, refused, save_tiny, tiny_model, write_collection
+from safetensors.torch import load_file
 
 Weights = dict[str, torch.Tensor]
 

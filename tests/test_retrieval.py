@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from drhard.errors import InputError
+from drhard.retrieval import mine_hard_negatives, retrieve
+from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
 import numpy as np
 import pytest
 import torch
 from helpers import random_sequences, tiny_model, write_qrels, write_tokens
-
-from drhard.errors import InputError
-from drhard.retrieval import mine_hard_negatives, retrieve
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 CPU = torch.device("cpu")
 RELEVANT = {0: [3, 5, 20], 1: list(range(14)), 3: [7]}  # 1 has more than the 10 that the run holds beside topk

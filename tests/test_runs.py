@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 from drhard.errors import InputError
 from drhard.runs import convert_run, read_ranked, read_run, without, write_run
+
+import numpy as np
+import pytest
 
 
 def write(folder: Path, text: str) -> Path:

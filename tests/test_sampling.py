@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
+from drhard.errors import InputError
+from drhard.sampling import Example, StarCollator, StarDataset, read_hard_negatives
+
 import numpy as np
 import pytest
 import torch
 from helpers import open_tokens, random_sequences
-
-from drhard.errors import InputError
-from drhard.sampling import Example, StarCollator, StarDataset, read_hard_negatives
 
 RELEVANT = {3: [10, 11, 12], 5: [20], 9: [30, 31]}
 HARD = {3: [40, 41, 42, 43], 5: [50, 51, 52, 53, 54], 9: [60, 61]}

@@ -5,16 +5,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import drhard.search
+from drhard.errors import InputError
+from drhard.search import ExactIndex, ShardedIndex, merge_block, open_index
+
 import faiss
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import drhard.search
-from drhard.errors import InputError
-from drhard.search import ExactIndex, ShardedIndex, merge_block, open_index
 
 SLOW_MACHINE = settings(deadline=None, max_examples=60)
 

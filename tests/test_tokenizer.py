@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from drhard.errors import InputError
+from star_tokenizer import RobertaTokenizer
+
 import pytest
 from helpers import TEXTS, save_vocabulary, snapshot, vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
-
-from drhard.errors import InputError
-from star_tokenizer import RobertaTokenizer
 
 SLOW_MACHINE = settings(deadline=None, max_examples=150)
 PLAIN = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text.strip() and "<" not in text)

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+from drhard.errors import InputError
+from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
 import numpy as np
 import pytest
 from helpers import open_tokens, random_sequences, write_tokens
-
-from drhard.errors import InputError
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 PAD = 1
 
