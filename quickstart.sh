@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # STAR and ADORE on the embedded sample, from text to a table: bash quickstart.sh
+# Learning rates, steps and epochs were chosen on a held-out part of the training queries (data/sample/README.md).
 # Sets up what is missing, runs the real scripts into runs/sample and prints each command before it runs.
 # A second call does only what is missing; to start anew, delete runs/sample.
 set -euo pipefail
@@ -36,32 +37,32 @@ step $data/preprocess/lead-qid2offset.pickle \
 # 3. What the warm-up model finds.
 for mode in dev test; do
     step $data/evaluate/warmup/$mode.rank.tsv \
-        python star/inference.py --data_type passage --data_root $root --max_doc_length 256 --mode $mode \
+        python star/inference.py --data_type passage --data_root $root --max_doc_length 128 --mode $mode \
         --model_dir $data/warmup --output_dir $data/evaluate/warmup
 done
 
 # 4. STAR: hard negatives of the warm-up model, then training of both encoders.
 step $data/warmup_retrieve/hard.json \
-    python star/prepare_hardneg.py --data_type passage --data_root $root --max_doc_length 256 --mode train
+    python star/prepare_hardneg.py --data_type passage --data_root $root --max_doc_length 128 --mode train
 step $data/trained_models/star/config.json \
     python star/train.py --do_train --max_query_length 24 --max_doc_length 120 \
     --preprocess_dir $data/preprocess --hardneg_path $data/warmup_retrieve/hard.json --init_path $data/warmup \
     --output_dir $data/trained_models/star --logging_dir $data/star_train/log \
-    --optimizer_str adamw --learning_rate 3e-4 --per_device_train_batch_size 64 --num_train_epochs 8 --warmup_steps 50
+    --optimizer_str lamb --learning_rate 2e-3 --per_device_train_batch_size 64 --max_steps 400 --warmup_steps 50
 for mode in dev test; do
     step $data/evaluate/star/$mode.rank.tsv \
-        python star/inference.py --data_type passage --data_root $root --max_doc_length 256 --mode $mode
+        python star/inference.py --data_type passage --data_root $root --max_doc_length 128 --mode $mode
 done
 
 # 5. ADORE: the query encoder goes on with the negatives that it retrieves itself.
-step $data/adore_train/models/epoch-6/config.json \
+step $data/adore_train/models/epoch-5/config.json \
     python adore/train.py --metric_cut 200 --init_path $data/trained_models/star \
     --pembed_path $data/evaluate/star/passages.memmap --preprocess_dir $data/preprocess \
     --model_save_dir $data/adore_train/models --log_dir $data/adore_train/log \
-    --learning_rate 1e-4 --warmup_steps 100 --num_train_epochs 6 --logging_steps 50
+    --learning_rate 5e-5 --warmup_steps 100 --num_train_epochs 5 --logging_steps 50
 for mode in dev test; do
     step $data/evaluate/adore-star/$mode.rank.tsv \
-        python adore/inference.py --model_dir $data/adore_train/models/epoch-6 --output_dir $data/evaluate/adore-star \
+        python adore/inference.py --model_dir $data/adore_train/models/epoch-5 --output_dir $data/evaluate/adore-star \
         --preprocess_dir $data/preprocess --mode $mode --dmemmap_path $data/evaluate/star/passages.memmap
 done
 

@@ -6,10 +6,10 @@ passages, their titles, sentences and phrases, glosses of WordNet, and what a te
 Apache-2.0) makes of them. Phrases and glosses that happen to equal a query of any split are left out.
 
 The teacher's vectors are computed once and kept in --work_dir; nothing of the teacher is needed afterwards.
---teacher is a Hugging Face name or folder; --wordnet is a folder with data.noun, data.verb, ... of WordNet 3.0
-(in Debian: package wordnet-base, folder /usr/share/wordnet).
+--teacher is a Hugging Face name or folder; --wordnet is a folder with data.noun, data.verb, ... of
+WordNet 3.0 (in Debian: package wordnet-base, folder /usr/share/wordnet).
 
-    python data/sample/pretrain.py --work_dir runs/pretrain --wordnet /usr/share/wordnet
+    python data/sample/pretrain.py --work_dir runs/pretrain --wordnet /usr/share/wordnet --bf16
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ import json
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from drhard.encoder import RobertaDot, save_encoder
+from drhard.files import whole
+from drhard.qrels import read_relevant
+from star_tokenizer import RobertaTokenizer
 
 import numpy as np
 import tokenizers
@@ -33,11 +38,6 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, RobertaConfig
-
-from drhard.encoder import RobertaDot
-from drhard.files import whole
-from drhard.qrels import read_relevant
-from star_tokenizer import RobertaTokenizer
 
 HERE = Path(__file__).resolve().parent
 
@@ -56,6 +56,7 @@ QUERY_LENGTH = 40
 # A step: PASSAGES passages, for each of them one pseudo query of each kind, and GLOSSES glosses.
 PASSAGES = 96
 GLOSSES = 128
+CLAUSE_SHARE = 0.6  # a passage is asked for by a defining clause this often, if it has one; else by its title
 NEIGHBOURS = 8  # half of the batches are made of groups of this size that the teacher finds alike
 NEIGHBOURHOOD = 24  # a group is drawn from so many nearest passages
 
@@ -297,7 +298,9 @@ class Batches:
         for rows in self.passages():
             short = []
             for row in rows:
-                named = texts.clauses[row] if texts.clauses[row] and draw.random() < 0.6 else [texts.titles[row]]
+                named = [texts.titles[row]]
+                if texts.clauses[row] and draw.random() < CLAUSE_SHARE:
+                    named = texts.clauses[row]
                 kinds = (named, texts.sentences[row], texts.phrases[row])
                 short += [draw.choice(kind) for kind in kinds if kind]
             if texts.glosses:
@@ -311,9 +314,9 @@ def train(
     vectors: np.ndarray,
     tokens: list[list[int]],
     args: argparse.Namespace,
-    evaluate,
+    evaluate: Callable[[], float],
 ) -> None:
-    """Make the model order passages for a short text as the teacher does, and tell what the teacher's vector is."""
+    """Make the model order passages for a short text as the teacher does, and tell the teacher's vectors."""
     teacher = torch.from_numpy(vectors)
     to_teacher = nn.Linear(OUTPUT_SIZE, teacher.shape[1])  # thrown away in the end
     pad_id = model.config.pad_token_id
@@ -325,10 +328,6 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / ramp, (args.steps - step) / (args.steps - ramp))
     )
-    if not args.dropout:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
     autocast = torch.autocast("cpu", torch.bfloat16) if args.bf16 else nullcontext()
     batches = iter(Batches(texts, vectors))
     model.train()
@@ -344,13 +343,11 @@ def train(
 
             # The order of the batch's passages for each short text, as the teacher has it (KL divergence).
             target = (TEACHER_SCALE * short_t @ passages_t.T).softmax(1)
-            ranking = F.kl_div(
-                (short @ passages.T).log_softmax(1), target, reduction="batchmean"
-            )
+            ranking = F.kl_div((short @ passages.T).log_softmax(1), target, reduction="batchmean")
             # The teacher's vector of each text, up to a linear map.
             guess = to_teacher(torch.cat([passages, short]))
             place = 1 - F.cosine_similarity(guess, torch.cat([passages_t, short_t])).mean()
-            loss = ranking + args.place_weight * place
+            loss = ranking + place
 
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -414,18 +411,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work_dir", type=Path, required=True, help="for the teacher's vectors")
+    parser.add_argument("--work_dir", type=Path, required=True, help="keeps the teacher's vectors")
     parser.add_argument("--output_dir", type=Path, default=HERE / "warmup")
     parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--wordnet", type=Path, help="folder with WordNet's data.noun, ...; none: no glosses")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--place_weight", type=float, default=1.0)
-    parser.add_argument("--dropout", action="store_true")
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--eval_steps", type=int, default=200)
+    parser.add_argument("--bf16", action="store_true", help="faster where the processor has bfloat16")
+    parser.add_argument("--eval_steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--eval_dev", action="store_true", help="measure the dev queries in the end")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -437,7 +431,7 @@ def main() -> None:
         f"{len(texts.glosses):,} glosses"
     )
     vocabulary = [texts.texts[row] for row in (*texts.passages, *texts.titles)]
-    tokenizer = train_vocabulary(vocabulary, args.output_dir)
+    tokenizer = train_vocabulary(vocabulary, args.work_dir / "vocabulary")
     words = [tokenizer.decode([id_]).strip() or "." for id_ in range(len(tokenizer))]
     vectors = teacher_vectors(texts.texts, args.teacher, args.work_dir)
     word_vectors = teacher_vectors(words, args.teacher, args.work_dir)
@@ -447,7 +441,7 @@ def main() -> None:
     held_out = Evaluation(tokenizer, "train", HELD_OUT)
     print(f"at the start: held-out MRR@10 {held_out(model):.4f}")
     train(model, texts, vectors, tokens, args, lambda: held_out(model))
-    model.half().save_pretrained(args.output_dir)
+    save_encoder(model.half(), args.output_dir, tokenizer_from=args.work_dir / "vocabulary")
     print(f"wrote {args.output_dir}")
 
 
