@@ -27,8 +27,9 @@ step() { # step FILE COMMAND...: run the command unless FILE, which it writes la
 
 # 1. The sample lies in MS MARCO's files; the starting checkpoint plays the part of the published warm-up model.
 mkdir -p "$data"
-step $data/dataset cp -R data/sample/passage/dataset $data/
-step $data/warmup cp -R data/sample/warmup $data/
+for part in passage/dataset warmup; do
+    step $data/${part##*/} bash -c "rm -rf $data/copy && cp -R data/sample/$part $data/copy && mv $data/copy $data/${part##*/}"
+done
 
 # 2. Text to tokens.
 step $data/preprocess/lead-qid2offset.pickle \

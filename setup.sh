@@ -23,7 +23,8 @@ set_up() {
     if cmp -s "$project/$requirements" "$installed" && [ -x "$python" ]; then return; fi
     found=$(find_python) || return
     echo "Installing $requirements into $project/.venv with $("$found" --version)"
-    [ -x "$python" ] || "$found" -m venv "$project/.venv" || {
+    # pip, not python: a venv that failed half-way, as on Debian without python3-venv, has the one without the other.
+    "$python" -m pip --version >/dev/null 2>&1 || "$found" -m venv "$project/.venv" || {
         echo "error: no virtual environment could be made; on Debian and Ubuntu 'apt install python3-venv' helps" >&2
         return 2
     }

@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_train_epochs", type=int, default=6)
     parser.add_argument("--model_gpu_index", type=int, default=0, help="GPU of the model, if there is one (0)")
     parser.add_argument("--faiss_gpu_index", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
-    parser.add_argument("--faiss_omp_num_threads", type=int, help="threads of a search on the CPU (all cores)")
+    parser.add_argument("--faiss_omp_num_threads", type=int, help="threads on the CPU (all cores)")
     return parser.parse_args()
 
 

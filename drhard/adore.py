@@ -14,7 +14,7 @@ from drhard.files import whole
 from drhard.losses import adore_loss
 from drhard.optimization import parameter_groups
 from drhard.search import Index
-from drhard.tokens import TokenMemmap
+from drhard.tokens import TokenMemmap, sample_digest
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class AdoreSettings:
     seed: int = 42
 
     def __post_init__(self):
+        if self.seed < 0 or self.max_grad_norm <= 0:
+            raise InputError(f"seed {self.seed}, max_grad_norm {self.max_grad_norm}: expected 0 or more, more than 0")
         for name in ("neg_topk", "batch_size", "gradient_accumulation_steps", "epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -141,6 +143,8 @@ class AdoreTraining:
         self.documents, self.index = documents, index
         self.settings, self.device = settings, device
         self.save_dir, self.log_dir, self.tokenizer_from = save_dir, log_dir, tokenizer_from
+        if min(logging_steps, save_steps) < 1:
+            raise InputError(f"logging_steps {logging_steps}, save_steps {save_steps}: expected at least 1")
         self.logging_steps, self.save_steps = logging_steps, save_steps
 
         check_lengths(model, queries.name, queries.lengths)
@@ -194,6 +198,8 @@ class AdoreTraining:
         queries = self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
 
         _, retrieved = self.index.search(queries.detach().float().cpu().numpy(), settings.neg_topk)
+        if retrieved.min() < 0:
+            raise InputError(f"the query vectors are not finite any more at step {self.step}; lower --learning_rate")
         candidates = Candidates(retrieved, relevant)
         vectors = torch.from_numpy(self.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors)
@@ -233,7 +239,10 @@ class AdoreTraining:
         return asdict(self.settings) | {
             "init_path": self.init_digest,
             "queries": len(self.query_rows),
+            "query texts": self.queries.digest(),
+            "max_seq_length": self.queries.max_length,
             "documents": len(self.documents),
+            "document vectors": sample_digest(self.documents),
         }
 
     def _save_state(self) -> None:

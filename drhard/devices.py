@@ -1,17 +1,14 @@
-"""Where the model runs, and where the search does."""
+"""Where the model runs."""
+
+from drhard.errors import InputError
 
 import torch
 
 
 def model_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
-    """The GPU if there is one and it is not declined, the CPU otherwise."""
+    """The GPU if there is one and it is not declined, the CPU otherwise. Raises InputError if it is not there."""
     if no_cuda or not torch.cuda.is_available():
         return torch.device("cpu")
+    if not 0 <= gpu < torch.cuda.device_count():
+        raise InputError(f"there is no GPU {gpu} for the model; {torch.cuda.device_count()} are seen")
     return torch.device("cuda", gpu)
-
-
-def search_gpus() -> list[int]:
-    """All GPUs that faiss can search on; none where faiss is built for the CPU alone."""
-    import faiss
-
-    return list(range(faiss.get_num_gpus())) if hasattr(faiss, "GpuIndexFlatIP") else []

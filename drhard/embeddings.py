@@ -1,9 +1,10 @@
 """Embedding memmaps: float32 (rows, dim), each with a stamp beside it that says what it was made from."""
 
+import fcntl
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from drhard.encoder import RobertaDot, check_lengths, weights_digest
 from drhard.errors import InputError
@@ -56,7 +57,9 @@ def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size:
         log.info("%s is there already and is used again", path)
         return dim
     stamp_path, unfinished = _stamp_path(path), partial(path)
-    if not (stamp_path.exists() and unfinished.exists() and read_json(stamp_path) == stamp):
+    if unfinished.exists() and unfinished.stat().st_size and stamp_path.exists():
+        _check_stamp(unfinished, stamp_path, stamp)
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(b"")
         write_json(stamp_path, stamp)
@@ -72,6 +75,7 @@ def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size:
         total=int(tokens.lengths.sum()), initial=int(tokens.lengths[:done].sum()), unit="token", unit_scale=True,
         desc=f"encoding {tokens.name}",
     ) as bar:  # fmt: skip
+        _lock(file, path)
         file.truncate(done * row_bytes)
         file.seek(done * row_bytes)
         for start in range(done, len(tokens), window):
@@ -140,6 +144,14 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
     return np.memmap(path, dtype=DTYPE, mode="r", shape=(size // row_bytes, dim))
 
 
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep other processes from writing the same file, until it is closed. Raises InputError if one does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(f"{path}: another process is writing it; wait for it, then run this again") from None
+
+
 def _stamp_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
@@ -151,6 +163,10 @@ def _check(path: Path, stamp: dict[str, Any]) -> None:
     if not stamp_path.exists():
         log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_path.name)
         return
+    _check_stamp(path, stamp_path, stamp)
+
+
+def _check_stamp(path: Path, stamp_path: Path, stamp: dict[str, Any]) -> None:
     found = read_json(stamp_path)
     words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
     for field, expected in stamp.items():

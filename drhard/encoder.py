@@ -124,6 +124,8 @@ def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Pa
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".partial-*"):  # by a process that was killed
+        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as unfinished:
         model.save_pretrained(unfinished)
         for name in TOKENIZER_FILES:

@@ -22,8 +22,14 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except OSError as error:  # a full disk, a folder that may not be written to
+            if error.filename is None and error.errno is None:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"error: {place}{error.strerror}; put that right and run the same command again", file=sys.stderr)
+            sys.exit(2)
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            print("stopped; run the same command again to go on", file=sys.stderr)
             sys.exit(130)
 
     return run

@@ -1,15 +1,16 @@
-"""Encode a collection and a split's queries with one encoder, search, write the run; mine hard negatives."""
+"""Encode a collection and a split's queries with one encoder and search; mine hard negatives."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from drhard.embeddings import encode, open_embeddings, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
-from drhard.files import write_json
+from drhard.files import whole
 from drhard.qrels import read_relevant_rows
 from drhard.runs import without
-from drhard.search import check_search, open_index
+from drhard.search import check_search, gpus_with_room, open_index
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 import numpy as np
@@ -40,13 +41,13 @@ def retrieve(
     topk: int,
     batch_size: int,
     device: torch.device,
-    gpus: Sequence[int] = (),
+    gpus: Sequence[int] | None = (),
 ) -> np.ndarray:
     """Encode queries and passages into ``folder`` and search the passages.
 
     Args:
         topk: how many passages for each query.
-        gpus: where to search; on the CPU if there are none.
+        gpus: where to search; on the CPU if empty, on all if None and they have room for it.
 
     Returns:
         (queries, topk) int64 passage rows, best first.
@@ -54,9 +55,11 @@ def retrieve(
     Raises:
         InputError: as :func:`drhard.embeddings.encode` and :func:`drhard.search.check_search`.
     """
-    check_search(topk, len(passages), gpus)  # before the long work, not after
+    check_search(topk, len(passages), gpus or ())  # before the long work, not after
     query_embeddings = encode_collection(model, queries, folder, batch_size, device)
     embeddings = encode_collection(model, passages, folder, batch_size, device)
+    if gpus is None:
+        gpus = gpus_with_room(embeddings.nbytes)
     _, rows = open_index(embeddings, gpus, progress=True).search(query_embeddings, topk)
     return rows
 
@@ -71,7 +74,7 @@ def mine_hard_negatives(
     topk: int,
     batch_size: int,
     device: torch.device,
-    gpus: Sequence[int] = (),
+    gpus: Sequence[int] | None = (),
 ) -> tuple[dict[int, list[int]], np.ndarray]:
     """For each query, the ``topk`` best passages that are not judged relevant to it (section 4.1 of the paper).
 
@@ -95,4 +98,8 @@ def mine_hard_negatives(
 
 def write_hard_negatives(path: Path, hard: dict[int, list[int]]) -> None:
     """Write ``hard.json``: ``{"qid": [pid, …]}`` in rows."""
-    write_json(path, {str(qid): pids for qid, pids in hard.items()})
+    # Query by query: as one string it would take a gigabyte for MS MARCO.
+    with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        for number, (qid, pids) in enumerate(hard.items()):
+            file.write(("{" if number == 0 else ", ") + f'"{qid}": {json.dumps(pids)}')
+        file.write("}")

@@ -40,18 +40,23 @@ class StarDataset(Dataset):
         self.hard = hard
         self.hard_num = hard_num
         self.seed = seed
-        self.epoch = 0
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # worker processes see it change
+
+    @property
+    def epoch(self) -> int:
+        """Of the draws, from 0."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; the Trainer calls it at the start of each epoch."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def __getitem__(self, index: int) -> Example:
         query = self.queries[index]
-        random = np.random.default_rng((self.seed, int(self.epoch), query))
+        random = np.random.default_rng((self.seed, self.epoch, query))
         candidates = self.hard[query]
         chosen = random.choice(len(candidates), self.hard_num, replace=len(candidates) < self.hard_num)
         positive = self.relevant[query][random.integers(len(self.relevant[query]))]

@@ -1,5 +1,6 @@
 """Search: the documents with the greatest inner products, exact, in blocks."""
 
+import logging
 import os
 import queue
 import threading
@@ -13,7 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+log = logging.getLogger(__name__)
+
 BLOCK_ROWS = 8192  # documents in a block: 25 MB at 768 dimensions
+GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
+GPU_TOPK = 2048  # the most that faiss returns from a GPU
 QUERY_ROWS = 1024  # queries past a block at a time: 32 MB of scores
 
 
@@ -182,7 +187,9 @@ def gpu_index(documents: np.ndarray, gpus: Sequence[int]) -> ShardedIndex:
     import faiss
 
     _check_gpus(gpus)
+    torch.cuda.empty_cache()  # what encoding has left
     count, dim = documents.shape
+    gpus = gpus[:count]
     bounds = np.linspace(0, count, len(gpus) + 1).astype(np.int64)
     shards = []
     for gpu, first, last in zip(gpus, bounds[:-1], bounds[1:], strict=True):
@@ -191,10 +198,24 @@ def gpu_index(documents: np.ndarray, gpus: Sequence[int]) -> ShardedIndex:
         resources = faiss.StandardGpuResources()
         shard = faiss.GpuIndexFlatIP(resources, dim, config)
         shard.resources = resources  # lives as long as the index
-        for start in range(first, last, BLOCK_ROWS):
-            shard.add(np.ascontiguousarray(documents[start : min(start + BLOCK_ROWS, last)]))
+        shard.add(documents[first:last])  # at once: faiss makes room for what is added and copies what is there
         shards.append(shard)
     return ShardedIndex(shards)
+
+
+def gpus_with_room(size: int) -> list[int]:
+    """All GPUs if they can hold documents of ``size`` bytes between them and faiss can use them; none if not."""
+    import faiss
+
+    if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()):
+        return []
+    torch.cuda.empty_cache()
+    gpus = list(range(faiss.get_num_gpus()))
+    free = [torch.cuda.mem_get_info(gpu)[0] for gpu in gpus]
+    if not gpus or min(free) < size / len(gpus) + GPU_SCRATCH:
+        log.warning("the GPUs cannot hold %.1f GB of embeddings between them; searching on the CPU", size / 1e9)
+        return []
+    return gpus
 
 
 def open_index(documents: np.ndarray, gpus: Sequence[int], progress: bool = False) -> Index:
@@ -206,6 +227,8 @@ def check_search(k: int, count: int, gpus: Sequence[int] = ()) -> None:
     """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``."""
     if not 1 <= k <= count:
         raise InputError(f"cannot return the {k} best of {count} documents; choose 1 to {count}")
+    if gpus and k > GPU_TOPK:
+        raise InputError(f"faiss finds at most the {GPU_TOPK} best on a GPU, not {k}; search on the CPU")
     if gpus:
         _check_gpus(gpus)
 

@@ -1,5 +1,6 @@
 """STAR: both encoders trained with static hard negatives and in-batch random negatives, by the Trainer."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from drhard.sampling import StarDataset
 import torch
 from torch.optim import AdamW, Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+RECORD_FILE = "training.json"  # what a training was begun with
+MINING_FOLDER = "mining"  # embeddings of a training that mines its own hard negatives
 
 
 class EpochDraws(TrainerCallback):
@@ -47,9 +51,11 @@ class StarTrainer(Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> torch.Tensor | tuple[torch.Tensor, None]:
         """The loss of a batch as :class:`drhard.sampling.StarCollator` makes it."""
-        queries = model(**inputs["query"])  # (B, dim)
-        # Positives and hard negatives apart, so that neither is padded to the other's length.
-        documents = [model(**inputs[part]) for part in ("positive", "hard") if inputs[part] is not None]
+        # Under DataParallel, Trainer itself does not turn mixed precision on.
+        with self.accelerator.autocast():
+            queries = model(**inputs["query"])  # (B, dim)
+            # Positives and hard negatives apart, so that neither is padded to the other's length.
+            documents = [model(**inputs[part]) for part in ("positive", "hard") if inputs[part] is not None]
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
             scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
@@ -76,7 +82,7 @@ class StarTrainer(Trainer):
 
 
 def open_training(output_dir: Path, settings: dict[str, str], overwrite: bool) -> str | None:
-    """Make ``output_dir`` ready for a training, or find where it was stopped.
+    """Make ``output_dir`` ready for a training, or find where it was stopped. One process of several calls it.
 
     Args:
         settings: what decides the outcome; kept in ``training.json``.
@@ -88,18 +94,19 @@ def open_training(output_dir: Path, settings: dict[str, str], overwrite: bool) -
     Raises:
         InputError: a finished model is there, or a training with other settings was begun there.
     """
-    record = output_dir / "training.json"
+    record = output_dir / RECORD_FILE
     if overwrite:
-        for checkpoint in output_dir.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        for name in ("config.json", "model.safetensors", record.name):
+        for folder in (*output_dir.glob("checkpoint-*"), output_dir / MINING_FOLDER):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("config.json", "model.safetensors", RECORD_FILE):
             (output_dir / name).unlink(missing_ok=True)
     way_out = "give --overwrite_output_dir to start anew, or name another --output_dir"
     if (output_dir / "config.json").exists():
         raise InputError(f"{output_dir}: there is a finished model already; {way_out}")
-    # Trainer writes its state last, so a checkpoint that has one is whole.
-    steps = [int(state.parent.name.split("-")[-1]) for state in output_dir.glob("checkpoint-*/trainer_state.json")]
-    if steps and record.exists():
+    checkpoint = last_checkpoint(output_dir)
+    if checkpoint:
+        if not record.exists():
+            raise InputError(f"{output_dir}: there are checkpoints of another training; {way_out}")
         for name, value in read_json(record).items():
             if settings.get(name) != value:
                 raise InputError(
@@ -107,4 +114,15 @@ def open_training(output_dir: Path, settings: dict[str, str], overwrite: bool) -
                     f"not {settings.get(name)}; {way_out}"
                 )
     write_json(record, settings, indent=1)
+    return checkpoint
+
+
+def last_checkpoint(output_dir: Path) -> str | None:
+    """The last whole checkpoint in a folder, None if there is none."""
+    steps = []
+    for path in output_dir.glob("checkpoint-*/trainer_state.json"):  # Trainer writes it last
+        try:
+            steps.append(int(json.loads(path.read_text())["global_step"]))
+        except (ValueError, KeyError):
+            continue  # cut off while it was written
     return str(output_dir / f"checkpoint-{max(steps)}") if steps else None

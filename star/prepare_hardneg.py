@@ -9,7 +9,7 @@ Reads {data_root}/{type}/preprocess and {data_root}/{type}/warmup, writes
 import argparse
 from pathlib import Path
 
-from drhard.devices import model_device, search_gpus
+from drhard.devices import model_device
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.msmarco import CORPORA, PASSAGE
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
         help="which queries; star/train.py needs train",
     )  # fmt: skip
     parser.add_argument("--topk", type=int, default=200, help="negatives for each query (200)")
-    parser.add_argument("--not_faiss_cuda", action="store_true", help="search on the CPU, not on the GPUs")
+    parser.add_argument("--not_faiss_cuda", action="store_true", help="search on the CPU though the GPUs have room")
     parser.add_argument("--no_cuda", action="store_true", help="leave the GPU alone")
     return parser.parse_args()
 
@@ -41,7 +41,7 @@ def main() -> None:
     output_dir = root / "warmup_retrieve"
     model = load_encoder(root / "warmup")
     device = model_device(args.no_cuda)
-    gpus = [] if args.not_faiss_cuda or args.no_cuda else search_gpus()
+    gpus = [] if args.not_faiss_cuda or args.no_cuda else None
     print(f"Mining {args.topk} hard negatives for each {args.mode} query with {root / 'warmup'} on {device}")
 
     hard, ranked = mine_hard_negatives(

@@ -14,13 +14,12 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drhard.devices import search_gpus
 from drhard.encoder import check_lengths, load_encoder, weights_digest
 from drhard.errors import InputError, command
 from drhard.qrels import read_relevant_rows
 from drhard.retrieval import mine_hard_negatives, write_hard_negatives
 from drhard.sampling import StarCollator, StarDataset, read_hard_negatives
-from drhard.star import StarTrainer, open_training
+from drhard.star import MINING_FOLDER, StarTrainer, last_checkpoint, open_training
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 import torch
@@ -69,11 +68,13 @@ class StarTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or self.no_cuda
-        self.activation_checkpointing = self.gradient_checkpointing  # its name in today's transformers
+        # Its name in today's transformers.
+        self.activation_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
         if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
             log.warning("--fp16 is left out: it needs a GPU")
             self.fp16 = False
-        self.dataloader_pin_memory = not self.use_cpu and torch.cuda.is_available()
+        self.dataloader_pin_memory &= torch.cuda.is_available() and not self.use_cpu
+        self.report_to = "none"  # TensorBoard is written to --logging_dir, by a callback of ours
         super().__post_init__()
 
 
@@ -95,21 +96,28 @@ def main() -> None:
     if data_args.hardneg_path is not None:
         hard = read_hard_negatives(data_args.hardneg_path, relevant, len(documents))
     settings = outcome_settings(data_args, args, weights_digest(model))
-    checkpoint = args.resume_from_checkpoint or open_training(output_dir, settings, args.overwrite_output_dir)
-
+    with args.main_process_first(local=False, desc="looking for a checkpoint"):
+        if args.process_index == 0:
+            checkpoint = open_training(output_dir, settings, args.overwrite_output_dir)
+        else:
+            checkpoint = last_checkpoint(output_dir)
+    checkpoint = args.resume_from_checkpoint or checkpoint
     if data_args.hardneg_path is None:
         hardneg_path = output_dir / "hard.json"
-        with args.main_process_first(local=False, desc="mining"):
-            if args.process_index == 0 and checkpoint is None:
-                print(f"Mining hard negatives with {data_args.init_path} on {args.device}")
-                hard, _ = mine_hard_negatives(
-                    model, data_args.preprocess_dir, "train", output_dir / "mining",
-                    data_args.max_query_length, data_args.max_doc_length, topk=min(MINED, len(documents) // 2),
-                    batch_size=args.per_device_eval_batch_size, device=args.device,
-                    gpus=[] if args.no_cuda else search_gpus(),
-                )  # fmt: skip
-                write_hard_negatives(hardneg_path, hard)
-                print(f"Wrote {hardneg_path}")
+        if checkpoint is None or not hardneg_path.exists():
+            if args.world_size > 1:
+                raise InputError(
+                    "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
+                )
+            print(f"Mining hard negatives with {data_args.init_path} on {args.device}")
+            hard, _ = mine_hard_negatives(
+                model, data_args.preprocess_dir, "train", output_dir / MINING_FOLDER,
+                data_args.max_query_length, data_args.max_doc_length, topk=min(MINED, len(documents) // 2),
+                batch_size=args.per_device_eval_batch_size, device=args.device,
+                gpus=[] if args.no_cuda else None,
+            )  # fmt: skip
+            write_hard_negatives(hardneg_path, hard)
+            print(f"Wrote {hardneg_path}")
         hard = read_hard_negatives(hardneg_path, relevant, len(documents))
 
     writer = SummaryWriter(args.logging_dir) if args.process_index == 0 else None
@@ -137,9 +145,9 @@ def outcome_settings(data_args: DataArguments, args: StarTrainingArguments, init
         "max_query_length", "max_doc_length", "preprocess_dir", "hardneg_path", "per_query_hard_num",
         "optimizer_str", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
         "max_grad_norm", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "seed",
-        "per_device_train_batch_size", "gradient_accumulation_steps", "fp16", "bf16",
+        "train_batch_size", "world_size", "gradient_accumulation_steps", "fp16", "bf16",
     )  # fmt: skip
-    values = vars(data_args) | vars(args)
+    values = vars(data_args) | vars(args) | {"train_batch_size": args.train_batch_size, "world_size": args.world_size}
     return {"init_path": init_digest} | {name: str(values[name]) for name in names}
 
 

@@ -1,5 +1,6 @@
 """Embedding files: rows where they belong, stamps that tell what a file was made from, runs that go on."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -222,14 +223,31 @@ def test_stopped_run_is_gone_on_with(
     assert set(os.listdir(tmp_path)) == {"passages.memmap", "passages.memmap.json"}
 
 
-def test_unfinished_file_of_another_model_is_begun_anew(tmp_path: Path, many: TokenMemmap, unbroken: bytes) -> None:
+def test_unfinished_file_of_another_model_is_refused(tmp_path: Path, many: TokenMemmap, unbroken: bytes) -> None:
     path = tmp_path / "passages.memmap"
     other = tiny_model(seed=9)
     encoded_until(other, 18_000)
     with pytest.raises(KeyboardInterrupt):
         encode(other, many, path, 512, CPU)
+    unfinished = path.with_name("passages.memmap.partial")
+    hours_of_work = unfinished.read_bytes()
+    with pytest.raises(InputError, match=r"passages\.memmap\.partial: was made with other weights"):
+        encode(tiny_model(), many, path, 512, CPU)
+    assert unfinished.read_bytes() == hours_of_work
+    unfinished.unlink()  # as the sentence says
     encode(tiny_model(), many, path, 512, CPU)
     assert path.read_bytes() == unbroken
+
+
+def test_two_processes_do_not_write_the_same_file(tmp_path: Path, many: TokenMemmap) -> None:
+    path = tmp_path / "passages.memmap"
+    encoded_until(model := tiny_model(), 18_000)
+    with pytest.raises(KeyboardInterrupt):
+        encode(model, many, path, 512, CPU)
+    with open(path.with_name("passages.memmap.partial"), "r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is writing it"):
+            encode(tiny_model(), many, path, 512, CPU)
 
 
 # Opening

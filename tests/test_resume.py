@@ -11,7 +11,7 @@ from drhard.errors import InputError
 from drhard.qrels import read_relevant
 from drhard.sampling import StarDataset
 from drhard.search import ExactIndex
-from drhard.star import StarTrainer
+from drhard.star import MINING_FOLDER, RECORD_FILE, StarTrainer, open_training
 from drhard.tokens import TokenMemmap, query_name
 
 import numpy as np
@@ -313,3 +313,22 @@ def test_finished_star_is_not_overwritten_unless_asked(
     assert model.read_bytes() == before
     call_script("star/train.py", *star_arguments(star_input, tmp_path, "--max_steps", 3, "--overwrite_output_dir"))
     assert model.read_bytes() != before
+
+
+def test_checkpoints_of_another_project_are_refused(tmp_path: Path) -> None:
+    state = tmp_path / "models" / "checkpoint-5" / "trainer_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"global_step": 5}')
+    with pytest.raises(InputError, match="checkpoints of another training"):
+        open_training(tmp_path / "models", {}, overwrite=False)
+    state.write_text('{"global_st')  # cut off while it was written: as if it were not there
+    assert open_training(tmp_path / "models", {}, overwrite=False) is None
+
+
+def test_overwriting_removes_what_was_mined(tmp_path: Path) -> None:
+    mined = tmp_path / MINING_FOLDER / "passages.memmap"
+    mined.parent.mkdir()
+    mined.touch()
+    (tmp_path / "config.json").touch()
+    assert open_training(tmp_path, {}, overwrite=True) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD_FILE]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import drhard.search
 from drhard.errors import InputError
-from drhard.search import ExactIndex, ShardedIndex, merge_block, open_index
+from drhard.search import ExactIndex, ShardedIndex, check_search, gpus_with_room, merge_block, open_index
 
 import faiss
 import numpy as np
@@ -219,3 +219,14 @@ def test_no_gpu_means_the_exact_index() -> None:
 def test_gpus_that_are_not_there_are_refused() -> None:
     with pytest.raises(InputError, match="GPU"):
         open_index(np.ones((2, 2), dtype=np.float32), [99])
+
+
+def test_what_a_gpu_cannot_return_is_refused_before_the_long_work() -> None:
+    with pytest.raises(InputError, match="2048"):
+        check_search(3000, 10_000, gpus=[0])
+    check_search(3000, 10_000)
+
+
+def test_without_a_gpu_the_search_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpus_with_room(1) == []
