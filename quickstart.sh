@@ -24,12 +24,21 @@ step() { # step FILE COMMAND...: run the command unless FILE, which it writes la
         "$@"
     fi
 }
+copy() { # copy SOURCE TARGET: a folder, under its name when it is whole
+    printf '\n$ cp -R %q %q\n' "$1" "$2"
+    if [ -e "$2" ]; then
+        echo "$2 is there already"
+        return
+    fi
+    rm -rf "$2.partial"
+    cp -R "$1" "$2.partial"
+    mv "$2.partial" "$2"
+}
 
 # 1. The sample lies in MS MARCO's files; the starting checkpoint plays the part of the published warm-up model.
 mkdir -p "$data"
-for part in passage/dataset warmup; do
-    step $data/${part##*/} bash -c "rm -rf $data/copy && cp -R data/sample/$part $data/copy && mv $data/copy $data/${part##*/}"
-done
+copy data/sample/passage/dataset $data/dataset
+copy data/sample/warmup $data/warmup
 
 # 2. Text to tokens.
 step $data/preprocess/lead-qid2offset.pickle \

@@ -65,6 +65,7 @@ class StarTrainingArguments(TrainingArguments):
     save_steps: float = 1000
     save_total_limit: int | None = 1  # one is enough to go on from
     remove_unused_columns: bool = False
+    ddp_find_unused_parameters: bool | None = False  # every parameter has its part in every step
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or self.no_cuda
