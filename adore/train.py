@@ -13,7 +13,7 @@ from pathlib import Path
 
 from drhard.adore import AdoreSettings, AdoreTraining
 from drhard.devices import model_device
-from drhard.embeddings import in_memory_if_it_fits, open_embeddings
+from drhard.embeddings import in_memory_if_it_fits, open_embeddings, warn_if_made_by_another
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.qrels import read_relevant_rows
@@ -72,6 +72,7 @@ def main() -> None:
     model = load_encoder(args.init_path)
     device = model_device(gpu=args.model_gpu_index)
     documents = open_embeddings(args.pembed_path, model.output_embedding_size)
+    warn_if_made_by_another(args.pembed_path, model)
     relevant = read_relevant_rows(args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
     check_search(args.neg_topk, len(documents), args.faiss_gpu_index)
     if not args.faiss_gpu_index:

@@ -159,6 +159,7 @@ class AdoreTraining:
             self.optimizer, settings.warmup_steps, self.total_steps // settings.gradient_accumulation_steps
         )
         self.step = 0  # batches done
+        self._epoch_order: tuple[int, np.ndarray] = -1, self.query_rows  # the epoch that is under way, its order
         torch.manual_seed(settings.seed)
         if not self._resume():
             self._save_state()  # from here on the folder is known to be this training's
@@ -223,7 +224,10 @@ class AdoreTraining:
 
     def _batch_rows(self, step: int) -> np.ndarray:
         epoch, batch = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.query_rows))
+        if self._epoch_order[0] != epoch:
+            shuffled = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.query_rows))
+            self._epoch_order = epoch, shuffled
+        order = self._epoch_order[1]
         size = self.settings.batch_size
         return self.query_rows[order[batch * size : (batch + 1) * size]]
 

@@ -177,6 +177,13 @@ def _check_stamp(path: Path, stamp_path: Path, stamp: dict[str, Any]) -> None:
             )
 
 
+def warn_if_made_by_another(path: Path, model: RobertaDot) -> None:
+    """Log a warning if the stamp of the embeddings at ``path`` names other weights than those of ``model``."""
+    stamp_path = _stamp_path(path)
+    if stamp_path.exists() and read_json(stamp_path).get("model") != weights_digest(model):
+        log.warning("%s: was made by another model than the one that the training starts from", path)
+
+
 def in_memory_if_it_fits(documents: np.ndarray) -> np.ndarray:
     """Read a memmap into memory if that leaves at least as much free; as it is if not."""
     if documents.nbytes * 2 > psutil.virtual_memory().available:

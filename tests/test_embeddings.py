@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from drhard.embeddings import encode, in_memory_if_it_fits, open_embeddings, write_row_numbers
+from drhard.embeddings import encode, in_memory_if_it_fits, open_embeddings, warn_if_made_by_another, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
 from drhard.tokens import TokenMemmap
@@ -277,3 +277,14 @@ def test_copy_in_memory_is_equal(tmp_path: Path) -> None:
 def test_row_numbers(tmp_path: Path) -> None:
     write_row_numbers(tmp_path / "passages-id.memmap", 5)
     assert np.fromfile(tmp_path / "passages-id.memmap", dtype=np.int32).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_embeddings_of_another_model_are_told(
+    tmp_path: Path, many: TokenMemmap, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "passages.memmap"
+    encode(tiny_model(seed=1), many, path, 512, CPU)
+    warn_if_made_by_another(path, tiny_model(seed=1))
+    assert not caplog.messages
+    warn_if_made_by_another(path, tiny_model(seed=2))
+    assert "was made by another model" in caplog.text

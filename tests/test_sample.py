@@ -1,0 +1,69 @@
+"""The embedded sample: what its README promises, and the table of the quickstart."""
+
+import gzip
+import json
+from itertools import combinations
+from pathlib import Path
+
+from drhard.encoder import load_encoder
+from drhard.msmarco import CORPORA, Corpus
+from drhard.qrels import read_relevant
+from star_tokenizer import RobertaTokenizer
+
+import pytest
+from conftest import PROJECT, must_run
+
+SAMPLE = PROJECT / "data" / "sample"
+
+
+@pytest.mark.parametrize("corpus", CORPORA.values(), ids=lambda corpus: corpus.name)
+def test_splits_share_nothing_and_know_their_documents(corpus: Corpus) -> None:
+    dataset = SAMPLE / corpus.name / "dataset"
+    with gzip.open(dataset / f"{corpus.collection}.gz", "rt", encoding="utf-8") as file:
+        pids = [int(line.split("\t")[0].removeprefix(corpus.pid_prefix)) for line in file]
+    assert len(pids) == len(set(pids)) == 10_032
+    assert pids != sorted(pids)
+    texts, relevant = {}, {}
+    for mode, split in corpus.splits.items():
+        queries = dict(line.split("\t") for line in (dataset / split.queries).read_text(encoding="utf-8").splitlines())
+        texts[mode] = {text.lower() for text in queries.values()}
+        assert len(texts[mode]) == len(queries) == {"train": 7096, "dev": 1000, "test": 500, "lead": 200}[mode]
+        if split.qrels:
+            judged = read_relevant(dataset / split.qrels, corpus.pid_prefix)
+            assert {str(qid) for qid in judged} == set(queries)
+            relevant[mode] = {pid for found in judged.values() for pid in found}
+            assert relevant[mode] <= set(pids)
+    for kind in (texts, relevant):
+        for one, other in combinations(kind.values(), 2):
+            assert not one & other
+
+
+def test_starting_checkpoint_loads_and_knows_every_lower_case_text() -> None:
+    model = load_encoder(SAMPLE / "warmup")
+    tokenizer = RobertaTokenizer.from_pretrained(SAMPLE / "warmup", do_lower_case=True)
+    assert model.config.vocab_size == len(tokenizer)
+    text = "film of 1968 by stanley kubrick, 日本語 🎬"
+    ids = tokenizer.encode(text)
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == " " + text
+
+
+def test_results_are_those_of_the_runs(tmp_path: Path) -> None:
+    root = tmp_path / "passage"
+    preprocess = root / "preprocess"
+    preprocess.mkdir(parents=True)
+    # Two queries each; the first one's document comes second, the other's is not found.
+    for mode, grade in (("dev", 1), ("test", 3)):
+        (preprocess / f"{mode}-qrel.tsv").write_text(f"0\t0\t7\t{grade}\n1\t0\t8\t{grade}\n")
+        for folder in ("warmup", "star", "adore-star"):
+            run = root / "evaluate" / folder / f"{mode}.rank.tsv"
+            run.parent.mkdir(parents=True, exist_ok=True)
+            run.write_text("0\t5\t1\n0\t7\t2\n1\t5\t1\n1\t6\t2\n")
+    printed = must_run("data/sample/results.py", "--data_root", tmp_path, cwd=tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["Warm-up", "STAR", "ADORE (STAR)"]
+    for row in rows:
+        assert row["mrr10"] == pytest.approx(1 / 2 / 2)
+        assert row["recall100"] == pytest.approx(1 / 2)
+        assert row["ndcg10"] == pytest.approx(0.6309297535714575 / 2)  # 1 / log2(3)
+        assert f"{row['name']:14}{0.25:12.3f}{0.5:12.3f}{0.315:14.3f}" in printed
