@@ -58,7 +58,8 @@ step $data/trained_models/star/config.json \
     python star/train.py --do_train --max_query_length 24 --max_doc_length 120 \
     --preprocess_dir $data/preprocess --hardneg_path $data/warmup_retrieve/hard.json --init_path $data/warmup \
     --output_dir $data/trained_models/star --logging_dir $data/star_train/log \
-    --optimizer_str lamb --learning_rate 2e-3 --per_device_train_batch_size 64 --max_steps 400 --warmup_steps 50
+    --optimizer_str lamb --learning_rate 2e-3 --per_device_train_batch_size 64 --max_steps 400 --warmup_steps 50 \
+    --save_steps 100
 for mode in dev test; do
     step $data/evaluate/star/$mode.rank.tsv \
         python star/inference.py --data_type passage --data_root $root --max_doc_length 128 --mode $mode

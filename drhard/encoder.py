@@ -69,6 +69,9 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
     Raises:
         InputError: the checkpoint cannot be read, or weights are missing in it.
     """
+    name = str(name_or_path)
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # no name on the hub
+        raise InputError(f"{name}: no such folder; download_data.sh --models fetches the published checkpoints")
     try:
         model, info = RobertaDot.from_pretrained(
             str(name_or_path), dtype=torch.float32, output_loading_info=True, weights_only=True
