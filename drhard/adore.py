@@ -12,9 +12,9 @@ from drhard.encoder import RobertaDot, check_lengths, save_encoder, weights_dige
 from drhard.errors import InputError
 from drhard.files import whole
 from drhard.losses import adore_loss
-from drhard.optimization import parameter_groups
 from drhard.search import Index
 from drhard.tokens import TokenMemmap, sample_digest
+from drhard.training import check_record, parameter_groups
 
 import numpy as np
 import torch
@@ -273,7 +273,7 @@ class AdoreTraining:
             return False
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            self._check_record(state["record"])
+            check_record(self.save_dir, state["record"], self._record(), "name another --model_save_dir, or delete it")
             self.step = state["step"]
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -289,11 +289,3 @@ class AdoreTraining:
             ) from None
         log.info("going on after step %d of %d (%s)", self.step, self.total_steps, path)
         return True
-
-    def _check_record(self, found: dict[str, Any]) -> None:
-        for name, value in self._record().items():
-            if found.get(name) != value:
-                raise InputError(
-                    f"{self.save_dir}: the training there was begun with {name} {found.get(name)}, not {value}; "
-                    "name another --model_save_dir, or delete it"
-                )

@@ -19,8 +19,9 @@ from transformers.utils import logging as transformers_logging
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
 transformers_logging.disable_progress_bar()  # its bars for reading and writing weights drown ours
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
 _HEAD = ("embeddingHead.", "norm.")
 
 
@@ -73,23 +74,21 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
     if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # no name on the hub
         raise InputError(f"{name}: no such folder; download_data.sh --models fetches the published checkpoints")
     try:
-        model, info = RobertaDot.from_pretrained(
-            str(name_or_path), dtype=torch.float32, output_loading_info=True, weights_only=True
-        )
+        model, info = RobertaDot.from_pretrained(name, dtype=torch.float32, output_loading_info=True, weights_only=True)
     except pickle.UnpicklingError:  # torch's own sentence advises to read it all the same
-        raise InputError(f"{name_or_path}: pytorch_model.bin is damaged or holds more than weights") from None
+        raise InputError(f"{name}: pytorch_model.bin is damaged or holds more than weights") from None
     except Exception as error:  # no folder, no such name, no config, damaged weights, …: many types, all bad input
-        raise InputError(f"{name_or_path}: cannot be read as a checkpoint: {_first_line(error)}") from None
+        raise InputError(f"{name}: cannot be read as a checkpoint: {_first_line(error)}") from None
     missing = sorted(info["missing_keys"])
     if info["mismatched_keys"]:
         key = sorted(info["mismatched_keys"])[0]
-        raise InputError(f"{name_or_path}: the shape of {key} does not fit config.json")
+        raise InputError(f"{name}: the shape of {key} does not fit config.json")
     if fresh_head and missing and all(key.startswith(_HEAD) for key in missing) and len(missing) == 4:
-        log.warning("%s has no embedding head; it starts from random weights", name_or_path)
+        log.warning("%s has no embedding head; it starts from random weights", name)
     elif missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
-            f"{name_or_path}: the checkpoint lacks the weights {', '.join(missing[:3])}{more}; "
+            f"{name}: the checkpoint lacks the weights {', '.join(missing[:3])}{more}; "
             "is it a STAR or ADORE checkpoint, and is the download complete?"
         )
     return model.eval()

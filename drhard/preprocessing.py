@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drhard.errors import InputError
-from drhard.files import decode_line, whole, write_int_dict
+from drhard.files import decode_line, text_lines, whole, write_int_dict
 from drhard.msmarco import Corpus, parse_document, parse_id, parse_passage, parse_query, source_file
 from drhard.qrels import Judgement, read_judgements
 from drhard.tokens import PASSAGES, query_name
@@ -201,13 +201,11 @@ def _refuse_duplicates(ids: np.ndarray, source: Path) -> None:
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
         duplicate = int(twice[0])
-        opener = gzip.open if source.suffix == ".gz" else open
-        with opener(source, "rb") as file:
-            numbers = [
-                number
-                for number, line in enumerate(file, start=1)
-                if int(line.split(b"\t", 1)[0].strip().lstrip(b"D")) == duplicate
-            ]
+        numbers = [
+            number
+            for number, line in text_lines(source)
+            if int(line.split("\t", 1)[0].strip().removeprefix("D")) == duplicate
+        ]
         raise InputError(f"{source}, line {numbers[1]}: the id {duplicate} is there already, in line {numbers[0]}")
 
 

@@ -44,22 +44,30 @@ def read_relevant(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]
 
     Raises InputError as :func:`read_judgements`, and if the file judges nothing relevant.
     """
+    return _relevant(path, read_judgements(path, pid_prefix))
+
+
+def read_relevant_rows(path: str | Path, queries: int, documents: int) -> dict[int, list[int]]:
+    """:func:`read_relevant` of a file in rows. Raises InputError too if there is no such query or document."""
+
+    def within() -> Iterator[Judgement]:
+        for judgement in read_judgements(path):
+            for kind, row, count in (("query", judgement.qid, queries), ("document", judgement.pid, documents)):
+                if row >= count:
+                    raise InputError(f"{path}, line {judgement.line}: names {kind} {row}, there are {count}")
+            yield judgement
+
+    return _relevant(path, within())
+
+
+def _relevant(path: str | Path, judgements: Iterator[Judgement]) -> dict[int, list[int]]:
     relevant: dict[int, dict[int, None]] = {}
-    for judgement in read_judgements(path, pid_prefix):
+    for judgement in judgements:
         if judgement.grade > 0:
             relevant.setdefault(judgement.qid, {})[judgement.pid] = None
     if not relevant:
         raise InputError(f"{path}: nothing is judged relevant in it")
     return {qid: list(pids) for qid, pids in relevant.items()}
-
-
-def read_relevant_rows(path: str | Path, queries: int, documents: int) -> dict[int, list[int]]:
-    """:func:`read_relevant` of a file in rows. Raises InputError too if there is no such query or document."""
-    for judgement in read_judgements(path):
-        for kind, row, count in (("query", judgement.qid, queries), ("document", judgement.pid, documents)):
-            if row >= count:
-                raise InputError(f"{path}, line {judgement.line}: names {kind} {row}, there are {count}")
-    return read_relevant(path)
 
 
 def read_grades(path: str | Path, pid_prefix: str = "") -> dict[int, dict[int, int]]:

@@ -227,9 +227,9 @@ def check_search(k: int, count: int, gpus: Sequence[int] = ()) -> None:
     """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``."""
     if not 1 <= k <= count:
         raise InputError(f"cannot return the {k} best of {count} documents; choose 1 to {count}")
-    if gpus and k > GPU_TOPK:
-        raise InputError(f"faiss finds at most the {GPU_TOPK} best on a GPU, not {k}; search on the CPU")
     if gpus:
+        if k > GPU_TOPK:
+            raise InputError(f"faiss finds at most the {GPU_TOPK} best on a GPU, not {k}; search on the CPU")
         _check_gpus(gpus)
 
 

@@ -10,8 +10,8 @@ from drhard.errors import InputError
 from drhard.files import read_json, write_json
 from drhard.lamb import Lamb
 from drhard.losses import star_loss
-from drhard.optimization import parameter_groups
 from drhard.sampling import StarDataset
+from drhard.training import check_record, parameter_groups
 
 import torch
 from torch.optim import AdamW, Optimizer
@@ -107,12 +107,7 @@ def open_training(output_dir: Path, settings: dict[str, str], overwrite: bool) -
     if checkpoint:
         if not record.exists():
             raise InputError(f"{output_dir}: there are checkpoints of another training; {way_out}")
-        for name, value in read_json(record).items():
-            if settings.get(name) != value:
-                raise InputError(
-                    f"{output_dir}: the training there was begun with {name} {value}, "
-                    f"not {settings.get(name)}; {way_out}"
-                )
+        check_record(output_dir, read_json(record), settings, way_out)
     write_json(record, settings, indent=1)
     return checkpoint
 

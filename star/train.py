@@ -119,7 +119,8 @@ def main() -> None:
             )  # fmt: skip
             write_hard_negatives(hardneg_path, hard)
             print(f"Wrote {hardneg_path}")
-        hard = read_hard_negatives(hardneg_path, relevant, len(documents))
+        else:
+            hard = read_hard_negatives(hardneg_path, relevant, len(documents))
 
     writer = SummaryWriter(args.logging_dir) if args.process_index == 0 else None
     trainer = StarTrainer(

@@ -1,7 +1,7 @@
 """LAMB against a plain NumPy version of the formula; which parameters decay."""
 
 from drhard.lamb import Lamb
-from drhard.optimization import parameter_groups
+from drhard.training import parameter_groups
 
 import numpy as np
 import pytest
