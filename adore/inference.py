@@ -48,8 +48,8 @@ def main() -> None:
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     dim = encode(model, queries, query_path, args.pergpu_eval_batch_size, device)
     index = open_index(documents, args.faiss_gpus, progress=True)
-    _, rows = index.search(open_embeddings(query_path, dim, len(queries)), args.topk)
-    write_run(args.output_dir / f"{args.mode}.rank.tsv", rows)
+    scores, rows = index.search(open_embeddings(query_path, dim, len(queries)), args.topk)
+    write_run(args.output_dir / f"{args.mode}.rank.tsv", scores, rows)
     print(f"Wrote {query_path}")
     print(f"Wrote {args.output_dir / f'{args.mode}.rank.tsv'}")
 

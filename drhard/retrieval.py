@@ -1,13 +1,16 @@
-"""Encode a collection and a split's queries with one encoder and search; mine hard negatives."""
+"""Encode a collection and a split's queries with one encoder and search; mine hard negatives, with BM25 too."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from drhard.bm25 import Bm25Index, document_texts, query_texts
 from drhard.embeddings import encode, open_embeddings, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
-from drhard.files import whole
+from drhard.files import read_json, whole
+from drhard.msmarco import Corpus
 from drhard.qrels import read_relevant_rows
 from drhard.runs import without
 from drhard.search import check_search, gpus_with_room, open_index
@@ -42,7 +45,7 @@ def retrieve(
     batch_size: int,
     device: torch.device,
     gpus: Sequence[int] | None = (),
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Encode queries and passages into ``folder`` and search the passages.
 
     Args:
@@ -50,7 +53,7 @@ def retrieve(
         gpus: where to search; on the CPU if empty, on all if None and they have room for it.
 
     Returns:
-        (queries, topk) int64 passage rows, best first.
+        (queries, topk) float32 scores, greatest first, and int64 passage rows.
 
     Raises:
         InputError: as :func:`drhard.embeddings.encode` and :func:`drhard.search.check_search`.
@@ -60,8 +63,15 @@ def retrieve(
     embeddings = encode_collection(model, passages, folder, batch_size, device)
     if gpus is None:
         gpus = gpus_with_room(embeddings.nbytes)
-    _, rows = open_index(embeddings, gpus, progress=True).search(query_embeddings, topk)
-    return rows
+    return open_index(embeddings, gpus, progress=True).search(query_embeddings, topk)
+
+
+class Mined(NamedTuple):
+    """Hard negatives, and the run that they come from, relevant passages among it."""
+
+    hard: dict[int, list[int]]  # query row -> passage rows, best first
+    scores: np.ndarray  # (queries, topk + 10) float32
+    rows: np.ndarray  # (queries, topk + 10) int64, -1 where no more was found
 
 
 def mine_hard_negatives(
@@ -75,25 +85,45 @@ def mine_hard_negatives(
     batch_size: int,
     device: torch.device,
     gpus: Sequence[int] | None = (),
-) -> tuple[dict[int, list[int]], np.ndarray]:
+) -> Mined:
     """For each query, the ``topk`` best passages that are not judged relevant to it (section 4.1 of the paper).
 
-    Embeddings are left in ``folder``, where they are found again.
-
-    Returns:
-        query row -> passage rows, best first; and (queries, topk + 10) the retrieved rows, relevant ones
-        among them.
+    Embeddings are left in ``folder``, where they are found again. Raises InputError if there are too few passages.
     """
     passages = TokenMemmap(preprocess_folder, PASSAGES, max_doc_length)
     queries = TokenMemmap(preprocess_folder, query_name(mode), max_query_length)
     relevant = read_relevant_rows(preprocess_folder / f"{mode}-qrel.tsv", len(queries), len(passages))
+    return _mine(
+        lambda depth: retrieve(model, passages, queries, folder, depth, batch_size, device, gpus),
+        relevant, len(passages), topk,
+    )  # fmt: skip
+
+
+def mine_bm25_negatives(corpus: Corpus, root: Path, mode: str, topk: int, k1: float, b: float) -> Mined:
+    """The same with BM25, as the paper's warm-up needs them; fewer than ``topk`` where fewer share a word.
+
+    Args:
+        root: the folder with ``dataset/`` and ``preprocess/``.
+        k1, b: of :class:`drhard.bm25.Bm25Index`.
+    """
+    count = read_json(root / "preprocess" / f"{PASSAGES}_meta")["total_number"]
+    queries = query_texts(corpus, root, mode)
+    relevant = read_relevant_rows(root / "preprocess" / f"{mode}-qrel.tsv", len(queries), count)
+    return _mine(
+        lambda depth: Bm25Index(document_texts(corpus, root), count, k1, b).search(queries, depth),
+        relevant, count, topk,
+    )  # fmt: skip
+
+
+def _mine(
+    search: Callable[[int], tuple[np.ndarray, np.ndarray]], relevant: dict[int, list[int]], count: int, topk: int
+) -> Mined:
     most = max(map(len, relevant.values()))
-    if topk + most > len(passages):
-        raise InputError(f"cannot mine {topk} negatives (--topk) from {len(passages)} passages; lower it")
-    depth = min(topk + max(EXTRA, most), len(passages))
-    ranked = retrieve(model, passages, queries, folder, depth, batch_size, device, gpus)
-    hard = {qid: without(row, relevant.get(qid, []), topk) for qid, row in enumerate(ranked)}
-    return hard, ranked[:, : topk + EXTRA]
+    if topk + most > count:
+        raise InputError(f"cannot mine {topk} negatives (--topk) from {count} passages; lower it")
+    scores, rows = search(min(topk + max(EXTRA, most), count))
+    hard = {qid: without(row[row >= 0], relevant.get(qid, []), topk) for qid, row in enumerate(rows)}
+    return Mined(hard, scores[:, : topk + EXTRA], rows[:, : topk + EXTRA])
 
 
 def write_hard_negatives(path: Path, hard: dict[int, list[int]]) -> None:

@@ -10,15 +10,23 @@ from drhard.msmarco import parse_id, parse_number
 import numpy as np
 
 
-def write_run(path: str | Path, rows: np.ndarray) -> None:
-    """Write a run in row numbers.
+def write_run(path: Path, scores: np.ndarray, rows: np.ndarray) -> None:
+    """Write a run in row numbers, ``{mode}.rank.tsv``, and beside it its scores, ``{mode}.score.npy``.
 
     Args:
-        rows: (Q, k), the document rows of each query row, best first.
+        scores: (Q, k) float32; ``scores[query, rank - 1]`` is that of a line of the run.
+        rows: (Q, k), the document rows of each query row, best first; -1 where there is none, at the end.
     """
+    with whole(score_path(path)) as unfinished, open(unfinished, "wb") as file:
+        np.save(file, scores.astype(np.float32, copy=False))
     with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
         for query, documents in enumerate(rows.tolist()):
-            file.writelines(f"{query}\t{pid}\t{rank}\n" for rank, pid in enumerate(documents, start=1))
+            file.writelines(f"{query}\t{pid}\t{rank}\n" for rank, pid in enumerate(documents, start=1) if pid >= 0)
+
+
+def score_path(run: Path) -> Path:
+    """The file of the scores of a run, ``{mode}.score.npy`` beside ``{mode}.rank.tsv``."""
+    return run.with_name(f"{run.name.removesuffix('.rank.tsv')}.score.npy")
 
 
 def read_ranked(path: str | Path, pid_prefix: str = "") -> Iterator[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""The batches of training: queries, a positive and hard negatives for each, padded tensors."""
+"""The batches of training: queries, a positive and negatives drawn for each, padded tensors."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,32 +13,37 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+STAR, IN_BATCH, RANDOM, HARD = "star", "in-batch", "random", "hard"
+NEGATIVES = (STAR, IN_BATCH, RANDOM, HARD)  # where a static training's negatives come from
+
 
 class Example(NamedTuple):
     """One query row with the document rows drawn for it."""
 
     query: int
     positive: int
-    hard: tuple[int, ...]
+    drawn: tuple[int, ...]  # negatives
 
 
 class StarDataset(Dataset):
-    """Queries that have a relevant document, each with one of these and ``hard_num`` of its hard negatives.
+    """Queries that have a relevant document, each with one of these and ``drawn`` negatives.
 
     Draws are uniform and depend on seed, epoch and query alone, so that a resumed run equals an unbroken one.
 
     Args:
         relevant: query row -> relevant document rows.
-        hard: query row -> rows of hard negatives; must have every query of ``relevant``.
+        pool: what the negatives are drawn from: query row -> rows of its hard negatives, for every query of
+            ``relevant``; or the size of the collection, any row of which is drawn.
+        drawn: negatives for a query.
     """
 
     def __init__(
-        self, relevant: Mapping[int, Sequence[int]], hard: Mapping[int, Sequence[int]], hard_num: int, seed: int
+        self, relevant: Mapping[int, Sequence[int]], pool: Mapping[int, Sequence[int]] | int, drawn: int, seed: int
     ):
         self.queries = sorted(relevant)
         self.relevant = relevant
-        self.hard = hard
-        self.hard_num = hard_num
+        self.pool = pool
+        self.drawn = drawn
         self.seed = seed
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # worker processes see it change
 
@@ -57,8 +62,8 @@ class StarDataset(Dataset):
     def __getitem__(self, index: int) -> Example:
         query = self.queries[index]
         random = np.random.default_rng((self.seed, self.epoch, query))
-        candidates = self.hard[query]
-        chosen = random.choice(len(candidates), self.hard_num, replace=len(candidates) < self.hard_num)
+        candidates = range(self.pool) if isinstance(self.pool, int) else self.pool[query]
+        chosen = random.choice(len(candidates), self.drawn, replace=len(candidates) < self.drawn)
         positive = self.relevant[query][random.integers(len(self.relevant[query]))]
         return Example(query, positive, tuple(candidates[place] for place in chosen))
 
@@ -69,7 +74,8 @@ def read_hard_negatives(
     """Read ``hard.json``, ``{"qid": [pid, …]}`` in rows.
 
     Args:
-        relevant: query row -> relevant rows; each of these queries needs negatives.
+        relevant: query row -> relevant rows; each of these queries must be in the file. A list may be empty, if
+            BM25 found no document that shares a word.
         documents: how many there are.
 
     Raises:
@@ -83,18 +89,43 @@ def read_hard_negatives(
         raise InputError(f'{path}: expected {{"qid": [pid, …], …}} with row numbers')
     hard = {int(qid): pids for qid, pids in content.items()}
     for qid in relevant:
-        if not hard.get(qid):
+        if qid not in hard:
             raise InputError(f"{path}: no hard negative for query {qid}; was it mined with --mode train on this data?")
     for qid, pids in hard.items():
         if pids and not (min(pids) >= 0 and max(pids) < documents):
             raise InputError(f"{path}: query {qid} names a document beyond the {documents} there are")
+    if not any(hard[qid] for qid in relevant):
+        raise InputError(f"{path}: no query has a hard negative")
     return hard
+
+
+def negatives_mask(negatives: str, examples: Sequence[Example], relevant: Mapping[int, Sequence[int]]) -> np.ndarray:
+    """Which documents of a batch are negatives of which query (sections 3.2 and 4.1 of the paper).
+
+    The documents are the B positives, then the negatives drawn for each query in turn, n each. A document that
+    is judged relevant to a query is never its negative. Of the others,
+
+    - ``star`` takes all, whosever positive or hard negative they are;
+    - ``in-batch`` takes all too; with nothing drawn these are the other queries' positives;
+    - ``random`` and ``hard`` take those that were drawn for the query itself.
+
+    Returns:
+        (B, B + B n) bool.
+    """
+    rows = np.array([e.positive for e in examples] + [row for e in examples for row in e.drawn])
+    mask = np.stack([~np.isin(rows, relevant[example.query]) for example in examples])
+    if negatives in (RANDOM, HARD):
+        owner = np.repeat(np.arange(len(examples)), [len(example.drawn) for example in examples])
+        mask[:, : len(examples)] = False
+        mask[:, len(examples) :] &= owner == np.arange(len(examples))[:, None]
+    return mask
 
 
 class StarCollator:
     """Examples to tensors: queries (B, Lq), documents (D, Ld) with positives first, and who is whose negative.
 
     Args:
+        negatives: one of ``NEGATIVES``; see :func:`negatives_mask`.
         padding: pad to the maximal lengths instead of the longest in the batch.
     """
 
@@ -103,28 +134,26 @@ class StarCollator:
         queries: TokenMemmap,
         documents: TokenMemmap,
         relevant: Mapping[int, Sequence[int]],
+        negatives: str,
         pad_id: int,
         padding: bool,
     ):
         self.queries = queries
         self.documents = documents
         self.relevant = {query: np.asarray(rows) for query, rows in relevant.items()}
+        self.negatives = negatives
         self.pad_id = pad_id
         self.padding = padding
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        query_rows = np.array([example.query for example in examples])
-        positives = [example.positive for example in examples]
-        hard = [row for example in examples for row in example.hard]
-        rows = np.array(positives + hard)  # (D,)
-        negatives = np.stack([~np.isin(rows, self.relevant[query]) for query in query_rows])  # (B, D)
+        drawn = [row for example in examples for row in example.drawn]
         return {
-            "query": self._pad(self.queries, query_rows),
-            "positive": self._pad(self.documents, np.array(positives)),
-            "hard": self._pad(self.documents, np.array(hard)) if hard else None,
-            "negatives": torch.from_numpy(negatives),
+            "query": self._pad(self.queries, [example.query for example in examples]),
+            "positive": self._pad(self.documents, [example.positive for example in examples]),
+            "drawn": self._pad(self.documents, drawn) if drawn else None,
+            "negatives": torch.from_numpy(negatives_mask(self.negatives, examples, self.relevant)),
         }
 
-    def _pad(self, tokens: TokenMemmap, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        ids, mask = tokens.batch(rows, self.pad_id, tokens.max_length if self.padding else None)
+    def _pad(self, tokens: TokenMemmap, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        ids, mask = tokens.batch(np.array(rows), self.pad_id, tokens.max_length if self.padding else None)
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}

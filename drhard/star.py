@@ -1,4 +1,4 @@
-"""STAR: both encoders trained with static hard negatives and in-batch random negatives, by the Trainer."""
+"""STAR and its baselines: both encoders trained with negatives that are drawn, not retrieved, by the Trainer."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from drhard.encoder import save_encoder
 from drhard.errors import InputError
 from drhard.files import read_json, write_json
 from drhard.lamb import Lamb
-from drhard.losses import star_loss
+from drhard.losses import pairwise_loss
 from drhard.sampling import StarDataset
 from drhard.training import check_record, parameter_groups
 
@@ -33,7 +33,7 @@ class EpochDraws(TrainerCallback):
 
 
 class StarTrainer(Trainer):
-    """transformers' Trainer with the loss of STAR, the published optimizers and whole checkpoints.
+    """transformers' Trainer with the pairwise loss, the published optimizers and whole checkpoints.
 
     Args:
         optimizer_str: "lamb" or "adamw".
@@ -54,12 +54,12 @@ class StarTrainer(Trainer):
         # Under DataParallel, Trainer itself does not turn mixed precision on.
         with self.accelerator.autocast():
             queries = model(**inputs["query"])  # (B, dim)
-            # Positives and hard negatives apart, so that neither is padded to the other's length.
-            documents = [model(**inputs[part]) for part in ("positive", "hard") if inputs[part] is not None]
+            # Positives and the negatives drawn apart, so that neither is padded to the other's length.
+            documents = [model(**inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
             scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
-            loss = star_loss(scores, positive, inputs["negatives"])
+            loss = pairwise_loss(scores, positive, inputs["negatives"])
         return (loss, None) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:

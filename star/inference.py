@@ -46,8 +46,10 @@ def main() -> None:
     device = model_device(args.no_cuda)
     print(f"Retrieving {args.topk} of {len(passages)} passages for {len(queries)} queries, {model_dir} on {device}")
 
-    rows = retrieve(model, passages, queries, output_dir, args.topk, args.eval_batch_size, device, args.faiss_gpus)
-    write_run(output_dir / f"{args.mode}.rank.tsv", rows)
+    scores, rows = retrieve(
+        model, passages, queries, output_dir, args.topk, args.eval_batch_size, device, args.faiss_gpus
+    )
+    write_run(output_dir / f"{args.mode}.rank.tsv", scores, rows)
     print(f"Wrote {output_dir / f'{args.mode}.rank.tsv'}")
 
 

@@ -1,10 +1,13 @@
-"""Train with STAR: static hard negatives, and the other documents of the batch as random ones.
+"""Train both encoders with STAR: static hard negatives, and the other documents of the batch as random ones.
 
     python ./star/train.py --do_train --max_query_length 24 --max_doc_length 120 \\
         --preprocess_dir ./data/passage/preprocess --hardneg_path ./data/passage/warmup_retrieve/hard.json \\
         --init_path ./data/passage/warmup --output_dir ./data/passage/star_train/models \\
         --logging_dir ./data/passage/star_train/log --optimizer_str lamb --learning_rate 1e-4 \\
         --gradient_checkpointing --fp16
+
+--negatives in-batch, random and hard train the paper's baselines instead: the other queries' positives alone, documents
+of the whole collection, and the hard negatives alone, which with BM25's is the paper's warm-up.
 
 A training that was stopped goes on from its last checkpoint in --output_dir. All flags of transformers'
 TrainingArguments are taken.
@@ -18,7 +21,7 @@ from drhard.encoder import check_lengths, load_encoder, weights_digest
 from drhard.errors import InputError, command
 from drhard.qrels import read_relevant_rows
 from drhard.retrieval import mine_hard_negatives, write_hard_negatives
-from drhard.sampling import StarCollator, StarDataset, read_hard_negatives
+from drhard.sampling import HARD, IN_BATCH, NEGATIVES, STAR, StarCollator, StarDataset, read_hard_negatives
 from drhard.star import MINING_FOLDER, StarTrainer, last_checkpoint, open_training
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
@@ -38,10 +41,20 @@ class DataArguments:
     max_doc_length: int = field(metadata={"help": "tokens of a document (published: 120, doc 512)"})
     preprocess_dir: Path = field(metadata={"help": "what preprocess.py wrote"})
     init_path: str = field(metadata={"help": "the checkpoint to start from: a warm-up model, or roberta-base"})
+    negatives: str = field(
+        default=STAR,
+        metadata={
+            "help": "star: hard negatives and the other documents of the batch; in-batch: the other queries' "
+            "positives; random: documents of the whole collection; hard: hard negatives alone",
+            "choices": NEGATIVES,
+        },
+    )
     hardneg_path: Path | None = field(
         default=None, metadata={"help": "hard.json; without it --init_path mines one into --output_dir first"}
     )
-    per_query_hard_num: int = field(default=1, metadata={"help": "hard negatives drawn for a query in each step"})
+    per_query_hard_num: int = field(
+        default=1, metadata={"help": "hard (or random) negatives drawn for a query in each step"}
+    )
 
 
 @dataclass
@@ -94,8 +107,15 @@ def main() -> None:
     relevant = read_relevant_rows(data_args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
     for tokens in (queries, documents):
         check_lengths(model, tokens.name, tokens.lengths)
+    mined = data_args.negatives in (STAR, HARD)
     if data_args.hardneg_path is not None:
-        hard = read_hard_negatives(data_args.hardneg_path, relevant, len(documents))
+        if not mined:
+            raise InputError(f"--negatives {data_args.negatives} has no use for --hardneg_path; leave one of them out")
+        pool = read_hard_negatives(data_args.hardneg_path, relevant, len(documents))
+    else:
+        pool = len(documents)
+    if data_args.per_query_hard_num < 1:
+        raise InputError(f"--per_query_hard_num is {data_args.per_query_hard_num}; it must be at least 1")
     settings = outcome_settings(data_args, args, weights_digest(model))
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
         if args.process_index == 0:
@@ -103,7 +123,7 @@ def main() -> None:
         else:
             checkpoint = last_checkpoint(output_dir)
     checkpoint = args.resume_from_checkpoint or checkpoint
-    if data_args.hardneg_path is None:
+    if mined and data_args.hardneg_path is None:
         hardneg_path = output_dir / "hard.json"
         if checkpoint is None or not hardneg_path.exists():
             if args.world_size > 1:
@@ -111,30 +131,38 @@ def main() -> None:
                     "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
                 )
             print(f"Mining hard negatives with {data_args.init_path} on {args.device}")
-            hard, _ = mine_hard_negatives(
+            pool = mine_hard_negatives(
                 model, data_args.preprocess_dir, "train", output_dir / MINING_FOLDER,
                 data_args.max_query_length, data_args.max_doc_length, topk=min(MINED, len(documents) // 2),
                 batch_size=args.per_device_eval_batch_size, device=args.device,
                 gpus=[] if args.no_cuda else None,
-            )  # fmt: skip
-            write_hard_negatives(hardneg_path, hard)
+            ).hard  # fmt: skip
+            write_hard_negatives(hardneg_path, pool)
             print(f"Wrote {hardneg_path}")
         else:
-            hard = read_hard_negatives(hardneg_path, relevant, len(documents))
+            pool = read_hard_negatives(hardneg_path, relevant, len(documents))
 
+    if mined:
+        without = [query for query in relevant if not pool[query]]
+        if without:
+            log.warning("%d queries have no hard negative and are left out of the training", len(without))
+            relevant = {query: rows for query, rows in relevant.items() if pool[query]}
+    drawn = 0 if data_args.negatives == IN_BATCH else data_args.per_query_hard_num
     writer = SummaryWriter(args.logging_dir) if args.process_index == 0 else None
     trainer = StarTrainer(
         model=model,
         args=args,
-        train_dataset=StarDataset(relevant, hard, data_args.per_query_hard_num, args.seed),
-        data_collator=StarCollator(queries, documents, relevant, model.config.pad_token_id, args.padding),
+        train_dataset=StarDataset(relevant, pool, drawn, args.seed),
+        data_collator=StarCollator(
+            queries, documents, relevant, data_args.negatives, model.config.pad_token_id, args.padding
+        ),
         callbacks=[TensorBoardCallback(writer)] if writer else [],
         optimizer_str=args.optimizer_str,
         tokenizer_from=data_args.init_path,
     )
     print(
-        f"Training on {len(relevant)} queries and {len(documents)} documents with {args.optimizer_str} "
-        f"on {args.device}" + (f", from {checkpoint} on" if checkpoint else "")
+        f"Training on {len(relevant)} queries and {len(documents)} documents, negatives: {data_args.negatives}, "
+        f"with {args.optimizer_str} on {args.device}" + (f", from {checkpoint} on" if checkpoint else "")
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -144,7 +172,7 @@ def main() -> None:
 def outcome_settings(data_args: DataArguments, args: StarTrainingArguments, init_digest: str) -> dict[str, str]:
     """What decides the outcome of a training; it can be gone on with under the very same only."""
     names = (
-        "max_query_length", "max_doc_length", "preprocess_dir", "hardneg_path", "per_query_hard_num",
+        "max_query_length", "max_doc_length", "preprocess_dir", "negatives", "hardneg_path", "per_query_hard_num",
         "optimizer_str", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
         "max_grad_norm", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "seed",
         "train_batch_size", "world_size", "gradient_accumulation_steps", "fp16", "bf16",

@@ -3,7 +3,8 @@
 import math
 
 from drhard.adore import Candidates, retrieval_quality
-from drhard.losses import adore_loss, star_loss
+from drhard.losses import adore_loss, pairwise_loss
+from drhard.sampling import HARD, IN_BATCH, NEGATIVES, RANDOM, STAR, StarDataset, negatives_mask
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ SLOW_MACHINE = settings(deadline=None, max_examples=60)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def plain_star_loss(scores: np.ndarray, positive: np.ndarray, negatives: np.ndarray) -> float:
+def plain_pairwise_loss(scores: np.ndarray, positive: np.ndarray, negatives: np.ndarray) -> float:
     """-log softmax([s+, s])[0] for each query and each of its negatives; sum divided by their number."""
     terms = []
     for query in range(scores.shape[0]):
@@ -55,48 +56,90 @@ def star_problem(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @SLOW_MACHINE
 @given(SEEDS)
-def test_star_loss_is_the_formula(seed: int) -> None:
+def test_pairwise_loss_is_the_formula(seed: int) -> None:
     scores, positive, negatives = star_problem(seed)
-    expected = plain_star_loss(scores.numpy(), positive.numpy(), negatives.numpy())
-    assert star_loss(scores, positive, negatives).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    expected = plain_pairwise_loss(scores.numpy(), positive.numpy(), negatives.numpy())
+    assert pairwise_loss(scores, positive, negatives).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @SLOW_MACHINE
 @given(SEEDS)
-def test_star_loss_needs_differences_only(seed: int) -> None:
+def test_pairwise_loss_needs_differences_only(seed: int) -> None:
     scores, positive, negatives = star_problem(seed)
     shift = torch.linspace(-5, 5, len(scores), dtype=scores.dtype)[:, None]
-    shifted = star_loss(scores + shift, positive, negatives)
-    assert shifted.item() == pytest.approx(star_loss(scores, positive, negatives).item(), rel=1e-4, abs=1e-5)
+    shifted = pairwise_loss(scores + shift, positive, negatives)
+    assert shifted.item() == pytest.approx(pairwise_loss(scores, positive, negatives).item(), rel=1e-4, abs=1e-5)
 
 
-def test_star_loss_without_negatives_is_zero() -> None:
+def test_pairwise_loss_without_negatives_is_zero() -> None:
     scores = torch.randn(3, 3, requires_grad=True)
-    loss = star_loss(scores, torch.arange(3), torch.zeros(3, 3, dtype=torch.bool))
+    loss = pairwise_loss(scores, torch.arange(3), torch.zeros(3, 3, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0
     assert not scores.grad.any()
 
 
-def test_star_loss_of_equal_scores_is_log_two() -> None:
-    loss = star_loss(torch.zeros(2, 4), torch.arange(2), ~torch.eye(2, 4, dtype=torch.bool))
+def test_pairwise_loss_of_equal_scores_is_log_two() -> None:
+    loss = pairwise_loss(torch.zeros(2, 4), torch.arange(2), ~torch.eye(2, 4, dtype=torch.bool))
     assert loss.item() == pytest.approx(math.log(2))
 
 
-def test_star_loss_works_in_float32() -> None:
+def test_pairwise_loss_works_in_float32() -> None:
     # In half precision 2048 and 2049 are one number; the difference of scores is what counts.
     scores = torch.tensor([[0.0, 11.0]], dtype=torch.bfloat16)
-    loss = star_loss(scores, torch.tensor([0]), torch.tensor([[False, True]]))
+    loss = pairwise_loss(scores, torch.tensor([0]), torch.tensor([[False, True]]))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(math.log1p(math.exp(11)), rel=1e-6)
 
 
-def test_star_gradient_pushes_positive_up_and_negatives_down() -> None:
+def test_pairwise_gradient_pushes_positive_up_and_negatives_down() -> None:
     scores = torch.tensor([[100.0, -200.0, 300.0]], requires_grad=True)
-    star_loss(scores, torch.tensor([0]), torch.tensor([[False, True, True]])).backward()
+    pairwise_loss(scores, torch.tensor([0]), torch.tensor([[False, True, True]])).backward()
     assert torch.isfinite(scores.grad).all()
     assert scores.grad[0, 0] < 0 < scores.grad[0, 2]
     assert scores.grad.sum().item() == pytest.approx(0, abs=1e-6)
+
+
+def plain_mode_loss(
+    mode: str,
+    batch: list[tuple[int, int, list[int]]],
+    relevant: dict[int, list[int]],
+    score: dict[tuple[int, int], float],
+) -> float:
+    """A mode's loss from the paper's words: a batch of (query, positive, negatives drawn), looped over twice."""
+    terms = []
+    for query, positive, drawn in batch:
+        own = [document for document in drawn if document not in relevant[query]]
+        others = []
+        for _, other_positive, other_drawn in batch:
+            others += [other_positive] + (other_drawn if mode == STAR else [])
+        others = [document for document in others if document not in relevant[query]]
+        for document in {STAR: others, IN_BATCH: others, RANDOM: own, HARD: own}[mode]:
+            terms.append(math.log(1 + math.exp(score[query, document] - score[query, positive])))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+@pytest.mark.parametrize("mode", NEGATIVES)
+@SLOW_MACHINE
+@given(SEEDS)
+def test_each_mode_is_a_double_loop_over_its_negatives(mode: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    count, documents, drawn = 6, 9, 0 if mode == IN_BATCH else int(random.integers(1, 4))
+    # So few documents that positives, drawn ones and judged ones meet in every batch.
+    relevant = {q: random.choice(documents, random.integers(1, 3), replace=False).tolist() for q in range(count)}
+    hard = {q: [d for d in range(documents) if d not in relevant[q]] for q in range(count)}
+    scores = random.normal(scale=2, size=(count, documents))
+    data = StarDataset(relevant, hard if mode in (STAR, HARD) else documents, drawn, seed)
+    examples = [data[index] for index in random.choice(count, 4, replace=False)]
+
+    rows = [example.positive for example in examples] + [row for example in examples for row in example.drawn]
+    table = torch.from_numpy(scores[[example.query for example in examples]][:, rows])
+    mask = negatives_mask(mode, examples, relevant)
+    loss = pairwise_loss(table, torch.arange(len(examples)), torch.from_numpy(mask)).item()
+
+    batch = [(example.query, example.positive, list(example.drawn)) for example in examples]
+    score = {(q, d): scores[q, d] for q in range(count) for d in range(documents)}
+    assert loss == pytest.approx(plain_mode_loss(mode, batch, relevant, score), rel=1e-5, abs=1e-6)
 
 
 def adore_problem(seed: int) -> tuple[list[list[tuple[float, bool]]], torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.sampling import Example, StarCollator, StarDataset, read_hard_negatives
+from drhard.sampling import (
+    HARD,
+    IN_BATCH,
+    RANDOM,
+    STAR,
+    Example,
+    StarCollator,
+    StarDataset,
+    negatives_mask,
+    read_hard_negatives,
+)
 
 import numpy as np
 import pytest
@@ -12,7 +22,7 @@ import torch
 from helpers import open_tokens, random_sequences
 
 RELEVANT = {3: [10, 11, 12], 5: [20], 9: [30, 31]}
-HARD = {3: [40, 41, 42, 43], 5: [50, 51, 52, 53, 54], 9: [60, 61]}
+MINED = {3: [40, 41, 42, 43], 5: [50, 51, 52, 53, 54], 9: [60, 61]}
 
 
 def draws(dataset: StarDataset, epochs: int) -> list[dict[int, Example]]:
@@ -24,42 +34,42 @@ def draws(dataset: StarDataset, epochs: int) -> list[dict[int, Example]]:
 
 
 def test_examples_are_one_per_query_with_its_own_documents() -> None:
-    for examples in draws(StarDataset(RELEVANT, HARD, 2, seed=0), 30):
+    for examples in draws(StarDataset(RELEVANT, MINED, 2, seed=0), 30):
         assert sorted(examples) == [3, 5, 9]
         for query, example in examples.items():
             assert example.positive in RELEVANT[query]
-            assert len(set(example.hard)) == 2
-            assert set(example.hard) <= set(HARD[query])
+            assert len(set(example.drawn)) == 2
+            assert set(example.drawn) <= set(MINED[query])
 
 
 def test_draws_depend_on_seed_epoch_and_query_only() -> None:
-    one = draws(StarDataset(RELEVANT, HARD, 2, seed=1), 20)
-    again = StarDataset(dict(reversed(RELEVANT.items())), HARD | {8: [1, 2]}, 2, seed=1)
+    one = draws(StarDataset(RELEVANT, MINED, 2, seed=1), 20)
+    again = StarDataset(dict(reversed(RELEVANT.items())), MINED | {8: [1, 2]}, 2, seed=1)
     again.set_epoch(13)
     for index in (2, 0, 1, 1):  # in another order, some twice
         assert again[index] == one[13][again.queries[index]]
-    fewer = StarDataset({9: RELEVANT[9]}, {9: HARD[9]}, 2, seed=1)
+    fewer = StarDataset({9: RELEVANT[9]}, {9: MINED[9]}, 2, seed=1)
     assert [epoch[9] for epoch in draws(fewer, 20)] == [epoch[9] for epoch in one]
-    assert draws(StarDataset(RELEVANT, HARD, 2, seed=2), 20) != one
+    assert draws(StarDataset(RELEVANT, MINED, 2, seed=2), 20) != one
     assert len({epoch[3] for epoch in one}) > 5
 
 
 def test_queries_with_equal_lists_draw_apart() -> None:
     same = {query: [1, 2, 3, 4] for query in range(40)}
     examples = draws(StarDataset(same, same, 1, seed=0), 1)[0].values()
-    assert len({(example.positive, example.hard) for example in examples}) > 8
+    assert len({(example.positive, example.drawn) for example in examples}) > 8
 
 
 def test_draws_are_uniform() -> None:
     """Counts over 6,000 epochs within 5 standard deviations of what fair draws give."""
     epochs = 6000
-    examples = [epoch[3] for epoch in draws(StarDataset({3: RELEVANT[3]}, HARD, 2, seed=7), epochs)]
+    examples = [epoch[3] for epoch in draws(StarDataset({3: RELEVANT[3]}, MINED, 2, seed=7), epochs)]
     for outcomes, chances in (
         ([example.positive for example in examples], {row: 1 / 3 for row in RELEVANT[3]}),
-        ([row for example in examples for row in example.hard], {row: 1 / 2 for row in HARD[3]}),
+        ([row for example in examples for row in example.drawn], {row: 1 / 2 for row in MINED[3]}),
         (
-            [(example.positive, example.hard[0]) for example in examples],
-            {(positive, hard): 1 / 12 for positive in RELEVANT[3] for hard in HARD[3]},
+            [(example.positive, example.drawn[0]) for example in examples],
+            {(positive, hard): 1 / 12 for positive in RELEVANT[3] for hard in MINED[3]},
         ),
     ):
         for outcome, chance in chances.items():
@@ -68,20 +78,31 @@ def test_draws_are_uniform() -> None:
 
 
 def test_more_negatives_than_there_are_repeat() -> None:
-    example = StarDataset({9: [30]}, HARD, 5, seed=0)[0]
-    assert len(example.hard) == 5
-    assert set(example.hard) <= {60, 61}
+    example = StarDataset({9: [30]}, MINED, 5, seed=0)[0]
+    assert len(example.drawn) == 5
+    assert set(example.drawn) <= {60, 61}
 
 
 def test_no_hard_negatives() -> None:
-    assert StarDataset({9: [30]}, HARD, 0, seed=0)[0] == Example(9, 30, ())
+    assert StarDataset({9: [30]}, MINED, 0, seed=0)[0] == Example(9, 30, ())
+
+
+def test_random_negatives_come_from_the_whole_collection() -> None:
+    """Counts over 4,000 epochs within 5 standard deviations of what fair draws give, none twice for a query."""
+    epochs, size = 4000, 12
+    drawn = [epoch[5].drawn for epoch in draws(StarDataset(RELEVANT, size, 3, seed=3), epochs)]
+    assert all(len(set(rows)) == 3 for rows in drawn)
+    counts = np.bincount(np.ravel(drawn), minlength=size)
+    chance = 3 / size
+    assert len(counts) == size
+    assert (abs(counts - epochs * chance) < 5 * np.sqrt(epochs * chance * (1 - chance))).all()
 
 
 @pytest.fixture
 def collator(tmp_path: Path) -> StarCollator:
     queries = open_tokens(tmp_path / "queries", random_sequences(4, 6, seed=0), 8, 5)
     documents = open_tokens(tmp_path / "documents", random_sequences(20, 10, seed=1), 12, 9)
-    return StarCollator(queries, documents, {0: [3, 4], 1: [4], 2: [7], 3: [8, 3]}, pad_id=1, padding=False)
+    return StarCollator(queries, documents, {0: [3, 4], 1: [4], 2: [7], 3: [8, 3]}, STAR, pad_id=1, padding=False)
 
 
 def test_negatives_are_all_documents_that_are_not_relevant_to_the_query(collator: StarCollator) -> None:
@@ -95,13 +116,25 @@ def test_negatives_are_all_documents_that_are_not_relevant_to_the_query(collator
     assert batch["negatives"].dtype == torch.bool
 
 
+def test_negatives_drawn_for_a_query_are_its_own_alone() -> None:
+    relevant = {0: [3, 4], 1: [4], 2: [7]}
+    examples = [Example(0, 3, (9, 4)), Example(1, 4, (7, 3)), Example(2, 7, (9, 9))]
+    no, yes = False, True
+    own = [[no] * 3 + row for row in ([yes, no, *[no] * 4], [no, no, yes, yes, no, no], [*[no] * 4, yes, yes])]
+    for mode in (RANDOM, HARD):
+        assert negatives_mask(mode, examples, relevant).tolist() == own
+    alone = [Example(0, 3, ()), Example(1, 4, ()), Example(2, 7, ())]
+    # Document 4 is query 1's positive and relevant to query 0 too.
+    assert negatives_mask(IN_BATCH, alone, relevant).tolist() == [[no, no, yes], [yes, no, yes], [yes, yes, no]]
+
+
 def test_tensors_hold_the_tokens_of_their_rows(collator: StarCollator) -> None:
     examples = [Example(2, 7, (3, 9)), Example(0, 4, (5, 6))]
     batch = collator(examples)
     for part, source, rows in (
         ("query", collator.queries, [2, 0]),
         ("positive", collator.documents, [7, 4]),
-        ("hard", collator.documents, [3, 9, 5, 6]),
+        ("drawn", collator.documents, [3, 9, 5, 6]),
     ):
         ids, mask = source.batch(np.array(rows), 1)
         assert batch[part]["input_ids"].tolist() == ids.tolist()
@@ -109,10 +142,10 @@ def test_tensors_hold_the_tokens_of_their_rows(collator: StarCollator) -> None:
 
 
 def test_padding_goes_to_the_maximal_lengths(collator: StarCollator) -> None:
-    padded = StarCollator(collator.queries, collator.documents, {0: [3], 1: [4]}, pad_id=1, padding=True)
+    padded = StarCollator(collator.queries, collator.documents, {0: [3], 1: [4]}, STAR, pad_id=1, padding=True)
     examples = [Example(0, 3, (9,)), Example(1, 4, (7,))]
     wide, narrow = padded(examples), collator(examples)
-    for part, width in (("query", 5), ("positive", 9), ("hard", 9)):
+    for part, width in (("query", 5), ("positive", 9), ("drawn", 9)):
         ids = wide[part]["input_ids"]
         assert ids.shape[1] == width
         shorter = narrow[part]["input_ids"].shape[1]
@@ -123,7 +156,7 @@ def test_padding_goes_to_the_maximal_lengths(collator: StarCollator) -> None:
 
 def test_batch_without_hard_negatives(collator: StarCollator) -> None:
     batch = collator([Example(0, 3, ()), Example(2, 7, ())])
-    assert batch["hard"] is None
+    assert batch["drawn"] is None
     assert batch["negatives"].tolist() == [[False, True], [True, False]]
 
 
@@ -142,7 +175,7 @@ def test_hard_negatives_are_read(tmp_path: Path) -> None:
     "content, complaint",
     [
         ({"1": [2]}, "no hard negative for query 0"),  # mined for other queries
-        ({"0": []}, "no hard negative for query 0"),
+        ({"0": []}, "no query has a hard negative"),
         ({"0": [5]}, "query 0 names a document beyond the 5"),
         ({"0": [-1]}, "query 0 names a document beyond the 5"),
         ({"0": [1], "3": [9]}, "query 3 names a document beyond the 5"),

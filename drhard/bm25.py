@@ -1,0 +1,129 @@
+"""BM25, for the negatives of a warm-up and as a baseline: words by Porter's stemmer, scores by bm25s."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from drhard.errors import InputError
+from drhard.files import read_int_dict, read_json, text_lines
+from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
+from drhard.search import best_of_all, check_search
+
+import bm25s
+import numpy as np
+import Stemmer
+import torch
+from bm25s.tokenization import Tokenized, Tokenizer
+from tqdm import tqdm
+
+SCORE_BYTES = 256_000_000  # of the scores that are held at once
+
+
+class _TokenLists(Sequence[list[int]]):
+    """Lists of token ids in one flat array: as Python lists MS MARCO's passages would take over 10 GB."""
+
+    def __init__(self, lists: Iterable[list[int]]):
+        self._flat = np.empty(1 << 20, dtype=np.int32)
+        ends = [0]
+        for ids in lists:
+            end = ends[-1] + len(ids)
+            if end > len(self._flat):
+                self._flat = np.concatenate((self._flat, np.empty(max(len(self._flat), len(ids)), dtype=np.int32)))
+            self._flat[ends[-1] : end] = ids
+            ends.append(end)
+        self._ends = np.array(ends)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> list[int]:
+        if row >= len(self):
+            raise IndexError(row)
+        return self._flat[self._ends[row] : self._ends[row + 1]].tolist()
+
+
+class Bm25Index:
+    """Documents that can be searched with words: BM25 as Lucene has it, 33 stop words left out.
+
+    Args:
+        documents: their texts, in the order of their rows.
+        count: how many there are.
+        k1, b: saturation of a word's frequency, and how far a document's length counts.
+
+    Raises:
+        InputError: k1 is below 0, or b is not within 0 and 1.
+    """
+
+    def __init__(self, documents: Iterable[str], count: int, k1: float, b: float):
+        if not (k1 >= 0 and 0 <= b <= 1):
+            raise InputError(f"BM25 with k1 {k1} and b {b}: expected a k1 of 0 or more and a b from 0 to 1")
+        self._words = Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("porter"))
+        bar = tqdm(documents, total=count, unit="doc", unit_scale=True, desc="BM25: words")
+        ids = _TokenLists(self._words.streaming_tokenize(bar))
+        self.count = len(ids)
+        self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
+        self._index.index(Tokenized(ids, self._words.get_vocab_dict()), leave_progress=True)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The documents that share a word with a query, best first; ties by the smaller row.
+
+        Returns:
+            Scores (Q, k) float32 and rows (Q, k) int64; 0 and -1 where fewer than k documents share a word.
+
+        Raises:
+            InputError: as :func:`drhard.search.check_search`.
+        """
+        check_search(k, self.count)
+        words = list(self._words.streaming_tokenize(queries, update_vocab="never", allow_empty=False))
+        group = max(1, SCORE_BYTES // (4 * self.count))
+        parts = []
+        with tqdm(total=len(queries), unit="query", desc="BM25: searching") as bar:
+            for first in range(0, len(queries), group):
+                scores = np.zeros((min(group, len(queries) - first), self.count), dtype=np.float32)
+                for place, ids in enumerate(words[first : first + group]):
+                    if ids:
+                        scores[place] = self._index.get_scores_from_ids(np.array(ids, dtype=np.int32))
+                parts.append(best_of_all(torch.from_numpy(scores), k))
+                bar.update(len(scores))
+        scores, rows = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        rows[scores <= 0] = -1
+        return np.maximum(scores, 0), rows
+
+
+def document_texts(corpus: Corpus, root: Path) -> Iterator[str]:
+    """The texts of a collection in the order of their rows; url, title and body of a document as one.
+
+    Args:
+        root: the folder with ``dataset/`` and ``preprocess/``.
+
+    Raises:
+        InputError: the collection is missing, a line is bad, or it is not the one that was preprocessed.
+    """
+    path = source_file(root / "dataset", corpus.collection)
+    if path is None:
+        raise InputError(f"{root / 'dataset' / corpus.collection}: no such file; BM25 reads the texts themselves")
+    rows = read_json(root / "preprocess" / "passages_meta")["total_number"]
+    parse = parse_document if corpus.name == "doc" else parse_passage
+    number = 0
+    for number, line in text_lines(path):
+        yield parse(line, f"{path}, line {number}")[1].replace("<sep>", " ")
+    if number != rows:
+        raise InputError(f"{path}: has {number} lines, {rows} were preprocessed; run preprocess.py again")
+
+
+def query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:
+    """The texts of a split's queries in the order of their rows. Arguments and errors as for documents."""
+    name = corpus.splits[mode].queries
+    path = source_file(root / "dataset", name)
+    if path is None:
+        raise InputError(f"{root / 'dataset' / name}: no such file; BM25 reads the texts themselves")
+    row_of_qid = read_int_dict(root / "preprocess" / f"{mode}-qid2offset.pickle")
+    texts: dict[int, str] = {}
+    for number, line in text_lines(path):
+        qid, text = parse_query(line, f"{path}, line {number}")
+        if qid in row_of_qid:
+            texts[row_of_qid[qid]] = text
+    if len(texts) != len(row_of_qid):
+        raise InputError(
+            f"{path}: {len(row_of_qid) - len(texts)} preprocessed queries are not in it; run preprocess.py"
+        )
+    return [texts[row] for row in range(len(texts))]
