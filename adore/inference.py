@@ -8,13 +8,13 @@
 import argparse
 from pathlib import Path
 
+from drhard.compressed import FLAT, check_index, choose_index
 from drhard.devices import model_device
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.msmarco import MODES
 from drhard.runs import write_run
-from drhard.search import check_search, open_index
 from drhard.tokens import TokenMemmap, query_name
 
 
@@ -30,6 +30,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pergpu_eval_batch_size", type=int, default=32, help="sequences in a batch, per GPU (32)")
     parser.add_argument("--no_cuda", action="store_true", help="leave the GPU alone")
     parser.add_argument("--faiss_gpus", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
+    parser.add_argument("--index_factory", default=FLAT, help="a faiss index such as OPQ96,PQ96 (Flat: exact)")
+    parser.add_argument("--index_path", type=Path, help="a faiss index; built here if it is not there yet")
     return parser.parse_args()
 
 
@@ -43,11 +45,11 @@ def main() -> None:
     print(
         f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, {args.model_dir} on {device}"
     )
-    check_search(args.topk, len(documents), args.faiss_gpus)
+    check_index(args.topk, documents, args.index_factory, args.index_path, args.faiss_gpus)
 
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     dim = encode(model, queries, query_path, args.pergpu_eval_batch_size, device)
-    index = open_index(documents, args.faiss_gpus, progress=True)
+    index = choose_index(documents, args.index_factory, args.index_path, args.faiss_gpus, progress=True)
     scores, rows = index.search(open_embeddings(query_path, dim, len(queries)), args.topk)
     write_run(args.output_dir / f"{args.mode}.rank.tsv", scores, rows)
     print(f"Wrote {query_path}")

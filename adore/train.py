@@ -5,6 +5,9 @@
         --model_save_dir ./data/passage/adore_train/models --log_dir ./data/passage/adore_train/log \\
         --preprocess_dir ./data/passage/preprocess --model_gpu_index 0 --faiss_gpu_index 1 2 3
 
+The search is exact. --index_factory OPQ96,PQ96 searches a compressed index instead, which faiss builds on the spot, and
+--index_path one that is there; the loss takes the embeddings themselves.
+
 A training that was stopped goes on from where it was.
 """
 
@@ -12,12 +15,12 @@ import argparse
 from pathlib import Path
 
 from drhard.adore import AdoreSettings, AdoreTraining
+from drhard.compressed import FLAT, check_index, choose_index
 from drhard.devices import model_device
 from drhard.embeddings import in_memory_if_it_fits, open_embeddings, warn_if_made_by_another
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.qrels import read_relevant_rows
-from drhard.search import check_search, open_index
 from drhard.tokens import TokenMemmap, query_name
 
 import torch
@@ -46,6 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_train_epochs", type=int, default=6)
     parser.add_argument("--model_gpu_index", type=int, default=0, help="GPU of the model, if there is one (0)")
     parser.add_argument("--faiss_gpu_index", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
+    parser.add_argument("--index_factory", default=FLAT, help="a faiss index such as OPQ96,PQ96 (Flat: exact)")
+    parser.add_argument("--index_path", type=Path, help="a faiss index; built here if it is not there yet")
     parser.add_argument("--faiss_omp_num_threads", type=int, help="threads on the CPU (all cores)")
     return parser.parse_args()
 
@@ -67,6 +72,7 @@ def main() -> None:
         warmup_steps=args.warmup_steps,
         epochs=args.num_train_epochs,
         seed=args.seed,
+        index=args.index_path.name if args.index_path else args.index_factory,
     )
     queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
     model = load_encoder(args.init_path)
@@ -74,16 +80,17 @@ def main() -> None:
     documents = open_embeddings(args.pembed_path, model.output_embedding_size)
     warn_if_made_by_another(args.pembed_path, model)
     relevant = read_relevant_rows(args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
-    check_search(args.neg_topk, len(documents), args.faiss_gpu_index)
+    check_index(args.neg_topk, documents, args.index_factory, args.index_path, args.faiss_gpu_index)
     if not args.faiss_gpu_index:
         documents = in_memory_if_it_fits(documents)
     print(
         f"Training on {len(relevant)} queries and {len(documents)} documents, model on {device}, "
         f"search on {'GPUs ' + str(args.faiss_gpu_index) if args.faiss_gpu_index else 'the CPU'}"
     )
+    index = choose_index(documents, args.index_factory, args.index_path, args.faiss_gpu_index)
     AdoreTraining(
-        model, queries, relevant, documents, open_index(documents, args.faiss_gpu_index), settings,
-        args.model_save_dir, args.log_dir, args.logging_steps, args.save_steps, args.init_path, device,
+        model, queries, relevant, documents, index, settings, args.model_save_dir, args.log_dir,
+        args.logging_steps, args.save_steps, args.init_path, device,
     ).run()  # fmt: skip
     print(f"Wrote {args.model_save_dir}/epoch-{args.num_train_epochs}")
 

@@ -45,6 +45,7 @@ class AdoreSettings:
     warmup_steps: int = 2000
     epochs: int = 6
     seed: int = 42
+    index: str = "Flat"  # what is searched: a faiss factory string, or the name of an index file
 
     def __post_init__(self):
         if self.seed < 0 or self.max_grad_norm <= 0:
@@ -60,7 +61,7 @@ class Candidates:
     """The retrieved documents of a batch of queries, with the relevant ones behind where none was retrieved.
 
     Attributes:
-        rows: (Q, C) int64 document rows; 0 where not listed.
+        rows: (Q, C) int64 document rows; 0 where not listed, as where ``retrieved`` is -1.
         listed: (Q, C) bool.
         relevant: (Q, C) bool.
     """
@@ -73,7 +74,8 @@ class Candidates:
         self.rows = np.zeros((count, width), dtype=np.int64)
         self.listed = np.zeros((count, width), dtype=bool)
         self.relevant = np.zeros((count, width), dtype=bool)
-        self.rows[:, :topk], self.listed[:, :topk], self.relevant[:, :topk] = retrieved, True, hits
+        self.rows[:, :topk] = np.maximum(retrieved, 0)
+        self.listed[:, :topk], self.relevant[:, :topk] = retrieved >= 0, hits
         for query, wanted in enumerate(appended):
             behind = slice(topk, topk + len(wanted))
             self.rows[query, behind] = wanted
@@ -114,7 +116,7 @@ class AdoreTraining:
         model: the query encoder; the documents were embedded by one with the same weights.
         relevant: query row -> relevant document rows; the queries to train on.
         documents: (N, dim) float32 embeddings.
-        index: over ``documents``.
+        index: over ``documents``, whose own vectors the loss takes though the index may be compressed.
         save_dir: gets ``epoch-N`` after each epoch, and the state of the training while it goes on.
         save_steps: also write ``checkpoint-STEP`` that often.
         tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
@@ -198,9 +200,10 @@ class AdoreTraining:
         ids, mask = self.queries.batch(rows, self.model.config.pad_token_id)
         queries = self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
 
-        _, retrieved = self.index.search(queries.detach().float().cpu().numpy(), settings.neg_topk)
-        if retrieved.min() < 0:
+        vectors = queries.detach().float().cpu()
+        if not vectors.isfinite().all():
             raise InputError(f"the query vectors are not finite any more at step {self.step}; lower --learning_rate")
+        _, retrieved = self.index.search(vectors.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
         vectors = torch.from_numpy(self.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors)

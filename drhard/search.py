@@ -28,7 +28,7 @@ class Index(Protocol):
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (Q, k) float32, greatest first, and rows (Q, k) int64 for queries (Q, dim) float32.
 
-        k is at most the number of documents.
+        k is at most the number of documents; rows are -1, at the end, where an inexact index finds fewer.
         """
 
 
@@ -180,7 +180,10 @@ class ShardedIndex:
         with ThreadPoolExecutor(len(self.shards)) as threads:
             parts = list(threads.map(lambda shard: shard.search(queries, min(k, shard.ntotal)), self.shards))
         scores = np.concatenate([scores for scores, _ in parts], axis=1)
-        rows = np.concatenate([rows + first for (_, rows), first in zip(parts, self._first_rows, strict=False)], axis=1)
+        rows = np.concatenate(  # -1 stays: a compressed index may find fewer than k
+            [np.where(rows < 0, -1, rows + first) for (_, rows), first in zip(parts, self._first_rows, strict=False)],
+            axis=1,
+        )
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
