@@ -1,4 +1,4 @@
-"""Turn a run in row numbers into one with official query and passage ids.
+"""Turn a run in row numbers into one with official query and passage ids, MS MARCO's or with --trec TREC's.
 
     python cvt_back.py --input_dir ./data/passage/evaluate/adore-star --preprocess_dir ./data/passage/preprocess \\
         --output_dir ./data/passage/official_runs/adore-star --mode dev --dataset passage
@@ -20,19 +20,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="where {mode}.rank.tsv goes")
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--dataset", choices=CORPORA, required=True)
+    parser.add_argument(
+        "--trec",
+        action="store_true",
+        help="write {mode}.trec, 'qid Q0 docid rank score tag', in place of {mode}.rank.tsv",
+    )
     return parser.parse_args()
 
 
 @command
 def main() -> None:
     args = parse_arguments()
-    source, target = (folder / f"{args.mode}.rank.tsv" for folder in (args.input_dir, args.output_dir))
+    source = args.input_dir / f"{args.mode}.rank.tsv"
+    target = args.output_dir / (f"{args.mode}.trec" if args.trec else f"{args.mode}.rank.tsv")
     if target.exists():
         raise InputError(f"{target}: there is a run already; delete it or name another --output_dir")
     row_of_qid = read_int_dict(args.preprocess_dir / f"{args.mode}-qid2offset.pickle")
     row_of_pid = read_int_dict(args.preprocess_dir / "pid2offset.pickle")
     print(f"Converting {source}")
-    convert_run(source, target, row_of_qid, row_of_pid, CORPORA[args.dataset].pid_prefix)
+    tag = args.input_dir.resolve().name if args.trec else None
+    convert_run(source, target, row_of_qid, row_of_pid, CORPORA[args.dataset].pid_prefix, tag)
     print(f"Wrote {target}")
 
 

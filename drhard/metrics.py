@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from drhard.errors import InputError
+
 import ir_measures
+from ir_measures.measures import Measure
 
 
 def mean_reciprocal_rank(run: Mapping[int, Sequence[int]], relevant: Mapping[int, Sequence[int]], cut: int) -> float:
@@ -23,13 +26,46 @@ def mean_reciprocal_rank(run: Mapping[int, Sequence[int]], relevant: Mapping[int
     return total / len(relevant)
 
 
-def measure(name: str, run: Mapping[int, Sequence[int]], judged: Mapping[int, Mapping[int, int]]) -> float:
-    """A measure by its name in ir_measures (``nDCG@10``, ``R@100``), the mean over all judged queries.
+def parse_measures(names: Sequence[str], level: int = 1) -> list[Measure]:
+    """Measures by their names in ir_measures (``nDCG@10``, ``R@100``, ``AP(rel=2)``).
 
     Args:
-        run: qid -> pids, best first.
-        judged: qid -> pid -> grade.
+        level: the lowest grade that is relevant to binary measures that do not say it themselves.
+
+    Raises:
+        InputError: there is no such measure.
     """
-    scores = {str(qid): {str(pid): -float(rank) for rank, pid in enumerate(pids)} for qid, pids in run.items()}
-    qrels = {str(qid): {str(pid): grade for pid, grade in grades.items()} for qid, grades in judged.items()}
-    return ir_measures.calc_aggregate([ir_measures.parse_measure(name)], qrels, scores).popitem()[1]
+    measures = []
+    for name in names:
+        try:
+            measure = ir_measures.parse_measure(name)
+        except Exception:  # it raises NameError, ValueError, SyntaxError, …
+            raise InputError(f"{name}: no measure of ir_measures; nDCG@10, R@1000, AP, RR@10, P(rel=2)@5 are") from None
+        if level != 1 and "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
+            measure = measure(rel=level)
+        measures.append(measure)
+    return measures
+
+
+def measure_queries(
+    measures: Sequence[Measure], run: Mapping[str, Mapping[str, float]], judged: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, float]]:
+    """The value of each measure for each judged query; one that the run lacks gets what an empty list would get.
+
+    Args:
+        run: qid -> docid -> score; ties are broken as trec_eval breaks them, by the greater docid.
+        judged: qid -> docid -> grade.
+
+    Returns:
+        name of the measure -> qid -> value, in the order of the measures and of ``judged``.
+
+    Raises:
+        InputError: a measure needs a package that is not installed.
+    """
+    values: dict[str, dict[str, float]] = {str(measure): dict.fromkeys(judged, 0.0) for measure in measures}
+    try:
+        for metric in ir_measures.iter_calc(measures, judged, run):
+            values[str(metric.measure)][metric.query_id] = float(metric.value)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"ir_measures cannot compute {', '.join(map(str, measures))}: {error}") from None
+    return values

@@ -27,6 +27,13 @@ def read_judgements(path: str | Path, pid_prefix: str = "") -> Iterator[Judgemen
     Raises:
         InputError: the file is missing or a line is no judgement.
     """
+    for number, qid, pid, grade in _lines(path):
+        where = f"{path}, line {number}"
+        yield Judgement(parse_id(qid, "", where), parse_id(pid, pid_prefix, where), grade, number)
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
+    """Yield (line number, qid, pid, grade) with ids as they are written."""
     for number, line in text_lines(path):
         where = f"{path}, line {number}"
         fields = line.split()
@@ -36,7 +43,7 @@ def read_judgements(path: str | Path, pid_prefix: str = "") -> Iterator[Judgemen
             grade = int(fields[3])
         except ValueError:
             raise InputError(f"{where}: the grade {fields[3]!r} is not a whole number") from None
-        yield Judgement(parse_id(fields[0], "", where), parse_id(fields[2], pid_prefix, where), grade, number)
+        yield number, fields[0], fields[2], grade
 
 
 def read_relevant(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]]:
@@ -70,9 +77,14 @@ def _relevant(path: str | Path, judgements: Iterator[Judgement]) -> dict[int, li
     return {qid: list(pids) for qid, pids in relevant.items()}
 
 
-def read_grades(path: str | Path, pid_prefix: str = "") -> dict[int, dict[int, int]]:
-    """Return qid -> pid -> grade, all grades. Raises InputError as :func:`read_judgements`."""
-    grades: dict[int, dict[int, int]] = {}
-    for judgement in read_judgements(path, pid_prefix):
-        grades.setdefault(judgement.qid, {})[judgement.pid] = judgement.grade
+def read_grades(path: str | Path) -> dict[str, dict[str, int]]:
+    """Return qid -> docid -> grade, all grades, ids as they are written.
+
+    Raises InputError if the file is missing, empty, or a line is no judgement.
+    """
+    grades: dict[str, dict[str, int]] = {}
+    for _, qid, pid, grade in _lines(path):
+        grades.setdefault(qid, {})[pid] = grade
+    if not grades:
+        raise InputError(f"{path}: there is no judgement in it")
     return grades

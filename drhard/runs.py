@@ -1,5 +1,7 @@
-"""Runs: the ranked documents of each query, ``qid \\t pid \\t rank`` with ranks from 1."""
+"""Runs: the ranked documents of each query, ``qid \\t pid \\t rank`` with ranks from 1, or in TREC's six columns."""
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +10,8 @@ from drhard.files import text_lines, whole
 from drhard.msmarco import parse_id, parse_number
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 def write_run(path: Path, scores: np.ndarray, rows: np.ndarray) -> None:
@@ -75,18 +79,63 @@ def read_run(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]]:
     return run
 
 
+def read_scored(path: str | Path) -> dict[str, dict[str, float]]:
+    """Read any run: ours or an official one (``qid pid rank``), or TREC's (``qid Q0 docid rank score tag``).
+
+    Returns:
+        qid -> docid -> score, ids as they are written; minus the rank where the run has no scores. As in
+        trec_eval, TREC's column of ranks does not count.
+
+    Raises:
+        InputError: the file is missing or empty, or a line is bad or names a document again.
+    """
+    run: dict[str, dict[str, float]] = {}
+    for number, line in text_lines(path):
+        where = f"{path}, line {number}"
+        fields = line.split()
+        if len(fields) == 3:
+            qid, docid, rank = fields
+            if not parse_number(rank):
+                raise InputError(f"{where}: the rank {rank[:40]!r} is not 1, 2, 3, …")
+            score = -float(rank)
+        elif len(fields) == 6:
+            qid, _, docid, _, text, _ = fields
+            try:
+                score = float(text)
+            except ValueError:
+                score = math.nan
+            if not math.isfinite(score):
+                raise InputError(f"{where}: the score {text[:40]!r} is not a number")
+        else:
+            raise InputError(f"{where}: expected 'qid pid rank' or 'qid Q0 docid rank score tag'")
+        scores = run.setdefault(qid, {})
+        if docid in scores:
+            raise InputError(f"{where}: query {qid} has document {docid} again")
+        scores[docid] = score
+    if not run:
+        raise InputError(f"{path}: the run is empty")
+    return run
+
+
 def convert_run(
-    source: str | Path,
+    source: Path,
     target: str | Path,
     row_of_qid: Mapping[int, int],
     row_of_pid: Mapping[int, int],
     pid_prefix: str,
+    trec_tag: str | None = None,
 ) -> None:
     """Write a run in row numbers as one in official ids, line by line.
 
+    Args:
+        trec_tag: write TREC's six columns, with this tag. Scores come from the file beside ``source``; equal
+            ones are told apart by the least step of a float32, since trec_eval breaks ties by docid and not by
+            rank. Without that file they are 1/rank, with a warning.
+
     Raises:
-        InputError: as :func:`read_ranked`, or a row is not in the tables.
+        InputError: as :func:`read_ranked`, or a row is not in the tables or not in the file of scores.
     """
+    score_of = _Scores(source) if trec_tag is not None else None
     qid_of_row = {row: qid for qid, row in row_of_qid.items()}
     pid_of_row = {row: pid for pid, row in row_of_pid.items()}
     with whole(target) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
@@ -94,7 +143,39 @@ def convert_run(
             if query not in qid_of_row or document not in pid_of_row:
                 kind, row = ("query", query) if query not in qid_of_row else ("document", document)
                 raise InputError(f"{source}, line {number}: there is no {kind} in row {row}; another --preprocess_dir?")
-            file.write(f"{qid_of_row[query]}\t{pid_prefix}{pid_of_row[document]}\t{rank}\n")
+            qid, docid = qid_of_row[query], f"{pid_prefix}{pid_of_row[document]}"
+            if score_of is None:
+                file.write(f"{qid}\t{docid}\t{rank}\n")
+            else:
+                file.write(f"{qid} Q0 {docid} {rank} {score_of(query, rank):.9g} {trec_tag}\n")
+
+
+class _Scores:
+    """Scores of a run by query row and rank, strictly falling along the ranks of a query."""
+
+    def __init__(self, run: Path):
+        self.path = score_path(run)
+        if not self.path.exists():
+            log.warning("%s: no such file; the scores of the TREC run are 1/rank", self.path)
+            self._scores = None
+            return
+        try:
+            scores = np.load(self.path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise InputError(f"{self.path}: not a NumPy file ({error})") from None
+        if scores.ndim != 2 or scores.dtype != np.float32:
+            raise InputError(f"{self.path}: expected float32 scores of queries x ranks")
+        for rank in range(1, scores.shape[1]):
+            below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
+            scores[:, rank] = np.minimum(scores[:, rank], below)
+        self._scores = scores
+
+    def __call__(self, query: int, rank: int) -> float:
+        if self._scores is None:
+            return 1 / rank
+        if not (query < self._scores.shape[0] and rank <= self._scores.shape[1]):
+            raise InputError(f"{self.path}: has no score for rank {rank} of query {query}; it is another run's")
+        return float(self._scores[query, rank - 1])
 
 
 def without(ranked: np.ndarray, excluded: Sequence[int], k: int) -> list[int]:

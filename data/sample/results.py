@@ -8,9 +8,9 @@ from pathlib import Path
 
 from drhard.errors import command
 from drhard.files import write_json
-from drhard.metrics import mean_reciprocal_rank, measure
+from drhard.metrics import mean_reciprocal_rank, measure_queries, parse_measures
 from drhard.qrels import read_grades, read_relevant
-from drhard.runs import read_run
+from drhard.runs import read_run, read_scored
 
 ROWS = {"Warm-up": "warmup", "STAR": "star", "ADORE (STAR)": "adore-star"}  # name -> folder of its runs
 
@@ -24,13 +24,13 @@ def main() -> None:
     dev_path, test_path = root / "preprocess" / "dev-qrel.tsv", root / "preprocess" / "test-qrel.tsv"
     rows = []
     for name, folder in ROWS.items():
-        dev, test = (read_run(root / "evaluate" / folder / f"{mode}.rank.tsv") for mode in ("dev", "test"))
+        dev, test = (root / "evaluate" / folder / f"{mode}.rank.tsv" for mode in ("dev", "test"))
         rows.append(
             {
                 "name": name,
-                "mrr10": mean_reciprocal_rank(dev, read_relevant(dev_path), 10),
-                "recall100": measure("R@100", dev, read_grades(dev_path)),
-                "ndcg10": measure("nDCG@10", test, read_grades(test_path)),
+                "mrr10": mean_reciprocal_rank(read_run(dev), read_relevant(dev_path), 10),
+                "recall100": mean("R@100", dev, dev_path),
+                "ndcg10": mean("nDCG@10", test, test_path),
             }
         )
     write_json(root.parent / "results.json", {"rows": rows}, indent=1)
@@ -39,6 +39,11 @@ def main() -> None:
     for row in rows:
         print(f"{row['name']:14}{row['mrr10']:12.3f}{row['recall100']:12.3f}{row['ndcg10']:14.3f}")
     print(f"\nWrote {root.parent / 'results.json'}")
+
+
+def mean(measure: str, run: Path, qrels: Path) -> float:
+    [values] = measure_queries(parse_measures([measure]), read_scored(run), read_grades(qrels)).values()
+    return sum(values.values()) / len(values)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""Compressed indexes: faiss indexes that take less memory than the documents and find nearly the same."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drhard.errors import InputError
+from drhard.files import existing, read_json, whole, write_json
+from drhard.search import BLOCK_ROWS, Index, ShardedIndex, check_search, open_index
+from drhard.tokens import sample_digest
+
+import numpy as np
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+FLAT = "Flat"  # exact
+TRAINING_ROWS = 262_144  # documents that an index learns its codes from, at most: 0.8 GB at 768 dimensions
+
+
+def choose_index(
+    documents: np.ndarray, factory: str, path: Path | None, gpus: Sequence[int], progress: bool = False
+) -> Index:
+    """The index that the flags ask for: exact, or compressed, built here or read from a file.
+
+    Args:
+        documents: (N, dim) float32.
+        factory: a description for ``faiss.index_factory`` such as ``OPQ96,PQ96``; ``Flat`` is exact.
+        path: where a compressed index is, or where it goes once it is built; None to build it for this run only.
+        gpus: where to search; on the CPU if empty.
+
+    Raises:
+        InputError: faiss cannot build such an index, or the one at ``path`` is not of these documents.
+    """
+    if path is None and factory == FLAT:
+        return open_index(documents, gpus, progress)
+    if path is not None and (path.exists() or factory == FLAT):
+        index = _read(existing(path, "with --index_factory it is built there"), documents, factory)
+    else:
+        index = _build(documents, factory)
+        if path is not None:
+            _write(index, path, documents, factory)
+    return ShardedIndex([_to_gpus(index, gpus) if gpus else index])
+
+
+def check_index(k: int, documents: np.ndarray, factory: str, path: Path | None, gpus: Sequence[int]) -> None:
+    """Raise InputError, before the long work, if the ``k`` best of ``documents`` cannot be searched so."""
+    import faiss
+
+    check_search(k, len(documents), gpus)
+    if path is not None and factory == FLAT:
+        existing(path, "with --index_factory it is built there")
+    try:
+        faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InputError(
+            f"--index_factory {factory}: faiss makes no such index for {documents.shape[1]} dimensions "
+            f"({_reason(error)}); OPQ96,PQ96 is one for 768"
+        ) from None
+
+
+def _build(documents: np.ndarray, factory: str) -> Any:
+    import faiss
+
+    count, dim = documents.shape
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            rows = np.linspace(0, count - 1, min(count, TRAINING_ROWS)).astype(np.int64)
+            log.info("training an index %s on %d documents", factory, len(rows))
+            index.train(np.ascontiguousarray(documents[rows]))
+    except RuntimeError as error:
+        raise InputError(f"--index_factory {factory} cannot index {count} x {dim}: {_reason(error)}") from None
+    with tqdm(total=count, unit="doc", unit_scale=True, desc=f"indexing {factory}") as bar:
+        for first in range(0, count, BLOCK_ROWS):
+            block = np.ascontiguousarray(documents[first : first + BLOCK_ROWS])
+            index.add(block)
+            bar.update(len(block))
+    return index
+
+
+def _reason(error: RuntimeError) -> str:
+    """What faiss complains of, without the names of its functions and files."""
+    return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: .*? failed: )?", "", str(error).strip().splitlines()[0])
+
+
+def _write(index: Any, path: Path, documents: np.ndarray, factory: str) -> None:
+    import faiss
+
+    write_json(_stamp_path(path), _stamp(documents, factory))
+    with whole(path) as unfinished:
+        faiss.write_index(index, str(unfinished))
+    log.info("wrote %s", path)
+
+
+def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
+    import faiss
+
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError:
+        raise InputError(f"{path}: faiss cannot read an index in it") from None
+    count, dim = documents.shape
+    if (index.ntotal, index.d) != (count, dim):
+        raise InputError(
+            f"{path}: holds {index.ntotal} documents of {index.d} dimensions, the embeddings are {count} x {dim}"
+        )
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise InputError(f"{path}: searches by distance; an index of inner products is needed")
+    if not _stamp_path(path).exists():
+        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, _stamp_path(path).name)
+        return index
+    expected, found = _stamp(documents, factory), read_json(_stamp_path(path))
+    if found.get("vectors") != expected["vectors"]:
+        raise InputError(f"{path}: was built from other embeddings; delete it to build it anew, or name another file")
+    if factory not in (FLAT, found.get("factory")):
+        raise InputError(f"{path}: is an index {found.get('factory')}, not {factory}; name another file")
+    return index
+
+
+def _stamp(documents: np.ndarray, factory: str) -> dict[str, str]:
+    return {"factory": factory, "vectors": sample_digest(documents)}
+
+
+def _stamp_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _to_gpus(index: Any, gpus: Sequence[int]) -> Any:
+    """A copy of the index on GPUs, an equal part on each."""
+    import faiss
+
+    options = faiss.GpuMultipleClonerOptions()
+    options.shard = True
+    options.useFloat16 = True  # look-up tables of 96 bytes a document do not fit on a GPU in float32
+    try:
+        return faiss.index_cpu_to_gpus_list(index, co=options, gpus=list(gpus))
+    except RuntimeError as error:
+        raise InputError(f"faiss cannot put this index on a GPU: {_reason(error)}; search on the CPU") from None
