@@ -1,0 +1,217 @@
+"""What the rows of a table measure here: values, intervals, tests, and digests of what was measured."""
+
+import hashlib
+import logging
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from drhard.errors import InputError
+from drhard.metrics import measure_queries, parse_measures
+from drhard.qrels import read_grades
+from drhard.recipes import Row, Table, Trial
+from drhard.runs import read_scored
+from drhard.significance import compare, holm, mean_interval
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+OK, CLOSE, FAIL, NOT_RUN = "OK", "close", "FAIL", "—"
+SIGNIFICANT = 0.05
+LIBRARIES = ("torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "ir_measures")
+
+
+@dataclass(frozen=True)
+class MeasuredTrial:
+    """The values of one training."""
+
+    seed: int | None
+    model: dict[str, str] | None  # path and sha256 of its weights
+    runs: dict[str, dict[str, str]]  # mode -> path and sha256 of its run
+    queries: dict[str, np.ndarray]  # key of the measure -> (Q,) values of the judged queries
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """The values of a row, from checkpoints or from scratch; nothing measured where there are no trials."""
+
+    row: Row
+    origin: str
+    trials: list[MeasuredTrial] = field(default_factory=list)
+
+    def mean(self, key: str) -> tuple[float, float]:
+        """The mean over the seeds and the half width of its 95 % interval (NaN for a single one)."""
+        return mean_interval([float(trial.queries[key].mean()) for trial in self.trials])
+
+    def queries(self, key: str) -> np.ndarray:
+        """(Q,) values of each query, the means over the seeds."""
+        return np.mean([trial.queries[key] for trial in self.trials], axis=0)
+
+
+def measure_table(table: Table) -> list[MeasuredRow]:
+    """Measure every run of a table that is there; a row comes once for each origin that has runs, else once.
+
+    Raises InputError if a run or a qrels file that is there is bad.
+    """
+    judged = {mode: read_grades(path) for mode, path in table.qrels.items() if path.exists()}
+    rows = []
+    for row in table.rows.values():
+        found = []
+        for origin, trials in row.trials.items():
+            there = [trial for trial in trials if all(path.exists() for path in trial.runs.values())]
+            if there:
+                found.append(MeasuredRow(row, origin, [_measure(table, trial, judged) for trial in there]))
+                if len(there) < len(trials):
+                    log.warning("%s: %d of %d seeds are there", row.id, len(there), len(trials))
+        rows += found or [MeasuredRow(row, next(iter(row.trials)))]
+    return rows
+
+
+def _measure(table: Table, trial: Trial, judged: dict[str, dict[str, dict[str, int]]]) -> MeasuredTrial:
+    queries = {}
+    for mode, path in trial.runs.items():
+        if mode not in judged:
+            raise InputError(f"{table.qrels[mode]}: no such file, though {path} is there; run preprocess.py")
+        keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
+        measures = parse_measures([measure.measure for measure in keys.values()])
+        values = measure_queries(measures, read_scored(path), judged[mode])
+        for key, of_query in zip(keys, values.values(), strict=True):
+            queries[key] = np.array(list(of_query.values()))
+    return MeasuredTrial(
+        seed=trial.seed,
+        model=_digest(_weights(trial.model)) if trial.model else None,
+        runs={mode: _digest(path) for mode, path in trial.runs.items()},
+        queries=queries,
+    )
+
+
+def _weights(folder: Path) -> Path:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return folder / name
+    raise InputError(f"{folder}: the runs of this model are there, its weights are not; delete the runs")
+
+
+def _digest(path: Path) -> dict[str, str]:
+    with open(path, "rb") as file:
+        return {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def status(difference: float, table: Table) -> str:
+    """OK for a measured value as good as the expected one or better, else close or FAIL."""
+    if difference >= -table.ok:
+        return OK
+    return CLOSE if difference >= -table.close else FAIL
+
+
+def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, Any]]:
+    """Answer the table's questions by paired tests over queries, of each query's means over the seeds.
+
+    p-values are corrected after Holm over the questions, for each measure by itself; the answer is that of the
+    first measure.
+    """
+    measured = {row.row.name: row for row in rows if row.trials}
+    asked = [question for question in table.questions if question.row in measured and question.than in measured]
+    answers: list[dict[str, Any]] = [
+        {"question": question.question, "row": question.row, "than": question.than, "measures": {}}
+        for question in asked
+    ]
+    for key in table.measures:
+        results = [
+            compare(measured[question.row].queries(key), measured[question.than].queries(key)) for question in asked
+        ]
+        t_tests = holm([result.t_test for result in results])
+        randomizations = holm([result.randomization for result in results])
+        for question, answer, result, t_test, randomization in zip(
+            asked, answers, results, t_tests, randomizations, strict=True
+        ):
+            answer["measures"][key] = {
+                "difference": result.difference,
+                "low": result.low,
+                "high": result.high,
+                "t_test": t_test,
+                "randomization": randomization,
+                "seeds_better": _seeds_better(measured[question.row], measured[question.than], key),
+            }
+    for question, answer in zip(asked, answers, strict=True):
+        answer["answer"] = _answer(question.equal, answer["measures"][next(iter(table.measures))])
+    return answers
+
+
+def _seeds_better(row: MeasuredRow, than: MeasuredRow, key: str) -> list[int]:
+    """How many of the seeds that both have are better, and how many there are."""
+    other = {trial.seed: trial.queries[key].mean() for trial in than.trials}
+    pairs = [(trial.queries[key].mean(), other[trial.seed]) for trial in row.trials if trial.seed in other]
+    return [sum(bool(a > b) for a, b in pairs), len(pairs)]
+
+
+def _answer(equal: bool, result: dict[str, Any]) -> str:
+    significant = max(result["t_test"], result["randomization"]) < SIGNIFICANT
+    if equal:
+        if significant:
+            return "no, it is worse" if result["difference"] < 0 else "it is even better"
+        return "no difference shown"
+    if significant:
+        return "yes" if result["difference"] > 0 else "no, it is worse"
+    return "not shown"
+
+
+def make_report(tables: list[Table]) -> dict[str, Any]:
+    """Everything that the report shows, in JSON's types."""
+    report: dict[str, Any] = {"machine": _machine(), "tables": []}
+    for table in tables:
+        rows = measure_table(table)
+        report["tables"].append(
+            {
+                "name": table.name,
+                "title": table.title,
+                "source": table.source,
+                "tolerance": {"ok": table.ok, "close": table.close},
+                "measures": {key: measure.name for key, measure in table.measures.items()},
+                "rows": [_row_report(table, row) for row in rows],
+                "questions": answer_questions(table, rows),
+            }
+        )
+    return report
+
+
+def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
+    values = {}
+    for key in table.measures:
+        expected = measured.row.expected.get(key)
+        values[key] = {"expected": expected, "measured": None, "half_width": None, "difference": None}
+        values[key]["status"] = NOT_RUN
+        if measured.trials:
+            mean, half = measured.mean(key)
+            values[key] |= {"measured": mean, "half_width": None if np.isnan(half) else half, "status": ""}
+            if expected is not None:
+                values[key] |= {"difference": mean - expected, "status": status(mean - expected, table)}
+    return {
+        "id": measured.row.id,
+        "name": measured.row.name,
+        "note": measured.row.note,
+        "origin": measured.origin,
+        "values": values,
+        "trials": [
+            {
+                "seed": trial.seed,
+                "values": {key: float(trial.queries[key].mean()) for key in table.measures},
+                "model": trial.model,
+                "runs": trial.runs,
+            }
+            for trial in measured.trials
+        ],
+    }
+
+
+def _machine() -> dict[str, str]:
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except ModuleNotFoundError:
+            continue
+    return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"} | found
