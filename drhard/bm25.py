@@ -73,7 +73,8 @@ class Bm25Index:
             InputError: as :func:`drhard.search.check_search`.
         """
         check_search(k, self.count)
-        words = list(self._words.streaming_tokenize(queries, update_vocab="never", allow_empty=False))
+        # Not "never": then a form of a word that no document has would be left out, though its stem is known.
+        words = list(self._words.streaming_tokenize(queries, update_vocab=False, allow_empty=False))
         group = max(1, SCORE_BYTES // (4 * self.count))
         parts = []
         with tqdm(total=len(queries), unit="query", desc="BM25: searching") as bar:

@@ -33,14 +33,18 @@ def parse_measures(names: Sequence[str], level: int = 1) -> list[Measure]:
         level: the lowest grade that is relevant to binary measures that do not say it themselves.
 
     Raises:
-        InputError: there is no such measure.
+        InputError: there is no such measure, or it cannot have such a parameter.
     """
     measures = []
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
-        except Exception:  # it raises NameError, ValueError, SyntaxError, …
-            raise InputError(f"{name}: no measure of ir_measures; nDCG@10, R@1000, AP, RR@10, P(rel=2)@5 are") from None
+            measure.validate_params()
+            valid = min(measure.params.get("cutoff", 1), measure.params.get("rel", 1)) >= 1  # 0 ends trec_eval's code
+        except Exception:  # it raises NameError, ValueError, SyntaxError, AssertionError, …
+            valid = False
+        if not valid:
+            raise InputError(f"{name}: no measure of ir_measures; nDCG@10, R@1000, AP, RR@10, P(rel=2)@5 are")
         if level != 1 and "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
             measure = measure(rel=level)
         measures.append(measure)
@@ -53,7 +57,8 @@ def measure_queries(
     """The value of each measure for each judged query; one that the run lacks gets what an empty list would get.
 
     Args:
-        run: qid -> docid -> score; ties are broken as trec_eval breaks them, by the greater docid.
+        run: qid -> docid -> score; ties are broken as trec_eval breaks them, by the greater docid, but for RR with
+            a cut, where ir_measures takes MS MARCO's script and the smaller docid.
         judged: qid -> docid -> grade.
 
     Returns:
@@ -67,5 +72,6 @@ def measure_queries(
         for metric in ir_measures.iter_calc(measures, judged, run):
             values[str(metric.measure)][metric.query_id] = float(metric.value)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"ir_measures cannot compute {', '.join(map(str, measures))}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"ir_measures cannot compute {', '.join(map(str, measures))}: {reason}") from None
     return values

@@ -48,7 +48,7 @@ class Trial:
     steps: tuple[Step, ...]
     model: Path | None  # None for a row without a model
     runs: dict[str, Path]  # of each mode
-    logs: dict[str, Path]  # TensorBoard's folders, of the training itself and of what it builds on
+    log_dir: Path | None  # TensorBoard's folder of its training
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Table:
     qrels: dict[str, Path]
     rows: dict[str, Row]
     questions: tuple[Question, ...]
+    gains: Question | None  # the two rows whose queries are compared one by one
 
 
 def read_tables(path: Path, data_root: Path | None = None) -> dict[str, Table]:
@@ -131,28 +132,28 @@ def _table(name: str, content: dict[str, Any], steps: dict[str, dict[str, str]],
             Question(asked["question"], asked["row"], asked["than"], asked.get("equal", False))
             for asked in content.get("questions", ())
         ),
+        gains=Question("", content["gains"]["row"], content["gains"]["than"], False) if "gains" in content else None,
     )
 
 
 def _trial(
     row: dict[str, Any], mentions: list[str], steps: dict[str, dict[str, str]], values: dict[str, Any], modes: list[str]
 ) -> Trial:
-    made, logs = [], {}
+    made, log_dir = [], None
     for mention in mentions:
         step, *arguments = shlex.split(mention)
         known = values | dict(argument.split("=", 1) for argument in arguments)
         quoted = known | {"root": shlex.quote(known["root"])}
         made.append(Step(Path(_fill(steps[step]["makes"], known)), _fill(steps[step]["command"], quoted)))
-        for kind, flag in (("adore", "--log_dir"), ("static", "--logging_dir")):
-            words = shlex.split(made[-1].command)
-            if flag in words and "warmup" not in made[-1].makes.parts:
-                logs[kind] = Path(words[words.index(flag) + 1])
+        words = shlex.split(made[-1].command)
+        for flag in {"--logging_dir", "--log_dir"} & set(words):
+            log_dir = Path(words[words.index(flag) + 1])  # the last training of a row is its own
     return Trial(
         seed=values["seed"],
         steps=tuple(made),
         model=Path(_fill(row["model"], values)) if "model" in row else None,
         runs={mode: Path(_fill(row["run"], values | {"mode": mode})) for mode in modes},
-        logs=logs,
+        log_dir=log_dir,
     )
 
 

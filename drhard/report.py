@@ -16,11 +16,13 @@ from drhard.runs import read_scored
 from drhard.significance import compare, holm, mean_interval
 
 import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 log = logging.getLogger(__name__)
 
 OK, CLOSE, FAIL, NOT_RUN = "OK", "close", "FAIL", "—"
 SIGNIFICANT = 0.05
+CURVES = ("train/loss", "train/mrr_10")  # TensorBoard's tags
 LIBRARIES = ("torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "ir_measures")
 
 
@@ -32,6 +34,7 @@ class MeasuredTrial:
     model: dict[str, str] | None  # path and sha256 of its weights
     runs: dict[str, dict[str, str]]  # mode -> path and sha256 of its run
     queries: dict[str, np.ndarray]  # key of the measure -> (Q,) values of the judged queries
+    curves: dict[str, list[list[float]]]  # of its training, where TensorBoard's files are there
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def _measure(table: Table, trial: Trial, judged: dict[str, dict[str, dict[str, i
         model=_digest(_weights(trial.model)) if trial.model else None,
         runs={mode: _digest(path) for mode, path in trial.runs.items()},
         queries=queries,
+        curves=_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
     )
 
 
@@ -173,6 +177,7 @@ def make_report(tables: list[Table]) -> dict[str, Any]:
                 "measures": {key: measure.name for key, measure in table.measures.items()},
                 "rows": [_row_report(table, row) for row in rows],
                 "questions": answer_questions(table, rows),
+                "gains": _gains(table, rows),
             }
         )
     return report
@@ -201,10 +206,38 @@ def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
                 "values": {key: float(trial.queries[key].mean()) for key in table.measures},
                 "model": trial.model,
                 "runs": trial.runs,
+                "curves": trial.curves,
             }
             for trial in measured.trials
         ],
     }
+
+
+def _gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
+    """What each query gains or loses from one row to another, sorted, by the table's first measure."""
+    measured = {row.row.name: row for row in rows if row.trials}
+    if table.gains is None or not {table.gains.row, table.gains.than} <= measured.keys():
+        return None
+    key = next(iter(table.measures))
+    gains = measured[table.gains.row].queries(key) - measured[table.gains.than].queries(key)
+    return {
+        "row": table.gains.row,
+        "than": table.gains.than,
+        "measure": table.measures[key].name,
+        "values": [round(float(gain), 4) for gain in np.sort(gains)[::-1]],
+    }
+
+
+def _curves(log_dir: Path) -> dict[str, list[list[float]]]:
+    """TensorBoard's scalars of a training, those of CURVES that are there: tag -> [step, value] pairs."""
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
+    events.Reload()
+    there = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    curves = {}
+    for tag in there:
+        by_step = {event.step: event.value for event in events.Scalars(tag)}  # redone steps after a resume count once
+        curves[tag] = [[step, round(value, 5)] for step, value in sorted(by_step.items())]
+    return curves
 
 
 def _machine() -> dict[str, str]:

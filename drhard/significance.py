@@ -31,6 +31,8 @@ def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     mean = float(difference.mean())
+    if len(difference) == 1:  # one query tells nothing about others
+        return Comparison(mean, float("nan"), float("nan"), 1.0, 1.0)
     if np.ptp(difference) == 0:  # t is 0/0; with no difference at all there is nothing to tell apart
         certain = 1.0 if mean == 0 else 0.0
         randomization = _randomization(difference)
