@@ -47,22 +47,23 @@ step $data/preprocess/lead-qid2offset.pickle \
 # 3. What the warm-up model finds.
 for mode in dev test; do
     step $data/evaluate/warmup/$mode.rank.tsv \
-        python star/inference.py --data_type passage --data_root $root --max_doc_length 128 --mode $mode \
+        python star/inference.py --data_type passage --data_root $root --max_doc_length 64 --mode $mode \
         --model_dir $data/warmup --output_dir $data/evaluate/warmup
 done
 
 # 4. STAR: hard negatives of the warm-up model, then training of both encoders.
 step $data/warmup_retrieve/hard.json \
-    python star/prepare_hardneg.py --data_type passage --data_root $root --max_doc_length 128 --mode train
+    python star/prepare_hardneg.py --data_type passage --data_root $root --max_doc_length 64 --mode train \
+    --topk 10
 step $data/trained_models/star/config.json \
-    python star/train.py --do_train --max_query_length 24 --max_doc_length 120 \
+    python star/train.py --do_train --max_query_length 24 --max_doc_length 64 \
     --preprocess_dir $data/preprocess --hardneg_path $data/warmup_retrieve/hard.json --init_path $data/warmup \
     --output_dir $data/trained_models/star --logging_dir $data/star_train/log \
-    --optimizer_str lamb --learning_rate 2e-3 --per_device_train_batch_size 64 --max_steps 400 --warmup_steps 50 \
-    --save_steps 100
+    --optimizer_str lamb --learning_rate 1e-3 --per_device_train_batch_size 16 --max_steps 1600 --warmup_steps 50 \
+    --save_steps 400
 for mode in dev test; do
     step $data/evaluate/star/$mode.rank.tsv \
-        python star/inference.py --data_type passage --data_root $root --max_doc_length 128 --mode $mode
+        python star/inference.py --data_type passage --data_root $root --max_doc_length 64 --mode $mode
 done
 
 # 5. ADORE: the query encoder goes on with the negatives that it retrieves itself.

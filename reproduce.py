@@ -18,7 +18,7 @@ from pathlib import Path
 
 from drhard.errors import InputError, command
 from drhard.files import whole, write_json
-from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, find_rows, read_tables
+from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, each_once, find_rows, read_tables
 from drhard.rendering import render_html, render_markdown, render_text
 from drhard.report import make_report
 
@@ -68,12 +68,12 @@ def main() -> None:
             print(f"Wrote {output_dir / 'report.json'}")
         return
 
-    steps = {step.makes: step for row in find_rows(tables, args.row) for step in steps_of(row, args.origin)}
+    steps = each_once(step for row in find_rows(tables, args.row) for step in steps_of(row, args.origin))
     if args.command == "show":
-        for step in steps.values():
+        for step in steps:
             print(step.command)
         return
-    for step in steps.values():
+    for step in steps:
         run_step(step, args.dry_run)
     if not args.dry_run:
         print(f"\n{args.row} is made; 'python reproduce.py report {args.row.partition(':')[0]}' shows it")

@@ -1,6 +1,7 @@
 """Tables of results: their rows, the commands that make each row, and the values to expect."""
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ class Step:
 
     makes: Path
     command: str
+
+
+def each_once(steps: Iterable[Step]) -> list[Step]:
+    """The steps in their order, but only the first of those that make the same file."""
+    first: dict[Path, Step] = {}
+    for step in steps:
+        first.setdefault(step.makes, step)
+    return list(first.values())
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Row:
 
     def steps(self, origin: str) -> list[Step]:
         """Everything that makes the row, in order, each file once."""
-        return list({step.makes: step for trial in self.trials[origin] for step in trial.steps}.values())
+        return each_once(step for trial in self.trials[origin] for step in trial.steps)
 
 
 @dataclass(frozen=True)

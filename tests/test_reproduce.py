@@ -1,0 +1,322 @@
+"""Rows, their commands, and the report: expected beside measured, tests, digests, one page that needs nothing else."""
+
+import hashlib
+import importlib.util
+import json
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from drhard.errors import InputError
+from drhard.recipes import CHECKPOINT, SCRATCH, find_rows, read_tables
+from drhard.rendering import render_html, render_markdown, render_text
+from drhard.report import make_report
+
+import numpy as np
+import pytest
+from scipy import stats
+from torch.utils.tensorboard import SummaryWriter
+
+PROJECT = Path(__file__).resolve().parents[1]
+TABLES = PROJECT / "data" / "tables.yaml"
+
+# The published tables: MRR@10 (doc: 100), R@100, nDCG@10. R@100 of doc STAR as two later papers quote it.
+PUBLISHED = {
+    "passage:In-Batch Neg": (0.264, 0.837, 0.583),
+    "passage:Rand-Neg": (0.301, 0.853, 0.612),
+    "passage:STAR": (0.3404237731386721, 0.867, 0.642),
+    "passage:ADORE (In-Batch Neg)": (0.316, 0.860, 0.658),
+    "passage:ADORE (Rand-Neg)": (0.326, 0.865, 0.661),
+    "passage:ADORE (STAR)": (0.34660697230181425, 0.876, 0.683),
+    "doc:In-Batch Neg": (0.320, 0.864, 0.544),
+    "doc:Rand-Neg": (0.330, 0.859, 0.572),
+    "doc:STAR": (0.3903422772218344, 0.913, 0.605),
+    "doc:ADORE (In-Batch Neg)": (0.362, 0.884, 0.580),
+    "doc:ADORE (Rand-Neg)": (0.361, 0.885, 0.585),
+    "doc:ADORE (STAR)": (0.4049777020859768, 0.919, 0.628),
+}
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def all_steps() -> list[tuple[str, str]]:
+    """(id of the row, command) of every row, from both origins, each command once."""
+    found = {}
+    for table in read_tables(TABLES).values():
+        for row in table.rows.values():
+            for origin in row.trials:
+                for step in row.steps(origin):
+                    found.setdefault(step.command, row.id)
+    return [(row, command) for command, row in found.items()]
+
+
+def test_all_published_rows_are_there_with_their_values() -> None:
+    tables = read_tables(TABLES)
+    rows = {row.id: tuple(row.expected.values()) for name in ("passage", "doc") for row in tables[name].rows.values()}
+    assert rows == PUBLISHED
+    assert all(
+        set(row.trials) == {CHECKPOINT, SCRATCH} for name in ("passage", "doc") for row in find_rows(tables, name)
+    )
+    names = {"BM25", "Warm-up", "In-Batch Neg", "Rand Neg", "Hard only", "STAR"}
+    names |= {f"ADORE ({base})" for base in ("In-Batch Neg", "Rand Neg", "STAR")}
+    assert names <= set(tables["sample"].rows)
+    for question in tables["sample"].questions:
+        assert {question.row, question.than} <= set(tables["sample"].rows)
+
+
+@pytest.mark.parametrize("row, command", all_steps(), ids=[command[:60] for _, command in all_steps()])
+def test_every_command_is_one_that_its_script_takes(row: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "{" not in command and "}" not in command
+    for part in command.split("&&"):
+        words = shlex.split(part)
+        if words[0] != "python":
+            assert words[0] in ("bash", "mkdir", "cp", "mv")
+            continue
+        script, arguments = PROJECT / words[1], words[2:]
+        module = load(script)
+        if script == PROJECT / "star" / "train.py":
+            parser = module.HfArgumentParser((module.DataArguments, module.StarTrainingArguments))
+            data_args, args = parser.parse_args_into_dataclasses(arguments)  # exits for an unknown flag
+            assert args.do_train
+            assert (data_args.hardneg_path is not None) == (data_args.negatives in ("star", "hard"))
+        else:
+            monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+            module.parse_arguments()
+
+
+def test_steps_come_after_what_they_read() -> None:
+    """A file in the data root that a command reads was made by an earlier command of the row, or by the first ones."""
+    reading = ("--hardneg_path", "--init_path", "--model_dir", "--pembed_path", "--dmemmap_path", "--preprocess_dir")
+    for table in read_tables(TABLES).values():
+        for row in table.rows.values():
+            for origin in row.trials:
+                made: set[str] = set()
+                for step in row.steps(origin):
+                    words = shlex.split(step.command)
+                    for flag, value in zip(words, words[1:], strict=False):
+                        if flag in reading and "/" in value:
+                            checkpoint = origin == CHECKPOINT and "trained_models" in value
+                            assert checkpoint or any(path.startswith(value) or value in path for path in made), (
+                                f"{row.id}: {step.command} reads {value}"
+                            )
+                    made.add(str(step.makes))
+                    made.add(str(step.makes).replace(f"{step.makes.name}", "passages.memmap"))
+
+
+TINY = """
+steps:
+  tiny:
+    one: {makes: "{root}/one", command: "mkdir -p {root} && echo {seed} >> {root}/one"}
+    two: {makes: "{root}/two-{seed}", command: "cat {root}/one > {root}/two-{seed}"}
+    bad: {makes: "{root}/bad", command: "exit 3"}
+    idle: {makes: "{root}/idle", command: "true"}
+tables:
+  tiny:
+    title: Tiny
+    source: nowhere
+    steps: tiny
+    root: work
+    seeds: [1, 2]
+    origins: {scratch: {work: "{root}"}}
+    values: {base: x}
+    measures:
+      mrr: {name: MRR@10, mode: dev, measure: RR@10}
+      ndcg10: {name: nDCG@10, mode: test, measure: nDCG@10}
+    gains: {row: A, than: B}
+    tolerance: {ok: 0.0005, close: 0.003}
+    qrels: "{root}/{mode}-qrel.tsv"
+    rows:
+      A: {values: {}, run: "{root}/A-{seed}/{mode}.rank.tsv", model: "{root}/A-{seed}", scratch: [one, two],
+          expected: {mrr: MRR_A}}
+      B: {values: {}, run: "{root}/B-{seed}/{mode}.rank.tsv", scratch: [one, bad]}
+      C: {values: {}, run: "{root}/C/{mode}.rank.tsv", scratch: [idle], seeds: []}
+    questions:
+      - {question: "Is A better than B?", row: A, than: B}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with a small file of tables, in place of this one."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tables.yaml").write_text(TINY.replace("MRR_A", "0.5"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def reproduce(project: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run reproduce.py's main in this process; return its exit code."""
+    script = load(PROJECT / "reproduce.py")
+    monkeypatch.setattr(script, "PROJECT", project)
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    try:
+        script.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_list_and_show(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert reproduce(project, monkeypatch, "list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["tiny:A", "tiny:B", "tiny:C"]
+    assert reproduce(project, monkeypatch, "show", "tiny:A") == 0
+    assert capsys.readouterr().out.splitlines() == [  # a step of all seeds is there once, as first mentioned
+        "mkdir -p work && echo 1 >> work/one", "cat work/one > work/two-1", "cat work/one > work/two-2",
+    ]  # fmt: skip
+
+
+def test_run_makes_what_is_missing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reproduce(project, monkeypatch, "run", "tiny:A", "--dry_run") == 0
+    assert not (project / "work").exists()
+    assert reproduce(project, monkeypatch, "run", "tiny:A") == 0
+    assert (project / "work" / "two-2").read_text() == "1\n"
+    (project / "work" / "two-1").unlink()
+    assert reproduce(project, monkeypatch, "run", "tiny:A") == 0
+    assert (project / "work" / "two-1").read_text() == "1\n"  # step one was not run again
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (("run", "tiny:B"), "ended with exit code 3"),
+        (("run", "tiny:C"), "there is no work/idle"),
+        (("run", "tiny:D"), "there is no row 'tiny:D'; tiny has A, B, C"),
+        (("show", "large"), "there is no table 'large'; there are tiny"),
+        (("run", "tiny:A", "--from", "checkpoint"), "tiny:A has no published checkpoint"),
+        (("report", "large"), "there is no table 'large'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: tuple[str, ...],
+    complaint: str,
+) -> None:
+    assert reproduce(project, monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.startswith("error: ")
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "steps: {}\ntables: {a: {steps: b}}"])
+def test_damaged_tables_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tables.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match="not a file of tables"):
+        read_tables(path)
+
+
+QUERIES = 40
+
+
+def write_measured(project: Path) -> dict[str, list[list[float]]]:
+    """Qrels and runs of rows A and B with two seeds; return the reciprocal ranks of each row and seed."""
+    work = project / "work"
+    work.mkdir()
+    for mode in ("dev", "test"):
+        (work / f"{mode}-qrel.tsv").write_text("".join(f"{query}\t0\t7\t1\n" for query in range(QUERIES)))
+    random = np.random.default_rng(0)
+    reciprocal: dict[str, list[list[float]]] = {}
+    for row, ranks in (("A", (1, 2)), ("B", (2, 3, 4, 12))):
+        for seed in (1, 2):
+            folder = work / f"{row}-{seed}"
+            folder.mkdir()
+            (folder / "model.safetensors").write_bytes(f"{row}{seed}".encode())
+            places = random.choice(ranks, QUERIES)
+            for mode in ("dev", "test"):
+                with open(folder / f"{mode}.rank.tsv", "w") as file:
+                    for query, place in enumerate(places):
+                        documents = list(range(100, 100 + place - 1)) + [7]
+                        file.writelines(f"{query}\t{pid}\t{rank}\n" for rank, pid in enumerate(documents, start=1))
+            reciprocal.setdefault(row, []).append([1 / place if place <= 10 else 0.0 for place in places])
+    return reciprocal
+
+
+def test_report_measures_what_is_there(project: Path) -> None:
+    reciprocal = write_measured(project)
+    means = [np.mean(values) for values in reciprocal["A"]]
+    report = make_report(list(read_tables(project / "data" / "tables.yaml").values()))
+    [table] = report["tables"]
+    a, b, c = table["rows"]
+    value = a["values"]["mrr"]
+    assert value["measured"] == pytest.approx(np.mean(means), abs=1e-12)
+    assert value["half_width"] == pytest.approx(stats.t.ppf(0.975, 1) * np.std(means, ddof=1) / math.sqrt(2))
+    assert value["difference"] == pytest.approx(np.mean(means) - 0.5)
+    assert [trial["values"]["mrr"] for trial in a["trials"]] == pytest.approx(means, abs=1e-12)
+    for trial in a["trials"]:
+        weights = project / "work" / f"A-{trial['seed']}" / "model.safetensors"
+        assert trial["model"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        run = Path(trial["runs"]["dev"]["path"]).read_bytes()
+        assert trial["runs"]["dev"]["sha256"] == hashlib.sha256(run).hexdigest()
+    assert b["trials"][0]["model"] is None
+    assert c["trials"] == []
+    assert (c["values"]["mrr"]["measured"], c["values"]["mrr"]["status"]) == (None, "—")
+
+    [asked] = table["questions"]
+    per_query = [np.mean(reciprocal[row], axis=0) for row in ("A", "B")]
+    assert asked["measures"]["mrr"]["difference"] == pytest.approx(np.mean(per_query[0] - per_query[1]))
+    assert asked["measures"]["mrr"]["t_test"] == pytest.approx(
+        stats.ttest_rel(*per_query).pvalue
+    )  # one question: p itself
+    assert asked["measures"]["mrr"]["seeds_better"] == [2, 2]
+    assert asked["answer"] == "yes"
+    assert table["gains"]["values"] == pytest.approx(sorted(per_query[0] - per_query[1], reverse=True), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "below, expected", [(-0.1, "OK"), (0, "OK"), (0.0004, "OK"), (0.0006, "close"), (0.0029, "close"), (0.0031, "FAIL")]
+)
+def test_status(project: Path, below: float, expected: str) -> None:
+    mean = float(np.mean(write_measured(project)["A"]))
+    (project / "data" / "tables.yaml").write_text(TINY.replace("MRR_A", str(mean + below)))
+    [table] = make_report(list(read_tables(project / "data" / "tables.yaml").values()))["tables"]
+    assert table["rows"][0]["values"]["mrr"]["status"] == expected
+
+
+def test_report_is_written_in_every_form(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_measured(project)
+    for seed in (1, 2):
+        with SummaryWriter(str(project / "logs" / f"A-{seed}")) as writer:
+            for step in (50, 100, 150):
+                writer.add_scalar("train/loss", 1 / step, step)
+    text = (project / "data" / "tables.yaml").read_text()
+    text = text.replace("cat {root}/one >", "cat {root}/one --log_dir logs/A-{seed} >")
+    (project / "data" / "tables.yaml").write_text(text)
+    assert reproduce(project, monkeypatch, "report", "--output_dir", "out") == 0
+    printed = capsys.readouterr().out
+    content = json.loads((project / "out" / "report.json").read_text())
+    assert content["tables"][0]["rows"][0]["trials"][0]["curves"]["train/loss"] == [
+        [50, 0.02],
+        [100, 0.01],
+        [150, 0.00667],
+    ]
+    measured = f"{content['tables'][0]['rows'][0]['values']['mrr']['measured']:.4f}"
+    markdown, page = ((project / "out" / name).read_text() for name in ("report.md", "report.html"))
+    digest = content["tables"][0]["rows"][0]["trials"][0]["runs"]["dev"]["sha256"][:12]
+    for form in (printed, markdown, page):
+        assert measured in form
+        assert digest in form
+        assert "Is A better than B?" in form
+    assert page.count("<svg") == 3  # rows, loss, gains
+    assert not re.search(r"<script|<link|(src|href)\s*=\s*[\"'](?!#)|url\(\s*[\"']?(?!#)|@import", page)
+    assert "width=device-width" in page
+
+
+def test_report_of_nothing_is_a_report() -> None:
+    tables = [table for table in read_tables(TABLES, Path("nowhere")).values() if table.name != "sample"]
+    report = make_report(tables)
+    for render in (render_text, render_markdown, render_html):
+        page = render(report)
+        assert "ADORE (Rand-Neg)" in page
+        assert "0.6580" in page
