@@ -6,16 +6,13 @@ from pathlib import Path
 from drhard.errors import InputError
 from drhard.files import read_int_dict, read_json, text_lines
 from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
-from drhard.search import best_of_all, check_search
+from drhard.search import check_search
 
 import bm25s
 import numpy as np
 import Stemmer
-import torch
 from bm25s.tokenization import Tokenized, Tokenizer
 from tqdm import tqdm
-
-SCORE_BYTES = 256_000_000  # of the scores that are held at once
 
 
 class _TokenLists(Sequence[list[int]]):
@@ -74,20 +71,17 @@ class Bm25Index:
         """
         check_search(k, self.count)
         # Not "never": then a form of a word that no document has would be left out, though its stem is known.
-        words = list(self._words.streaming_tokenize(queries, update_vocab=False, allow_empty=False))
-        group = max(1, SCORE_BYTES // (4 * self.count))
-        parts = []
-        with tqdm(total=len(queries), unit="query", desc="BM25: searching") as bar:
-            for first in range(0, len(queries), group):
-                scores = np.zeros((min(group, len(queries) - first), self.count), dtype=np.float32)
-                for place, ids in enumerate(words[first : first + group]):
-                    if ids:
-                        scores[place] = self._index.get_scores_from_ids(np.array(ids, dtype=np.int32))
-                parts.append(best_of_all(torch.from_numpy(scores), k))
-                bar.update(len(scores))
-        scores, rows = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-        rows[scores <= 0] = -1
-        return np.maximum(scores, 0), rows
+        words = self._words.streaming_tokenize(queries, update_vocab=False, allow_empty=False)
+        best_scores = np.zeros((len(queries), k), dtype=np.float32)
+        best_rows = np.full((len(queries), k), -1, dtype=np.int64)
+        for query, ids in enumerate(tqdm(words, total=len(queries), unit="query", desc="BM25: searching")):
+            scores = self._index.get_scores_from_ids(np.array(ids, dtype=np.int32))  # (N,)
+            rows = np.flatnonzero(scores)  # those that share a word: few, so that sorting costs little
+            if len(rows) > k:
+                rows = rows[scores[rows] >= np.partition(scores[rows], len(rows) - k)[len(rows) - k]]
+            rows = rows[np.argsort(-scores[rows], kind="stable")][:k]
+            best_scores[query, : len(rows)], best_rows[query, : len(rows)] = scores[rows], rows
+        return best_scores, best_rows
 
 
 def document_texts(corpus: Corpus, root: Path) -> Iterator[str]:

@@ -165,9 +165,10 @@ class _Scores:
             raise InputError(f"{self.path}: not a NumPy file ({error})") from None
         if scores.ndim != 2 or scores.dtype != np.float32:
             raise InputError(f"{self.path}: expected float32 scores of queries x ranks")
-        for rank in range(1, scores.shape[1]):
-            below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
-            scores[:, rank] = np.minimum(scores[:, rank], below)
+        with np.errstate(over="ignore"):  # faiss has the least float32 where nothing was found
+            for rank in range(1, scores.shape[1]):
+                below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
+                scores[:, rank] = np.minimum(scores[:, rank], below)
         self._scores = scores
 
     def __call__(self, query: int, rank: int) -> float:

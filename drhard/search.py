@@ -53,7 +53,10 @@ class ExactIndex:
         _check_queries(queries, dim)
         check_search(k, count)
         groups = torch.from_numpy(np.array(queries, dtype=np.float32)).split(QUERY_ROWS)
-        best = [_nothing_yet(len(group), k) for group in groups]
+        best = [
+            (torch.full((len(group), k), -torch.inf), torch.full((len(group), k), -1, dtype=torch.int64))
+            for group in groups
+        ]
         with torch.inference_mode(), tqdm(total=count, unit="doc", unit_scale=True, desc="searching",
                                           disable=not self.progress) as bar:  # fmt: skip
             for first_row, block in _read_ahead(_blocks(self.documents)):
@@ -95,15 +98,6 @@ def merge_block(
     # Rows ascend from best to new and within both, so a stable sort leaves ties in ascending rows.
     merged, order = torch.cat((best_scores, new_scores), 1).sort(dim=1, descending=True, stable=True)
     return merged[:, :k].contiguous(), torch.cat((best_rows, new_rows), 1).gather(1, order[:, :k])
-
-
-def best_of_all(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``k`` greatest of ``scores`` (Q, N) and their columns, both (Q, k); ties by the smaller column."""
-    return merge_block(*_nothing_yet(len(scores), k), scores, 0)
-
-
-def _nothing_yet(queries: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.full((queries, k), -torch.inf), torch.full((queries, k), -1, dtype=torch.int64)
 
 
 def _blocks(documents: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:

@@ -458,6 +458,20 @@ CASES: dict[str, tuple[str, Damage, dict[str, object], str, tuple[str, ...]]] = 
     ),
     "STAR, hard negatives damaged": ("star/train.py", cut(HARD), {}, r"hard\.json: not a JSON file", TRAINING),
     "STAR, hard negatives missing": ("star/train.py", remove(HARD), {}, r"hard\.json: no such file", TRAINING),
+    "STAR, no hard negative at all": (
+        "star/train.py", put(HARD, json.dumps({query: [] for query in range(6)})), {},
+        r"hard\.json: no query has a hard negative", TRAINING,
+    ),
+    "STAR, hard negatives without use": (
+        "star/train.py", nothing, {"--negatives": "in-batch"}, "--negatives in-batch has no use for --hardneg_path", (),
+    ),
+    "STAR, hard negatives and random ones": (
+        "star/train.py", nothing, {"--negatives": "random"}, "--negatives random has no use for --hardneg_path", (),
+    ),
+    "STAR, nothing drawn": ("star/train.py", nothing, {"--per_query_hard_num": 0}, "--per_query_hard_num is 0", ()),
+    "STAR, less than nothing drawn": (
+        "star/train.py", nothing, {"--per_query_hard_num": -1, "--negatives": "hard"}, "--per_query_hard_num is -1", (),
+    ),
     "STAR, unknown document": ("star/train.py", documents_behind, {}, r"train-qrel\.tsv.* 12", TRAINING),
     "STAR, unknown query": (
         "star/train.py",

@@ -2,7 +2,7 @@
 
 import math
 
-from drhard.metrics import mean_reciprocal_rank, measure
+from drhard.metrics import mean_reciprocal_rank, measure_queries, parse_measures
 
 import ir_measures
 import pytest
@@ -39,10 +39,11 @@ def test_mrr_looks_no_further_than_the_cut() -> None:
 
 
 def test_measures_by_name() -> None:
-    run = {1: [5, 6, 7, 8], 2: [9, 5]}
-    judged = {1: {6: 1, 8: 3, 5: 0}, 2: {9: 2, 4: 1}, 3: {1: 1}}  # 3 was not searched: 0
+    run = {"1": {"5": 4.0, "6": 3.0, "7": 2.0, "8": 1.0}, "2": {"9": 2.0, "5": 1.0}}
+    judged = {"1": {"6": 1, "8": 3, "5": 0}, "2": {"9": 2, "4": 1}, "3": {"1": 1}}  # 3 was not searched: 0
     ideal = [3 + 1 / math.log2(3), 2 + 1 / math.log2(3)]
-    ndcg = [(1 / math.log2(3) + 3 / math.log2(5)) / ideal[0], 2 / ideal[1], 0]
-    assert measure("nDCG@10", run, judged) == pytest.approx(sum(ndcg) / 3)
-    assert measure("R@100", run, judged) == pytest.approx((1 + 1 / 2 + 0) / 3)
-    assert measure("R@3", run, judged) == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert measure_queries(parse_measures(["nDCG@10", "R@100", "R@3"]), run, judged) == {
+        "nDCG@10": pytest.approx({"1": (1 / math.log2(3) + 3 / math.log2(5)) / ideal[0], "2": 2 / ideal[1], "3": 0}),
+        "R@100": pytest.approx({"1": 1, "2": 1 / 2, "3": 0}),
+        "R@3": pytest.approx({"1": 1 / 2, "2": 1 / 2, "3": 0}),
+    }

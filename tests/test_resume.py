@@ -162,7 +162,8 @@ def test_finished_adore_run_again_changes_nothing(
     "changed",
     [
         {"settings": {"learning_rate": 2e-2}}, {"settings": {"seed": 1}}, {"settings": {"metric_cut": None}},
-        {"settings": {"batch_size": 5}}, {"settings": {"epochs": 5}}, {"queries": 9}, {"documents": 31}, {"weights": 1},
+        {"settings": {"batch_size": 5}}, {"settings": {"epochs": 5}}, {"settings": {"index": "PQ4x4"}},
+        {"queries": 9}, {"documents": 31}, {"weights": 1},
     ],
     ids=str,
 )  # fmt: skip
@@ -295,7 +296,13 @@ def test_star_with_other_settings_is_refused(
     tmp_path: Path, star_input: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop_star(monkeypatch, star_input, tmp_path, 3)
-    for name, value in (("learning_rate", 2e-2), ("seed", 1), ("init_path", star_input / "other")):
+    for name, value in (
+        ("learning_rate", 2e-2),
+        ("seed", 1),
+        ("init_path", star_input / "other"),
+        ("negatives", "hard"),
+        ("per_query_hard_num", 2),
+    ):
         message = refused("star/train.py", *star_arguments(star_input, tmp_path, f"--{name}", value), capsys=capsys)
         assert message.startswith(f"error: {tmp_path / 'models'}: ")
         assert name.removesuffix("_path") in message

@@ -41,21 +41,26 @@ def ranking() -> np.ndarray:
 def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
     passages = TokenMemmap(preprocessed, PASSAGES, 16)
     queries = TokenMemmap(preprocessed, query_name("train"), 8)
-    rows = retrieve(tiny_model(), passages, queries, tmp_path / "out", 9, 8, CPU)
+    scores, rows = retrieve(tiny_model(), passages, queries, tmp_path / "out", 9, 8, CPU)
     np.testing.assert_array_equal(rows, ranking()[:, :9])
+    embedded = [np.fromfile(tmp_path / "out" / f"{name}.memmap", dtype=np.float32).reshape(-1, 16)
+                for name in ("train-query", "passages")]  # fmt: skip
+    np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", embedded[0], embedded[1][rows]), rtol=1e-5)
     assert np.fromfile(tmp_path / "out" / "passages-id.memmap", dtype=np.int32).tolist() == list(range(40))
     assert np.fromfile(tmp_path / "out" / "train-query-id.memmap", dtype=np.int32).tolist() == list(range(4))
 
 
 @pytest.mark.parametrize("topk", [1, 6, 26])
 def test_hard_negatives_are_the_best_that_are_not_relevant(tmp_path: Path, preprocessed: Path, topk: int) -> None:
-    hard, ranked = mine_hard_negatives(tiny_model(), preprocessed, "train", tmp_path / "out", 8, 16, topk, 8, CPU)
+    mined = mine_hard_negatives(tiny_model(), preprocessed, "train", tmp_path / "out", 8, 16, topk, 8, CPU)
     order = ranking()
     for query in range(4):
         expected = [row for row in order[query].tolist() if row not in RELEVANT.get(query, [])][:topk]
-        assert hard[query] == expected
+        assert mined.hard[query] == expected
         assert len(expected) == topk
-    np.testing.assert_array_equal(ranked, order[:, : topk + 10])
+    np.testing.assert_array_equal(mined.rows, order[:, : topk + 10])
+    assert mined.scores.shape == mined.rows.shape
+    assert (np.diff(mined.scores, axis=1) <= 0).all()
 
 
 def test_more_negatives_than_there_can_be_are_refused(tmp_path: Path, preprocessed: Path) -> None:

@@ -1,4 +1,4 @@
-"""Draws that depend on seed, epoch and query alone, uniform; masks of negatives; hard.json."""
+"""Draws that depend on seed, epoch and query alone, uniform; masks of negatives; hard.json; star/train.py with each."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from drhard.errors import InputError
 from drhard.sampling import (
     HARD,
     IN_BATCH,
+    NEGATIVES,
     RANDOM,
     STAR,
     Example,
@@ -19,7 +20,8 @@ from drhard.sampling import (
 import numpy as np
 import pytest
 import torch
-from helpers import open_tokens, random_sequences
+from helpers import call_script, open_tokens, random_sequences, save_tiny, write_collection
+from safetensors.numpy import load_file
 
 RELEVANT = {3: [10, 11, 12], 5: [20], 9: [30, 31]}
 MINED = {3: [40, 41, 42, 43], 5: [50, 51, 52, 53, 54], 9: [60, 61]}
@@ -201,3 +203,95 @@ def test_bad_hard_negatives_are_refused(tmp_path: Path, content: object, complai
 def test_missing_hard_negatives_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="hard.json: no such file"):
         read_hard_negatives(tmp_path / "hard.json", {0: [1]}, documents=5)
+
+
+# star/train.py with the negatives of the paper's baselines
+
+DOCUMENTS, QUERIES = 20, 6
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    write_collection(tmp_path / "preprocess", DOCUMENTS, QUERIES)
+    save_tiny(tmp_path / "init")
+    write_hard(tmp_path, {query: [8, 9, 10, 11] for query in range(QUERIES)})
+    return tmp_path
+
+
+def train(collection: Path, name: str, negatives: str, *more: object) -> np.ndarray:
+    """Two steps of star/train.py; return the weights of the model that it writes."""
+    hard = ["--hardneg_path", collection / "hard.json"] if negatives in (STAR, HARD) else []
+    call_script(
+        "star/train.py", "--do_train", "--max_query_length", 8, "--max_doc_length", 16,
+        "--preprocess_dir", collection / "preprocess", "--init_path", collection / "init",
+        "--output_dir", collection / name, "--logging_dir", collection / f"{name}.log", "--negatives", negatives,
+        "--per_device_train_batch_size", 3, "--max_steps", 2, "--warmup_steps", 0, "--learning_rate", 1e-2, "--no_cuda",
+        *hard, *more,
+    )  # fmt: skip
+    return weights(collection / name)
+
+
+def weights(folder: Path) -> np.ndarray:
+    found = load_file(folder / "model.safetensors")
+    return np.concatenate([found[name].ravel() for name in sorted(found)])
+
+
+@pytest.mark.parametrize("drawn", [1, 3])
+def test_each_kind_of_negatives_trains_another_model(
+    collection: Path, drawn: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is drawn for a batch, and who is whose negative there, is what the kind says."""
+    seen: list[list[Example]] = []
+    collate = StarCollator.__call__
+    monkeypatch.setattr(StarCollator, "__call__", lambda self, batch: seen.append(batch) or collate(self, batch))
+    models = [weights(collection / "init")]
+    for negatives in NEGATIVES:
+        seen.clear()
+        models.append(train(collection, negatives, negatives, "--per_query_hard_num", drawn))
+        assert f"Training on 6 queries and 20 documents, negatives: {negatives}, " in capsys.readouterr().out
+        assert {example.query for batch in seen for example in batch} == set(range(QUERIES))
+        rows = [example.drawn for batch in seen for example in batch]
+        assert {len(of) for of in rows} == {0 if negatives == IN_BATCH else drawn}
+        if negatives in (STAR, HARD):
+            assert {row for of in rows for row in of} <= {8, 9, 10, 11}
+        if negatives == RANDOM:
+            assert not {row for of in rows for row in of} <= {8, 9, 10, 11}
+    assert all(np.isfinite(model).all() for model in models)
+    for number, model in enumerate(models):
+        assert not any(np.array_equal(model, other) for other in models[:number])
+
+
+def test_in_batch_draws_nothing_whatever_the_number(collection: Path) -> None:
+    np.testing.assert_array_equal(
+        train(collection, "one", IN_BATCH), train(collection, "two", IN_BATCH, "--per_query_hard_num", 5)
+    )
+
+
+@pytest.mark.parametrize("negatives", [STAR, HARD])
+def test_queries_without_a_hard_negative_are_left_out(
+    collection: Path, negatives: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if they had not been judged: the same model as without them."""
+    write_hard(collection, {query: [] if query in (1, 4) else [8, 9, 10, 11] for query in range(QUERIES)})
+    left_out = train(collection, "left out", negatives)
+    assert "Training on 4 queries" in capsys.readouterr().out
+    assert "2 queries have no hard negative and are left out of the training" in caplog.messages
+    judged = (collection / "preprocess/train-qrel.tsv").read_text().splitlines(keepends=True)
+    (collection / "preprocess/train-qrel.tsv").write_text("".join(line for line in judged if line[0] not in "14"))
+    np.testing.assert_array_equal(left_out, train(collection, "not judged", negatives))
+
+
+def test_the_papers_warm_up_trains_with_bm25s_negatives(preprocessed: Path, tmp_path: Path) -> None:
+    """prepare_hardneg.py's file of the retriever BM25 is one that star/train.py --negatives hard takes."""
+    root = preprocessed / "data" / "passage"
+    call_script(
+        "star/prepare_hardneg.py", "--data_type", "passage", "--data_root", preprocessed / "data",
+        "--retriever", "bm25", "--mode", "train", "--topk", 10, "--output_dir", tmp_path / "mined",
+    )  # fmt: skip
+    call_script(
+        "star/train.py", "--do_train", "--max_query_length", 24, "--max_doc_length", 60, "--negatives", "hard",
+        "--preprocess_dir", root / "preprocess", "--hardneg_path", tmp_path / "mined" / "hard.json",
+        "--init_path", root / "warmup", "--per_device_train_batch_size", 8, "--max_steps", 2,
+        "--output_dir", tmp_path / "models", "--logging_dir", tmp_path / "log", "--no_cuda",
+    )  # fmt: skip
+    assert np.isfinite(weights(tmp_path / "models")).all()
