@@ -95,7 +95,13 @@ def run_step(step: Step, dry_run: bool) -> None:
     if dry_run:
         return
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    code = subprocess.run(["bash", "-c", step.command], env=os.environ | {"PATH": path}, check=False).returncode
+    process = subprocess.Popen(["bash", "-c", step.command], env=os.environ | {"PATH": path})
+    code = None
+    while code is None:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the command has got it too and is putting its work in order
+            continue
     if code == 130 or code < 0:
         raise KeyboardInterrupt
     if code:

@@ -145,7 +145,7 @@ def main() -> None:
     if mined:
         without = [query for query in relevant if not pool[query]]
         if without:
-            log.warning("%d queries have no hard negative and are left out of the training", len(without))
+            log.warning("queries without a hard negative are left out of the training: %d", len(without))
             relevant = {query: rows for query, rows in relevant.items() if pool[query]}
     drawn = 0 if data_args.negatives == IN_BATCH else data_args.per_query_hard_num
     writer = SummaryWriter(args.logging_dir) if args.process_index == 0 else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from drhard.encoder import load_encoder
 from drhard.msmarco import CORPORA, Corpus
 from drhard.qrels import read_relevant
+from drhard.recipes import read_tables
 from star_tokenizer import RobertaTokenizer
 
 import pytest
@@ -48,6 +49,22 @@ def test_starting_checkpoint_loads_and_knows_every_lower_case_text() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == " " + text
 
 
+def test_held_out_queries_are_the_last_training_queries(tmp_path: Path) -> None:
+    must_run("data/sample/held_out.py", "--output_dir", tmp_path / "dataset", cwd=tmp_path)
+    source = SAMPLE / "passage" / "dataset"
+    lines = (source / "queries.train.tsv").read_text(encoding="utf-8").splitlines()
+    folder = tmp_path / "dataset"
+    assert (folder / "queries.train.tsv").read_text(encoding="utf-8").splitlines() == lines[:-700]
+    assert (folder / "queries.dev.small.tsv").read_text(encoding="utf-8").splitlines() == lines[-700:]
+    train, dev = (read_relevant(folder / f"qrels.{name}.tsv") for name in ("train", "dev.small"))
+    assert set(train) == {int(line.split("\t")[0]) for line in lines[:-700]}
+    assert set(dev) == {int(line.split("\t")[0]) for line in lines[-700:]}
+    assert train | dev == read_relevant(source / "qrels.train.tsv")
+    assert sorted(path.name for path in folder.iterdir()) == [  # nothing of the real dev and test queries
+        "collection.tsv.gz", "qrels.dev.small.tsv", "qrels.train.tsv", "queries.dev.small.tsv", "queries.train.tsv",
+    ]  # fmt: skip
+
+
 def test_results_are_those_of_the_runs(tmp_path: Path) -> None:
     root = tmp_path / "passage"
     preprocess = root / "preprocess"
@@ -67,3 +84,23 @@ def test_results_are_those_of_the_runs(tmp_path: Path) -> None:
         assert row["recall100"] == pytest.approx(1 / 2)
         assert row["ndcg10"] == pytest.approx(0.6309297535714575 / 2)  # 1 / log2(3)
         assert f"{row['name']:14}{0.25:12.3f}{0.5:12.3f}{0.315:14.3f}" in printed
+
+
+def test_committed_table_is_the_one_expected_and_the_one_in_the_readme() -> None:
+    report = json.loads((SAMPLE / "results" / "report.json").read_text(encoding="utf-8"))
+    [table] = report["tables"]
+    expected = read_tables(PROJECT / "data" / "tables.yaml")["sample"]
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert [row["name"] for row in table["rows"]] == list(expected.rows)
+    for row in table["rows"]:
+        seeds = [trial["seed"] for trial in row["trials"]]
+        assert seeds == ([None] if row["name"] in ("BM25", "Warm-up") else [42, 43, 44])
+        cells = []
+        for key, value in row["values"].items():
+            assert value["measured"] == pytest.approx(sum(trial["values"][key] for trial in row["trials"]) / len(seeds))
+            assert expected.rows[row["name"]].expected[key] == pytest.approx(value["measured"], abs=5e-5)
+            half = f" ± {value['half_width']:.3f}" if value["half_width"] is not None else ""
+            cells.append(f"{value['measured']:.3f}{half}")
+        assert f"| {row['name']} | {' | '.join(cells)} |" in readme
+    for asked in table["questions"]:
+        assert f"| {asked['question']} | **{asked['answer']}** |" in readme
