@@ -38,7 +38,7 @@ def main() -> None:
     row_of_qid = read_int_dict(args.preprocess_dir / f"{args.mode}-qid2offset.pickle")
     row_of_pid = read_int_dict(args.preprocess_dir / "pid2offset.pickle")
     print(f"Converting {source}")
-    tag = args.input_dir.resolve().name if args.trec else None
+    tag = "-".join(args.input_dir.resolve().name.split()) or "run" if args.trec else None
     convert_run(source, target, row_of_qid, row_of_pid, CORPORA[args.dataset].pid_prefix, tag)
     print(f"Wrote {target}")
 

@@ -12,6 +12,8 @@ The commands and the expected values are in data/tables.yaml.
 
 import argparse
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, each_once, find_rows,
 from drhard.rendering import render_html, render_markdown, render_text
 from drhard.report import make_report
 
+OUT_OF_MEMORY = {code: " (killed: out of memory?)" for code in (137, -signal.SIGKILL)}
 PROJECT = Path(__file__).resolve().parent
 
 
@@ -35,11 +38,12 @@ def parse_arguments() -> argparse.Namespace:
     for sub in (show, run):
         sub.add_argument("row", metavar="ROW", help="such as sample:STAR; or a table, for all its rows")
         sub.add_argument("--from", dest="origin", choices=(CHECKPOINT, SCRATCH), help="the models (checkpoint)")
+        sub.add_argument("--faiss_gpus", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
     run.add_argument("--dry_run", action="store_true", help="only say what would run")
     report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample (all)")
     report.add_argument("--output_dir", type=Path, help="also write report.md, report.json and report.html there")
     for sub in (listing, show, run, report):
-        sub.add_argument("--data_root", type=Path, help="where MS MARCO is or goes (./data of the project)")
+        sub.add_argument("--data_root", type=Path, help="where MS MARCO is or goes (data)")
     return parser.parse_args()
 
 
@@ -49,7 +53,7 @@ def main() -> None:
     data_root = args.data_root.absolute() if args.data_root else None
     output_dir = args.output_dir.absolute() if args.command == "report" and args.output_dir else None
     os.chdir(PROJECT)  # the commands are relative to it
-    tables = read_tables(Path("data/tables.yaml"), data_root)
+    tables = read_tables(Path("data/tables.yaml"), data_root, getattr(args, "faiss_gpus", ()))
     if args.command == "list":
         for table in tables.values():
             for row in table.rows.values():
@@ -76,7 +80,10 @@ def main() -> None:
     for step in steps:
         run_step(step, args.dry_run)
     if not args.dry_run:
-        print(f"\n{args.row} is made; 'python reproduce.py report {args.row.partition(':')[0]}' shows it")
+        report = f"python reproduce.py report {args.row.partition(':')[0]}"
+        if args.data_root:
+            report += f" --data_root {shlex.quote(str(args.data_root))}"
+        print(f"\n{args.row} is made; '{report}' shows it")
 
 
 def steps_of(row: Row, origin: str | None) -> list[Step]:
@@ -102,10 +109,11 @@ def run_step(step: Step, dry_run: bool) -> None:
             code = process.wait()
         except KeyboardInterrupt:  # the command has got it too and is putting its work in order
             continue
-    if code == 130 or code < 0:
+    if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code:
-        raise InputError(f"the command above ended with exit code {code}; put that right and run this again")
+        ended = f"exit code {code}{OUT_OF_MEMORY.get(code, '')}"
+        raise InputError(f"the command above ended with {ended}; put that right and run this again")
     if not step.makes.exists():
         raise InputError(f"the command above ended well but there is no {step.makes}")
 

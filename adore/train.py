@@ -12,6 +12,7 @@ A training that was stopped goes on from where it was.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from drhard.adore import AdoreSettings, AdoreTraining
@@ -20,6 +21,7 @@ from drhard.devices import model_device
 from drhard.embeddings import in_memory_if_it_fits, open_embeddings, warn_if_made_by_another
 from drhard.encoder import load_encoder
 from drhard.errors import command
+from drhard.files import file_digest
 from drhard.qrels import read_relevant_rows
 from drhard.tokens import TokenMemmap, query_name
 
@@ -72,7 +74,7 @@ def main() -> None:
         warmup_steps=args.warmup_steps,
         epochs=args.num_train_epochs,
         seed=args.seed,
-        index=args.index_path.name if args.index_path else args.index_factory,
+        index=args.index_factory,
     )
     queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
     model = load_encoder(args.init_path)
@@ -88,6 +90,8 @@ def main() -> None:
         f"search on {'GPUs ' + str(args.faiss_gpu_index) if args.faiss_gpu_index else 'the CPU'}"
     )
     index = choose_index(documents, args.index_factory, args.index_path, args.faiss_gpu_index)
+    if args.index_path:
+        settings = replace(settings, index=file_digest(args.index_path))
     AdoreTraining(
         model, queries, relevant, documents, index, settings, args.model_save_dir, args.log_dir,
         args.logging_steps, args.save_steps, args.init_path, device,

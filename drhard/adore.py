@@ -45,7 +45,7 @@ class AdoreSettings:
     warmup_steps: int = 2000
     epochs: int = 6
     seed: int = 42
-    index: str = "Flat"  # what is searched: a faiss factory string, or the name of an index file
+    index: str = "Flat"  # what is searched: a faiss factory string, or the SHA-256 of an index file
 
     def __post_init__(self):
         if self.seed < 0 or self.max_grad_norm <= 0:
@@ -168,7 +168,7 @@ class AdoreTraining:
 
     def run(self) -> None:
         """Train to the end."""
-        writer = SummaryWriter(str(self.log_dir), purge_step=self.step + 1 if self.step else None)
+        writer = SummaryWriter(str(self.log_dir), purge_step=self.step + 1 if self.step else 0)
         seen: list[dict[str, float]] = []
         saved_at = time.monotonic()
         with writer, StopRequest() as stop:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.files import read_int_dict, read_json, text_lines
+from drhard.files import read_int_dict, text_lines
 from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
 from drhard.search import check_search
 
@@ -84,11 +84,12 @@ class Bm25Index:
         return best_scores, best_rows
 
 
-def document_texts(corpus: Corpus, root: Path) -> Iterator[str]:
+def document_texts(corpus: Corpus, root: Path, count: int) -> Iterator[str]:
     """The texts of a collection in the order of their rows; url, title and body of a document as one.
 
     Args:
         root: the folder with ``dataset/`` and ``preprocess/``.
+        count: how many were preprocessed.
 
     Raises:
         InputError: the collection is missing, a line is bad, or it is not the one that was preprocessed.
@@ -96,13 +97,12 @@ def document_texts(corpus: Corpus, root: Path) -> Iterator[str]:
     path = source_file(root / "dataset", corpus.collection)
     if path is None:
         raise InputError(f"{root / 'dataset' / corpus.collection}: no such file; BM25 reads the texts themselves")
-    rows = read_json(root / "preprocess" / "passages_meta")["total_number"]
     parse = parse_document if corpus.name == "doc" else parse_passage
     number = 0
     for number, line in text_lines(path):
         yield parse(line, f"{path}, line {number}")[1].replace("<sep>", " ")
-    if number != rows:
-        raise InputError(f"{path}: has {number} lines, {rows} were preprocessed; run preprocess.py again")
+    if number != count:
+        raise InputError(f"{path}: has {number} lines, {count} were preprocessed; run preprocess.py again")
 
 
 def query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:

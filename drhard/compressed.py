@@ -17,6 +17,7 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 FLAT = "Flat"  # exact
+ON_GPUS = ("IndexFlat", "IndexIVFFlat", "IndexIVFPQ", "IndexIVFScalarQuantizer")  # what faiss can put there
 TRAINING_ROWS = 262_144  # documents that an index learns its codes from, at most: 0.8 GB at 768 dimensions
 
 
@@ -53,12 +54,14 @@ def check_index(k: int, documents: np.ndarray, factory: str, path: Path | None, 
     if path is not None and factory == FLAT:
         existing(path, "with --index_factory it is built there")
     try:
-        faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise InputError(
             f"--index_factory {factory}: faiss makes no such index for {documents.shape[1]} dimensions "
             f"({_reason(error)}); OPQ96,PQ96 is one for 768"
         ) from None
+    if gpus and factory != FLAT:
+        _check_kind(index, factory)
 
 
 def _build(documents: np.ndarray, factory: str) -> Any:
@@ -113,7 +116,7 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
         log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, _stamp_path(path).name)
         return index
     expected, found = _stamp(documents, factory), read_json(_stamp_path(path))
-    if found.get("vectors") != expected["vectors"]:
+    if not isinstance(found, dict) or found.get("vectors") != expected["vectors"]:
         raise InputError(f"{path}: was built from other embeddings; delete it to build it anew, or name another file")
     if factory not in (FLAT, found.get("factory")):
         raise InputError(f"{path}: is an index {found.get('factory')}, not {factory}; name another file")
@@ -128,13 +131,28 @@ def _stamp_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
+def _check_kind(index: Any, name: str) -> str:
+    """The kind of an index, without what is done to vectors before. Raises InputError if GPUs do not know it."""
+    import faiss
+
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    kind = type(inner).__name__.removesuffix("IP")
+    if kind not in ON_GPUS:
+        raise InputError(
+            f"{name}: faiss has no such index ({kind}) on GPUs; OPQ96,IVF1,PQ96 is one that it has, "
+            "or search on the CPU"
+        )
+    return kind
+
+
 def _to_gpus(index: Any, gpus: Sequence[int]) -> Any:
     """A copy of the index on GPUs, an equal part on each."""
     import faiss
 
+    kind = _check_kind(index, "this index")
     options = faiss.GpuMultipleClonerOptions()
     options.shard = True
-    options.useFloat16 = True  # look-up tables of 96 bytes a document do not fit on a GPU in float32
+    options.useFloat16 = kind == "IndexIVFPQ"  # look-up tables of 96 bytes a document do not fit in float32
     try:
         return faiss.index_cpu_to_gpus_list(index, co=options, gpus=list(gpus))
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 """Files that appear under their name only when they are whole."""
 
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -54,6 +55,12 @@ def existing(path: str | Path, hint: str = "") -> Path:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder{'; ' + hint if hint else ''}")
     return path
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, as sha256sum prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _IntDictUnpickler(pickle.Unpickler):

@@ -71,7 +71,7 @@ def measure_queries(
     try:
         for metric in ir_measures.iter_calc(measures, judged, run):
             values[str(metric.measure)][metric.query_id] = float(metric.value)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"ir_measures cannot compute {', '.join(map(str, measures))}: {reason}") from None
     return values

@@ -72,7 +72,7 @@ def _draw(height: float, draw: Callable[[Axes], None]) -> str:
         plt.close(figure)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace("'DejaVu Sans'", "system-ui, 'Segoe UI', Helvetica, Arial")
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg, count=1)
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', svg, count=1)
 
 
 def _colour(name: str) -> str:
@@ -102,11 +102,11 @@ def _bars(axes: Axes, table: dict[str, Any], key: str) -> None:
 
 def _curves(axes: Axes, curves: list[tuple[str, list[list[float]]]], tag: str) -> None:
     names = list(dict.fromkeys(name for name, _ in curves))
-    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
+    palette = plt.get_cmap("tab10").colors
+    colours = {name: palette[place % len(palette)] for place, name in enumerate(names)}
     for name, points in curves:
         steps, values = np.array(points).T
-        label = name if name in colours else None
-        axes.plot(steps, values, color=colours[name], lw=1.1, alpha=0.8, label=label)
+        axes.plot(steps, values, color=colours[name], lw=1.1, alpha=0.8, label=name)
     handles = {}
     for line in axes.get_lines():
         handles.setdefault(line.get_label(), line)

@@ -1,7 +1,7 @@
 """Tables of results: their rows, the commands that make each row, and the values to expect."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,28 +96,34 @@ class Table:
     gains: Question | None  # the two rows whose queries are compared one by one
 
 
-def read_tables(path: Path, data_root: Path | None = None) -> dict[str, Table]:
+def read_tables(path: Path, data_root: Path | None = None, faiss_gpus: Sequence[int] = ()) -> dict[str, Table]:
     """Read the file of tables.
 
     Args:
         data_root: in place of the tables' own, for those that are made from downloads.
+        faiss_gpus: GPUs that the commands search on; none for the CPU.
 
     Raises:
         InputError: the file is missing or is no such file.
     """
     try:
         content = yaml.safe_load(existing(path).read_text(encoding="utf-8"))
+        given = {"faiss_gpus": "", "faiss_gpu_index": ""}
+        if faiss_gpus:
+            given = {name: f"--{name} {' '.join(map(str, faiss_gpus))}" for name in given}
         return {
-            name: _table(name, table, content["steps"][table["steps"]], data_root)
+            name: _table(name, table, content["steps"][table["steps"]], data_root, given)
             for name, table in content["tables"].items()
         }
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: not a file of tables ({type(error).__name__}: {error})") from None
 
 
-def _table(name: str, content: dict[str, Any], steps: dict[str, dict[str, str]], data_root: Path | None) -> Table:
+def _table(
+    name: str, content: dict[str, Any], steps: dict[str, dict[str, str]], data_root: Path | None, given: dict[str, str]
+) -> Table:
     downloaded = CHECKPOINT in content["origins"]
-    values = content["values"] | {"root": str(data_root if data_root and downloaded else content["root"])}
+    values = content["values"] | given | {"root": str(data_root if data_root and downloaded else content["root"])}
     measures = {key: Measure(**measure) for key, measure in content["measures"].items()}
     modes = list(dict.fromkeys(measure.mode for measure in measures.values()))
     rows = {}
@@ -125,7 +131,7 @@ def _table(name: str, content: dict[str, Any], steps: dict[str, dict[str, str]],
         seeds = row.get("seeds", content.get("seeds", [])) or [None]
         trials = {}
         for origin, origin_values in content["origins"].items():
-            known = values | row["values"] | origin_values | {"origin": origin}
+            known = values | row["values"] | origin_values
             trials[origin] = tuple(_trial(row, row[origin], steps, known | {"seed": seed}, modes) for seed in seeds)
         rows[row_name] = Row(name, row_name, row.get("expected", {}), row.get("note", ""), trials)
     return Table(
@@ -167,12 +173,14 @@ def _trial(
 
 
 def _fill(text: str, values: dict[str, Any]) -> str:
-    """``text`` with every {name} filled in; a value may hold names itself."""
+    """``text`` with every {name} filled in; values may hold names themselves, but the root is taken as it is."""
+    root = "\0"
     for _ in range(5):
-        if "{" not in text:
-            break
-        text = text.format_map(values)
-    return " ".join(text.split())
+        if "{" in text:
+            text = text.format_map(values | {"root": root})
+    if "{" in text:
+        raise ValueError(f"values that name each other in a circle: {text}")
+    return " ".join(text.split()).replace(root, values["root"])
 
 
 def find_rows(tables: dict[str, Table], wanted: str) -> list[Row]:

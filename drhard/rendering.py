@@ -9,7 +9,7 @@ import jinja2
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NONE = "—"
-ORIGINS = {"checkpoint": "published checkpoint", "scratch": "trained here"}
+ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here"}
 
 
 def render_text(report: dict[str, Any]) -> str:
@@ -28,6 +28,7 @@ def render_text(report: dict[str, Any]) -> str:
                 for value in row["values"].values()
             ]
             lines.append(f"{row['name']:{width}}{''.join(cells)}".rstrip())
+        lines += [f"  {row['name']}: {row['note']}" for row in table["rows"] if row["note"]]
         for row in table["rows"]:
             for trial in row["trials"]:
                 lines.append(f"  {row['name']}, {_provenance(row, trial)}")
@@ -112,7 +113,8 @@ def _evidence(table: dict[str, Any], asked: dict[str, Any]) -> str:
     for key, result in asked["measures"].items():
         better, seeds = result["seeds_better"]
         parts.append(
-            f"{table['measures'][key]} {result['difference']:+.4f} ({result['low']:+.4f} to {result['high']:+.4f}), "
+            f"{table['measures'][key]} {result['difference']:+.4f} "
+            f"({_number(result['low'], '+')} to {_number(result['high'], '+')}), "
             f"t-test p {_p(result['t_test'])}, randomization p {_p(result['randomization'])}, "
             f"better for {better} of {seeds} seeds"
         )

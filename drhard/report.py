@@ -1,14 +1,16 @@
 """What the rows of a table measure here: values, intervals, tests, and digests of what was measured."""
 
-import hashlib
 import logging
+import math
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from drhard.encoder import load_encoder, weights_digest
 from drhard.errors import InputError
+from drhard.files import file_digest, read_json
 from drhard.metrics import measure_queries, parse_measures
 from drhard.qrels import read_grades
 from drhard.recipes import Row, Table, Trial
@@ -49,6 +51,16 @@ class MeasuredRow:
         """The mean over the seeds and the half width of its 95 % interval (NaN for a single one)."""
         return mean_interval([float(trial.queries[key].mean()) for trial in self.trials])
 
+    @property
+    def name(self) -> str:
+        """The row's, with the origin where it has two."""
+        return f"{self.row.name}, {self.origin}" if len(self.row.trials) > 1 and self.trials else self.row.name
+
+    @property
+    def whole(self) -> bool:
+        """Whether all seeds are there."""
+        return len(self.trials) == len(self.row.trials[self.origin])
+
     def queries(self, key: str) -> np.ndarray:
         """(Q,) values of each query, the means over the seeds."""
         return np.mean([trial.queries[key] for trial in self.trials], axis=0)
@@ -57,6 +69,8 @@ class MeasuredRow:
 def measure_table(table: Table) -> list[MeasuredRow]:
     """Measure every run of a table that is there; a row comes once for each origin that has runs, else once.
 
+    A run that other weights have made than those that are there is left out, with a warning.
+
     Raises InputError if a run or a qrels file that is there is bad.
     """
     judged = {mode: read_grades(path) for mode, path in table.qrels.items() if path.exists()}
@@ -64,11 +78,13 @@ def measure_table(table: Table) -> list[MeasuredRow]:
     for row in table.rows.values():
         found = []
         for origin, trials in row.trials.items():
-            there = [trial for trial in trials if all(path.exists() for path in trial.runs.values())]
+            there = [
+                _measure(table, trial, judged)
+                for trial in trials
+                if all(path.exists() for path in trial.runs.values()) and _made_by_its_model(trial)
+            ]
             if there:
-                found.append(MeasuredRow(row, origin, [_measure(table, trial, judged) for trial in there]))
-                if len(there) < len(trials):
-                    log.warning("%s: %d of %d seeds are there", row.id, len(there), len(trials))
+                found.append(MeasuredRow(row, origin, there))
         rows += found or [MeasuredRow(row, next(iter(row.trials)))]
     return rows
 
@@ -92,16 +108,29 @@ def _measure(table: Table, trial: Trial, judged: dict[str, dict[str, dict[str, i
     )
 
 
+def _made_by_its_model(trial: Trial) -> bool:
+    """Whether the stamps of the query embeddings beside a trial's runs name its weights; log a warning if not."""
+    if trial.model is None:
+        return True
+    if not (trial.model / "config.json").exists():
+        log.warning("%s: no such model, though its runs are there; they are left out", trial.model)
+        return False
+    digest = weights_digest(load_encoder(trial.model))
+    for mode, run in trial.runs.items():
+        for name in (f"{mode}-query.memmap.json", f"{mode}.qembed.memmap.json"):
+            stamp = run.with_name(name)
+            if stamp.exists() and read_json(stamp).get("model") != digest:
+                log.warning("%s: was made by other weights than those in %s; it is left out", run, trial.model)
+                return False
+    return True
+
+
 def _weights(folder: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
-            return folder / name
-    raise InputError(f"{folder}: the runs of this model are there, its weights are not; delete the runs")
+    return next(folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists())
 
 
 def _digest(path: Path) -> dict[str, str]:
-    with open(path, "rb") as file:
-        return {"path": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"path": str(path), "sha256": file_digest(path)}
 
 
 def status(difference: float, table: Table) -> str:
@@ -117,7 +146,7 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
     p-values are corrected after Holm over the questions, for each measure by itself; the answer is that of the
     first measure.
     """
-    measured = {row.row.name: row for row in rows if row.trials}
+    measured = _whole_rows(rows)
     asked = [question for question in table.questions if question.row in measured and question.than in measured]
     answers: list[dict[str, Any]] = [
         {"question": question.question, "row": question.row, "than": question.than, "measures": {}}
@@ -134,8 +163,8 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
         ):
             answer["measures"][key] = {
                 "difference": result.difference,
-                "low": result.low,
-                "high": result.high,
+                "low": None if math.isnan(result.low) else result.low,
+                "high": None if math.isnan(result.high) else result.high,
                 "t_test": t_test,
                 "randomization": randomization,
                 "seeds_better": _seeds_better(measured[question.row], measured[question.than], key),
@@ -143,6 +172,12 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
     for question, answer in zip(asked, answers, strict=True):
         answer["answer"] = _answer(question.equal, answer["measures"][next(iter(table.measures))])
     return answers
+
+
+def _whole_rows(rows: list[MeasuredRow]) -> dict[str, MeasuredRow]:
+    """The rows that can be compared: all seeds there, and all of the first origin that has any."""
+    whole = [row for row in rows if row.trials and row.whole]
+    return {row.row.name: row for row in whole if row.origin == whole[0].origin}
 
 
 def _seeds_better(row: MeasuredRow, than: MeasuredRow, key: str) -> list[int]:
@@ -191,13 +226,13 @@ def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
         values[key]["status"] = NOT_RUN
         if measured.trials:
             mean, half = measured.mean(key)
-            values[key] |= {"measured": mean, "half_width": None if np.isnan(half) else half, "status": ""}
-            if expected is not None:
+            values[key] |= {"measured": mean, "half_width": None if math.isnan(half) else half, "status": ""}
+            if expected is not None and measured.whole:
                 values[key] |= {"difference": mean - expected, "status": status(mean - expected, table)}
     return {
         "id": measured.row.id,
-        "name": measured.row.name,
-        "note": measured.row.note,
+        "name": measured.name,
+        "note": _note(measured),
         "origin": measured.origin,
         "values": values,
         "trials": [
@@ -213,9 +248,16 @@ def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
     }
 
 
+def _note(measured: MeasuredRow) -> str:
+    seeds = "" if measured.whole or not measured.trials else (
+        f"{len(measured.trials)} of {len(measured.row.trials[measured.origin])} seeds"
+    )  # fmt: skip
+    return "; ".join(filter(None, (seeds, measured.row.note)))
+
+
 def _gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
     """What each query gains or loses from one row to another, sorted, by the table's first measure."""
-    measured = {row.row.name: row for row in rows if row.trials}
+    measured = _whole_rows(rows)
     if table.gains is None or not {table.gains.row, table.gains.than} <= measured.keys():
         return None
     key = next(iter(table.measures))

@@ -9,7 +9,7 @@ from drhard.bm25 import Bm25Index, document_texts, query_texts
 from drhard.embeddings import encode, open_embeddings, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
-from drhard.files import read_json, whole
+from drhard.files import whole
 from drhard.msmarco import Corpus
 from drhard.qrels import read_relevant_rows
 from drhard.runs import without
@@ -106,11 +106,11 @@ def mine_bm25_negatives(corpus: Corpus, root: Path, mode: str, topk: int, k1: fl
         root: the folder with ``dataset/`` and ``preprocess/``.
         k1, b: of :class:`drhard.bm25.Bm25Index`.
     """
-    count = read_json(root / "preprocess" / f"{PASSAGES}_meta")["total_number"]
+    count = len(TokenMemmap(root / "preprocess", PASSAGES, 2))
     queries = query_texts(corpus, root, mode)
     relevant = read_relevant_rows(root / "preprocess" / f"{mode}-qrel.tsv", len(queries), count)
     return _mine(
-        lambda depth: Bm25Index(document_texts(corpus, root), count, k1, b).search(queries, depth),
+        lambda depth: Bm25Index(document_texts(corpus, root, count), count, k1, b).search(queries, depth),
         relevant, count, topk,
     )  # fmt: skip
 

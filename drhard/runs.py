@@ -21,9 +21,14 @@ def write_run(path: Path, scores: np.ndarray, rows: np.ndarray) -> None:
         scores: (Q, k) float32; ``scores[query, rank - 1]`` is that of a line of the run.
         rows: (Q, k), the document rows of each query row, best first; -1 where there is none, at the end.
     """
-    with whole(score_path(path)) as unfinished, open(unfinished, "wb") as file:
-        np.save(file, scores.astype(np.float32, copy=False))
-    with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+    with whole(score_path(path)) as unfinished_scores, whole(path) as unfinished:  # named together, when both are whole
+        with open(unfinished_scores, "wb") as file:
+            np.save(file, scores.astype(np.float32, copy=False))
+        _write_lines(unfinished, rows)
+
+
+def _write_lines(path: Path, rows: np.ndarray) -> None:
+    with open(path, "w", encoding="utf-8") as file:
         for query, documents in enumerate(rows.tolist()):
             file.writelines(f"{query}\t{pid}\t{rank}\n" for rank, pid in enumerate(documents, start=1) if pid >= 0)
 
@@ -90,6 +95,7 @@ def read_scored(path: str | Path) -> dict[str, dict[str, float]]:
         InputError: the file is missing or empty, or a line is bad or names a document again.
     """
     run: dict[str, dict[str, float]] = {}
+    ranked = set()  # the queries that have ranks for scores
     for number, line in text_lines(path):
         where = f"{path}, line {number}"
         fields = line.split()
@@ -98,6 +104,7 @@ def read_scored(path: str | Path) -> dict[str, dict[str, float]]:
             if not parse_number(rank):
                 raise InputError(f"{where}: the rank {rank[:40]!r} is not 1, 2, 3, …")
             score = -float(rank)
+            ranked.add(qid)
         elif len(fields) == 6:
             qid, _, docid, _, text, _ = fields
             try:
@@ -112,6 +119,9 @@ def read_scored(path: str | Path) -> dict[str, dict[str, float]]:
         if docid in scores:
             raise InputError(f"{where}: query {qid} has document {docid} again")
         scores[docid] = score
+    for qid in ranked:
+        if len(set(run[qid].values())) < len(run[qid]):
+            raise InputError(f"{path}: query {qid} has two documents of one rank")
     if not run:
         raise InputError(f"{path}: the run is empty")
     return run

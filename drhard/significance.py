@@ -33,7 +33,9 @@ def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
     mean = float(difference.mean())
     if len(difference) == 1:  # one query tells nothing about others
         return Comparison(mean, float("nan"), float("nan"), 1.0, 1.0)
-    if np.ptp(difference) == 0:  # t is 0/0; with no difference at all there is nothing to tell apart
+    if (
+        np.ptp(difference) <= 1e-12 * np.abs(difference).max()
+    ):  # t is 0/0; with no difference at all there is nothing to tell apart
         certain = 1.0 if mean == 0 else 0.0
         randomization = _randomization(difference)
         return Comparison(mean, mean, mean, certain, randomization)

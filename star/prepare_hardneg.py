@@ -16,7 +16,7 @@ from pathlib import Path
 
 from drhard.devices import model_device
 from drhard.encoder import load_encoder
-from drhard.errors import command
+from drhard.errors import InputError, command
 from drhard.msmarco import CORPORA, PASSAGE
 from drhard.retrieval import mine_bm25_negatives, mine_hard_negatives, write_hard_negatives
 from drhard.runs import write_run
@@ -53,6 +53,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     root = args.data_root / args.data_type
+    if args.retriever == "bm25" and args.model_dir:
+        raise InputError("--retriever bm25 has no use for --model_dir; leave one of them out")
+    if args.retriever == "dense" and (args.k1 is not None or args.b is not None):
+        raise InputError("--k1 and --b are those of --retriever bm25; leave them out")
     if args.retriever == "bm25":
         output_dir = args.output_dir or root / "bm25_retrieve"
         k1, b = BM25_TUNED.get(args.data_type, BM25_DEFAULT)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from drhard.encoder import check_lengths, load_encoder, weights_digest
 from drhard.errors import InputError, command
+from drhard.files import file_digest
 from drhard.qrels import read_relevant_rows
 from drhard.retrieval import mine_hard_negatives, write_hard_negatives
 from drhard.sampling import HARD, IN_BATCH, NEGATIVES, STAR, StarCollator, StarDataset, read_hard_negatives
@@ -117,6 +118,8 @@ def main() -> None:
     if data_args.per_query_hard_num < 1:
         raise InputError(f"--per_query_hard_num is {data_args.per_query_hard_num}; it must be at least 1")
     settings = outcome_settings(data_args, args, weights_digest(model))
+    if data_args.hardneg_path is not None:
+        settings["hard negatives"] = file_digest(data_args.hardneg_path)
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
         if args.process_index == 0:
             checkpoint = open_training(output_dir, settings, args.overwrite_output_dir)
@@ -148,7 +151,10 @@ def main() -> None:
             log.warning("queries without a hard negative are left out of the training: %d", len(without))
             relevant = {query: rows for query, rows in relevant.items() if pool[query]}
     drawn = 0 if data_args.negatives == IN_BATCH else data_args.per_query_hard_num
-    writer = SummaryWriter(args.logging_dir) if args.process_index == 0 else None
+    done = (
+        int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1
+    )  # steps; what TensorBoard has beyond goes
+    writer = SummaryWriter(args.logging_dir, purge_step=done + 1) if args.process_index == 0 else None
     trainer = StarTrainer(
         model=model,
         args=args,
@@ -172,7 +178,7 @@ def main() -> None:
 def outcome_settings(data_args: DataArguments, args: StarTrainingArguments, init_digest: str) -> dict[str, str]:
     """What decides the outcome of a training; it can be gone on with under the very same only."""
     names = (
-        "max_query_length", "max_doc_length", "preprocess_dir", "negatives", "hardneg_path", "per_query_hard_num",
+        "max_query_length", "max_doc_length", "preprocess_dir", "negatives", "per_query_hard_num",
         "optimizer_str", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
         "max_grad_norm", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "seed",
         "train_batch_size", "world_size", "gradient_accumulation_steps", "fp16", "bf16",

@@ -134,16 +134,14 @@ def root(tmp_path: Path) -> Path:
     for name in ("queries.train.tsv", "msmarco-doctrain-queries.tsv"):
         (tmp_path / "dataset" / name).write_text(queries)
     (tmp_path / "preprocess/train-qid2offset.pickle").write_bytes(pickle.dumps({5: 0, 7: 1, 8: 2, 9: 3}))
-    (tmp_path / "preprocess/passages_meta").write_text('{"total_number": 6}')
     (tmp_path / "preprocess/train-qrel.tsv").write_text("0\t0\t0\t1\n1\t0\t2\t1\n2\t0\t3\t1\n3\t0\t4\t1\n")
     return tmp_path
 
 
 def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
-    passages = list(document_texts(CORPORA["passage"], root))
+    passages = list(document_texts(CORPORA["passage"], root, 6))
     assert passages == ["Rhine river", "a star", "star and planet", "planet of a star", "sea", "north sea"]
-    (root / "preprocess/passages_meta").write_text('{"total_number": 2}')
-    assert list(document_texts(CORPORA["doc"], root)) == ["http://x A title The body", "url  body   x"]
+    assert list(document_texts(CORPORA["doc"], root, 2)) == ["http://x A title The body", "url  body   x"]
     for corpus in CORPORA.values():
         assert query_texts(corpus, root, "train") == ["where is the Rhine", "stars", "planets?", "zebra"]
 
@@ -166,7 +164,7 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
     if content is not None:
         (root / "dataset" / name).write_text(content)
     with pytest.raises(InputError, match=complaint):
-        list(document_texts(CORPORA["passage"], root))
+        list(document_texts(CORPORA["passage"], root, 6))
         query_texts(CORPORA["passage"], root, "train")
 
 
@@ -204,7 +202,7 @@ def test_prepare_hardneg(
     )  # fmt: skip
     assert f"k1 {k1}, b {b}" in printed
     root = preprocessed / "data" / corpus
-    documents = list(document_texts(CORPORA[corpus], root))
+    documents = list(document_texts(CORPORA[corpus], root, N))
     queries = query_texts(CORPORA[corpus], root, "train")
     relevant = read_relevant(root / "preprocess" / "train-qrel.tsv")
     hard = {int(qid): rows for qid, rows in json.loads((tmp_path / "out/hard.json").read_text()).items()}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from drhard.encoder import save_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.recipes import CHECKPOINT, SCRATCH, find_rows, read_tables
 from drhard.rendering import render_html, render_markdown, render_text
@@ -17,6 +18,7 @@ from drhard.report import make_report
 
 import numpy as np
 import pytest
+from helpers import tiny_model
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
@@ -77,8 +79,10 @@ def test_every_command_is_one_that_its_script_takes(row: str, command: str, monk
     assert "{" not in command and "}" not in command
     for part in command.split("&&"):
         words = shlex.split(part)
+        if words[0].startswith("CUDA_VISIBLE_DEVICES="):
+            words = words[1:]
         if words[0] != "python":
-            assert words[0] in ("bash", "mkdir", "cp", "mv")
+            assert words[0] in ("bash", "mkdir", "cp", "mv", "rm")
             continue
         script, arguments = PROJECT / words[1], words[2:]
         module = load(script)
@@ -230,7 +234,7 @@ def write_measured(project: Path) -> dict[str, list[list[float]]]:
         for seed in (1, 2):
             folder = work / f"{row}-{seed}"
             folder.mkdir()
-            (folder / "model.safetensors").write_bytes(f"{row}{seed}".encode())
+            save_encoder(tiny_model(seed), folder, folder)
             places = random.choice(ranks, QUERIES)
             for mode in ("dev", "test"):
                 with open(folder / f"{mode}.rank.tsv", "w") as file:
@@ -320,3 +324,32 @@ def test_report_of_nothing_is_a_report() -> None:
         page = render(report)
         assert "ADORE (Rand-Neg)" in page
         assert "0.6580" in page
+
+
+def test_runs_of_other_weights_and_missing_seeds_are_not_passed_off(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_measured(project)
+    stamps = {1: weights_digest(tiny_model(1)), 2: weights_digest(tiny_model(7))}  # seed 2: another model's runs
+    for seed, digest in stamps.items():
+        stamp = project / "work" / f"A-{seed}" / "dev-query.memmap.json"
+        stamp.write_text(json.dumps({"model": digest}))
+    [table] = make_report(list(read_tables(project / "data" / "tables.yaml").values()))["tables"]
+    row = table["rows"][0]
+    assert [trial["seed"] for trial in row["trials"]] == [1]
+    assert row["note"] == "1 of 2 seeds"
+    assert row["values"]["mrr"]["status"] == ""  # no verdict on a part
+    assert table["questions"] == [] and table["gains"] is None
+    assert any("was made by other weights" in message for message in caplog.messages)
+    assert "1 of 2 seeds" in render_text({"machine": {}, "tables": [table]})
+
+
+@pytest.mark.parametrize("root", ["/data/two  blanks", "/data/{braces}", "/data/it's"])
+def test_any_data_root_is_taken(root: str) -> None:
+    table = read_tables(TABLES, Path(root), [0, 3])["passage"]
+    steps = table.rows["ADORE (STAR)"].steps(SCRATCH)
+    assert all(step.makes.is_relative_to(root) for step in steps)
+    for step in steps:
+        assert any(word.startswith(root) for word in shlex.split(step.command)), step.command
+    training = shlex.split(next(step.command for step in steps if "adore/train.py" in step.command))
+    assert training[training.index("--faiss_gpu_index") :][:3] == ["--faiss_gpu_index", "0", "3"]
