@@ -61,7 +61,7 @@ def check_index(k: int, documents: np.ndarray, factory: str, path: Path | None, 
             f"({_reason(error)}); OPQ96,PQ96 is one for 768"
         ) from None
     if gpus and factory != FLAT:
-        _check_kind(index, factory)
+        check_kind(index, factory)
 
 
 def _build(documents: np.ndarray, factory: str) -> Any:
@@ -131,7 +131,7 @@ def _stamp_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _check_kind(index: Any, name: str) -> str:
+def check_kind(index: Any, name: str) -> str:
     """The kind of an index, without what is done to vectors before. Raises InputError if GPUs do not know it."""
     import faiss
 
@@ -149,7 +149,7 @@ def _to_gpus(index: Any, gpus: Sequence[int]) -> Any:
     """A copy of the index on GPUs, an equal part on each."""
     import faiss
 
-    kind = _check_kind(index, "this index")
+    kind = check_kind(index, "this index")
     options = faiss.GpuMultipleClonerOptions()
     options.shard = True
     options.useFloat16 = kind == "IndexIVFPQ"  # look-up tables of 96 bytes a document do not fit in float32

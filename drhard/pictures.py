@@ -52,7 +52,7 @@ def table_pictures(table: dict[str, Any]) -> list[tuple[str, str]]:
             if tag in trial["curves"] and wanted(trial["curves"])
         ]
         if curves:
-            pictures.append((f"{title}.", _draw(3.2, lambda axes, c=curves, t=tag: _curves(axes, c, t))))
+            pictures.append((f"{title}.", _draw(3.6, lambda axes, c=curves, t=tag: _curves(axes, c, t))))
     if table["gains"]:
         gains = table["gains"]
         caption = (
@@ -110,7 +110,15 @@ def _curves(axes: Axes, curves: list[tuple[str, list[list[float]]]], tag: str) -
     handles = {}
     for line in axes.get_lines():
         handles.setdefault(line.get_label(), line)
-    axes.legend(handles.values(), handles.keys(), fontsize=8, frameon=False)
+    axes.legend(
+        handles.values(),
+        handles.keys(),
+        fontsize=8,
+        frameon=False,
+        ncols=2,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+    )
     if tag == "train/loss":
         axes.set_yscale("log")
     axes.set_xlabel("step")

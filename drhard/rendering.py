@@ -93,7 +93,7 @@ def render_html(report: dict[str, Any]) -> str:
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    return NONE if value is None else f"{value:{sign}.4f}"
+    return NONE if value is None else f"{round(value, 4) + 0.0:{sign}.4f}"  # + 0.0: no -0.0000
 
 
 def _with_interval(value: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import Stemmer
 from conftest import must_run
-from helpers import refused
+from helpers import refused, write_tokens
 
 LUCENES = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
@@ -134,6 +134,7 @@ def root(tmp_path: Path) -> Path:
     for name in ("queries.train.tsv", "msmarco-doctrain-queries.tsv"):
         (tmp_path / "dataset" / name).write_text(queries)
     (tmp_path / "preprocess/train-qid2offset.pickle").write_bytes(pickle.dumps({5: 0, 7: 1, 8: 2, 9: 3}))
+    write_tokens(tmp_path / "preprocess", "passages", [[0, 2]] * 6, 2)
     (tmp_path / "preprocess/train-qrel.tsv").write_text("0\t0\t0\t1\n1\t0\t2\t1\n2\t0\t3\t1\n3\t0\t4\t1\n")
     return tmp_path
 
@@ -202,7 +203,8 @@ def test_prepare_hardneg(
     )  # fmt: skip
     assert f"k1 {k1}, b {b}" in printed
     root = preprocessed / "data" / corpus
-    documents = list(document_texts(CORPORA[corpus], root, N))
+    count = json.loads((root / "preprocess/passages_meta").read_text())["total_number"]
+    documents = list(document_texts(CORPORA[corpus], root, count))
     queries = query_texts(CORPORA[corpus], root, "train")
     relevant = read_relevant(root / "preprocess" / "train-qrel.tsv")
     hard = {int(qid): rows for qid, rows in json.loads((tmp_path / "out/hard.json").read_text()).items()}
@@ -228,6 +230,10 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
         (root / name).rename(root / "passage" / name)
     arguments = ("--data_type", "passage", "--data_root", root, "--retriever", "bm25", "--mode", "train")
     script = "star/prepare_hardneg.py"
+    assert "has no use for --model_dir" in refused(script, *arguments, "--model_dir", root, capsys=capsys)
+    assert "--k1 and --b are those of --retriever bm25" in refused(
+        script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
+    )
     assert "b from 0 to 1" in refused(script, *arguments, "--topk", 3, "--b", 2, capsys=capsys)
     assert "cannot mine 200 negatives (--topk) from 6 passages" in refused(script, *arguments, capsys=capsys)
     (root / "passage/dataset/collection.tsv").unlink()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import drhard.compressed
 from drhard.adore import Candidates, retrieval_quality
-from drhard.compressed import check_index, choose_index
+from drhard.compressed import check_index, check_kind, choose_index
 from drhard.errors import InputError
+from drhard.files import file_digest
 from drhard.runs import read_run
 from drhard.search import ExactIndex, ShardedIndex
 
@@ -315,11 +316,9 @@ def test_adore_goes_on_with_the_same_index_only(
     for more in (["--index_factory", "IVF4,Flat"], []):
         message = refused("adore/train.py", *train(collection, tmp_path, *more), capsys=capsys)
         assert "begun with index PQ4x4, not " in message
-    assert "begun with index PQ4x4, not an.index" in refused(
-        "adore/train.py",
-        *train(collection, tmp_path, "--index_factory", "PQ4x4", "--index_path", tmp_path / "an.index"),
-        capsys=capsys,
-    )
+    kept = ("--index_factory", "PQ4x4", "--index_path", tmp_path / "an.index")
+    message = refused("adore/train.py", *train(collection, tmp_path, *kept), capsys=capsys)
+    assert f"begun with index PQ4x4, not {file_digest(tmp_path / 'an.index')}" in message
     np.testing.assert_array_equal(weights(tmp_path / "models/epoch-1"), trained)
 
 
@@ -355,3 +354,16 @@ def test_scripts_refuse_an_index_before_the_long_work(
         message = refused(script, *arguments(collection, tmp_path / "out", *more), capsys=capsys)
         assert re.search(complaint, message), message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "factory, kind",
+    [("OPQ2,IVF1,PQ2", "IndexIVFPQ"), ("IVF4,Flat", "IndexIVFFlat"), ("OPQ2,PQ2", None), ("HNSW4", None)],
+)
+def test_what_gpus_do_not_know_is_refused(factory: str, kind: str | None) -> None:
+    index = faiss.index_factory(8, factory, faiss.METRIC_INNER_PRODUCT)
+    if kind:
+        assert check_kind(index, factory) == kind
+    else:
+        with pytest.raises(InputError, match="faiss has no such index .* on GPUs; OPQ96,IVF1,PQ96"):
+            check_kind(index, factory)
