@@ -5,8 +5,8 @@
         --model_save_dir ./data/passage/adore_train/models --log_dir ./data/passage/adore_train/log \\
         --preprocess_dir ./data/passage/preprocess --model_gpu_index 0 --faiss_gpu_index 1 2 3
 
-The search is exact. --index_factory OPQ96,PQ96 (on GPUs OPQ96,IVF1,PQ96) searches a compressed index instead, which faiss
-builds on the spot, and --index_path one that is there; the loss takes the embeddings themselves.
+The search is exact. --index_factory OPQ96,PQ96 (on GPUs OPQ96,IVF1,PQ96) searches a compressed index instead, which
+faiss builds on the spot, and --index_path one that is there; the loss takes the embeddings themselves.
 
 A training that was stopped goes on from where it was.
 """
