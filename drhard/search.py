@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-BLOCK_ROWS = 8192  # documents in a block: 25 MB at 768 dimensions
+BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
+TILE_ROWS = 2048  # documents scored at a time: 8 MB of scores stay in the cache until they are looked through
+MANY_HITS = 16  # of a block for a query on average: from here on it pays to look for the block's own best first
 GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
 GPU_TOPK = 2048  # the most that faiss returns from a GPU
-QUERY_ROWS = 1024  # queries past a block at a time: 32 MB of scores
+QUERY_ROWS = 1024  # queries past a tile at a time
 
 
 class Index(Protocol):
@@ -60,8 +62,10 @@ class ExactIndex:
         with torch.inference_mode(), tqdm(total=count, unit="doc", unit_scale=True, desc="searching",
                                           disable=not self.progress) as bar:  # fmt: skip
             for first_row, block in _read_ahead(_blocks(self.documents)):
-                for number, group in enumerate(groups):
-                    best[number] = merge_block(*best[number], group @ block.T, first_row)
+                for start in range(0, len(block), TILE_ROWS):
+                    tile = block[start : start + TILE_ROWS]
+                    for number, group in enumerate(groups):
+                        best[number] = merge_block(*best[number], group @ tile.T, first_row + start)
                 bar.update(len(block))
         scores, rows = (torch.cat(part) for part in zip(*best, strict=True))
         return scores.numpy(), rows.numpy()
@@ -82,14 +86,16 @@ def merge_block(
     """
     k = best_scores.shape[1]
     better = scores > best_scores[:, -1:]  # a tie goes to the earlier row, which is there already
-    counts = better.sum(1)
-    if counts.max() > k:  # the first blocks: only the k best of this one can matter, and what ties with them
+    hits = better.nonzero()  # (query, column), ascending in query, then in column
+    if len(hits) > MANY_HITS * len(scores) and scores.shape[1] > k:
+        # The first blocks: only the k best of this one can matter, and what ties with them.
         better &= scores >= torch.topk(scores, k, sorted=False).values.amin(1, keepdim=True)
-        counts = better.sum(1)
-    width = int(counts.max())
-    if width == 0:
+        hits = better.nonzero()
+    if len(hits) == 0:
         return best_scores, best_rows
-    query, column = better.nonzero(as_tuple=True)  # ascending in query, then in column
+    query, column = hits.unbind(1)
+    counts = torch.bincount(query, minlength=len(scores))
+    width = int(counts.max())
     place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
     new_scores = scores.new_full((len(scores), width), -torch.inf)
     new_rows = best_rows.new_full((len(scores), width), -1)
