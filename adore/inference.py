@@ -15,6 +15,7 @@ from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.msmarco import MODES
 from drhard.runs import write_run
+from drhard.search import SEARCH_MEMORY_GB
 from drhard.tokens import TokenMemmap, query_name
 
 
@@ -32,6 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--faiss_gpus", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
     parser.add_argument("--index_factory", default=FLAT, help="a faiss index such as OPQ96,PQ96 (Flat: exact)")
     parser.add_argument("--index_path", type=Path, help="a faiss index; built here if it is not there yet")
+    parser.add_argument(
+        "--search_memory_gb", type=float, default=SEARCH_MEMORY_GB, help="for the search on the CPU (%(default)g)"
+    )
     return parser.parse_args()
 
 
@@ -45,11 +49,11 @@ def main() -> None:
     print(
         f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, {args.model_dir} on {device}"
     )
-    check_index(args.topk, documents, args.index_factory, args.index_path, args.faiss_gpus)
+    check_index(args.topk, documents, args.index_factory, args.index_path, args.faiss_gpus, args.search_memory_gb)
 
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     dim = encode(model, queries, query_path, args.pergpu_eval_batch_size, device)
-    index = choose_index(documents, args.index_factory, args.index_path, args.faiss_gpus, progress=True)
+    index = choose_index(documents, args.index_factory, args.index_path, args.faiss_gpus, True, args.search_memory_gb)
     scores, rows = index.search(open_embeddings(query_path, dim, len(queries)), args.topk)
     write_run(args.output_dir / f"{args.mode}.rank.tsv", scores, rows)
     print(f"Wrote {query_path}")

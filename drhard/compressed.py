@@ -8,7 +8,7 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.files import existing, read_json, whole, write_json
-from drhard.search import BLOCK_ROWS, Index, ShardedIndex, check_search, open_index
+from drhard.search import BLOCK_ROWS, SEARCH_MEMORY_GB, Index, ShardedIndex, check_search, open_index
 from drhard.tokens import sample_digest
 
 import numpy as np
@@ -22,7 +22,12 @@ TRAINING_ROWS = 262_144  # documents that an index learns its codes from, at mos
 
 
 def choose_index(
-    documents: np.ndarray, factory: str, path: Path | None, gpus: Sequence[int], progress: bool = False
+    documents: np.ndarray,
+    factory: str,
+    path: Path | None,
+    gpus: Sequence[int],
+    progress: bool = False,
+    memory_gb: float = SEARCH_MEMORY_GB,
 ) -> Index:
     """The index that the flags ask for: exact, or compressed, built here or read from a file.
 
@@ -31,12 +36,13 @@ def choose_index(
         factory: a description for ``faiss.index_factory`` such as ``OPQ96,PQ96``; ``Flat`` is exact.
         path: where a compressed index is, or where it goes once it is built; None to build it for this run only.
         gpus: where to search; on the CPU if empty.
+        memory_gb: what an exact search on the CPU may take.
 
     Raises:
         InputError: faiss cannot build such an index, or the one at ``path`` is not of these documents.
     """
     if path is None and factory == FLAT:
-        return open_index(documents, gpus, progress)
+        return open_index(documents, gpus, progress, memory_gb)
     if path is not None and (path.exists() or factory == FLAT):
         index = _read(existing(path, "with --index_factory it is built there"), documents, factory)
     else:
@@ -46,11 +52,18 @@ def choose_index(
     return ShardedIndex([_to_gpus(index, gpus) if gpus else index])
 
 
-def check_index(k: int, documents: np.ndarray, factory: str, path: Path | None, gpus: Sequence[int]) -> None:
+def check_index(
+    k: int,
+    documents: np.ndarray,
+    factory: str,
+    path: Path | None,
+    gpus: Sequence[int],
+    memory_gb: float = SEARCH_MEMORY_GB,
+) -> None:
     """Raise InputError, before the long work, if the ``k`` best of ``documents`` cannot be searched so."""
     import faiss
 
-    check_search(k, len(documents), gpus)
+    check_search(k, len(documents), gpus, memory_gb)
     if path is not None and factory == FLAT:
         existing(path, "with --index_factory it is built there")
     try:

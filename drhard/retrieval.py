@@ -13,7 +13,7 @@ from drhard.files import whole
 from drhard.msmarco import Corpus
 from drhard.qrels import read_relevant_rows
 from drhard.runs import without
-from drhard.search import check_search, gpus_with_room, open_index
+from drhard.search import SEARCH_MEMORY_GB, check_search, gpus_with_room, open_index
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 import numpy as np
@@ -45,12 +45,14 @@ def retrieve(
     batch_size: int,
     device: torch.device,
     gpus: Sequence[int] | None = (),
+    memory_gb: float = SEARCH_MEMORY_GB,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode queries and passages into ``folder`` and search the passages.
 
     Args:
         topk: how many passages for each query.
         gpus: where to search; on the CPU if empty, on all if None and they have room for it.
+        memory_gb: what the search may take on the CPU.
 
     Returns:
         (queries, topk) float32 scores, greatest first, and int64 passage rows.
@@ -58,12 +60,12 @@ def retrieve(
     Raises:
         InputError: as :func:`drhard.embeddings.encode` and :func:`drhard.search.check_search`.
     """
-    check_search(topk, len(passages), gpus or ())  # before the long work, not after
+    check_search(topk, len(passages), gpus or (), memory_gb)  # before the long work, not after
     query_embeddings = encode_collection(model, queries, folder, batch_size, device)
     embeddings = encode_collection(model, passages, folder, batch_size, device)
     if gpus is None:
         gpus = gpus_with_room(embeddings.nbytes)
-    return open_index(embeddings, gpus, progress=True).search(query_embeddings, topk)
+    return open_index(embeddings, gpus, True, memory_gb).search(query_embeddings, topk)
 
 
 class Mined(NamedTuple):
@@ -85,6 +87,7 @@ def mine_hard_negatives(
     batch_size: int,
     device: torch.device,
     gpus: Sequence[int] | None = (),
+    memory_gb: float = SEARCH_MEMORY_GB,
 ) -> Mined:
     """For each query, the ``topk`` best passages that are not judged relevant to it (section 4.1 of the paper).
 
@@ -94,7 +97,7 @@ def mine_hard_negatives(
     queries = TokenMemmap(preprocess_folder, query_name(mode), max_query_length)
     relevant = read_relevant_rows(preprocess_folder / f"{mode}-qrel.tsv", len(queries), len(passages))
     return _mine(
-        lambda depth: retrieve(model, passages, queries, folder, depth, batch_size, device, gpus),
+        lambda depth: retrieve(model, passages, queries, folder, depth, batch_size, device, gpus, memory_gb),
         relevant, len(passages), topk,
     )  # fmt: skip
 

@@ -29,8 +29,10 @@ def write_run(path: Path, scores: np.ndarray, rows: np.ndarray) -> None:
 
 def _write_lines(path: Path, rows: np.ndarray) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        for query, documents in enumerate(rows.tolist()):
-            file.writelines(f"{query}\t{pid}\t{rank}\n" for rank, pid in enumerate(documents, start=1) if pid >= 0)
+        for query, documents in enumerate(rows):  # one by one: as Python's numbers all of them take gigabytes
+            file.writelines(
+                f"{query}\t{pid}\t{rank}\n" for rank, pid in enumerate(documents.tolist(), start=1) if pid >= 0
+            )
 
 
 def score_path(run: Path) -> Path:

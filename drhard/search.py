@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+SEARCH_MEMORY_GB = 2.0  # on the CPU
 BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
 TILE_ROWS = 2048  # documents scored at a time: 8 MB of scores stay in the cache until they are looked through
 MANY_HITS = 16  # of a block for a query on average: from here on it pays to look for the block's own best first
@@ -37,38 +38,58 @@ class Index(Protocol):
 class ExactIndex:
     """Exact search on the CPU that streams the documents past all queries, block by block.
 
-    Memory is that of two blocks and their scores, whatever the size of the collection. Ties go to the smaller
-    row.
+    Ties go to the smaller row.
 
     Args:
         documents: (N, dim) float32, usually a memmap, which is read from its file and not mapped.
         progress: show a bar over the documents.
+        memory_gb: what a search may take beside the documents and queries that it is given, its results included,
+            whatever the size of the collection; more queries than fit go past the documents in several passes.
     """
 
-    def __init__(self, documents: np.ndarray, progress: bool = False):
+    def __init__(self, documents: np.ndarray, progress: bool = False, memory_gb: float = SEARCH_MEMORY_GB):
         self.documents = documents
         self.progress = progress
+        self.memory_gb = memory_gb
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Index.search`. Raises InputError if the dimensions differ or k exceeds the documents."""
         count, dim = self.documents.shape
         _check_queries(queries, dim)
         check_search(k, count)
+        scores = np.empty((len(queries), k), dtype=np.float32)
+        rows = np.empty((len(queries), k), dtype=np.int64)
+        together = self._queries_together(len(queries), k)
+        passes = range(0, len(queries), together)
+        with torch.inference_mode(), tqdm(total=count * len(passes), unit="doc", unit_scale=True, desc="searching",
+                                          disable=not self.progress) as bar:  # fmt: skip
+            for first in passes:
+                part = slice(first, first + together)
+                scores[part], rows[part] = self._search_pass(queries[part], k, bar)
+        return scores, rows
+
+    def _queries_together(self, queries: int, k: int) -> int:
+        """How many queries go past the documents at once, so that the memory is kept."""
+        entry = 4 + 8  # a score and a row
+        blocks = 3 * BLOCK_ROWS * self.documents.shape[1] * 4  # one in use, one waiting, one being read
+        tile = QUERY_ROWS * (TILE_ROWS * 8 + 4 * k * entry)  # scores, which are better, and what is merged
+        room = self.memory_gb * 1e9 - queries * k * entry - blocks - tile
+        return max(QUERY_ROWS, int(room / (self.documents.shape[1] * 4 + 2 * k * entry)))
+
+    def _search_pass(self, queries: np.ndarray, k: int, bar: tqdm) -> tuple[torch.Tensor, torch.Tensor]:
         groups = torch.from_numpy(np.array(queries, dtype=np.float32)).split(QUERY_ROWS)
         best = [
             (torch.full((len(group), k), -torch.inf), torch.full((len(group), k), -1, dtype=torch.int64))
             for group in groups
         ]
-        with torch.inference_mode(), tqdm(total=count, unit="doc", unit_scale=True, desc="searching",
-                                          disable=not self.progress) as bar:  # fmt: skip
-            for first_row, block in _read_ahead(_blocks(self.documents)):
-                for start in range(0, len(block), TILE_ROWS):
-                    tile = block[start : start + TILE_ROWS]
-                    for number, group in enumerate(groups):
-                        best[number] = merge_block(*best[number], group @ tile.T, first_row + start)
-                bar.update(len(block))
+        for first_row, block in _read_ahead(_blocks(self.documents)):
+            for start in range(0, len(block), TILE_ROWS):
+                tile = block[start : start + TILE_ROWS]
+                for number, group in enumerate(groups):
+                    best[number] = merge_block(*best[number], group @ tile.T, first_row + start)
+            bar.update(len(block))
         scores, rows = (torch.cat(part) for part in zip(*best, strict=True))
-        return scores.numpy(), rows.numpy()
+        return scores, rows
 
 
 def merge_block(
@@ -227,13 +248,17 @@ def gpus_with_room(size: int) -> list[int]:
     return gpus
 
 
-def open_index(documents: np.ndarray, gpus: Sequence[int], progress: bool = False) -> Index:
-    """The index of ``documents``: on the GPUs that are named, on the CPU if none is."""
-    return gpu_index(documents, gpus) if gpus else ExactIndex(documents, progress)
+def open_index(
+    documents: np.ndarray, gpus: Sequence[int], progress: bool = False, memory_gb: float = SEARCH_MEMORY_GB
+) -> Index:
+    """The index of ``documents``: on the GPUs that are named, on the CPU, within ``memory_gb``, if none is."""
+    return gpu_index(documents, gpus) if gpus else ExactIndex(documents, progress, memory_gb)
 
 
-def check_search(k: int, count: int, gpus: Sequence[int] = ()) -> None:
-    """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``."""
+def check_search(k: int, count: int, gpus: Sequence[int] = (), memory_gb: float = SEARCH_MEMORY_GB) -> None:
+    """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``, or in ``memory_gb``."""
+    if not 0 < memory_gb < float("inf"):
+        raise InputError(f"--search_memory_gb {memory_gb}: expected more than 0; {SEARCH_MEMORY_GB:g} is plenty")
     if not 1 <= k <= count:
         raise InputError(f"cannot return the {k} best of {count} documents; choose 1 to {count}")
     if gpus:

@@ -15,6 +15,7 @@ from drhard.errors import command
 from drhard.msmarco import CORPORA, MODES
 from drhard.retrieval import retrieve
 from drhard.runs import write_run
+from drhard.search import SEARCH_MEMORY_GB
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 
@@ -31,6 +32,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--faiss_gpus", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
     parser.add_argument("--model_dir", type=Path, help="default: {data_root}/{type}/trained_models/star")
     parser.add_argument("--output_dir", type=Path, help="default: {data_root}/{type}/evaluate/star")
+    parser.add_argument(
+        "--search_memory_gb", type=float, default=SEARCH_MEMORY_GB, help="for the search on the CPU (%(default)g)"
+    )
     return parser.parse_args()
 
 
@@ -47,7 +51,15 @@ def main() -> None:
     print(f"Retrieving {args.topk} of {len(passages)} passages for {len(queries)} queries, {model_dir} on {device}")
 
     scores, rows = retrieve(
-        model, passages, queries, output_dir, args.topk, args.eval_batch_size, device, args.faiss_gpus
+        model,
+        passages,
+        queries,
+        output_dir,
+        args.topk,
+        args.eval_batch_size,
+        device,
+        args.faiss_gpus,
+        args.search_memory_gb,
     )
     write_run(output_dir / f"{args.mode}.rank.tsv", scores, rows)
     print(f"Wrote {output_dir / f'{args.mode}.rank.tsv'}")

@@ -20,6 +20,7 @@ from drhard.errors import InputError, command
 from drhard.msmarco import CORPORA, PASSAGE
 from drhard.retrieval import mine_bm25_negatives, mine_hard_negatives, write_hard_negatives
 from drhard.runs import write_run
+from drhard.search import SEARCH_MEMORY_GB
 
 BM25_TUNED = {"passage": (0.82, 0.68)}  # k1, b for MS MARCO's passages
 BM25_DEFAULT = (0.9, 0.4)
@@ -46,6 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--k1", type=float, help="of BM25 (MS MARCO passage, tuned: 0.82; doc: 0.9)")
     parser.add_argument("--b", type=float, help="of BM25 (MS MARCO passage, tuned: 0.68; doc: 0.4)")
+    parser.add_argument(
+        "--search_memory_gb", type=float, default=SEARCH_MEMORY_GB, help="for the search on the CPU (%(default)g)"
+    )
     return parser.parse_args()
 
 
@@ -72,7 +76,7 @@ def main() -> None:
         print(f"Mining {args.topk} hard negatives for each {args.mode} query with {model_dir} on {device}")
         mined = mine_hard_negatives(
             model, root / "preprocess", args.mode, output_dir, args.max_query_length, args.max_doc_length,
-            args.topk, args.eval_batch_size, device, gpus,
+            args.topk, args.eval_batch_size, device, gpus, args.search_memory_gb,
         )  # fmt: skip
     write_run(output_dir / f"{args.mode}.rank.tsv", mined.scores, mined.rows)
     write_hard_negatives(output_dir / "hard.json", mined.hard)

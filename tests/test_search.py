@@ -123,6 +123,44 @@ def test_merge_block_keeps_the_best_of_both(seed: int, k: int, width: int, first
     np.testing.assert_array_equal(rows.numpy(), expected_rows)
 
 
+def test_more_queries_than_the_memory_holds_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(5)
+    documents = random.integers(-2, 3, (50, 3)).astype(np.float32)
+    queries = random.integers(-2, 3, (11, 3)).astype(np.float32)
+    monkeypatch.setattr(drhard.search, "QUERY_ROWS", 2)
+    passes = []
+    search_pass = ExactIndex._search_pass
+    monkeypatch.setattr(
+        ExactIndex, "_search_pass", lambda self, part, *rest: passes.append(len(part)) or search_pass(self, part, *rest)
+    )
+    scores, rows = ExactIndex(documents, memory_gb=1e-9).search(queries, 7)
+    assert passes == [2, 2, 2, 2, 2, 1]
+    expected_scores, expected_rows = brute_force(documents, queries, 7)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+    passes.clear()
+    ExactIndex(documents).search(queries, 7)
+    assert passes == [11]
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 2.0, 4.0])
+def test_queries_that_go_together_keep_the_memory(memory_gb: float) -> None:
+    documents = np.broadcast_to(np.float32(0), (9_000_000, 768))
+    queries, k = 502_939, 100
+    together = ExactIndex(documents, memory_gb=memory_gb)._queries_together(queries, k)
+    results = queries * k * 12
+    held = results + together * (768 * 4 + k * 12)  # what is sure to be there at once
+    assert together >= drhard.search.QUERY_ROWS
+    assert held < memory_gb * 1e9
+    assert together >= queries or held > 0.5 * memory_gb * 1e9  # and it is made use of
+
+
+@pytest.mark.parametrize("memory_gb", [0, -1, float("nan"), float("inf")])
+def test_no_memory_is_refused(memory_gb: float) -> None:
+    with pytest.raises(InputError, match="--search_memory_gb"):
+        check_search(1, 5, memory_gb=memory_gb)
+
+
 @SLOW_MACHINE
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 12))
 def test_shards_merge_to_the_whole(seed: int, shards: int, k: int) -> None:

@@ -1,0 +1,74 @@
+"""What the benchmarks share: ways of doing the same work measured in turn, medians, ratios, a table and JSON.
+
+Machines are noisy, so each way runs once in every round, and ratios are those of the same round.
+"""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import drhard  # noqa: F401  sets what torch reads when it is loaded
+from drhard.files import write_json
+
+import psutil
+
+
+def measure_in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Run every way once in each round; return the seconds that each took."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, work in ways.items():
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compare(seconds: dict[str, list[float]], base: str) -> list[dict[str, Any]]:
+    """A row for each way: median seconds, and the median over rounds of how many times faster than ``base``."""
+    return [
+        {
+            "way": name,
+            "seconds": statistics.median(values),
+            "times_faster": statistics.median(b / a for a, b in zip(values, seconds[base], strict=True)),
+        }
+        for name, values in seconds.items()
+    ]
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has had in use (resident) so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on, and when."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+    }
+
+
+def show(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print a table in Markdown."""
+    print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print("| " + " | ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row) + " |")
+
+
+def save(path: Path | None, results: dict[str, Any]) -> None:
+    """Write the results as JSON where a path is given."""
+    if path is not None:
+        write_json(path, {"machine": machine()} | results, indent=1)
+        print(f"\nWrote {path}")

@@ -1,0 +1,110 @@
+"""Exact search: ours against the published way, one faiss call, sentence-transformers, and a bare matrix product.
+
+The published scripts search a faiss flat index 32 queries at a time. Random vectors, from which nothing can be
+gained by skipping. sentence-transformers takes part where it is installed; otherwise its algorithm, the same two
+torch calls, stands for it.
+
+    python benchmarks/search.py
+    python benchmarks/search.py --documents 100000 --rounds 3 --output search.json
+"""
+
+import argparse
+from pathlib import Path
+
+from drhard.search import ExactIndex
+
+import faiss
+import numpy as np
+import torch
+from measuring import compare, measure_in_turn, peak_memory_gb, save, show
+
+NEAR = 1e-4  # of the top score: documents so near to each other may be swapped
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=500_000)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="also write JSON there")
+    return parser.parse_args()
+
+
+def semantic_search(queries: np.ndarray, documents: np.ndarray, k: int) -> np.ndarray:
+    """Rows found by sentence-transformers, or by what it does: 100 queries by 500,000 documents, then a top k."""
+    try:
+        from sentence_transformers.util import dot_score
+        from sentence_transformers.util import semantic_search as search
+    except ImportError:
+        corpus = torch.from_numpy(documents)
+        rows = [(part @ corpus.T).topk(k).indices for part in torch.from_numpy(queries).split(100)]
+        return torch.cat(rows).numpy()
+    found = search(torch.from_numpy(queries), torch.from_numpy(documents), top_k=k, score_function=dot_score)
+    return np.array([[hit["corpus_id"] for hit in hits] for hits in found])
+
+
+def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, expected: np.ndarray) -> None:
+    """End the benchmark if the rows differ by more than swaps of documents with nearly the same score."""
+    scores, wanted = (
+        np.einsum("qd,qkd->qk", queries, documents[found], dtype=np.float64) for found in (rows, expected)
+    )
+    if np.abs(scores - wanted).max() > NEAR * np.abs(wanted).max():
+        raise SystemExit("error: the rows found are not those of faiss; a faster wrong answer is no answer")
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_grad_enabled(False)
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((args.documents, args.dim), dtype=np.float32)
+    flat = faiss.IndexFlatIP(args.dim)
+    flat.add(documents)
+    ours = ExactIndex(documents)
+    results = []
+    for name, count, k in (("search of 640 queries", 640, 100), ("ADORE's step of 32 queries", 32, 200)):
+        queries = random.standard_normal((count, args.dim), dtype=np.float32)
+        found: dict[str, np.ndarray] = {}
+
+        def published(queries: np.ndarray = queries, k: int = k, found: dict[str, np.ndarray] = found) -> None:
+            parts = [flat.search(queries[first : first + 32], k)[1] for first in range(0, len(queries), 32)]
+            found["published"] = np.concatenate(parts)
+
+        def one_call(queries: np.ndarray = queries, k: int = k) -> None:
+            flat.search(queries, k)
+
+        def sentence_transformers(queries: np.ndarray = queries, k: int = k) -> None:
+            semantic_search(queries, documents, k)
+
+        def search(queries: np.ndarray = queries, k: int = k, found: dict[str, np.ndarray] = found) -> None:
+            found["ours"] = ours.search(queries, k)[1]
+
+        def matmul(queries: np.ndarray = queries) -> None:
+            torch.from_numpy(queries) @ torch.from_numpy(documents).T
+
+        ways = {
+            "published: faiss flat, 32 queries a call": published,
+            "faiss flat, one call": one_call,
+            "sentence-transformers' semantic_search": sentence_transformers,
+            "ours": search,
+            "limit: torch.matmul, nothing kept": matmul,
+        }
+        rows = compare(measure_in_turn(ways, args.rounds), next(iter(ways)))
+        check_same(queries, documents, found["ours"], found["published"])
+        limit = rows[-1]["seconds"]
+        work = 2 * count * args.documents * args.dim
+        for row in rows:
+            row |= {"gflops": work / row["seconds"] / 1e9, "of_limit": limit / row["seconds"]}
+        show(
+            f"{name}, top {k} of {args.documents:,} x {args.dim}; the same documents found",
+            ["way", "seconds", "times faster", "GFLOP/s", "of the limit"],
+            [[row["way"], row["seconds"], row["times_faster"], row["gflops"], row["of_limit"]] for row in rows],
+        )
+        results.append({"work": name, "queries": count, "k": k, "ways": rows})
+    save(
+        args.output,
+        {"documents": args.documents, "dim": args.dim, "peak_memory_gb": peak_memory_gb(), "results": results},
+    )
+
+
+if __name__ == "__main__":
+    main()
