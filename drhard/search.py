@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 SEARCH_MEMORY_GB = 2.0  # on the CPU
 BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
-TILE_ROWS = 2048  # documents scored at a time: 8 MB of scores stay in the cache until they are looked through
+TILE_ROWS = 2048  # documents scored at a time, at least; then 8 MB of scores stay in the cache while they are sifted
+TILE_SCORES = 1 << 20  # for few queries more documents, up to so many scores
 MANY_HITS = 16  # of a block for a query on average: from here on it pays to look for the block's own best first
 GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
 GPU_TOPK = 2048  # the most that faiss returns from a GPU
@@ -82,11 +83,15 @@ class ExactIndex:
             (torch.full((len(group), k), -torch.inf), torch.full((len(group), k), -1, dtype=torch.int64))
             for group in groups
         ]
+        tile_rows = max(TILE_ROWS, min(BLOCK_ROWS, TILE_SCORES // len(groups[0])))
+        room = torch.empty(len(groups[0]) * tile_rows)  # for the scores of a tile
         for first_row, block in _read_ahead(_blocks(self.documents)):
-            for start in range(0, len(block), TILE_ROWS):
-                tile = block[start : start + TILE_ROWS]
+            for start in range(0, len(block), tile_rows):
+                tile = block[start : start + tile_rows]
                 for number, group in enumerate(groups):
-                    best[number] = merge_block(*best[number], group @ tile.T, first_row + start)
+                    scores = room[: len(group) * len(tile)].view(len(group), len(tile))
+                    torch.mm(group, tile.T, out=scores)
+                    best[number] = merge_block(*best[number], scores, first_row + start)
             bar.update(len(block))
         scores, rows = (torch.cat(part) for part in zip(*best, strict=True))
         return scores, rows
