@@ -200,10 +200,10 @@ class AdoreTraining:
         ids, mask = self.queries.batch(rows, self.model.config.pad_token_id)
         queries = self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
 
-        vectors = queries.detach().float().cpu()
-        if not vectors.isfinite().all():
+        searched = queries.detach().float().cpu()
+        if not searched.isfinite().all():
             raise InputError(f"the query vectors are not finite any more at step {self.step}; lower --learning_rate")
-        _, retrieved = self.index.search(vectors.numpy(), settings.neg_topk)
+        _, retrieved = self.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
         vectors = torch.from_numpy(self.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from drhard.embeddings import stamp_of
 from drhard.errors import InputError
 from drhard.files import existing, read_json, whole, write_json
 from drhard.search import BLOCK_ROWS, SEARCH_MEMORY_GB, Index, ShardedIndex, check_search, open_index
@@ -105,7 +106,7 @@ def _reason(error: RuntimeError) -> str:
 def _write(index: Any, path: Path, documents: np.ndarray, factory: str) -> None:
     import faiss
 
-    write_json(_stamp_path(path), _stamp(documents, factory))
+    write_json(stamp_of(path), _stamp(documents, factory))
     with whole(path) as unfinished:
         faiss.write_index(index, str(unfinished))
     log.info("wrote %s", path)
@@ -125,10 +126,10 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
         )
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{path}: searches by distance; an index of inner products is needed")
-    if not _stamp_path(path).exists():
-        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, _stamp_path(path).name)
+    if not stamp_of(path).exists():
+        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
         return index
-    expected, found = _stamp(documents, factory), read_json(_stamp_path(path))
+    expected, found = _stamp(documents, factory), read_json(stamp_of(path))
     if not isinstance(found, dict) or found.get("vectors") != expected["vectors"]:
         raise InputError(f"{path}: was built from other embeddings; delete it to build it anew, or name another file")
     if factory not in (FLAT, found.get("factory")):
@@ -138,10 +139,6 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
 
 def _stamp(documents: np.ndarray, factory: str) -> dict[str, str]:
     return {"factory": factory, "vectors": sample_digest(documents)}
-
-
-def _stamp_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
 
 
 def check_kind(index: Any, name: str) -> str:

@@ -56,7 +56,7 @@ def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size:
         _check(path, stamp)
         log.info("%s is there already and is used again", path)
         return dim
-    stamp_path, unfinished = _stamp_path(path), partial(path)
+    stamp_path, unfinished = stamp_of(path), partial(path)
     if unfinished.exists() and unfinished.stat().st_size and stamp_path.exists():
         _check_stamp(unfinished, stamp_path, stamp)
     else:
@@ -152,14 +152,15 @@ def _lock(file: BinaryIO, path: Path) -> None:
         raise InputError(f"{path}: another process is writing it; wait for it, then run this again") from None
 
 
-def _stamp_path(path: Path) -> Path:
+def stamp_of(path: Path) -> Path:
+    """Where it is written down what the file at ``path`` was made from."""
     return path.with_name(f"{path.name}.json")
 
 
 def _check(path: Path, stamp: dict[str, Any]) -> None:
     """Raise InputError unless the file at ``path`` may stand for what ``stamp`` describes."""
     open_embeddings(path, stamp["dim"], stamp["rows"])
-    stamp_path = _stamp_path(path)
+    stamp_path = stamp_of(path)
     if not stamp_path.exists():
         log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_path.name)
         return
@@ -179,7 +180,7 @@ def _check_stamp(path: Path, stamp_path: Path, stamp: dict[str, Any]) -> None:
 
 def warn_if_made_by_another(path: Path, model: RobertaDot) -> None:
     """Log a warning if the stamp of the embeddings at ``path`` names other weights than those of ``model``."""
-    stamp_path = _stamp_path(path)
+    stamp_path = stamp_of(path)
     if stamp_path.exists() and read_json(stamp_path).get("model") != weights_digest(model):
         log.warning("%s: was made by another model than the one that the training starts from", path)
 

@@ -93,7 +93,7 @@ class Table:
     qrels: dict[str, Path]
     rows: dict[str, Row]
     questions: tuple[Question, ...]
-    gains: Question | None  # the two rows whose queries are compared one by one
+    gains: tuple[str, str] | None  # the two rows whose queries are compared one by one
 
 
 def read_tables(path: Path, data_root: Path | None = None, faiss_gpus: Sequence[int] = ()) -> dict[str, Table]:
@@ -147,7 +147,7 @@ def _table(
             Question(asked["question"], asked["row"], asked["than"], asked.get("equal", False))
             for asked in content.get("questions", ())
         ),
-        gains=Question("", content["gains"]["row"], content["gains"]["than"], False) if "gains" in content else None,
+        gains=(content["gains"]["row"], content["gains"]["than"]) if "gains" in content else None,
     )
 
 

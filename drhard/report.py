@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from drhard.embeddings import stamp_of
 from drhard.encoder import load_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import file_digest, read_json
@@ -117,8 +118,8 @@ def _made_by_its_model(trial: Trial) -> bool:
         return False
     digest = weights_digest(load_encoder(trial.model))
     for mode, run in trial.runs.items():
-        for name in (f"{mode}-query.memmap.json", f"{mode}.qembed.memmap.json"):
-            stamp = run.with_name(name)
+        for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
+            stamp = stamp_of(run.with_name(name))
             if stamp.exists() and read_json(stamp).get("model") != digest:
                 log.warning("%s: was made by other weights than those in %s; it is left out", run, trial.model)
                 return False
@@ -258,13 +259,14 @@ def _note(measured: MeasuredRow) -> str:
 def _gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
     """What each query gains or loses from one row to another, sorted, by the table's first measure."""
     measured = _whole_rows(rows)
-    if table.gains is None or not {table.gains.row, table.gains.than} <= measured.keys():
+    if table.gains is None or not set(table.gains) <= measured.keys():
         return None
+    row, than = table.gains
     key = next(iter(table.measures))
-    gains = measured[table.gains.row].queries(key) - measured[table.gains.than].queries(key)
+    gains = measured[row].queries(key) - measured[than].queries(key)
     return {
-        "row": table.gains.row,
-        "than": table.gains.than,
+        "row": row,
+        "than": than,
         "measure": table.measures[key].name,
         "values": [round(float(gain), 4) for gain in np.sort(gains)[::-1]],
     }

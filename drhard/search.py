@@ -93,8 +93,8 @@ class ExactIndex:
                     torch.mm(group, tile.T, out=scores)
                     best[number] = merge_block(*best[number], scores, first_row + start)
             bar.update(len(block))
-        scores, rows = (torch.cat(part) for part in zip(*best, strict=True))
-        return scores, rows
+        best_scores, best_rows = zip(*best, strict=True)
+        return torch.cat(best_scores), torch.cat(best_rows)
 
 
 def merge_block(
