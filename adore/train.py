@@ -17,15 +17,13 @@ from pathlib import Path
 
 from drhard.adore import AdoreSettings, AdoreTraining
 from drhard.compressed import FLAT, check_index, choose_index
-from drhard.devices import model_device
+from drhard.devices import limit_threads, model_device
 from drhard.embeddings import in_memory_if_it_fits, open_embeddings, warn_if_made_by_another
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.files import file_digest
 from drhard.qrels import read_relevant_rows
 from drhard.tokens import TokenMemmap, query_name
-
-import torch
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -60,8 +58,8 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
-    if args.faiss_omp_num_threads:
-        torch.set_num_threads(args.faiss_omp_num_threads)
+    if args.faiss_omp_num_threads is not None:
+        limit_threads(args.faiss_omp_num_threads)
     settings = AdoreSettings(
         neg_topk=args.neg_topk,
         metric_cut=args.metric_cut,

@@ -16,6 +16,7 @@ import drhard  # noqa: F401  sets what torch reads when it is loaded
 from drhard.files import write_json
 
 import psutil
+import threadpoolctl
 
 
 def measure_in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -57,6 +58,11 @@ def machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "blas": sorted(  # OpenBLAS has several for one processor, and may be told by OPENBLAS_CORETYPE which to take
+            f"{library['filepath'].rpartition('/')[2].partition('-')[0]} {library['version']} {library['architecture']}"
+            for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "blas"
+        ),
     }
 
 
@@ -65,6 +71,12 @@ def show(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         print("| " + " | ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row) + " |")
+
+
+def show_machine() -> None:
+    """Print what is measured on."""
+    here = machine()
+    print(f"{here['date']}: {here['cores']} cores of {here['cpu']}, {here['memory_gb']} GB, {', '.join(here['blas'])}")
 
 
 def save(path: Path | None, results: dict[str, Any]) -> None:

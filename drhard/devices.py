@@ -1,8 +1,9 @@
-"""Where the model runs."""
+"""Where the model runs, and on how many cores."""
 
 from drhard.errors import InputError
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 def model_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
@@ -12,3 +13,14 @@ def model_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
     if not 0 <= gpu < torch.cuda.device_count():
         raise InputError(f"there is no GPU {gpu} for the model; {torch.cuda.device_count()} are seen")
     return torch.device("cuda", gpu)
+
+
+def limit_threads(threads: int) -> None:
+    """Have torch, NumPy's matrix products and faiss work on so many cores. Raises InputError if that is none."""
+    import faiss
+
+    if threads < 1:
+        raise InputError(f"{threads} threads cannot do the work; give at least 1")
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")

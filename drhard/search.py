@@ -20,7 +20,6 @@ SEARCH_MEMORY_GB = 2.0  # on the CPU
 BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
 TILE_ROWS = 2048  # documents scored at a time, at least; then 8 MB of scores stay in the cache while they are sifted
 TILE_SCORES = 1 << 20  # for few queries more documents, up to so many scores
-MANY_HITS = 16  # of a block for a query on average: from here on it pays to look for the block's own best first
 GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
 GPU_TOPK = 2048  # the most that faiss returns from a GPU
 QUERY_ROWS = 1024  # queries past a tile at a time
@@ -62,78 +61,102 @@ class ExactIndex:
         rows = np.empty((len(queries), k), dtype=np.int64)
         together = self._queries_together(len(queries), k)
         passes = range(0, len(queries), together)
-        with torch.inference_mode(), tqdm(total=count * len(passes), unit="doc", unit_scale=True, desc="searching",
-                                          disable=not self.progress) as bar:  # fmt: skip
+        with tqdm(total=count * len(passes), unit="doc", unit_scale=True, desc="searching",
+                  disable=not self.progress) as bar:  # fmt: skip
             for first in passes:
                 part = slice(first, first + together)
-                scores[part], rows[part] = self._search_pass(queries[part], k, bar)
+                self._search_pass(queries[part], scores[part], rows[part], bar)
         return scores, rows
 
     def _queries_together(self, queries: int, k: int) -> int:
         """How many queries go past the documents at once, so that the memory is kept."""
-        entry = 4 + 8  # a score and a row
-        blocks = 3 * BLOCK_ROWS * self.documents.shape[1] * 4  # one in use, one waiting, one being read
-        tile = QUERY_ROWS * (TILE_ROWS * 8 + 4 * k * entry)  # scores, which are better, and what is merged
-        room = self.memory_gb * 1e9 - queries * k * entry - blocks - tile
-        return max(QUERY_ROWS, int(room / (self.documents.shape[1] * 4 + 2 * k * entry)))
+        dim = self.documents.shape[1]
+        result, added = 4 + 8, 8 + 4 + 8  # score and row; with the query
+        blocks = 3 * BLOCK_ROWS * dim * 4  # one in use, one waiting, one being read
+        tile = QUERY_ROWS * TILE_ROWS * (4 + 1 + added)  # scores, which are better, and all of them added at worst
+        merging = QUERY_ROWS * (3 * k + TILE_ROWS) * (2 * result + 8)  # with the order of them
+        room = self.memory_gb * 1e9 - queries * k * result - blocks - tile - merging
+        return max(QUERY_ROWS, int(room / (dim * 4 + 2 * k * added)))
 
-    def _search_pass(self, queries: np.ndarray, k: int, bar: tqdm) -> tuple[torch.Tensor, torch.Tensor]:
-        groups = torch.from_numpy(np.array(queries, dtype=np.float32)).split(QUERY_ROWS)
-        best = [
-            (torch.full((len(group), k), -torch.inf), torch.full((len(group), k), -1, dtype=torch.int64))
-            for group in groups
+    def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
+        """Fill ``scores`` and ``rows``, (Q, k) both."""
+        groups = [
+            (np.ascontiguousarray(queries[part], dtype=np.float32), Best(scores[part], rows[part]))
+            for part in (slice(first, first + QUERY_ROWS) for first in range(0, len(queries), QUERY_ROWS))
         ]
-        tile_rows = max(TILE_ROWS, min(BLOCK_ROWS, TILE_SCORES // len(groups[0])))
-        room = torch.empty(len(groups[0]) * tile_rows)  # for the scores of a tile
+        most = len(groups[0][0])
+        tile_rows = max(TILE_ROWS, min(BLOCK_ROWS, TILE_SCORES // most))
+        room = np.empty(most * tile_rows, dtype=np.float32)  # for the scores of a tile
         for first_row, block in _read_ahead(_blocks(self.documents)):
             for start in range(0, len(block), tile_rows):
                 tile = block[start : start + tile_rows]
-                for number, group in enumerate(groups):
-                    scores = room[: len(group) * len(tile)].view(len(group), len(tile))
-                    torch.mm(group, tile.T, out=scores)
-                    best[number] = merge_block(*best[number], scores, first_row + start)
+                for group, best in groups:
+                    tile_scores = room[: len(group) * len(tile)].reshape(len(group), len(tile))
+                    # NumPy's BLAS and not torch's, which on AMD's processors is half as fast.
+                    np.matmul(group, tile.T, out=tile_scores)
+                    best.add(tile_scores, first_row + start)
             bar.update(len(block))
-        best_scores, best_rows = zip(*best, strict=True)
-        return torch.cat(best_scores), torch.cat(best_rows)
+        for _, best in groups:
+            best.merge()
 
 
-def merge_block(
-    best_scores: torch.Tensor, best_rows: torch.Tensor, scores: torch.Tensor, first_row: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge the scores of a block of documents into the best of all earlier blocks.
+class Best:
+    """The best documents of each query among those added so far, once they are merged.
+
+    Of what is added, only scores above a query's k-th best at the last merge are kept. They are merged when a query
+    has 2 k of them, which on average takes twice as many documents as all before.
 
     Args:
-        best_scores: (Q, k), greatest first; -inf where there is none yet.
-        best_rows: (Q, k), ascending among equal scores.
-        scores: (Q, B), of the documents ``first_row ... first_row + B - 1``, all after those in ``best_rows``.
-
-    Returns:
-        The new best scores and rows, both (Q, k).
+        scores: (Q, k) float32, which is written: greatest first, -inf where there is none yet.
+        rows: (Q, k) int64, which is written: ascending among equal scores, -1 where there is none yet.
     """
-    k = best_scores.shape[1]
-    better = scores > best_scores[:, -1:]  # a tie goes to the earlier row, which is there already
-    hits = better.nonzero()  # (query, column), ascending in query, then in column
-    if len(hits) > MANY_HITS * len(scores) and scores.shape[1] > k:
-        # The first blocks: only the k best of this one can matter, and what ties with them.
-        better &= scores >= torch.topk(scores, k, sorted=False).values.amin(1, keepdim=True)
-        hits = better.nonzero()
-    if len(hits) == 0:
-        return best_scores, best_rows
-    query, column = hits.unbind(1)
-    counts = torch.bincount(query, minlength=len(scores))
-    width = int(counts.max())
-    place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
-    new_scores = scores.new_full((len(scores), width), -torch.inf)
-    new_rows = best_rows.new_full((len(scores), width), -1)
-    new_scores[query, place] = scores[query, column]
-    new_rows[query, place] = column + first_row
-    # Rows ascend from best to new and within both, so a stable sort leaves ties in ascending rows.
-    merged, order = torch.cat((best_scores, new_scores), 1).sort(dim=1, descending=True, stable=True)
-    return merged[:, :k].contiguous(), torch.cat((best_rows, new_rows), 1).gather(1, order[:, :k])
+
+    def __init__(self, scores: np.ndarray, rows: np.ndarray):
+        self.scores, self.rows = scores, rows
+        scores.fill(-np.inf)
+        rows.fill(-1)
+        self._added: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # query, score, row of each
+        self._counts = np.zeros(len(scores), dtype=np.int64)  # of each query in what was added
+
+    def add(self, scores: np.ndarray, first_row: int) -> None:
+        """Add the ``scores`` (Q, B) of documents ``first_row ... first_row + B - 1``, all after those added before."""
+        k = self.scores.shape[1]
+        better = scores > self.scores[:, -1:]  # a tie goes to the earlier row, which is there already
+        hits = np.flatnonzero(better)
+        if len(hits) > self.scores.size and scores.shape[1] > k:
+            # The first blocks: only the k best of this one can matter, and what ties with them.
+            hits = np.flatnonzero(better & (scores >= np.partition(scores, -k, axis=1)[:, -k, None]))
+        query, column = np.divmod(hits, scores.shape[1])
+        self._added.append((query, scores.reshape(-1)[hits], column + first_row))
+        self._counts += np.bincount(query, minlength=len(self._counts))
+        if self._counts.max() >= 2 * k:
+            self.merge()
+
+    def merge(self) -> None:
+        """Bring what was added into ``scores`` and ``rows``."""
+        k = self.scores.shape[1]
+        queries = np.flatnonzero(self._counts)  # (T,) those that have anything new
+        if len(queries) == 0:
+            return
+        query, score, row = (np.concatenate(parts) for parts in zip(*self._added, strict=True))
+        order = np.argsort(query, kind="stable")  # by query, and rows ascend in each
+        counts = self._counts[queries]
+        line = np.repeat(np.arange(len(queries)), counts)
+        place = k + np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        scores = np.full((len(queries), k + counts.max()), -np.inf, dtype=np.float32)
+        rows = np.full(scores.shape, -1, dtype=np.int64)
+        scores[:, :k], rows[:, :k] = self.scores[queries], self.rows[queries]
+        scores[line, place], rows[line, place] = score[order], row[order]
+        # Rows ascend from the best to the added and within both, so a stable sort leaves ties in ascending rows.
+        kept = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        self.scores[queries] = np.take_along_axis(scores, kept, 1)
+        self.rows[queries] = np.take_along_axis(rows, kept, 1)
+        self._added.clear()
+        self._counts[:] = 0
 
 
-def _blocks(documents: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (first row, (B, dim) tensor), read from the file where ``documents`` is a whole memmap."""
+def _blocks(documents: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, (B, dim) float32), read from the file where ``documents`` is a whole memmap."""
     count, dim = documents.shape
     if isinstance(documents, np.memmap) and documents.nbytes >= os.path.getsize(documents.filename):  # no part of one
         with open(documents.filename, "rb") as file:
@@ -142,10 +165,10 @@ def _blocks(documents: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
                 block = np.fromfile(file, dtype=documents.dtype, count=rows * dim)
                 if len(block) < rows * dim:
                     raise InputError(f"{documents.filename}: has become shorter while it was read")
-                yield first, torch.from_numpy(block.reshape(rows, dim))
+                yield first, block.reshape(rows, dim)
     else:
         for first in range(0, count, BLOCK_ROWS):
-            yield first, torch.from_numpy(np.require(documents[first : first + BLOCK_ROWS], requirements="CW"))
+            yield first, np.ascontiguousarray(documents[first : first + BLOCK_ROWS])
 
 
 def _read_ahead(blocks: Iterator[Any]) -> Iterator[Any]:

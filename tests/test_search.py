@@ -7,7 +7,7 @@ from pathlib import Path
 
 import drhard.search
 from drhard.errors import InputError
-from drhard.search import ExactIndex, ShardedIndex, check_search, gpus_with_room, merge_block, open_index
+from drhard.search import Best, ExactIndex, ShardedIndex, check_search, gpus_with_room, open_index
 
 import faiss
 import numpy as np
@@ -102,25 +102,21 @@ def test_negative_scores_are_found() -> None:
 
 
 @SLOW_MACHINE
-@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 12), st.integers(0, 30))
-def test_merge_block_keeps_the_best_of_both(seed: int, k: int, width: int, first_row: int) -> None:
-    random = np.random.default_rng(seed)
-    earlier = random.integers(-2, 3, (3, first_row))
-    block = random.integers(-2, 3, (3, width))
-    best_scores = np.full((3, k), -np.inf, dtype=np.float32)
-    best_rows = np.full((3, k), -1)
-    everything = np.concatenate((earlier, block), axis=1)
-    expected_scores, expected_rows = best_scores.copy(), best_rows.copy()
-    for query in range(3):
-        order = np.lexsort((np.arange(first_row), -earlier[query]))[:k]
-        best_scores[query, : len(order)], best_rows[query, : len(order)] = earlier[query][order], order
-        order = np.lexsort((np.arange(first_row + width), -everything[query]))[:k]
-        expected_scores[query, : len(order)], expected_rows[query, : len(order)] = everything[query][order], order
-    scores, rows = merge_block(
-        torch.from_numpy(best_scores), torch.from_numpy(best_rows), torch.from_numpy(block).float(), first_row
-    )
-    np.testing.assert_array_equal(scores.numpy(), expected_scores)
-    np.testing.assert_array_equal(rows.numpy(), expected_rows)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.lists(st.integers(1, 30), min_size=1), st.booleans())
+def test_best_of_blocks_equals_sorting_everything(seed: int, k: int, widths: list[int], ascending: bool) -> None:
+    everything = np.random.default_rng(seed).integers(-9, 10, (3, sum(widths))).astype(np.float32)
+    if ascending:
+        everything[0].sort()  # every document is better than all before, for one query
+    best = Best(np.empty((3, k), dtype=np.float32), np.empty((3, k), dtype=np.int64))
+    for first, width in zip(np.cumsum([0, *widths]), widths, strict=False):
+        best.add(everything[:, first : first + width], int(first))
+        assert best._counts.max() < 2 * k  # what waits is bounded
+    best.merge()
+    for query, scores in enumerate(everything):
+        order = np.lexsort((np.arange(len(scores)), -scores))[:k]
+        missing = k - len(order)
+        assert best.rows[query].tolist() == [*order, *[-1] * missing]
+        assert best.scores[query].tolist() == [*scores[order], *[-np.inf] * missing]
 
 
 def test_more_queries_than_the_memory_holds_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
