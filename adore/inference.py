@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from drhard.compressed import FLAT, check_index, choose_index
-from drhard.devices import model_device
+from drhard.devices import encoding_dtype, model_device
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import load_encoder
 from drhard.errors import command
@@ -36,6 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--search_memory_gb", type=float, default=SEARCH_MEMORY_GB, help="for the search on the CPU (%(default)g)"
     )
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_const", const="float16", dest="precision", help="faster, on a GPU")
+    precision.add_argument("--bf16", action="store_const", const="bfloat16", dest="precision", help="faster, on a GPU")
     return parser.parse_args()
 
 
@@ -52,7 +55,8 @@ def main() -> None:
     check_index(args.topk, documents, args.index_factory, args.index_path, args.faiss_gpus, args.search_memory_gb)
 
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
-    dim = encode(model, queries, query_path, args.pergpu_eval_batch_size, device)
+    dtype = encoding_dtype(args.precision, device)
+    dim = encode(model, queries, query_path, args.pergpu_eval_batch_size, device, dtype)
     index = choose_index(documents, args.index_factory, args.index_path, args.faiss_gpus, True, args.search_memory_gb)
     scores, rows = index.search(open_embeddings(query_path, dim, len(queries)), args.topk)
     write_run(args.output_dir / f"{args.mode}.rank.tsv", scores, rows)

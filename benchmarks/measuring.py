@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,13 @@ def compare(seconds: dict[str, list[float]], base: str) -> list[dict[str, Any]]:
 
 
 def peak_memory_gb() -> float:
-    """The most memory that this process has had in use (resident) so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """The most memory that this process has had in use (resident) so far, in 10^9 bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage starts from what the process had that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def machine() -> dict[str, Any]:
@@ -57,7 +63,7 @@ def machine() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "blas": sorted(  # OpenBLAS has several for one processor, and may be told by OPENBLAS_CORETYPE which to take
             f"{library['filepath'].rpartition('/')[2].partition('-')[0]} {library['version']} {library['architecture']}"
             for library in threadpoolctl.threadpool_info()

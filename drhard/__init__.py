@@ -10,6 +10,7 @@ with the training parts (sampling, losses, lamb, star, adore) beside it.
 import os
 
 # Threads that have nothing to do sleep instead of spinning. On a machine that others use too, spinning ones take
-# the cores from those that work: a training step of the sample took 9 times longer. Read when torch is loaded, so
-# scripts import this package first.
+# the cores from those that work: a training step of the sample took 9 times longer, and a search from disk twice as
+# long. Read when torch and NumPy are loaded, so scripts import this package first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # after 2^20 ticks of the clock, a fraction of a millisecond

@@ -1,9 +1,13 @@
-"""Where the model runs, and on how many cores."""
+"""Where the model runs, in which precision, and on how many cores."""
+
+import logging
 
 from drhard.errors import InputError
 
 import torch
 from threadpoolctl import threadpool_limits
+
+log = logging.getLogger(__name__)
 
 
 def model_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
@@ -13,6 +17,16 @@ def model_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
     if not 0 <= gpu < torch.cuda.device_count():
         raise InputError(f"there is no GPU {gpu} for the model; {torch.cuda.device_count()} are seen")
     return torch.device("cuda", gpu)
+
+
+def encoding_dtype(precision: str | None, device: torch.device) -> torch.dtype:
+    """What the model computes in: ``precision``, "float16" or "bfloat16", on a GPU; float32 without one."""
+    if precision is None:
+        return torch.float32
+    if device.type == "cpu":
+        log.warning("half precision is left out: it needs a GPU")
+        return torch.float32
+    return getattr(torch, precision)
 
 
 def limit_threads(threads: int) -> None:

@@ -3,12 +3,15 @@
 import fcntl
 import logging
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from drhard.encoder import RobertaDot, check_lengths, weights_digest
+from drhard.encoder import RobertaDot, check_lengths, weights_digest, with_onednn
 from drhard.errors import InputError
 from drhard.files import partial, read_json, whole, write_json
+from drhard.prefetch import prefetch
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -20,18 +23,29 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 DTYPE = np.dtype(np.float32)
+CPU_TOKENS = 1536  # in a batch: the activations stay in the caches, though the user's batches may be larger
+WINDOW = 8192  # rows; fixed, so that a run can be gone on with under another batch size
 
 
-def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size: int, device: torch.device) -> int:
+def encode(
+    model: RobertaDot,
+    tokens: TokenMemmap,
+    path: str | Path,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> int:
     """Write the embeddings of all rows of ``tokens`` to ``path``; a run that was stopped is gone on with.
 
-    Rows are taken in windows; in a window they are batched by length, so that little is spent on padding. A
-    window is written at once, so the unfinished file always ends with a whole one.
+    Rows are taken in windows; in a window they are batched by length, so that little is spent on padding. Batches
+    are made ready, and windows written, while the model works. A window is written at once, so the unfinished file
+    always ends with a whole one.
 
     Args:
         path: float32 (rows, dim); its stamp is ``path`` + ``.json``. A file that is there is used again if its
             stamp says that it would come out the same.
-        batch_size: sequences in a batch, for each GPU.
+        batch_size: sequences of the greatest length in a batch, for each GPU; of shorter ones it takes more.
+        dtype: what the model computes in on a GPU (mixed precision); what is written is float32 all the same.
 
     Returns:
         dim, the size of an embedding.
@@ -51,6 +65,7 @@ def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size:
         "rows": len(tokens),
         "dim": dim,
         "dtype": DTYPE.name,
+        "precision": str(dtype).removeprefix("torch."),
     }
     if path.exists():
         _check(path, stamp)
@@ -67,51 +82,75 @@ def encode(model: RobertaDot, tokens: TokenMemmap, path: str | Path, batch_size:
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     module = nn.DataParallel(model) if gpus > 1 else model
-    batch_size *= max(gpus, 1)
-    window = 8192  # rows; fixed, so that a run can be gone on with under another batch size
+    if device.type == "cpu":
+        module = with_onednn(model)
     row_bytes = dim * DTYPE.itemsize
-    done = unfinished.stat().st_size // row_bytes // window * window
-    with open(unfinished, "r+b") as file, tqdm(
+    done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
+    with open(unfinished, "r+b") as file, ThreadPoolExecutor(1) as writer, tqdm(
         total=int(tokens.lengths.sum()), initial=int(tokens.lengths[:done].sum()), unit="token", unit_scale=True,
         desc=f"encoding {tokens.name}",
-    ) as bar:  # fmt: skip
+    ) as bar, torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):  # fmt: skip
         _lock(file, path)
         file.truncate(done * row_bytes)
         file.seek(done * row_bytes)
-        for start in range(done, len(tokens), window):
-            embeddings = _encode_window(module, model, tokens, start, window, batch_size, device, bar)
-            if not np.isfinite(embeddings).all():
-                unfinished.unlink()
-                stamp_path.unlink()
-                raise InputError(f"{path}: the model gives embeddings that are not finite; its weights are damaged")
-            file.write(embeddings)
-            file.flush()
+        writing = writer.submit(file.flush)
+        embeddings = torch.empty(0, dim)
+        for batch in prefetch(_batches(tokens, done, batch_size * max(gpus, 1), model.config.pad_token_id, device)):
+            if batch.first_of_window:
+                embeddings = torch.empty(min(WINDOW, len(tokens) - batch.start), dim, device=device)
+            output = module(batch.ids.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True))
+            embeddings[batch.rows.to(device, non_blocking=True)] = output.float()
+            bar.update(batch.tokens)
+            if batch.last_of_window:
+                window = embeddings.cpu().numpy()
+                if not np.isfinite(window).all():
+                    writing.result()
+                    unfinished.unlink()
+                    stamp_path.unlink()
+                    raise InputError(f"{path}: the model gives embeddings that are not finite; its weights are damaged")
+                writing.result()
+                writing = writer.submit(_append, file, window)
+        writing.result()
     os.replace(unfinished, path)
     return dim
 
 
-@torch.inference_mode()
-def _encode_window(
-    module: nn.Module,
-    model: RobertaDot,
-    tokens: TokenMemmap,
-    start: int,
-    window: int,
-    batch_size: int,
-    device: torch.device,
-    bar: tqdm,
-) -> np.ndarray:
-    """Return the embeddings (window, dim) of the rows from ``start``."""
-    lengths = tokens.lengths[start : start + window]
-    by_length = np.argsort(-lengths, kind="stable")  # longest first: running out of memory shows at once
-    embeddings = np.empty((len(lengths), model.output_embedding_size), dtype=DTYPE)
-    for first in range(0, len(by_length), batch_size):
-        rows = by_length[first : first + batch_size]
-        ids, mask = tokens.batch(start + rows, model.config.pad_token_id)
-        output = module(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-        embeddings[rows] = output.float().cpu().numpy()
-        bar.update(int(lengths[rows].sum()))
-    return embeddings
+class _Batch(NamedTuple):
+    start: int  # row of the window
+    rows: torch.Tensor  # (B,) int64, in the window
+    ids: torch.Tensor  # (B, L) int64
+    mask: torch.Tensor  # (B, L) int64
+    tokens: int  # without padding
+    first_of_window: bool
+    last_of_window: bool
+
+
+def _batches(tokens: TokenMemmap, done: int, batch_size: int, pad_id: int, device: torch.device) -> Iterator[_Batch]:
+    """Yield the rows from ``done`` on, window by window, batched by length."""
+    pinned = device.type == "cuda"
+    most_tokens = batch_size * tokens.max_length
+    if device.type == "cpu":
+        most_tokens = min(most_tokens, CPU_TOKENS)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).pin_memory() if pinned else torch.from_numpy(array)
+
+    for start in range(done, len(tokens), WINDOW):
+        lengths = tokens.lengths[start : start + WINDOW]
+        by_length = np.argsort(-lengths, kind="stable")  # longest first: running out of memory shows at once
+        first = 0
+        while first < len(by_length):
+            size = max(1, most_tokens // int(lengths[by_length[first]]))
+            rows = by_length[first : first + size]
+            ids, mask = tokens.batch(start + rows, pad_id)
+            last = first + size >= len(by_length)
+            yield _Batch(start, tensor(rows), tensor(ids), tensor(mask), int(lengths[rows].sum()), first == 0, last)
+            first += size
+
+
+def _append(file: BinaryIO, embeddings: np.ndarray) -> None:
+    file.write(embeddings)
+    file.flush()
 
 
 def write_row_numbers(path: str | Path, rows: int) -> None:
@@ -169,6 +208,8 @@ def _check(path: Path, stamp: dict[str, Any]) -> None:
 
 def _check_stamp(path: Path, stamp_path: Path, stamp: dict[str, Any]) -> None:
     found = read_json(stamp_path)
+    if isinstance(found, dict):
+        found.setdefault("precision", "float32")  # of stamps that do not say
     words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
     for field, expected in stamp.items():
         if not isinstance(found, dict) or found.get(field) != expected:

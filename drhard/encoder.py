@@ -1,5 +1,6 @@
 """The encoder of queries and documents, and its checkpoints."""
 
+import copy
 import hashlib
 import logging
 import os
@@ -13,6 +14,8 @@ from drhard.errors import InputError
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.mkldnn import to_mkldnn
 from transformers import RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -58,6 +61,45 @@ class RobertaDot(RobertaPreTrainedModel):
         # return_dict: the published configs say false
         hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state  # (B, L, hidden)
         return self.norm(self.embeddingHead(hidden[:, 0]))
+
+
+def with_onednn(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` for inference on the CPU with oneDNN's linear layers; other parameters are shared.
+
+    torch takes MKL's matrix product, which uses half of what AMD's processors can do; oneDNN uses any. Embeddings
+    are equal to float32's accuracy. Where torch has no oneDNN the model itself is returned.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return model
+    copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    return to_mkldnn(copied)
+
+
+def embed_in_chunks(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, chunk_size: int
+) -> torch.Tensor:
+    """Embed a batch of a training, ``chunk_size`` sequences at a time, with the memory of as many.
+
+    The activations of a chunk are forgotten and computed again, with the same dropout, when the gradient gets to
+    it (gradient caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+    2021). Gradients are those of the whole batch. Sequences of like length are put together, so that a chunk is
+    padded to its own longest one only.
+
+    Args:
+        model: a :class:`RobertaDot`, or what wraps it.
+        input_ids, attention_mask: as :meth:`RobertaDot.forward` takes them.
+
+    Returns:
+        (B, dim) embeddings, in the order of the batch.
+    """
+    lengths = attention_mask.sum(1)
+    order = lengths.argsort(descending=True)
+    embeddings = []
+    for chunk in order.split(chunk_size):
+        longest = int(lengths[chunk[0]])
+        inputs = input_ids[chunk, :longest], attention_mask[chunk, :longest]
+        embeddings.append(checkpoint(model, *inputs, use_reentrant=False))
+    return torch.cat(embeddings)[order.argsort()]
 
 
 def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaDot:

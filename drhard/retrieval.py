@@ -23,7 +23,7 @@ EXTRA = 10  # published: the run beside hard.json holds topk + 10 passages, room
 
 
 def encode_collection(
-    model: RobertaDot, tokens: TokenMemmap, folder: Path, batch_size: int, device: torch.device
+    model: RobertaDot, tokens: TokenMemmap, folder: Path, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> np.ndarray:
     """Encode ``tokens`` into ``folder/{name}.memmap`` and ``folder/{name}-id.memmap``.
 
@@ -31,7 +31,7 @@ def encode_collection(
         (rows, dim) float32 memmap. Raises InputError as :func:`drhard.embeddings.encode`.
     """
     path = folder / f"{tokens.name}.memmap"
-    dim = encode(model, tokens, path, batch_size, device)
+    dim = encode(model, tokens, path, batch_size, device, dtype)
     write_row_numbers(folder / f"{tokens.name}-id.memmap", len(tokens))
     return open_embeddings(path, dim, len(tokens))
 
@@ -46,6 +46,7 @@ def retrieve(
     device: torch.device,
     gpus: Sequence[int] | None = (),
     memory_gb: float = SEARCH_MEMORY_GB,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode queries and passages into ``folder`` and search the passages.
 
@@ -53,6 +54,7 @@ def retrieve(
         topk: how many passages for each query.
         gpus: where to search; on the CPU if empty, on all if None and they have room for it.
         memory_gb: what the search may take on the CPU.
+        dtype: what the model computes in on a GPU.
 
     Returns:
         (queries, topk) float32 scores, greatest first, and int64 passage rows.
@@ -61,8 +63,8 @@ def retrieve(
         InputError: as :func:`drhard.embeddings.encode` and :func:`drhard.search.check_search`.
     """
     check_search(topk, len(passages), gpus or (), memory_gb)  # before the long work, not after
-    query_embeddings = encode_collection(model, queries, folder, batch_size, device)
-    embeddings = encode_collection(model, passages, folder, batch_size, device)
+    query_embeddings = encode_collection(model, queries, folder, batch_size, device, dtype)
+    embeddings = encode_collection(model, passages, folder, batch_size, device, dtype)
     if gpus is None:
         gpus = gpus_with_room(embeddings.nbytes)
     return open_index(embeddings, gpus, True, memory_gb).search(query_embeddings, topk)
@@ -88,6 +90,7 @@ def mine_hard_negatives(
     device: torch.device,
     gpus: Sequence[int] | None = (),
     memory_gb: float = SEARCH_MEMORY_GB,
+    dtype: torch.dtype = torch.float32,
 ) -> Mined:
     """For each query, the ``topk`` best passages that are not judged relevant to it (section 4.1 of the paper).
 
@@ -97,7 +100,7 @@ def mine_hard_negatives(
     queries = TokenMemmap(preprocess_folder, query_name(mode), max_query_length)
     relevant = read_relevant_rows(preprocess_folder / f"{mode}-qrel.tsv", len(queries), len(passages))
     return _mine(
-        lambda depth: retrieve(model, passages, queries, folder, depth, batch_size, device, gpus, memory_gb),
+        lambda depth: retrieve(model, passages, queries, folder, depth, batch_size, device, gpus, memory_gb, dtype),
         relevant, len(passages), topk,
     )  # fmt: skip
 

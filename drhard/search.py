@@ -2,13 +2,12 @@
 
 import logging
 import os
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from drhard.errors import InputError
+from drhard.prefetch import prefetch
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ log = logging.getLogger(__name__)
 
 SEARCH_MEMORY_GB = 2.0  # on the CPU
 BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
+BUFFERS = 3  # blocks in memory: one in use, one waiting, one being read
 TILE_ROWS = 2048  # documents scored at a time, at least; then 8 MB of scores stay in the cache while they are sifted
 TILE_SCORES = 1 << 20  # for few queries more documents, up to so many scores
 GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
@@ -72,7 +72,7 @@ class ExactIndex:
         """How many queries go past the documents at once, so that the memory is kept."""
         dim = self.documents.shape[1]
         result, added = 4 + 8, 8 + 4 + 8  # score and row; with the query
-        blocks = 3 * BLOCK_ROWS * dim * 4  # one in use, one waiting, one being read
+        blocks = BUFFERS * BLOCK_ROWS * dim * 4
         tile = QUERY_ROWS * TILE_ROWS * (4 + 1 + added)  # scores, which are better, and all of them added at worst
         merging = QUERY_ROWS * (3 * k + TILE_ROWS) * (2 * result + 8)  # with the order of them
         room = self.memory_gb * 1e9 - queries * k * result - blocks - tile - merging
@@ -87,7 +87,7 @@ class ExactIndex:
         most = len(groups[0][0])
         tile_rows = max(TILE_ROWS, min(BLOCK_ROWS, TILE_SCORES // most))
         room = np.empty(most * tile_rows, dtype=np.float32)  # for the scores of a tile
-        for first_row, block in _read_ahead(_blocks(self.documents)):
+        for first_row, block in prefetch(_blocks(self.documents)):
             for start in range(0, len(block), tile_rows):
                 tile = block[start : start + tile_rows]
                 for group, best in groups:
@@ -156,58 +156,26 @@ class Best:
 
 
 def _blocks(documents: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, (B, dim) float32), read from the file where ``documents`` is a whole memmap."""
+    """Yield (first row, (B, dim) float32), read from the file where ``documents`` is a whole memmap.
+
+    What is read lies in ``BUFFERS`` arrays in turn: a block is overwritten when that many more have been asked for.
+    """
     count, dim = documents.shape
     if isinstance(documents, np.memmap) and documents.nbytes >= os.path.getsize(documents.filename):  # no part of one
-        with open(documents.filename, "rb") as file:
-            for first in range(0, count, BLOCK_ROWS):
-                rows = min(BLOCK_ROWS, count - first)
-                block = np.fromfile(file, dtype=documents.dtype, count=rows * dim)
-                if len(block) < rows * dim:
-                    raise InputError(f"{documents.filename}: has become shorter while it was read")
-                yield first, block.reshape(rows, dim)
+        buffers = [np.empty((min(BLOCK_ROWS, count), dim), dtype=documents.dtype) for _ in range(BUFFERS)]
+        with open(documents.filename, "rb", buffering=0) as file:
+            for number, first in enumerate(range(0, count, BLOCK_ROWS)):
+                block = buffers[number % BUFFERS][: count - first]
+                left = memoryview(block).cast("B")
+                while left:
+                    read = file.readinto(left)
+                    if not read:
+                        raise InputError(f"{documents.filename}: has become shorter while it was read")
+                    left = left[read:]
+                yield first, block
     else:
         for first in range(0, count, BLOCK_ROWS):
             yield first, np.ascontiguousarray(documents[first : first + BLOCK_ROWS])
-
-
-def _read_ahead(blocks: Iterator[Any]) -> Iterator[Any]:
-    """Yield what ``blocks`` yields, fetched one ahead by a thread, so that the disk works while the CPU does."""
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-    end = object()
-
-    def put(item: Any) -> None:
-        while not stop.is_set():
-            try:
-                return waiting.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-        return None
-
-    def fetch() -> None:
-        try:
-            for block in blocks:
-                put((block, None))
-                if stop.is_set():
-                    return
-            put((end, None))
-        except BaseException as error:  # raised again where the blocks are used
-            put((end, error))
-
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    try:
-        while True:
-            block, error = waiting.get()
-            if error is not None:
-                raise error
-            if block is end:
-                return
-            yield block
-    finally:
-        stop.set()
-        thread.join()
 
 
 class ShardedIndex:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import save_encoder
+from drhard.encoder import embed_in_chunks, save_encoder
 from drhard.errors import InputError
 from drhard.files import read_json, write_json
 from drhard.lamb import Lamb
@@ -38,14 +38,16 @@ class StarTrainer(Trainer):
     Args:
         optimizer_str: "lamb" or "adamw".
         tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
+        chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
         arguments: those of Trainer; the data collator is a :class:`drhard.sampling.StarCollator`.
     """
 
-    def __init__(self, *, optimizer_str: str, tokenizer_from: str | Path, **arguments: Any):
+    def __init__(self, *, optimizer_str: str, tokenizer_from: str | Path, chunk_size: int, **arguments: Any):
         super().__init__(**arguments)
         self.add_callback(EpochDraws(self.train_dataset))
         self.optimizer_str = optimizer_str
         self.tokenizer_from = tokenizer_from
+        self.chunk_size = chunk_size
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -53,14 +55,19 @@ class StarTrainer(Trainer):
         """The loss of a batch as :class:`drhard.sampling.StarCollator` makes it."""
         # Under DataParallel, Trainer itself does not turn mixed precision on.
         with self.accelerator.autocast():
-            queries = model(**inputs["query"])  # (B, dim)
+            queries = self._embed(model, inputs["query"])  # (B, dim)
             # Positives and the negatives drawn apart, so that neither is padded to the other's length.
-            documents = [model(**inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
+            documents = [self._embed(model, inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
             scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
             loss = pairwise_loss(scores, positive, inputs["negatives"])
         return (loss, None) if return_outputs else loss
+
+    def _embed(self, model: torch.nn.Module, sequences: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (
+            embed_in_chunks(model, **sequences, chunk_size=self.chunk_size) if self.chunk_size else model(**sequences)
+        )
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
         """LAMB or AdamW; no decay for biases and LayerNorm weights inside RoBERTa."""

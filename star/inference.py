@@ -9,7 +9,7 @@ Reads {data_root}/{type}/preprocess and {data_root}/{type}/trained_models/star, 
 import argparse
 from pathlib import Path
 
-from drhard.devices import model_device
+from drhard.devices import encoding_dtype, model_device
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.msmarco import CORPORA, MODES
@@ -35,6 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--search_memory_gb", type=float, default=SEARCH_MEMORY_GB, help="for the search on the CPU (%(default)g)"
     )
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_const", const="float16", dest="precision", help="faster, on a GPU")
+    precision.add_argument("--bf16", action="store_const", const="bfloat16", dest="precision", help="faster, on a GPU")
     return parser.parse_args()
 
 
@@ -60,6 +63,7 @@ def main() -> None:
         device,
         args.faiss_gpus,
         args.search_memory_gb,
+        encoding_dtype(args.precision, device),
     )
     write_run(output_dir / f"{args.mode}.rank.tsv", scores, rows)
     print(f"Wrote {output_dir / f'{args.mode}.rank.tsv'}")

@@ -14,7 +14,7 @@ in {data_root}/{type}/bm25_retrieve/hard.json:
 import argparse
 from pathlib import Path
 
-from drhard.devices import model_device
+from drhard.devices import encoding_dtype, model_device
 from drhard.encoder import load_encoder
 from drhard.errors import InputError, command
 from drhard.msmarco import CORPORA, PASSAGE
@@ -50,6 +50,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--search_memory_gb", type=float, default=SEARCH_MEMORY_GB, help="for the search on the CPU (%(default)g)"
     )
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_const", const="float16", dest="precision", help="faster, on a GPU")
+    precision.add_argument("--bf16", action="store_const", const="bfloat16", dest="precision", help="faster, on a GPU")
     return parser.parse_args()
 
 
@@ -77,6 +80,7 @@ def main() -> None:
         mined = mine_hard_negatives(
             model, root / "preprocess", args.mode, output_dir, args.max_query_length, args.max_doc_length,
             args.topk, args.eval_batch_size, device, gpus, args.search_memory_gb,
+            encoding_dtype(args.precision, device),
         )  # fmt: skip
     write_run(output_dir / f"{args.mode}.rank.tsv", mined.scores, mined.rows)
     write_hard_negatives(output_dir / "hard.json", mined.hard)

@@ -67,6 +67,13 @@ class StarTrainingArguments(TrainingArguments):
     padding: bool = field(default=False, metadata={"help": "pad to the maximal lengths, not to the batch's"})
     optimizer_str: str = field(default="lamb", metadata={"help": "lamb or adamw", "choices": ["lamb", "adamw"]})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for a third more time"})
+    chunk_size: int = field(
+        default=0,
+        metadata={
+            "help": "sequences encoded at a time: a large batch in the memory of a small one, with the same gradients, "
+            "for a third more time (0: all at once)"
+        },
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "start anew though there is a model"})
     no_cuda: bool = field(default=False, metadata={"help": "leave the GPU alone"})
     per_device_train_batch_size: int = 256
@@ -117,6 +124,8 @@ def main() -> None:
         pool = len(documents)
     if data_args.per_query_hard_num < 1:
         raise InputError(f"--per_query_hard_num is {data_args.per_query_hard_num}; it must be at least 1")
+    if args.chunk_size < 0:
+        raise InputError(f"--chunk_size is {args.chunk_size}; it must be at least 1, or 0 for the whole batch at once")
     settings = outcome_settings(data_args, args, weights_digest(model))
     if data_args.hardneg_path is not None:
         settings["hard negatives"] = file_digest(data_args.hardneg_path)
@@ -165,6 +174,7 @@ def main() -> None:
         callbacks=[TensorBoardCallback(writer)] if writer else [],
         optimizer_str=args.optimizer_str,
         tokenizer_from=data_args.init_path,
+        chunk_size=args.chunk_size,
     )
     print(
         f"Training on {len(relevant)} queries and {len(documents)} documents, negatives: {data_args.negatives}, "

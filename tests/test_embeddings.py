@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import drhard.embeddings
 from drhard.embeddings import encode, in_memory_if_it_fits, open_embeddings, warn_if_made_by_another, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
@@ -93,6 +94,34 @@ def test_file_made_from_something_else_is_refused(tmp_path: Path, tokens: TokenM
     after = snapshot(tmp_path)
     assert {name: after[name] for name in before} == before
     assert not any(name.endswith(".partial") for name in after)
+
+
+def test_precision_is_part_of_what_a_file_was_made_from(tmp_path: Path, tokens: TokenMemmap) -> None:
+    path = tmp_path / "passages.memmap"
+    encode(tiny_model(), tokens, path, 8, CPU)
+    stamp_path = tmp_path / "passages.memmap.json"
+    stamp = json.loads(stamp_path.read_text())
+    assert stamp.pop("precision") == "float32"
+    stamp_path.write_text(json.dumps(stamp))  # as they were when there was no other
+    encode(tiny_model(), tokens, path, 8, CPU)
+    stamp_path.write_text(json.dumps(stamp | {"precision": "bfloat16"}))
+    with pytest.raises(InputError, match="another precision"):
+        encode(tiny_model(), tokens, path, 8, CPU)
+
+
+def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed(
+    tokens: TokenMemmap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drhard.embeddings, "WINDOW", 10)
+    batches = list(drhard.embeddings._batches(tokens, 10, batch_size=4, pad_id=1, device=CPU))
+    assert sorted(batch.start + int(row) for batch in batches for row in batch.rows) == list(range(10, 23))
+    assert [batch.start for batch in batches if batch.first_of_window] == [10, 20]
+    assert [batch.start for batch in batches if batch.last_of_window] == [10, 20]
+    assert all(batch.ids.numel() <= 4 * LENGTH for batch in batches)
+    assert max(len(batch.rows) for batch in batches) > 4  # of short sequences it takes more
+    assert sum(batch.tokens for batch in batches) == tokens.lengths[10:].sum()
+    monkeypatch.setattr(drhard.embeddings, "CPU_TOKENS", 1)
+    assert len(list(drhard.embeddings._batches(tokens, 0, batch_size=2, pad_id=1, device=CPU))) == 23
 
 
 def test_unstamped_file_is_trusted_with_a_warning(

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from drhard.encoder import RobertaDot, load_encoder, save_encoder, weights_digest
+from drhard.encoder import RobertaDot, embed_in_chunks, load_encoder, save_encoder, weights_digest, with_onednn
 from drhard.errors import InputError
 
 import numpy as np
@@ -53,6 +53,69 @@ def test_padding_changes_nothing() -> None:
     alone = model(torch.tensor([[0, 7, 9, 2]]), torch.ones(1, 4, dtype=torch.int64))
     padded = model(torch.tensor([[0, 7, 9, 2, 1, 1, 1]]), torch.tensor([[1, 1, 1, 1, 0, 0, 0]]))
     torch.testing.assert_close(alone, padded, rtol=1e-5, atol=1e-5)
+
+
+def test_onednn_gives_the_same_and_leaves_the_model_alone() -> None:
+    model, (ids, mask) = tiny_model(), random_batch(5, 12)
+    before = {name: (id(parameter), parameter.clone()) for name, parameter in model.named_parameters()}
+    with torch.inference_mode():
+        torch.testing.assert_close(with_onednn(model)(ids, mask), model(ids, mask), rtol=1e-5, atol=1e-5)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(id(after[name]) == old and torch.equal(after[name], value) for name, (old, value) in before.items())
+
+
+def random_batch(count: int, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.randint(3, longest + 1, (count, 1))
+    mask = (torch.arange(longest) < lengths).long()
+    return torch.where(mask.bool(), torch.randint(3, 300, (count, longest)), 1), mask
+
+
+def gradients(model: RobertaDot, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a loss in which every embedding meets every other."""
+    model.zero_grad()
+    torch.nn.functional.softplus(embeddings @ embeddings.T).mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 50])
+def test_chunks_have_the_gradients_of_the_whole_batch(chunk_size: int) -> None:
+    torch.manual_seed(0)
+    model, (ids, mask) = tiny_model().train(), random_batch(7, 12)
+    whole, chunks = model(ids, mask), embed_in_chunks(model, ids, mask, chunk_size)
+    torch.testing.assert_close(chunks, whole, rtol=1e-5, atol=1e-6)
+    expected, found = gradients(model, whole), gradients(model, chunks)
+    assert sum(gradient.abs().sum() > 0 for gradient in expected.values()) > 30
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_chunks_are_computed_again_with_the_same_dropout() -> None:
+    torch.manual_seed(0)
+    model, (ids, mask) = tiny_model(dropout=0.5).train(), random_batch(5, 12)
+    longest_first = mask.sum(1).argsort(descending=True)
+    torch.manual_seed(3)
+    plain = torch.cat([model(ids[rows, : mask[rows].sum(1).max()], mask[rows, : mask[rows].sum(1).max()])
+                       for rows in longest_first.split(2)])  # fmt: skip
+    expected = gradients(model, plain[longest_first.argsort()])
+    torch.manual_seed(3)
+    found = gradients(model, embed_in_chunks(model, ids, mask, 2))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_no_more_is_kept_for_more_chunks() -> None:
+    """Until the gradient comes, of each chunk only what goes in and the embeddings."""
+    model = tiny_model().train()
+    kept = []
+    for count in (4, 40):
+        ids, mask = random_batch(count, 12)
+        sizes: list[int] = []
+        pack = lambda tensor, sizes=sizes: sizes.append(tensor.nbytes) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            embed_in_chunks(model, ids, mask, 4)
+        kept.append(sum(sizes))
+    assert kept[1] - kept[0] < 10_000  # one layer of one chunk is more
 
 
 def test_parameter_names_are_the_published_ones() -> None:

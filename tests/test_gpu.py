@@ -36,6 +36,20 @@ def test_star_inference_on_the_gpu_equals_the_cpu(preprocessed: Path, tmp_path: 
         assert np.abs(on_gpu - on_cpu).max() <= 1e-4 * np.abs(on_cpu).max()
 
 
+def test_half_precision_on_the_gpu_is_near(preprocessed: Path, tmp_path: Path) -> None:
+    flags = ["--data_type", "passage", "--max_doc_length", "256", "--mode", "dev"]
+    for precision in ("", "--fp16", "--bf16"):
+        more = [precision] if precision else []
+        must_run("star/inference.py", *flags, *more, "--output_dir", tmp_path / f"out{precision}", cwd=preprocessed)
+    exact, *halves = (
+        np.fromfile(tmp_path / f"out{precision}" / "passages.memmap", dtype=np.float32)
+        for precision in ("", "--fp16", "--bf16")
+    )
+    for half, distance in zip(halves, (0.02, 0.1), strict=True):
+        assert not np.array_equal(half, exact)
+        assert np.abs(half - exact).mean() < distance * np.abs(exact).mean()
+
+
 def test_training_on_the_gpu(preprocessed: Path, tmp_path: Path) -> None:
     must_run(
         "star/train.py", "--do_train", "--max_query_length", "24", "--max_doc_length", "120",

@@ -157,8 +157,12 @@ def logged(folder: Path, tag: str) -> list[float]:
     return [event.value for event in events.Scalars(tag)]
 
 
-@pytest.mark.parametrize(("optimizer", "learning_rate"), [("lamb", "1e-2"), ("adamw", "1e-3")])
-def test_star_training(preprocessed: Path, expected: Path, tmp_path: Path, optimizer: str, learning_rate: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate", "chunk_size"), [("lamb", "1e-2", 0), ("lamb", "1e-2", 5), ("adamw", "1e-3", 0)]
+)
+def test_star_training(
+    preprocessed: Path, expected: Path, tmp_path: Path, optimizer: str, learning_rate: str, chunk_size: int
+) -> None:
     must_run(
         "star/train.py", "--do_train", "--max_query_length", "24", "--max_doc_length", "120",
         "--preprocess_dir", "./data/passage/preprocess",
@@ -166,7 +170,7 @@ def test_star_training(preprocessed: Path, expected: Path, tmp_path: Path, optim
         "--optimizer_str", optimizer, "--learning_rate", learning_rate, "--per_device_train_batch_size", "32",
         "--max_steps", "6", "--warmup_steps", "2", "--logging_steps", "1",
         "--output_dir", tmp_path / "models", "--logging_dir", tmp_path / "log", "--gradient_checkpointing", "--fp16",
-        "--no_cuda", "--overwrite_output_dir", cwd=preprocessed,
+        "--no_cuda", "--overwrite_output_dir", "--chunk_size", chunk_size, cwd=preprocessed,
     )  # fmt: skip
     reference = expected / "star_train" / optimizer
     losses = json.loads((reference / "loss.json").read_text())["loss"]

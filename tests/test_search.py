@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import drhard.search
@@ -232,18 +231,6 @@ def test_file_that_shrank_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     os.truncate(path, 25 * 2 * 4)
     with pytest.raises((ValueError, OSError, InputError)):
         ExactIndex(documents).search(np.ones((1, 2), dtype=np.float32), 1)
-
-
-def test_reading_thread_ends_when_the_search_is_given_up() -> None:
-    def endless() -> Iterator[int]:
-        while True:
-            yield 1
-
-    threads = threading.active_count()
-    blocks = drhard.search._read_ahead(endless())
-    assert next(blocks) == 1
-    blocks.close()
-    assert threading.active_count() == threads
 
 
 def test_no_gpu_means_the_exact_index() -> None:

@@ -1,0 +1,121 @@
+"""Encoding: ours against the published way, batches of 32 in file order, each padded to its longest.
+
+A model of roberta-base's size with random weights, and random passages whose lengths are spread as MS MARCO's: a
+median of 65 tokens, cut at 256. The embeddings must be equal to 1e-5. The limit is what the model's own matrix
+products, without padding, take at the rate that torch.matmul reaches here.
+
+    python benchmarks/encoding.py
+    python benchmarks/encoding.py --passages 256 --rounds 3 --output encoding.json
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from drhard.devices import model_device
+from drhard.embeddings import encode, open_embeddings
+from drhard.encoder import RobertaDot
+from drhard.tokens import TokenMemmap
+
+import numpy as np
+import torch
+from measuring import compare, measure_in_turn, peak_memory_gb, save, show, show_machine
+from transformers import RobertaConfig
+
+BATCH = 32
+MEDIAN, SPREAD, LONGEST = 65, 0.45, 256  # tokens of a passage: log-normal, cut
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passages", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="also write JSON there")
+    return parser.parse_args()
+
+
+def write_tokens(folder: Path, passages: int, vocabulary: int) -> TokenMemmap:
+    """Random passages as preprocess.py writes them."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(np.exp(random.normal(np.log(MEDIAN), SPREAD, passages)), 10, LONGEST).astype(np.int32)
+    rows = random.integers(3, vocabulary, (passages, LONGEST), dtype=np.int32)
+    rows[np.arange(LONGEST) >= lengths[:, None]] = 0
+    rows.tofile(folder / "passages.memmap")
+    np.save(folder / "passages_length.npy", lengths)
+    meta = {"type": "int32", "total_number": passages, "embedding_size": LONGEST}
+    (folder / "passages_meta").write_text(json.dumps(meta))
+    return TokenMemmap(folder, "passages", LONGEST)
+
+
+@torch.no_grad()
+def encode_as_published(model: RobertaDot, tokens: TokenMemmap, device: torch.device) -> np.ndarray:
+    """The embeddings (rows, dim) by batches in file order."""
+    parts = []
+    for first in range(0, len(tokens), BATCH):
+        ids, mask = tokens.batch(np.arange(first, min(first + BATCH, len(tokens))), model.config.pad_token_id)
+        parts.append(model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def flops(config: RobertaConfig, lengths: np.ndarray) -> float:
+    """Of the matrix products for sequences of these lengths, with nothing padded."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    each_token = 2 * (4 * hidden * hidden + 2 * hidden * inner)
+    attention = 2 * 2 * hidden * lengths.astype(np.float64) ** 2
+    return config.num_hidden_layers * float((each_token * lengths + attention).sum())
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = model_device()
+    config = RobertaConfig(
+        vocab_size=50265, max_position_embeddings=514, num_hidden_layers=args.layers, pad_token_id=1, type_vocab_size=1
+    )
+    torch.manual_seed(0)
+    model = RobertaDot(config).eval().to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = write_tokens(Path(folder), args.passages, config.vocab_size)
+        expected = encode_as_published(model, tokens, device)
+        path = Path(folder) / "passages.embeddings"
+        square = torch.randn(4096, 4096, device=device)
+
+        def ours() -> None:
+            path.unlink(missing_ok=True)
+            encode(model, tokens, path, BATCH, device)
+
+        def matmul() -> None:
+            square @ square
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        ways = {
+            "published: file order, padded to the longest of 32": lambda: encode_as_published(model, tokens, device),
+            "ours": ours,
+            "torch.matmul, 4096 x 4096": matmul,
+        }
+        show_machine()
+        rows = compare(measure_in_turn(ways, args.rounds), next(iter(ways)))
+        difference = float(np.abs(open_embeddings(path, expected.shape[1]) - expected).max())
+        if difference > 1e-5:
+            raise SystemExit(f"error: the embeddings differ by {difference:g}; a faster wrong answer is no answer")
+    rate = 2 * 4096**3 / rows.pop()["seconds"]
+    work = flops(config, tokens.lengths)
+    rows.append({"way": "limit: the model's products at torch.matmul's rate", "seconds": work / rate})
+    rows[-1]["times_faster"] = rows[0]["seconds"] / rows[-1]["seconds"]
+    for row in rows:
+        row |= {"tokens_per_s": int(tokens.lengths.sum()) / row["seconds"], "gflops": work / row["seconds"] / 1e9}
+    columns = ("way", "seconds", "times_faster", "tokens_per_s", "gflops")
+    show(
+        f"{args.passages} passages of {np.median(tokens.lengths):.0f} tokens (median), {args.layers} layers, {device}; "
+        f"embeddings equal to {difference:.1g}",
+        ["way", "seconds", "times faster", "tokens/s", "GFLOP/s"],
+        [[row[column] for column in columns] for row in rows],
+    )
+    save(args.output, {"passages": args.passages, "difference": difference, "ways": rows,
+                       "peak_memory_gb": peak_memory_gb()})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""How time and memory of a search grow with the collection, up to MS MARCO's 8,841,823 passages.
+
+Random vectors are written to a file, 27 GB for all of MS MARCO, and searched from there in a process of its own:
+once for all queries of MS MARCO's dev set, once for the 32 of a step of ADORE. The benchmark fails if a process takes
+more memory than its budget and half a gigabyte, or finds other documents than a plain search in float64.
+
+    python benchmarks/scaling.py --folder /tmp
+    python benchmarks/scaling.py --folder /tmp --rows 10000 100000 --output scaling.json
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from drhard.embeddings import open_embeddings
+from drhard.search import SEARCH_MEMORY_GB, ExactIndex
+
+import numpy as np
+from measuring import peak_memory_gb, save, show, show_machine
+from tqdm import tqdm
+
+CHUNK_ROWS = 50_000
+WORK = {"queries of MS MARCO dev": (6980, 100), "a step of ADORE": (32, 200)}  # queries, k
+CHECKED = 8  # queries
+SHOWN = ("size_gb", "work", "seconds", "gflops", "read_gb_per_s", "disk_gb_per_s", "peak_gb")
+BESIDE_GB = 0.5  # libraries and what Python takes
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where the vectors are written, then removed")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 8_841_823])
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--memory_gb", type=float, default=SEARCH_MEMORY_GB)
+    parser.add_argument("--output", type=Path, help="also write JSON there")
+    parser.add_argument("--search", help=argparse.SUPPRESS)  # in the process of its own
+    return parser.parse_args()
+
+
+def grow(path: Path, rows: int, dim: int) -> None:
+    """Lengthen the file to ``rows`` random vectors."""
+    done = path.stat().st_size // (dim * 4) if path.exists() else 0
+    with open(path, "ab") as file, tqdm(total=rows, initial=done, unit="doc", unit_scale=True, desc="writing") as bar:
+        while done < rows:
+            count = min(CHUNK_ROWS, rows - done)
+            file.write(np.random.default_rng(done).standard_normal((count, dim), dtype=np.float32))
+            done += count
+            bar.update(count)
+
+
+def forget(path: Path) -> None:
+    """Have the system forget what it keeps of a file in memory, so that the disk is read."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def disk_gb_per_s(path: Path) -> float:
+    """How fast the file is read, and nothing else."""
+    forget(path)
+    size, start = min(path.stat().st_size, 4_000_000_000), time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        block = bytearray(1 << 24)
+        while file.tell() < size and file.readinto(block):
+            pass
+    return size / 1e9 / (time.perf_counter() - start)
+
+
+def queries_of(work: str, dim: int) -> tuple[np.ndarray, int]:
+    count, k = WORK[work]
+    return np.random.default_rng(count).standard_normal((count, dim), dtype=np.float32), k
+
+
+def search(path: Path, work: str, dim: int, memory_gb: float) -> None:
+    """In a process of its own: search, and print what it took and what was found for some queries."""
+    documents = open_embeddings(path, dim)
+    queries, k = queries_of(work, dim)
+    before_gb, cpu, start = peak_memory_gb(), time.process_time(), time.perf_counter()
+    _, rows = ExactIndex(documents, progress=True, memory_gb=memory_gb).search(queries, k)
+    seconds = time.perf_counter() - start
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "cores": (time.process_time() - cpu) / seconds,
+                "libraries_gb": before_gb,
+                "peak_gb": peak_memory_gb(),
+                "found": rows[:CHECKED].tolist(),
+            }
+        )
+    )
+
+
+def plain_search(path: Path, queries: np.ndarray, k: int) -> np.ndarray:
+    """The scores (Q, k) of the best documents, greatest first: everything scored in float64, the best kept."""
+    documents = open_embeddings(path, queries.shape[1])
+    best = np.full((len(queries), k), -np.inf)
+    for first in tqdm(range(0, len(documents), CHUNK_ROWS), desc="checking", leave=False):
+        scores = queries.astype(np.float64) @ documents[first : first + CHUNK_ROWS].astype(np.float64).T
+        best = np.sort(np.concatenate((best, scores), axis=1), axis=1)[:, -k:]
+    return best[:, ::-1]
+
+
+def measure(path: Path, work: str, dim: int, memory_gb: float) -> dict[str, Any]:
+    """Search in a process of its own, and check what it found and took."""
+    forget(path)
+    command = [sys.executable, __file__, "--folder", path.parent, "--search", work]
+    printed = subprocess.run(
+        [*command, "--dim", str(dim), "--memory_gb", str(memory_gb)], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    result = json.loads(printed)
+    queries, k = queries_of(work, dim)
+    found = open_embeddings(path, dim)[np.array(result.pop("found"))].astype(np.float64)  # (CHECKED, k, dim)
+    scores = np.einsum("qd,qkd->qk", queries[:CHECKED], found)
+    expected = plain_search(path, queries[:CHECKED], k)
+    if np.abs(scores - expected).max() > 1e-5 * np.abs(expected).max():
+        raise SystemExit("error: the documents found are not the best; a faster wrong answer is no answer")
+    if result["peak_gb"] > memory_gb + BESIDE_GB:
+        raise SystemExit(f"error: {result['peak_gb']:.2f} GB were taken where {memory_gb} GB were allowed")
+    return result
+
+
+def main() -> None:
+    args = parse_arguments()
+    path = args.folder / "scaling.memmap"
+    if args.search:
+        return search(path, args.search, args.dim, args.memory_gb)
+    show_machine()
+    results: list[dict[str, Any]] = []
+    try:
+        for rows in sorted(args.rows):
+            grow(path, rows, args.dim)
+            disk = disk_gb_per_s(path)
+            for work, (queries, _) in WORK.items():
+                result = measure(path, work, args.dim, args.memory_gb)
+                gflops = 2e-9 * queries * rows * args.dim / result["seconds"]
+                size_gb = path.stat().st_size / 1e9
+                results.append(
+                    {"rows": rows, "size_gb": size_gb, "work": work, "disk_gb_per_s": disk, "gflops": gflops}
+                    | {"read_gb_per_s": size_gb / result["seconds"]}
+                    | result
+                )
+    finally:
+        path.unlink(missing_ok=True)
+    show(
+        f"search from disk within {args.memory_gb:g} GB, {args.dim} dimensions; the best documents found",
+        ["documents", "GB", "work", "seconds", "GFLOP/s", "GB/s read", "GB/s of the disk", "peak memory, GB"],
+        [
+            [f"{row['rows']:,}"]
+            + [
+                row[key]
+                for key in ("size_gb", "work", "seconds", "gflops", "read_gb_per_s", "disk_gb_per_s", "peak_gb")
+            ]
+            for row in results
+        ],
+    )
+    save(args.output, {"dim": args.dim, "memory_gb": args.memory_gb, "results": results})
+    return None
+
+
+if __name__ == "__main__":
+    main()

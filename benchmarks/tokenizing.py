@@ -1,0 +1,192 @@
+"""Tokenizing: the whole of preprocess.py against byte-level BPE in plain Python with a cache of words.
+
+The published project tokenizes with the slow tokenizer of transformers 2.x, for which the same algorithm stands here.
+Every round starts new processes, with nothing cached. All ids must be equal.
+
+    python benchmarks/tokenizing.py                                          # the sample, ten times, told apart
+    python benchmarks/tokenizing.py --text descriptions.txt --model_name_or_path roberta-base
+
+A file that is given has one text on each line.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from drhard.files import text_lines
+from drhard.tokens import TokenMemmap
+from star_tokenizer import PATTERN, RobertaTokenizer, byte_characters
+
+import numpy as np
+import psutil
+import regex
+from measuring import compare, save, show, show_machine
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample"
+WIDTH = 512  # tokens, preprocess.py's default
+MS_MARCO_LINES, MS_MARCO_BYTES = 8_841_823, 3_060_000_000  # of collection.tsv
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, help="a text on each line (the sample's passages)")
+    parser.add_argument("--lines", type=int, default=100_000, help="of the text; it is repeated if it has fewer")
+    parser.add_argument("--model_name_or_path", default=str(SAMPLE / "warmup"), help="whose vocabulary")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--output", type=Path, help="also write JSON there")
+    parser.add_argument("--plain", nargs=2, type=Path, help=argparse.SUPPRESS)  # the slow way, in a process of its own
+    return parser.parse_args()
+
+
+class PlainBpe:
+    """GPT-2's tokenizer in Python: words by a regular expression, merged pair by pair, each word once."""
+
+    def __init__(self, tokenizer: RobertaTokenizer):
+        self.ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
+        self.ids, self.unknown = tokenizer.vocab, tokenizer.unk_token_id
+        self.bytes = byte_characters()
+        self.pattern = regex.compile(PATTERN)
+        self.words: dict[str, list[int]] = {}
+
+    def word(self, text: str) -> list[int]:
+        """The ids of a word, merged by rank: the best pair everywhere, until none is left."""
+        if text in self.words:
+            return self.words[text]
+        parts = [self.bytes[byte] for byte in text.encode()]
+        while len(parts) > 1:
+            rank, pair = min((self.ranks.get(pair, 1 << 30), pair) for pair in zip(parts, parts[1:], strict=False))
+            if rank == 1 << 30:
+                break
+            merged, index = [], 0
+            while index < len(parts):
+                if tuple(parts[index : index + 2]) == pair:
+                    merged.append(parts[index] + parts[index + 1])
+                    index += 2
+                else:
+                    merged.append(parts[index])
+                    index += 1
+            parts = merged
+        self.words[text] = ids = [self.ids.get(part, self.unknown) for part in parts]
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """As the published scripts call it: lower-case, a blank in front, cut, <s> and </s> around."""
+        ids = [id_ for word in self.pattern.findall(" " + text.replace("Σ", "σ").lower()) for id_ in self.word(word)]
+        return [0, *ids[: WIDTH - 2], 2]
+
+
+def plain(collection: Path, target: Path, tokenizer: RobertaTokenizer) -> None:
+    """In a process of its own: read the collection line by line, write its rows and lengths."""
+    bpe, lengths = PlainBpe(tokenizer), []
+    with open(collection, encoding="utf-8") as lines, open(target, "wb") as file:
+        for line in tqdm(lines, desc="plain Python", leave=False):
+            ids = bpe.encode(line.rstrip("\n").split("\t")[1])
+            row = np.zeros(WIDTH, dtype=np.int32)
+            row[: len(ids)] = ids
+            file.write(row)
+            lengths.append(len(ids))
+    np.save(target.with_suffix(".npy"), lengths)
+
+
+def write_collection(path: Path, text: Path | None, lines: int) -> None:
+    """A collection.tsv of so many lines; where the text is repeated, a number behind it tells them apart."""
+    source = text or SAMPLE / "passage" / "dataset" / "collection.tsv.gz"
+    texts = [" ".join(line.rpartition("\t")[2].split()) for _, line in text_lines(source)]
+    texts = [text for text in texts if text]
+    with open(path, "w", encoding="utf-8") as file:
+        for pid in range(lines):
+            turn, place = divmod(pid, len(texts))
+            file.write(f"{pid}\t{texts[place]}{f' {turn}' if turn else ''}\n")
+
+
+def peak_memory_of(command: list[Any], seconds: list[float]) -> float:
+    """Run a command; return the most that its processes held together, in GB. Its seconds are appended."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, cwd=ROOT)
+    peak, ended = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.1):
+            try:
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                peak = max(peak, sum(member.memory_info().rss for member in family) / 1e9)
+            except psutil.NoSuchProcess:
+                continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    seconds.append(time.perf_counter() - start)
+    ended.set()
+    watcher.join()
+    if code:
+        raise SystemExit(f"error: {command[1]} failed")
+    return peak
+
+
+def check_same(ours: Path, theirs: Path) -> int:
+    """End the benchmark unless all ids are equal; return how many tokens there are."""
+    lengths = np.load(theirs.with_suffix(".npy"))
+    expected = np.memmap(theirs, dtype=np.int32, mode="r", shape=(len(lengths), WIDTH))
+    tokens = TokenMemmap(ours, "passages", WIDTH)
+    found = np.memmap(ours / "passages.memmap", dtype=np.int32, mode="r", shape=expected.shape)
+    if not (np.array_equal(tokens.lengths, lengths) and np.array_equal(found, expected)):
+        raise SystemExit("error: the ids differ; a faster wrong answer is no answer")
+    return int(lengths.sum())
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.plain:
+        plain(*args.plain, RobertaTokenizer.from_pretrained(args.model_name_or_path, do_lower_case=True))
+        return
+    show_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        collection = root / "passage" / "dataset" / "collection.tsv"
+        collection.parent.mkdir(parents=True)
+        write_collection(collection, args.text, args.lines)
+        size = collection.stat().st_size
+        model = ["--model_name_or_path", args.model_name_or_path]
+        slow = [sys.executable, __file__, "--plain", collection, root / "plain.memmap", *model]
+        seconds: dict[str, list[float]] = {"plain Python, one core": []}
+        memory: dict[str, float] = {}
+        tokens = 0
+        for _ in range(args.rounds):
+            memory["plain Python, one core"] = peak_memory_of(slow, seconds["plain Python, one core"])
+            for threads in args.threads:
+                way = f"preprocess.py --threads {threads}"
+                shutil.rmtree(root / "passage" / "preprocess", ignore_errors=True)
+                ours = [sys.executable, ROOT / "preprocess.py", "--data_root", root, "--threads", threads, *model]
+                memory[way] = peak_memory_of(ours, seconds.setdefault(way, []))
+                tokens = check_same(root / "passage" / "preprocess", root / "plain.memmap")
+    rows = compare(seconds, "plain Python, one core")
+    for row in rows:
+        cores = int(row["way"].rpartition(" ")[2]) if "preprocess" in row["way"] else 1
+        row |= {
+            "tokens_per_s": tokens / row["seconds"],
+            "per_core": row["times_faster"] / cores,
+            "peak_gb": memory[row["way"]],
+            "ms_marco_minutes": row["seconds"] * MS_MARCO_BYTES / size / 60,
+        }
+    columns = ("way", "seconds", "times_faster", "per_core", "tokens_per_s", "ms_marco_minutes", "peak_gb")
+    show(
+        f"{args.lines:,} lines, {size / 1e6:.0f} MB, {tokens / args.lines:.0f} tokens each; all ids equal",
+        ["way", "seconds", "times faster", "for each core", "tokens/s", "collection.tsv, minutes", "memory, GB"],
+        [[row[column] for column in columns] for row in rows],
+    )
+    save(args.output, {"lines": args.lines, "bytes": size, "tokens": tokens, "ways": rows})
+
+
+if __name__ == "__main__":
+    main()
