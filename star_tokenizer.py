@@ -11,7 +11,8 @@ done by a compiled library (tiktoken).
 import json
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from drhard.errors import InputError
@@ -25,7 +26,7 @@ VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 
 # GPT-2's pattern: contractions, then letters, digits, other signs (each with one blank in front), white space.
-PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+PATTERN = r"""'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
 def byte_characters() -> list[str]:
@@ -156,15 +157,8 @@ class RobertaTokenizer:
         Raises:
             ValueError: the text is empty or blank (an IndexError in transformers 2.x).
         """
-        if not text or text.isspace():
-            raise ValueError("the text is empty")
-        if self.do_lower_case:
-            # str.lower knows one rule that looks at more than a character: a sigma at the end of a word.
-            # Special tokens are lower-case themselves, so lower-casing them too changes nothing.
-            text = text.replace("Σ", "σ").lower()
-        if add_special_tokens and not text[0].isspace():
-            text = " " + text
-        ids = self._encode_with_specials(text) if self._special.search(text) else self._encode_plain(text.rstrip())
+        text = self._prepare(text, blank=add_special_tokens)
+        ids = self._encode_with_specials(text) if self._has_specials(text) else self._encode_plain(text.rstrip())
         cut = max_length if truncation else None
         if not add_special_tokens:
             return ids[:cut]
@@ -175,6 +169,35 @@ class RobertaTokenizer:
     def encode_batch(self, texts: Iterable[str], **options: int | bool | None) -> list[list[int]]:
         """:meth:`encode` for each text; the same options."""
         return [self.encode(text, **options) for text in texts]
+
+    def encode_rows(self, texts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """What ``encode(text, max_length=width, truncation=True)`` gives for each text, in a matrix, faster.
+
+        Returns:
+            (B, width) int32 ids, 0 behind them, and (B,) int32 how many they are.
+        """
+        inside = width - 2
+        ranks: list[list[int]] = []
+        with_specials: dict[int, list[int]] = {}  # place -> ids, of the few texts that have special strings
+        for place, text in enumerate(texts):
+            text = self._prepare(text)
+            if self._has_specials(text):
+                with_specials[place] = self._encode_with_specials(text)[:inside]
+                ranks.append([0] * len(with_specials[place]))
+            else:
+                ranks.append(self._bpe.encode_ordinary(text.rstrip())[:inside])
+        counts = np.fromiter(map(len, ranks), dtype=np.int64, count=len(texts))
+        flat = np.fromiter(chain.from_iterable(ranks), dtype=np.int64, count=int(counts.sum()))
+        rows = np.zeros((len(texts), width), dtype=np.int32)
+        starts = np.arange(len(texts)) * width + 1  # in rows, of the first token behind <s>
+        rows.reshape(-1)[np.arange(len(flat)) + np.repeat(starts - (counts.cumsum() - counts), counts)] = (
+            self._id_of_rank[flat]
+        )
+        for place, ids in with_specials.items():
+            rows[place, 1 : 1 + len(ids)] = ids
+        rows[:, 0] = self.bos_token_id
+        rows[np.arange(len(texts)), counts + 1] = self.eos_token_id
+        return rows, (counts + 2).astype(np.int32)
 
     def tokenize(self, text: str, add_prefix_space: bool = False) -> list[str]:
         """The tokens as they stand in ``vocab.json``, without special ones at the ends."""
@@ -203,8 +226,21 @@ class RobertaTokenizer:
         """The id of each token, that of ``<unk>`` for a token that is not in the vocabulary."""
         return [self.vocab.get(token, self.unk_token_id) for token in tokens]
 
+    def _prepare(self, text: str, blank: bool = True) -> str:
+        """The text as it is split: lower-case, with a blank in front. Raises ValueError if it is empty."""
+        if not text or text.isspace():
+            raise ValueError("the text is empty")
+        if self.do_lower_case:
+            # str.lower knows one rule that looks at more than a character: a sigma at the end of a word.
+            # Special tokens are lower-case themselves, so lower-casing them too changes nothing.
+            text = text.replace("Σ", "σ").lower()
+        return " " + text if blank and not text[0].isspace() else text
+
+    def _has_specials(self, text: str) -> bool:
+        return "<" in text and self._special.search(text) is not None
+
     def _encode_plain(self, text: str) -> list[int]:
-        return self._id_of_rank[self._bpe.encode_to_numpy(text, disallowed_special=())].tolist()
+        return self._id_of_rank[self._bpe.encode_ordinary(text)].tolist()
 
     def _encode_with_specials(self, text: str) -> list[int]:
         ids: list[int] = []

@@ -7,7 +7,9 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,8 @@ from drhard.files import write_json
 
 import psutil
 import threadpoolctl
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure_in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -51,6 +55,32 @@ def peak_memory_gb() -> float:
         return int(line.split()[1]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def peak_memory_of(command: list[Any], seconds: list[float]) -> float:
+    """Run a command; return the most that its processes held together, in GB. Its seconds are appended."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, cwd=ROOT)
+    peak, ended = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.1):
+            try:
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                peak = max(peak, sum(member.memory_info().rss for member in family) / 1e9)
+            except psutil.NoSuchProcess:
+                continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    seconds.append(time.perf_counter() - start)
+    ended.set()
+    watcher.join()
+    if code:
+        raise SystemExit(f"error: {command[1]} failed")
+    return peak
 
 
 def machine() -> dict[str, Any]:

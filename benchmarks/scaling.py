@@ -1,8 +1,9 @@
-"""How time and memory of a search grow with the collection, up to MS MARCO's 8,841,823 passages.
+"""How time and memory grow with the collection, up to MS MARCO's 8,841,823 passages: searching and preprocessing.
 
 Random vectors are written to a file, 27 GB for all of MS MARCO, and searched from there in a process of its own:
 once for all queries of MS MARCO's dev set, once for the 32 of a step of ADORE. The benchmark fails if a process takes
-more memory than its budget and half a gigabyte, or finds other documents than a plain search in float64.
+more memory than its budget and half a gigabyte, or finds other documents than a plain search in float64. Then
+preprocess.py tokenizes as many of the sample's passages, over and over: 18 GB more for all.
 
     python benchmarks/scaling.py --folder /tmp
     python benchmarks/scaling.py --folder /tmp --rows 10000 100000 --output scaling.json
@@ -13,15 +14,18 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from drhard.embeddings import open_embeddings
 from drhard.search import SEARCH_MEMORY_GB, ExactIndex
+from drhard.tokens import PASSAGES, TokenMemmap
 
 import numpy as np
-from measuring import peak_memory_gb, save, show, show_machine
+from measuring import ROOT, peak_memory_gb, peak_memory_of, save, show, show_machine
+from tokenizing import WARMUP, WIDTH, write_collection
 from tqdm import tqdm
 
 CHUNK_ROWS = 50_000
@@ -125,6 +129,26 @@ def measure(path: Path, work: str, dim: int, memory_gb: float) -> dict[str, Any]
     return result
 
 
+def measure_preprocessing(folder: Path, rows: int) -> dict[str, Any]:
+    """Tokenize so many passages; in a folder that is removed again."""
+    with tempfile.TemporaryDirectory(dir=folder) as root:
+        collection = Path(root) / "passage" / "dataset" / "collection.tsv"
+        collection.parent.mkdir(parents=True)
+        write_collection(collection, None, rows)
+        command = [sys.executable, ROOT / "preprocess.py", "--data_root", root, "--model_name_or_path", WARMUP]
+        seconds: list[float] = []
+        peak = peak_memory_of(command, seconds)
+        tokens = int(TokenMemmap(Path(root) / "passage" / "preprocess", PASSAGES, WIDTH).lengths.sum())
+        size_gb = collection.stat().st_size / 1e9
+    return {
+        "rows": rows,
+        "size_gb": size_gb,
+        "seconds": seconds[0],
+        "tokens_per_s": tokens / seconds[0],
+        "peak_gb": peak,
+    }
+
+
 def main() -> None:
     args = parse_arguments()
     path = args.folder / "scaling.memmap"
@@ -159,7 +183,16 @@ def main() -> None:
             for row in results
         ],
     )
-    save(args.output, {"dim": args.dim, "memory_gb": args.memory_gb, "results": results})
+    preprocessing = [measure_preprocessing(args.folder, rows) for rows in sorted(args.rows)]
+    show(
+        "preprocess.py, the sample's passages repeated",
+        ["passages", "GB", "seconds", "tokens/s", "peak memory of all processes, GB"],
+        [[f"{row['rows']:,}", *list(row.values())[1:]] for row in preprocessing],
+    )
+    save(
+        args.output,
+        {"dim": args.dim, "memory_gb": args.memory_gb, "search": results, "preprocessing": preprocessing},
+    )
     return None
 
 

@@ -3,7 +3,7 @@
 The published project tokenizes with the slow tokenizer of transformers 2.x, for which the same algorithm stands here.
 Every round starts new processes, with nothing cached. All ids must be equal.
 
-    python benchmarks/tokenizing.py                                          # the sample, ten times, told apart
+    python benchmarks/tokenizing.py                                          # the sample, repeated, told apart
     python benchmarks/tokenizing.py --text descriptions.txt --model_name_or_path roberta-base
 
 A file that is given has one text on each line.
@@ -11,26 +11,21 @@ A file that is given has one text on each line.
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 from drhard.files import text_lines
-from drhard.tokens import TokenMemmap
+from drhard.tokens import PASSAGES, TokenMemmap
 from star_tokenizer import PATTERN, RobertaTokenizer, byte_characters
 
 import numpy as np
-import psutil
 import regex
-from measuring import compare, save, show, show_machine
+from measuring import ROOT, compare, peak_memory_of, save, show, show_machine
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"
+WARMUP = SAMPLE / "warmup"  # has a vocabulary
 WIDTH = 512  # tokens, preprocess.py's default
 MS_MARCO_LINES, MS_MARCO_BYTES = 8_841_823, 3_060_000_000  # of collection.tsv
 
@@ -38,8 +33,8 @@ MS_MARCO_LINES, MS_MARCO_BYTES = 8_841_823, 3_060_000_000  # of collection.tsv
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="a text on each line (the sample's passages)")
-    parser.add_argument("--lines", type=int, default=100_000, help="of the text; it is repeated if it has fewer")
-    parser.add_argument("--model_name_or_path", default=str(SAMPLE / "warmup"), help="whose vocabulary")
+    parser.add_argument("--lines", type=int, default=400_000, help="of the text; it is repeated if it has fewer")
+    parser.add_argument("--model_name_or_path", default=str(WARMUP), help="whose vocabulary")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=Path, help="also write JSON there")
@@ -48,20 +43,23 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class PlainBpe:
-    """GPT-2's tokenizer in Python: words by a regular expression, merged pair by pair, each word once."""
+    """RoBERTa's tokenizer in Python, step by step as transformers 2.x took them, with its cache of words."""
 
     def __init__(self, tokenizer: RobertaTokenizer):
         self.ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
         self.ids, self.unknown = tokenizer.vocab, tokenizer.unk_token_id
         self.bytes = byte_characters()
-        self.pattern = regex.compile(PATTERN)
-        self.words: dict[str, list[int]] = {}
+        self.words = regex.compile(PATTERN)
+        specials = "|".join(map(regex.escape, tokenizer.all_special_tokens))
+        self.specials = regex.compile(f"({specials})")
+        self.characters = regex.compile(f"({specials})|(.)", regex.DOTALL)
+        self.cache: dict[str, str] = {}
 
-    def word(self, text: str) -> list[int]:
-        """The ids of a word, merged by rank: the best pair everywhere, until none is left."""
-        if text in self.words:
-            return self.words[text]
-        parts = [self.bytes[byte] for byte in text.encode()]
+    def bpe(self, word: str) -> str:
+        """The tokens of a word, blanks between them: its best pair is merged everywhere, until none is left."""
+        if word in self.cache:
+            return self.cache[word]
+        parts = list(word)
         while len(parts) > 1:
             rank, pair = min((self.ranks.get(pair, 1 << 30), pair) for pair in zip(parts, parts[1:], strict=False))
             if rank == 1 << 30:
@@ -75,12 +73,20 @@ class PlainBpe:
                     merged.append(parts[index])
                     index += 1
             parts = merged
-        self.words[text] = ids = [self.ids.get(part, self.unknown) for part in parts]
-        return ids
+        self.cache[word] = tokens = " ".join(parts)
+        return tokens
 
     def encode(self, text: str) -> list[int]:
-        """As the published scripts call it: lower-case, a blank in front, cut, <s> and </s> around."""
-        ids = [id_ for word in self.pattern.findall(" " + text.replace("Σ", "σ").lower()) for id_ in self.word(word)]
+        """Lower-cased character by character but for special tokens, a blank in front, cut, <s> and </s> around."""
+        text = " " + self.characters.sub(lambda found: found[1] or found[2].lower(), text)
+        tokens: list[str] = []
+        for number, piece in enumerate(self.specials.split(text)):
+            if number % 2:
+                tokens.append(piece)
+                continue
+            for word in self.words.findall(piece.rstrip()):
+                tokens.extend(self.bpe("".join(self.bytes[byte] for byte in word.encode())).split(" "))
+        ids = [self.ids.get(token, self.unknown) for token in tokens]
         return [0, *ids[: WIDTH - 2], 2]
 
 
@@ -108,37 +114,11 @@ def write_collection(path: Path, text: Path | None, lines: int) -> None:
             file.write(f"{pid}\t{texts[place]}{f' {turn}' if turn else ''}\n")
 
 
-def peak_memory_of(command: list[Any], seconds: list[float]) -> float:
-    """Run a command; return the most that its processes held together, in GB. Its seconds are appended."""
-    start = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, cwd=ROOT)
-    peak, ended = 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.1):
-            try:
-                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-                peak = max(peak, sum(member.memory_info().rss for member in family) / 1e9)
-            except psutil.NoSuchProcess:
-                continue
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    seconds.append(time.perf_counter() - start)
-    ended.set()
-    watcher.join()
-    if code:
-        raise SystemExit(f"error: {command[1]} failed")
-    return peak
-
-
 def check_same(ours: Path, theirs: Path) -> int:
     """End the benchmark unless all ids are equal; return how many tokens there are."""
     lengths = np.load(theirs.with_suffix(".npy"))
     expected = np.memmap(theirs, dtype=np.int32, mode="r", shape=(len(lengths), WIDTH))
-    tokens = TokenMemmap(ours, "passages", WIDTH)
+    tokens = TokenMemmap(ours, PASSAGES, WIDTH)
     found = np.memmap(ours / "passages.memmap", dtype=np.int32, mode="r", shape=expected.shape)
     if not (np.array_equal(tokens.lengths, lengths) and np.array_equal(found, expected)):
         raise SystemExit("error: the ids differ; a faster wrong answer is no answer")

@@ -1,20 +1,65 @@
-"""The benchmarks run, at a small size, and write what they print."""
+"""The benchmarks run, at a small size, find the same as the published way, and write what they print."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from conftest import must_run
 
 
-def test_search(tmp_path: Path) -> None:
-    printed = must_run(
-        "benchmarks/search.py", "--documents", 3000, "--dim", 16, "--rounds", 2, "--output", tmp_path / "search.json",
-        cwd=tmp_path,
-    )  # fmt: skip
-    results = json.loads((tmp_path / "search.json").read_text())
+def run_benchmark(name: str, folder: Path, *flags: Any) -> tuple[str, dict[str, Any]]:
+    """What it prints, and the JSON that it writes."""
+    printed = must_run(f"benchmarks/{name}.py", *flags, "--output", folder / "results.json", cwd=folder)
+    results = json.loads((folder / "results.json").read_text())
     assert results["machine"]["cores"] >= 1
+    assert results["machine"]["blas"]
+    return printed, results
+
+
+def check_ways(ways: list[dict[str, Any]]) -> None:
+    assert ways[0]["times_faster"] == 1
+    assert all(way["seconds"] > 0 for way in ways)
+
+
+def test_search(tmp_path: Path) -> None:
+    printed, results = run_benchmark("search", tmp_path, "--documents", 3000, "--dim", 16, "--rounds", 2)
     assert [work["queries"] for work in results["results"]] == [640, 32]
     for work in results["results"]:
-        assert work["ways"][0]["times_faster"] == 1
-        assert all(way["seconds"] > 0 for way in work["ways"])
+        check_ways(work["ways"])
     assert printed.count("| ours |") == 2
+
+
+def test_encoding(tmp_path: Path) -> None:
+    printed, results = run_benchmark("encoding", tmp_path, "--passages", 40, "--layers", 1, "--rounds", 1)
+    check_ways(results["ways"])
+    assert 0 < results["difference"] <= 1e-5
+    assert "| ours |" in printed
+
+
+def test_tokenizing(tmp_path: Path) -> None:
+    _, results = run_benchmark("tokenizing", tmp_path, "--lines", 300, "--rounds", 1)
+    check_ways(results["ways"])
+    assert len(results["ways"]) == 3
+    assert results["lines"] == 300
+    assert results["tokens"] > 300 * 20
+
+
+def test_training(tmp_path: Path) -> None:
+    _, results = run_benchmark(
+        "training", tmp_path,
+        "--documents", 2000, "--batch", 4, "--large_batch", 6, "--chunk", 2, "--layers", 1, "--rounds", 1,
+    )  # fmt: skip
+    check_ways(results["adore"])
+    check_ways(results["star"])
+    assert len(results["star"]) == 4
+    assert all(way["difference"] < 1e-5 for way in results["star"])
+
+
+def test_scaling(tmp_path: Path) -> None:
+    _, results = run_benchmark(
+        "scaling", tmp_path, "--folder", tmp_path, "--rows", 300, 1000, "--dim", 16, "--memory_gb", 0.5
+    )
+    assert [row["rows"] for row in results["search"]] == [300, 300, 1000, 1000]
+    assert [row["rows"] for row in results["preprocessing"]] == [300, 1000]
+    assert all(row["peak_gb"] < 1 for row in results["search"])
+    assert not list(tmp_path.glob("*.memmap"))

@@ -110,8 +110,9 @@ def test_precision_is_part_of_what_a_file_was_made_from(tmp_path: Path, tokens: 
 
 
 def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed(
-    tokens: TokenMemmap, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tokens = open_tokens(tmp_path, [*random_sequences(13, 12, seed=0), *[[0, 9, 2]] * 10], 12, LENGTH)
     monkeypatch.setattr(drhard.embeddings, "WINDOW", 10)
     batches = list(drhard.embeddings._batches(tokens, 10, batch_size=4, pad_id=1, device=CPU))
     assert sorted(batch.start + int(row) for batch in batches for row in batch.rows) == list(range(10, 23))

@@ -10,6 +10,7 @@ from pathlib import Path
 from drhard.errors import InputError
 from star_tokenizer import RobertaTokenizer
 
+import numpy as np
 import pytest
 from helpers import TEXTS, save_vocabulary, snapshot, vocabulary
 from hypothesis import given, settings
@@ -46,6 +47,18 @@ def test_batch_is_one_by_one(
 ) -> None:
     options = {"add_special_tokens": specials, "max_length": max_length, "truncation": truncation}
     assert tokenizer.encode_batch(texts, **options) == [tokenizer.encode(text, **options) for text in texts]
+
+
+@SLOW_MACHINE
+@given(st.lists(st.one_of(AWKWARD, PLAIN), max_size=5), st.integers(2, 12))
+def test_rows_are_one_by_one(tokenizer: RobertaTokenizer, texts: list[str], width: int) -> None:
+    rows, lengths = tokenizer.encode_rows(texts, width)
+    assert rows.shape == (len(texts), width)
+    assert rows.dtype == lengths.dtype == np.int32
+    for text, row, length in zip(texts, rows, lengths, strict=True):
+        expected = tokenizer.encode(text, max_length=width, truncation=True)
+        assert row[:length].tolist() == expected
+        assert not row[length:].any()
 
 
 @SLOW_MACHINE

@@ -1,0 +1,211 @@
+"""Training steps: ADORE's retrieval and loss against the published way, STAR's batches in small memory.
+
+ADORE: from query vectors to their gradient, without the encoder. The published way searches a faiss flat index and
+goes through queries and pairs one by one. STAR: a whole step of a model of roberta-base's size with random weights,
+passages as long as MS MARCO's, cut at the published 120 tokens; each way in a process of its own, for its memory.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --documents 100000 --batch 8 --chunk 4 --output training.json
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from drhard.adore import Candidates
+from drhard.encoder import RobertaDot, embed_in_chunks
+from drhard.losses import adore_loss, pairwise_loss
+from drhard.search import ExactIndex
+
+import faiss
+import numpy as np
+import torch
+from measuring import compare, measure_in_turn, peak_memory_gb, save, show, show_machine
+from torch.nn import functional
+from transformers import RobertaConfig
+
+QUERIES, TOPK, CUT = 32, 200, 200  # of a step of ADORE
+QUERY_LENGTH, MEDIAN, SPREAD, LONGEST = 24, 65, 0.45, 120  # tokens, as star/train.py is published
+WAYS = {
+    "one": "one matrix of all documents",
+    "apart": "positives and hard negatives apart",
+    "chunks": "--chunk_size",
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=500_000, help="of ADORE")
+    parser.add_argument("--batch", type=int, default=32, help="queries in a step of STAR")
+    parser.add_argument("--large_batch", type=int, default=256, help="with chunks alone; the paper's")
+    parser.add_argument("--chunk", type=int, default=16, help="sequences in a chunk")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="also write JSON there")
+    parser.add_argument("--step", choices=WAYS, help=argparse.SUPPRESS)  # in a process of its own
+    return parser.parse_args()
+
+
+# ADORE
+
+
+def adore_as_published(
+    flat: faiss.IndexFlatIP, documents: np.ndarray, vectors: np.ndarray, relevant: list[list[int]]
+) -> tuple[float, torch.Tensor]:
+    """The loss of a batch and its gradient, query by query and pair by pair."""
+    queries = torch.from_numpy(vectors).requires_grad_()
+    _, retrieved = flat.search(vectors, TOPK)
+    total = torch.zeros(())
+    for query, rows, wanted in zip(queries, retrieved.tolist(), relevant, strict=True):
+        listed = rows if set(rows) & set(wanted) else rows + wanted
+        scores = torch.from_numpy(documents[listed]) @ query
+        gains = [1 / rank if rank <= CUT else 0.0 for rank in range(1, len(listed) + 1)]
+        of_relevant = [place for place, row in enumerate(listed) if row in wanted]
+        others = [place for place, row in enumerate(listed) if row not in wanted]
+        terms = [
+            abs(gains[i] - gains[j]) * functional.softplus(scores[j] - scores[i]) for i in of_relevant for j in others
+        ]
+        total = total + torch.stack(terms).mean()
+    total.backward()
+    return total.item(), queries.grad
+
+
+def adore_as_ours(
+    index: ExactIndex, documents: np.ndarray, vectors: np.ndarray, relevant: list[list[int]]
+) -> tuple[float, torch.Tensor]:
+    """The same as adore/train.py does it."""
+    queries = torch.from_numpy(vectors).requires_grad_()
+    candidates = Candidates(index.search(vectors, TOPK)[1], relevant)
+    scores = torch.einsum("qd,qcd->qc", queries, torch.from_numpy(documents[candidates.rows]))
+    loss = adore_loss(scores, torch.from_numpy(candidates.relevant), torch.from_numpy(candidates.listed), CUT)
+    loss.backward()
+    return loss.item(), queries.grad
+
+
+def measure_adore(count: int, rounds: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((count, 768), dtype=np.float32)
+    vectors = random.standard_normal((QUERIES, 768), dtype=np.float32) / 28  # scores of about 1
+    flat, index = faiss.IndexFlatIP(768), ExactIndex(documents)
+    flat.add(documents)
+    near = flat.search(vectors, TOPK)[1]
+    # One relevant document each: retrieved by half of the queries, at some rank.
+    relevant = [[int(near[query, query]) if query % 2 else (query * 97) % count] for query in range(QUERIES)]
+    found: dict[str, tuple[float, torch.Tensor]] = {}
+    ways = {
+        "published: faiss flat, query by query, pair by pair": lambda: found.update(
+            published=adore_as_published(flat, documents, vectors, relevant)
+        ),
+        "ours": lambda: found.update(ours=adore_as_ours(index, documents, vectors, relevant)),
+    }
+    rows = compare(measure_in_turn(ways, rounds), next(iter(ways)))
+    torch.testing.assert_close(found["ours"], found["published"], rtol=1e-4, atol=1e-6)
+    return rows
+
+
+# STAR
+
+
+def random_batch(random: np.random.Generator, count: int, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (count, L), padded to the longest of the batch."""
+    lengths = np.clip(np.exp(random.normal(np.log(min(MEDIAN, longest)), SPREAD, count)), 5, longest).astype(int)
+    ids = random.integers(3, 50265, (count, lengths.max()))
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    return torch.from_numpy(np.where(mask, ids, 1)), torch.from_numpy(mask.astype(np.int64))
+
+
+def star_gradient(model: RobertaDot, way: str, batch: int, chunk: int) -> None:
+    """The gradient of one batch; the same batch and the same numbers whatever the way."""
+    random = np.random.default_rng(0)
+    query = random_batch(random, batch, QUERY_LENGTH)
+    positive, hard = random_batch(random, batch, LONGEST), random_batch(random, batch, LONGEST)
+    if way == "chunks":
+        queries, *documents = (embed_in_chunks(model, *part, chunk) for part in (query, positive, hard))
+    elif way == "apart":
+        queries, *documents = (model(*part) for part in (query, positive, hard))
+    else:
+        width = max(positive[0].shape[1], hard[0].shape[1])
+        ids, mask = (
+            torch.cat([functional.pad(part[place], (0, width - part[place].shape[1]), value=1 - place)
+                       for part in (positive, hard)])
+            for place in (0, 1)
+        )  # fmt: skip
+        queries, documents = model(*query), [model(ids, mask)]
+    negatives = ~torch.eye(batch, 2 * batch, dtype=torch.bool)
+    pairwise_loss(queries @ torch.cat(documents).T, torch.arange(batch), negatives).backward()
+
+
+def encoder(layers: int) -> RobertaDot:
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=50265, max_position_embeddings=514, num_hidden_layers=layers, pad_token_id=1, type_vocab_size=1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return RobertaDot(config).train()
+
+
+def print_step(args: argparse.Namespace) -> None:
+    """In a process of its own: a step, what it took, and its gradient beside that of one matrix for a small batch."""
+    model = encoder(args.layers)
+    small: dict[str, torch.Tensor] = {}
+    for way in ("one", args.step):
+        model.zero_grad()
+        star_gradient(model, way, 2, 2)
+        small[way] = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    difference = float((small["one"] - small[args.step]).norm() / small["one"].norm())
+    small.clear()
+    model.zero_grad()
+    start = time.perf_counter()
+    star_gradient(model, args.step, args.batch, args.chunk)
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "peak_gb": peak_memory_gb(), "difference": difference}))
+
+
+def measure_star(args: argparse.Namespace) -> list[dict[str, Any]]:
+    results: dict[str, list[dict[str, float]]] = {}
+    for number in range(args.rounds):
+        for way, batch in [*((way, args.batch) for way in WAYS), ("chunks", args.large_batch)]:
+            if batch == args.large_batch and number:
+                continue  # once will do
+            command = [sys.executable, __file__, "--step", way, "--batch", batch, "--chunk", args.chunk]
+            command += ["--layers", args.layers]
+            printed = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True).stdout
+            result = json.loads(printed)
+            if result["difference"] > 1e-5:
+                raise SystemExit(f"error: the gradients differ by {result['difference']:g}")
+            name = f"{WAYS[way]}{f' {args.chunk}' if way == 'chunks' else ''}, {batch} queries"
+            results.setdefault(name, []).append(result)
+    rows = compare(
+        {name: [result["seconds"] for result in found] for name, found in results.items()}, next(iter(results))
+    )
+    for row in rows:
+        row |= {key: max(result[key] for result in results[row["way"]]) for key in ("peak_gb", "difference")}
+    return rows
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.step:
+        return print_step(args)
+    show_machine()
+    adore = measure_adore(args.documents, args.rounds)
+    show(
+        f"a step of ADORE without the encoder: {QUERIES} queries, top {TOPK} of {args.documents:,}; the same gradient",
+        ["way", "seconds", "times faster"],
+        [[row["way"], row["seconds"], row["times_faster"]] for row in adore],
+    )
+    star = measure_star(args)
+    show(
+        f"a step of STAR without the optimizer, {args.layers} layers; the same gradient",
+        ["way", "seconds", "peak memory, GB", "gradient differs by"],
+        [[row["way"], row["seconds"], row["peak_gb"], row["difference"]] for row in star],
+    )
+    return save(args.output, {"adore": adore, "star": star})
+
+
+if __name__ == "__main__":
+    main()
