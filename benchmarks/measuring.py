@@ -9,7 +9,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,25 +59,17 @@ def peak_memory_gb() -> float:
 def peak_memory_of(command: list[Any], seconds: list[float]) -> float:
     """Run a command; return the most that its processes held together, in GB. Its seconds are appended."""
     start = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, cwd=ROOT)
-    peak, ended = 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.1):
-            try:
-                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-                peak = max(peak, sum(member.memory_info().rss for member in family) / 1e9)
-            except psutil.NoSuchProcess:
-                continue
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
+    peak = 0.0
+    while process.poll() is None:
+        try:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            peak = max(peak, sum(member.memory_info().rss for member in family) / 1e9)
+            process.wait(0.1)
+        except (psutil.NoSuchProcess, subprocess.TimeoutExpired):
+            continue
     seconds.append(time.perf_counter() - start)
-    ended.set()
-    watcher.join()
-    if code:
+    if process.returncode:
         raise SystemExit(f"error: {command[1]} failed")
     return peak
 

@@ -1,8 +1,9 @@
 """Training steps: ADORE's retrieval and loss against the published way, STAR's batches in small memory.
 
 ADORE: from query vectors to their gradient, without the encoder. The published way searches a faiss flat index and
-goes through queries and pairs one by one. STAR: a whole step of a model of roberta-base's size with random weights,
-passages as long as MS MARCO's, cut at the published 120 tokens; each way in a process of its own, for its memory.
+goes through queries and pairs one by one. STAR: from texts to the gradient of a model of roberta-base's size with
+random weights, passages as long as MS MARCO's, cut at the published 120 tokens; each way in a process of its own, for
+its memory, and the paper's batch of 256 once.
 
     python benchmarks/training.py
     python benchmarks/training.py --documents 100000 --batch 8 --chunk 4 --output training.json
@@ -40,7 +41,7 @@ WAYS = {
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=500_000, help="of ADORE")
-    parser.add_argument("--batch", type=int, default=32, help="queries in a step of STAR")
+    parser.add_argument("--batch", type=int, default=16, help="queries in a step of STAR")
     parser.add_argument("--large_batch", type=int, default=256, help="with chunks alone; the paper's")
     parser.add_argument("--chunk", type=int, default=16, help="sequences in a chunk")
     parser.add_argument("--layers", type=int, default=12)
@@ -149,42 +150,53 @@ def encoder(layers: int) -> RobertaDot:
 
 
 def print_step(args: argparse.Namespace) -> None:
-    """In a process of its own: a step, what it took, and its gradient beside that of one matrix for a small batch."""
+    """In a process of its own: a step, what it took, and how far the gradient of a small one is from one matrix's."""
     model = encoder(args.layers)
+    start = time.perf_counter()
+    star_gradient(model, args.step, args.batch, args.chunk)
+    result = {"seconds": time.perf_counter() - start, "peak_gb": peak_memory_gb()}
     small: dict[str, torch.Tensor] = {}
     for way in ("one", args.step):
         model.zero_grad()
-        star_gradient(model, way, 2, 2)
+        star_gradient(model, way, 5, 2)  # chunks of 2, 2 and 1
         small[way] = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-    difference = float((small["one"] - small[args.step]).norm() / small["one"].norm())
-    small.clear()
-    model.zero_grad()
-    start = time.perf_counter()
-    star_gradient(model, args.step, args.batch, args.chunk)
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_gb": peak_memory_gb(), "difference": difference}))
+    result["difference"] = float((small["one"] - small[args.step]).norm() / small["one"].norm())
+    print(json.dumps(result))
+
+
+def measure_step(args: argparse.Namespace, way: str, batch: int) -> dict[str, Any]:
+    """Run a step in a process of its own, and check its gradient."""
+    command = [
+        sys.executable,
+        __file__,
+        "--step",
+        way,
+        "--batch",
+        batch,
+        "--chunk",
+        args.chunk,
+        "--layers",
+        args.layers,
+    ]
+    printed = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True).stdout
+    result = json.loads(printed)
+    if result["difference"] > 1e-5:
+        raise SystemExit(f"error: the gradients differ by {result['difference']:g}")
+    return result
 
 
 def measure_star(args: argparse.Namespace) -> list[dict[str, Any]]:
-    results: dict[str, list[dict[str, float]]] = {}
-    for number in range(args.rounds):
-        for way, batch in [*((way, args.batch) for way in WAYS), ("chunks", args.large_batch)]:
-            if batch == args.large_batch and number:
-                continue  # once will do
-            command = [sys.executable, __file__, "--step", way, "--batch", batch, "--chunk", args.chunk]
-            command += ["--layers", args.layers]
-            printed = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True).stdout
-            result = json.loads(printed)
-            if result["difference"] > 1e-5:
-                raise SystemExit(f"error: the gradients differ by {result['difference']:g}")
-            name = f"{WAYS[way]}{f' {args.chunk}' if way == 'chunks' else ''}, {batch} queries"
-            results.setdefault(name, []).append(result)
-    rows = compare(
-        {name: [result["seconds"] for result in found] for name, found in results.items()}, next(iter(results))
-    )
+    """A row for each way, and one for the large batch, which is measured once."""
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for _ in range(args.rounds):
+        for way in WAYS:
+            found[way].append(measure_step(args, way, args.batch))
+    rows = compare({way: [result["seconds"] for result in results] for way, results in found.items()}, "one")
     for row in rows:
-        row |= {key: max(result[key] for result in results[row["way"]]) for key in ("peak_gb", "difference")}
-    return rows
+        row |= {key: max(result[key] for result in found[row["way"]]) for key in ("peak_gb", "difference")}
+        row |= {"way": WAYS[row["way"]], "queries": args.batch}
+    large = measure_step(args, "chunks", args.large_batch)
+    return [*rows, large | {"way": WAYS["chunks"], "queries": args.large_batch}]
 
 
 def main() -> None:
@@ -200,9 +212,9 @@ def main() -> None:
     )
     star = measure_star(args)
     show(
-        f"a step of STAR without the optimizer, {args.layers} layers; the same gradient",
-        ["way", "seconds", "peak memory, GB", "gradient differs by"],
-        [[row["way"], row["seconds"], row["peak_gb"], row["difference"]] for row in star],
+        f"a step of STAR, {args.layers} layers, chunks of {args.chunk}; the same gradient",
+        ["way", "queries", "seconds", "peak memory, GB", "gradient differs by"],
+        [[row[key] for key in ("way", "queries", "seconds", "peak_gb", "difference")] for row in star],
     )
     return save(args.output, {"adore": adore, "star": star})
 

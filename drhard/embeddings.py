@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from drhard.encoder import RobertaDot, check_lengths, weights_digest, with_onednn
+from drhard.encoder import MixedPrecision, RobertaDot, check_lengths, weights_digest, with_onednn
 from drhard.errors import InputError
 from drhard.files import partial, read_json, whole, write_json
 from drhard.prefetch import prefetch
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 DTYPE = np.dtype(np.float32)
 CPU_TOKENS = 1536  # in a batch: the activations stay in the caches, though the user's batches may be larger
+FLAGS = {"float32": "neither --fp16 nor --bf16", "float16": "--fp16", "bfloat16": "--bf16"}  # of inference
 WINDOW = 8192  # rows; fixed, so that a run can be gone on with under another batch size
 
 
@@ -65,54 +66,62 @@ def encode(
         "rows": len(tokens),
         "dim": dim,
         "dtype": DTYPE.name,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": _name(dtype),
     }
     if path.exists():
         _check(path, stamp)
         log.info("%s is there already and is used again", path)
         return dim
-    stamp_path, unfinished = stamp_of(path), partial(path)
-    if unfinished.exists() and unfinished.stat().st_size and stamp_path.exists():
-        _check_stamp(unfinished, stamp_path, stamp)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(b"")
-        write_json(stamp_path, stamp)
-
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    module = nn.DataParallel(model) if gpus > 1 else model
-    if device.type == "cpu":
-        module = with_onednn(model)
+    module = with_onednn(model) if device.type == "cpu" else MixedPrecision(model, dtype)
+    if gpus > 1:
+        module = nn.DataParallel(module)
+    stamp_path, unfinished = stamp_of(path), partial(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     row_bytes = dim * DTYPE.itemsize
-    done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
-    with open(unfinished, "r+b") as file, ThreadPoolExecutor(1) as writer, tqdm(
-        total=int(tokens.lengths.sum()), initial=int(tokens.lengths[:done].sum()), unit="token", unit_scale=True,
-        desc=f"encoding {tokens.name}",
-    ) as bar, torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):  # fmt: skip
+    with open(unfinished, "ab") as file, ThreadPoolExecutor(1) as writer, torch.inference_mode():
         _lock(file, path)
+        done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
+        if unfinished.stat().st_size and stamp_path.exists():
+            _check_stamp(unfinished, stamp_path, stamp)
+        else:
+            done = 0
+            write_json(stamp_path, stamp)
         file.truncate(done * row_bytes)
-        file.seek(done * row_bytes)
         writing = writer.submit(file.flush)
         embeddings = torch.empty(0, dim)
-        for batch in prefetch(_batches(tokens, done, batch_size * max(gpus, 1), model.config.pad_token_id, device)):
-            if batch.first_of_window:
-                embeddings = torch.empty(min(WINDOW, len(tokens) - batch.start), dim, device=device)
-            output = module(batch.ids.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True))
-            embeddings[batch.rows.to(device, non_blocking=True)] = output.float()
-            bar.update(batch.tokens)
-            if batch.last_of_window:
-                window = embeddings.cpu().numpy()
-                if not np.isfinite(window).all():
+        with tqdm(
+            total=int(tokens.lengths.sum()), initial=int(tokens.lengths[:done].sum()), unit="token", unit_scale=True,
+            desc=f"encoding {tokens.name}",
+        ) as bar:  # fmt: skip
+            for batch in prefetch(_batches(tokens, done, batch_size * max(gpus, 1), model.config.pad_token_id, device)):
+                if batch.first_of_window:
+                    embeddings = torch.empty(min(WINDOW, len(tokens) - batch.start), dim, device=device)
+                output = module(batch.ids.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True))
+                embeddings[batch.rows.to(device, non_blocking=True)] = output
+                bar.update(batch.tokens)
+                if batch.last_of_window:
+                    window = embeddings.cpu().numpy()
                     writing.result()
-                    unfinished.unlink()
-                    stamp_path.unlink()
-                    raise InputError(f"{path}: the model gives embeddings that are not finite; its weights are damaged")
-                writing.result()
-                writing = writer.submit(_append, file, window)
-        writing.result()
-    os.replace(unfinished, path)
+                    if not np.isfinite(window).all():
+                        unfinished.unlink()
+                        stamp_path.unlink()
+                        raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
+                    writing = writer.submit(_append, file, window)
+            writing.result()
+        os.replace(unfinished, path)
     return dim
+
+
+def _reason(dtype: torch.dtype) -> str:
+    """Why embeddings are not finite, and what to do."""
+    precision = _name(dtype)
+    return "; its weights are damaged" if precision == "float32" else f" in {precision}; try without {FLAGS[precision]}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class _Batch(NamedTuple):
@@ -187,6 +196,8 @@ def _lock(file: BinaryIO, path: Path) -> None:
     """Keep other processes from writing the same file, until it is closed. Raises InputError if one does."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):  # finished and renamed meanwhile
+            raise FileNotFoundError
     except OSError:
         raise InputError(f"{path}: another process is writing it; wait for it, then run this again") from None
 
@@ -208,9 +219,10 @@ def _check(path: Path, stamp: dict[str, Any]) -> None:
 
 def _check_stamp(path: Path, stamp_path: Path, stamp: dict[str, Any]) -> None:
     found = read_json(stamp_path)
+    words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
     if isinstance(found, dict):
         found.setdefault("precision", "float32")  # of stamps that do not say
-    words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
+        words["precision"] = FLAGS.get(found["precision"], "another precision")
     for field, expected in stamp.items():
         if not isinstance(found, dict) or found.get(field) != expected:
             raise InputError(

@@ -63,6 +63,19 @@ class RobertaDot(RobertaPreTrainedModel):
         return self.norm(self.embeddingHead(hidden[:, 0]))
 
 
+class MixedPrecision(nn.Module):
+    """An encoder that computes in ``dtype`` and returns float32; on several GPUs too, unlike autocast around it."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """As :meth:`RobertaDot.forward`."""
+        with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(input_ids, attention_mask).float()
+
+
 def with_onednn(model: nn.Module) -> nn.Module:
     """A copy of ``model`` for inference on the CPU with oneDNN's linear layers; other parameters are shared.
 
@@ -82,8 +95,8 @@ def embed_in_chunks(
 
     The activations of a chunk are forgotten and computed again, with the same dropout, when the gradient gets to
     it (gradient caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
-    2021). Gradients are those of the whole batch. Sequences of like length are put together, so that a chunk is
-    padded to its own longest one only.
+    2021). Gradients are those of the whole batch, but for what dropout happens to draw. Sequences of like length are
+    put together, so that a chunk is padded to its own longest one only.
 
     Args:
         model: a :class:`RobertaDot`, or what wraps it.

@@ -62,7 +62,7 @@ def retrieve(
     Raises:
         InputError: as :func:`drhard.embeddings.encode` and :func:`drhard.search.check_search`.
     """
-    check_search(topk, len(passages), gpus or (), memory_gb)  # before the long work, not after
+    check_search(topk, len(passages), gpus or (), memory_gb, len(queries))  # before the long work, not after
     query_embeddings = encode_collection(model, queries, folder, batch_size, device, dtype)
     embeddings = encode_collection(model, passages, folder, batch_size, device, dtype)
     if gpus is None:

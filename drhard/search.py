@@ -1,6 +1,7 @@
 """Search: the documents with the greatest inner products, exact, in blocks."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 SEARCH_MEMORY_GB = 2.0  # on the CPU
+LEAST_MEMORY_GB = 0.5  # half of it for the results
+RESULT_BYTES = 4 + 8  # a score and a row
 BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
 BUFFERS = 3  # blocks in memory: one in use, one waiting, one being read
 TILE_ROWS = 2048  # documents scored at a time, at least; then 8 MB of scores stay in the cache while they are sifted
@@ -71,11 +74,11 @@ class ExactIndex:
     def _queries_together(self, queries: int, k: int) -> int:
         """How many queries go past the documents at once, so that the memory is kept."""
         dim = self.documents.shape[1]
-        result, added = 4 + 8, 8 + 4 + 8  # score and row; with the query
+        added = 8 + RESULT_BYTES  # with the query
         blocks = BUFFERS * BLOCK_ROWS * dim * 4
         tile = QUERY_ROWS * TILE_ROWS * (4 + 1 + added)  # scores, which are better, and all of them added at worst
-        merging = QUERY_ROWS * (3 * k + TILE_ROWS) * (2 * result + 8)  # with the order of them
-        room = self.memory_gb * 1e9 - queries * k * result - blocks - tile - merging
+        merging = QUERY_ROWS * (3 * k + TILE_ROWS) * (2 * RESULT_BYTES + 8)  # with the order of them
+        room = self.memory_gb * 1e9 - queries * k * RESULT_BYTES - blocks - tile - merging
         return max(QUERY_ROWS, int(room / (dim * 4 + 2 * k * added)))
 
     def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
@@ -126,6 +129,8 @@ class Best:
         if len(hits) > self.scores.size and scores.shape[1] > k:
             # The first blocks: only the k best of this one can matter, and what ties with them.
             hits = np.flatnonzero(better & (scores >= np.partition(scores, -k, axis=1)[:, -k, None]))
+        if len(hits) == 0:
+            return
         query, column = np.divmod(hits, scores.shape[1])
         self._added.append((query, scores.reshape(-1)[hits], column + first_row))
         self._counts += np.bincount(query, minlength=len(self._counts))
@@ -251,12 +256,24 @@ def open_index(
     return gpu_index(documents, gpus) if gpus else ExactIndex(documents, progress, memory_gb)
 
 
-def check_search(k: int, count: int, gpus: Sequence[int] = (), memory_gb: float = SEARCH_MEMORY_GB) -> None:
-    """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``, or in ``memory_gb``."""
-    if not 0 < memory_gb < float("inf"):
-        raise InputError(f"--search_memory_gb {memory_gb}: expected more than 0; {SEARCH_MEMORY_GB:g} is plenty")
+def check_search(
+    k: int, count: int, gpus: Sequence[int] = (), memory_gb: float = SEARCH_MEMORY_GB, queries: int = 0
+) -> None:
+    """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``, or in ``memory_gb``.
+
+    Args:
+        queries: for how many.
+    """
     if not 1 <= k <= count:
         raise InputError(f"cannot return the {k} best of {count} documents; choose 1 to {count}")
+    if not LEAST_MEMORY_GB <= memory_gb < float("inf"):
+        raise InputError(f"--search_memory_gb {memory_gb:g}: expected {LEAST_MEMORY_GB:g} or more")
+    results_gb = queries * k * RESULT_BYTES / 1e9
+    if not gpus and results_gb > memory_gb / 2:
+        raise InputError(
+            f"the {k} best for each of {queries} queries are {results_gb:.1f} GB of results, too much for a search in "
+            f"{memory_gb:g} GB; give --search_memory_gb {math.ceil(2 * results_gb)}, or a lower --topk"
+        )
     if gpus:
         if k > GPU_TOPK:
             raise InputError(f"faiss finds at most the {GPU_TOPK} best on a GPU, not {k}; search on the CPU")

@@ -60,8 +60,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     root = args.data_root / args.data_type
-    if args.retriever == "bm25" and args.model_dir:
-        raise InputError("--retriever bm25 has no use for --model_dir; leave one of them out")
+    if args.retriever == "bm25" and (args.model_dir or args.precision):
+        raise InputError("--retriever bm25 has no use for --model_dir, --fp16 and --bf16; leave them out")
     if args.retriever == "dense" and (args.k1 is not None or args.b is not None):
         raise InputError("--k1 and --b are those of --retriever bm25; leave them out")
     if args.retriever == "bm25":

@@ -126,6 +126,12 @@ def main() -> None:
         raise InputError(f"--per_query_hard_num is {data_args.per_query_hard_num}; it must be at least 1")
     if args.chunk_size < 0:
         raise InputError(f"--chunk_size is {args.chunk_size}; it must be at least 1, or 0 for the whole batch at once")
+    if args.n_gpu > 1 and (args.chunk_size or args.bf16):
+        flag = "--chunk_size" if args.chunk_size else "--bf16"
+        raise InputError(
+            f"{flag} does not work with several GPUs in one process: choose one with CUDA_VISIBLE_DEVICES, or start "
+            "a process for each with torchrun"
+        )
     settings = outcome_settings(data_args, args, weights_digest(model))
     if data_args.hardneg_path is not None:
         settings["hard negatives"] = file_digest(data_args.hardneg_path)

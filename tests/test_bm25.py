@@ -231,6 +231,7 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
     arguments = ("--data_type", "passage", "--data_root", root, "--retriever", "bm25", "--mode", "train")
     script = "star/prepare_hardneg.py"
     assert "has no use for --model_dir" in refused(script, *arguments, "--model_dir", root, capsys=capsys)
+    assert "has no use for --model_dir, --fp16" in refused(script, *arguments, "--fp16", capsys=capsys)
     assert "--k1 and --b are those of --retriever bm25" in refused(
         script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
     )

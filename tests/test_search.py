@@ -150,7 +150,14 @@ def test_queries_that_go_together_keep_the_memory(memory_gb: float) -> None:
     assert together >= queries or held > 0.5 * memory_gb * 1e9  # and it is made use of
 
 
-@pytest.mark.parametrize("memory_gb", [0, -1, float("nan"), float("inf")])
+def test_results_that_do_not_fit_are_refused() -> None:
+    check_search(100, 1000, memory_gb=2, queries=800_000)
+    with pytest.raises(InputError, match="give --search_memory_gb 4, or a lower --topk"):
+        check_search(200, 1000, memory_gb=2, queries=800_000)
+    check_search(200, 1000, memory_gb=4, queries=800_000)
+
+
+@pytest.mark.parametrize("memory_gb", [0, -1, 0.4, float("nan"), float("inf")])
 def test_no_memory_is_refused(memory_gb: float) -> None:
     with pytest.raises(InputError, match="--search_memory_gb"):
         check_search(1, 5, memory_gb=memory_gb)
