@@ -84,7 +84,7 @@ class ExactIndex:
     def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
         """Fill ``scores`` and ``rows``, (Q, k) both."""
         groups = [
-            (np.ascontiguousarray(queries[part], dtype=np.float32), Best(scores[part], rows[part]))
+            (np.ascontiguousarray(queries[part], dtype=np.float32), TopK(scores[part], rows[part]))
             for part in (slice(first, first + QUERY_ROWS) for first in range(0, len(queries), QUERY_ROWS))
         ]
         most = len(groups[0][0])
@@ -103,8 +103,8 @@ class ExactIndex:
             best.merge()
 
 
-class Best:
-    """The best documents of each query among those added so far, once they are merged.
+class TopK:
+    """The k best documents of each query among those added so far, once they are merged.
 
     Of what is added, only scores above a query's k-th best at the last merge are kept. They are merged when a query
     has 2 k of them, which on average takes twice as many documents as all before.

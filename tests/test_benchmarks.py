@@ -47,19 +47,19 @@ def test_tokenizing(tmp_path: Path) -> None:
 def test_training(tmp_path: Path) -> None:
     _, results = run_benchmark(
         "training", tmp_path,
-        "--documents", 2000, "--batch", 4, "--large_batch", 6, "--chunk", 2, "--layers", 1, "--rounds", 2,
+        "--documents", 2000, "--batch", 4, "--large_batch", 6, "--chunk", 2, "--layers", 1, "--rounds", 1,
     )  # fmt: skip
     check_ways(results["adore"])
     check_ways(results["star"])
     assert [way["queries"] for way in results["star"]] == [4, 4, 4, 6]
-    assert all(way["difference"] < 1e-5 for way in results["star"])
+    assert all(way["difference"] < 1e-6 for way in results["star"])
 
 
 def test_scaling(tmp_path: Path) -> None:
     _, results = run_benchmark(
-        "scaling", tmp_path, "--folder", tmp_path, "--rows", 11_000, 12_000, "--dim", 16, "--memory_gb", 0.5
+        "scaling", tmp_path, "--folder", tmp_path, "--rows", 11_000, "--dim", 16, "--memory_gb", 0.5
     )
-    assert [row["rows"] for row in results["search"]] == [11_000, 11_000, 12_000, 12_000]
-    assert [row["rows"] for row in results["preprocessing"]] == [11_000, 12_000]
+    assert [row["rows"] for row in results["search"]] == [11_000, 11_000]
+    assert [row["rows"] for row in results["preprocessing"]] == [11_000]
     assert all(row["peak_gb"] < 1 for row in results["search"])
     assert not list(tmp_path.glob("*.memmap"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import drhard.search
 from drhard.errors import InputError
-from drhard.search import Best, ExactIndex, ShardedIndex, check_search, gpus_with_room, open_index
+from drhard.search import ExactIndex, ShardedIndex, TopK, check_search, gpus_with_room, open_index
 
 import faiss
 import numpy as np
@@ -102,11 +102,11 @@ def test_negative_scores_are_found() -> None:
 
 @SLOW_MACHINE
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.lists(st.integers(1, 30), min_size=1), st.booleans())
-def test_best_of_blocks_equals_sorting_everything(seed: int, k: int, widths: list[int], ascending: bool) -> None:
+def test_top_k_of_blocks_equals_sorting_everything(seed: int, k: int, widths: list[int], ascending: bool) -> None:
     everything = np.random.default_rng(seed).integers(-9, 10, (3, sum(widths))).astype(np.float32)
     if ascending:
         everything[0].sort()  # every document is better than all before, for one query
-    best = Best(np.empty((3, k), dtype=np.float32), np.empty((3, k), dtype=np.int64))
+    best = TopK(np.empty((3, k), dtype=np.float32), np.empty((3, k), dtype=np.int64))
     for first, width in zip(np.cumsum([0, *widths]), widths, strict=False):
         best.add(everything[:, first : first + width], int(first))
         assert best._counts.max() < 2 * k  # what waits is bounded
