@@ -52,7 +52,9 @@ def main() -> None:
     print(
         f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, {args.model_dir} on {device}"
     )
-    check_index(args.topk, documents, args.index_factory, args.index_path, args.faiss_gpus, args.search_memory_gb)
+    check_index(
+        args.topk, documents, args.index_factory, args.index_path, args.faiss_gpus, args.search_memory_gb, len(queries)
+    )
 
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     dtype = encoding_dtype(args.precision, device)

@@ -16,6 +16,7 @@ from pathlib import Path
 from drhard.devices import model_device
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import RobertaDot
+from drhard.errors import command
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -67,6 +68,7 @@ def flops(config: RobertaConfig, lengths: np.ndarray) -> float:
     return config.num_hidden_layers * float((each_token * lengths + attention).sum())
 
 
+@command
 def main() -> None:
     args = parse_arguments()
     device = model_device()

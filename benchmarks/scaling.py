@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from drhard.embeddings import open_embeddings
+from drhard.errors import command
 from drhard.search import SEARCH_MEMORY_GB, ExactIndex
 from drhard.tokens import PASSAGES, TokenMemmap
 
@@ -155,6 +156,7 @@ def measure_preprocessing(folder: Path, rows: int) -> dict[str, Any]:
     }
 
 
+@command
 def main() -> None:
     args = parse_arguments()
     path = args.folder.resolve() / "scaling.memmap"

@@ -11,6 +11,7 @@ torch calls, stands for it.
 import argparse
 from pathlib import Path
 
+from drhard.errors import command
 from drhard.search import ExactIndex
 
 import faiss
@@ -52,6 +53,7 @@ def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, exp
         raise SystemExit("error: the rows found are not those of faiss; a faster wrong answer is no answer")
 
 
+@command
 def main() -> None:
     args = parse_arguments()
     torch.set_grad_enabled(False)

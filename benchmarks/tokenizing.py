@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from drhard.errors import command
 from drhard.files import text_lines
 from drhard.tokens import PASSAGES, TokenMemmap
 from star_tokenizer import PATTERN, RobertaTokenizer, byte_characters
@@ -125,6 +126,7 @@ def check_same(ours: Path, theirs: Path) -> int:
     return int(lengths.sum())
 
 
+@command
 def main() -> None:
     args = parse_arguments()
     if args.plain:

@@ -19,6 +19,7 @@ from typing import Any
 
 from drhard.adore import Candidates
 from drhard.encoder import RobertaDot, embed_in_chunks
+from drhard.errors import command
 from drhard.losses import adore_loss, pairwise_loss
 from drhard.search import ExactIndex
 
@@ -204,6 +205,7 @@ def measure_star(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [*rows, large | {"way": WAYS["chunks"], "queries": args.large_batch}]
 
 
+@command
 def main() -> None:
     args = parse_arguments()
     if args.step:

@@ -60,11 +60,13 @@ def check_index(
     path: Path | None,
     gpus: Sequence[int],
     memory_gb: float = SEARCH_MEMORY_GB,
+    queries: int = 0,
 ) -> None:
     """Raise InputError, before the long work, if the ``k`` best of ``documents`` cannot be searched so."""
     import faiss
 
-    check_search(k, len(documents), gpus, memory_gb)
+    exact = factory == FLAT and path is None
+    check_search(k, len(documents), gpus, memory_gb, queries if exact else 0)
     if path is not None and factory == FLAT:
         existing(path, "with --index_factory it is built there")
     try:
