@@ -22,10 +22,11 @@ from drhard.tokens import TokenMemmap
 import numpy as np
 import torch
 from measuring import compare, measure_in_turn, peak_memory_gb, save, show, show_machine
+from stand_ins import passage_lengths, random_encoder
 from transformers import RobertaConfig
 
 BATCH = 32
-MEDIAN, SPREAD, LONGEST = 65, 0.45, 256  # tokens of a passage: log-normal, cut
+LONGEST = 256  # tokens of a passage
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 def write_tokens(folder: Path, passages: int, vocabulary: int) -> TokenMemmap:
     """Random passages as preprocess.py writes them."""
     random = np.random.default_rng(0)
-    lengths = np.clip(np.exp(random.normal(np.log(MEDIAN), SPREAD, passages)), 10, LONGEST).astype(np.int32)
+    lengths = passage_lengths(random, passages, LONGEST)
     rows = random.integers(3, vocabulary, (passages, LONGEST), dtype=np.int32)
     rows[np.arange(LONGEST) >= lengths[:, None]] = 0
     rows.tofile(folder / "passages.memmap")
@@ -72,11 +73,8 @@ def flops(config: RobertaConfig, lengths: np.ndarray) -> float:
 def main() -> None:
     args = parse_arguments()
     device = model_device()
-    config = RobertaConfig(
-        vocab_size=50265, max_position_embeddings=514, num_hidden_layers=args.layers, pad_token_id=1, type_vocab_size=1
-    )
-    torch.manual_seed(0)
-    model = RobertaDot(config).eval().to(device)
+    model = random_encoder(args.layers).eval().to(device)
+    config = model.config
     with tempfile.TemporaryDirectory() as folder:
         tokens = write_tokens(Path(folder), args.passages, config.vocab_size)
         expected = encode_as_published(model, tokens, device)

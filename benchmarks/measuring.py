@@ -3,6 +3,7 @@
 Machines are noisy, so each way runs once in every round, and ratios are those of the same round.
 """
 
+import json
 import os
 import platform
 import resource
@@ -56,8 +57,14 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def peak_memory_of(command: list[Any], seconds: list[float]) -> float:
-    """Run a command; return the most that its processes held together, in GB. Its seconds are appended."""
+def run_apart(script: str, *flags: Any) -> dict[str, Any]:
+    """Run a benchmark's own script in a process of its own; return the JSON that it prints."""
+    command = [sys.executable, script, *map(str, flags)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def time_and_memory_of(command: list[Any]) -> tuple[float, float]:
+    """Run a command; return its seconds, and the most that its processes held together, in GB."""
     start = time.perf_counter()
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
     peak = 0.0
@@ -68,10 +75,10 @@ def peak_memory_of(command: list[Any], seconds: list[float]) -> float:
             process.wait(0.1)
         except (psutil.NoSuchProcess, subprocess.TimeoutExpired):
             continue
-    seconds.append(time.perf_counter() - start)
+    seconds = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"error: {command[1]} failed")
-    return peak
+    return seconds, peak
 
 
 def machine() -> dict[str, Any]:

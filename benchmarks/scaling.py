@@ -13,7 +13,6 @@ and over: 18 GB more for all.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from drhard.search import SEARCH_MEMORY_GB, ExactIndex
 from drhard.tokens import PASSAGES, TokenMemmap
 
 import numpy as np
-from measuring import ROOT, peak_memory_gb, peak_memory_of, save, show, show_machine
+from measuring import ROOT, peak_memory_gb, run_apart, save, show, show_machine, time_and_memory_of
 from tokenizing import WARMUP, WIDTH, write_collection
 from tqdm import tqdm
 
@@ -120,11 +119,8 @@ def plain_search(path: Path, queries: np.ndarray, k: int) -> np.ndarray:
 def measure(path: Path, work: str, dim: int, memory_gb: float) -> dict[str, Any]:
     """Search in a process of its own, and check what it found and took."""
     forget(path)
-    command = [sys.executable, __file__, "--folder", path.parent, "--search", work]
-    printed = subprocess.run(
-        [*command, "--dim", str(dim), "--memory_gb", str(memory_gb)], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
-    result = json.loads(printed)
+    flags = ("--folder", path.parent, "--search", work, "--dim", dim, "--memory_gb", memory_gb)
+    result = run_apart(__file__, *flags)
     queries, k = queries_of(work, dim)
     found = open_embeddings(path, dim)[np.array(result.pop("found"))].astype(np.float64)  # (CHECKED, k, dim)
     scores = np.einsum("qd,qkd->qk", queries[:CHECKED], found)
@@ -143,15 +139,14 @@ def measure_preprocessing(folder: Path, rows: int) -> dict[str, Any]:
         collection.parent.mkdir(parents=True)
         write_collection(collection, None, rows)
         command = [sys.executable, ROOT / "preprocess.py", "--data_root", root, "--model_name_or_path", WARMUP]
-        seconds: list[float] = []
-        peak = peak_memory_of(command, seconds)
+        seconds, peak = time_and_memory_of(command)
         tokens = int(TokenMemmap(Path(root) / "passage" / "preprocess", PASSAGES, WIDTH).lengths.sum())
         size_gb = collection.stat().st_size / 1e9
     return {
         "rows": rows,
         "size_gb": size_gb,
-        "seconds": seconds[0],
-        "tokens_per_s": tokens / seconds[0],
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
         "peak_gb": peak,
     }
 

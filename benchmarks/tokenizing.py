@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from drhard.errors import command
 from drhard.files import text_lines
@@ -22,7 +23,7 @@ from star_tokenizer import PATTERN, RobertaTokenizer, byte_characters
 
 import numpy as np
 import regex
-from measuring import ROOT, compare, peak_memory_of, save, show, show_machine
+from measuring import ROOT, compare, save, show, show_machine, time_and_memory_of
 from tqdm import tqdm
 
 SAMPLE = ROOT / "data" / "sample"
@@ -141,17 +142,21 @@ def main() -> None:
         size = collection.stat().st_size
         model = ["--model_name_or_path", args.model_name_or_path]
         slow = [sys.executable, __file__, "--plain", collection, root / "plain.memmap", *model]
-        seconds: dict[str, list[float]] = {"plain Python, one core": []}
-        memory: dict[str, list[float]] = {}
+        seconds: dict[str, list[float]] = {}
+        memory: dict[str, float] = {}
+
+        def run(way: str, command: list[Any]) -> None:
+            took, peak = time_and_memory_of(command)
+            seconds.setdefault(way, []).append(took)
+            memory[way] = max(peak, memory.get(way, 0.0))
+
         tokens = 0
         for _ in range(args.rounds):
-            peak = peak_memory_of(slow, seconds["plain Python, one core"])
-            memory.setdefault("plain Python, one core", []).append(peak)
+            run("plain Python, one core", slow)
             for threads in args.threads:
-                way = f"preprocess.py --threads {threads}"
                 shutil.rmtree(root / "passage" / "preprocess", ignore_errors=True)
                 ours = [sys.executable, ROOT / "preprocess.py", "--data_root", root, "--threads", threads, *model]
-                memory.setdefault(way, []).append(peak_memory_of(ours, seconds.setdefault(way, [])))
+                run(f"preprocess.py --threads {threads}", ours)
                 tokens = check_same(root / "passage" / "preprocess", root / "plain.memmap")
     rows = compare(seconds, "plain Python, one core")
     for row in rows:
@@ -159,7 +164,7 @@ def main() -> None:
         row |= {
             "tokens_per_s": tokens / row["seconds"],
             "per_worker": row["times_faster"] / workers,
-            "peak_gb": max(memory[row["way"]]),
+            "peak_gb": memory[row["way"]],
             "ms_marco_minutes": row["seconds"] * MS_MARCO_BYTES / size / 60,
         }
     columns = ("way", "seconds", "times_faster", "per_worker", "tokens_per_s", "ms_marco_minutes", "peak_gb")

@@ -11,8 +11,6 @@ its memory, and the paper's batch of 256 once.
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,12 @@ from drhard.search import ExactIndex
 import faiss
 import numpy as np
 import torch
-from measuring import compare, measure_in_turn, peak_memory_gb, save, show, show_machine
+from measuring import compare, measure_in_turn, peak_memory_gb, run_apart, save, show, show_machine
+from stand_ins import passage_lengths, random_encoder
 from torch.nn import functional
-from transformers import RobertaConfig
 
 QUERIES, TOPK, CUT = 32, 200, 200  # of a step of ADORE
-QUERY_LENGTH, MEDIAN, SPREAD, LONGEST = 24, 65, 0.45, 120  # tokens, as star/train.py is published
+QUERY_LENGTH, LONGEST = 24, 120  # tokens, as star/train.py is published
 WAYS = {
     "one": "one matrix of all documents",
     "apart": "positives and hard negatives apart",
@@ -116,7 +114,7 @@ def random_batch(
     random: np.random.Generator, count: int, longest: int, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask (count, L), padded to the longest of the batch."""
-    lengths = np.clip(np.exp(random.normal(np.log(min(MEDIAN, longest)), SPREAD, count)), 5, longest).astype(int)
+    lengths = passage_lengths(random, count, longest)
     ids = random.integers(3, vocabulary, (count, lengths.max()))
     mask = np.arange(lengths.max()) < lengths[:, None]
     return torch.from_numpy(np.where(mask, ids, 1)), torch.from_numpy(mask.astype(np.int64))
@@ -145,22 +143,13 @@ def star_gradient(model: RobertaDot, way: str, batch: int, chunk: int) -> None:
     pairwise_loss(queries @ torch.cat(documents).T, torch.arange(batch), negatives).backward()
 
 
-def encoder(layers: int, vocabulary: int = 50265) -> RobertaDot:
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=vocabulary, max_position_embeddings=514, num_hidden_layers=layers, pad_token_id=1, type_vocab_size=1,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return RobertaDot(config).train()
-
-
 def print_step(args: argparse.Namespace) -> None:
     """In a process of its own: a step, what it took, and how far the gradient of a small one is from one matrix's."""
-    model = encoder(args.layers)
+    model = random_encoder(args.layers).train()
     start = time.perf_counter()
     star_gradient(model, args.step, args.batch, args.chunk)
     result = {"seconds": time.perf_counter() - start, "peak_gb": peak_memory_gb()}
-    model = encoder(2, vocabulary=1000).double()  # where different padding does not show as rounding
+    model = random_encoder(2, vocabulary=1000).train().double()  # where different padding does not show as rounding
     small: dict[str, torch.Tensor] = {}
     for way in ("one", args.step):
         model.zero_grad()
@@ -172,20 +161,8 @@ def print_step(args: argparse.Namespace) -> None:
 
 def measure_step(args: argparse.Namespace, way: str, batch: int) -> dict[str, Any]:
     """Run a step in a process of its own, and check its gradient."""
-    command = [
-        sys.executable,
-        __file__,
-        "--step",
-        way,
-        "--batch",
-        batch,
-        "--chunk",
-        args.chunk,
-        "--layers",
-        args.layers,
-    ]
-    printed = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True).stdout
-    result = json.loads(printed)
+    flags = ("--step", way, "--batch", batch, "--chunk", args.chunk, "--layers", args.layers)
+    result = run_apart(__file__, *flags)
     if result["difference"] > 1e-6:
         raise SystemExit(f"error: the gradients differ by {result['difference']:g}")
     return result
