@@ -2,7 +2,7 @@
 
 Later versions of transformers treat white space around special tokens, lower-casing and the blank in front of
 the first word differently, so their ids, and with them the scores, are others. The byte-level BPE itself is
-done by a compiled library (tiktoken).
+done by a compiled library (fastokens).
 
     tokenizer = RobertaTokenizer.from_pretrained("roberta-base", do_lower_case=True)
     tokenizer.encode("What is STAR?", add_special_tokens=True, max_length=64, truncation=True)
@@ -12,21 +12,16 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 
 from drhard.errors import InputError
 from drhard.files import text_lines, whole
 
+import fastokens
 import numpy as np
-import tiktoken
-import tokenizers
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
-
-# GPT-2's pattern: contractions, then letters, digits, other signs (each with one blank in front), white space.
-PATTERN = r"""'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
 def byte_characters() -> list[str]:
@@ -50,7 +45,7 @@ class RobertaTokenizer:
         do_lower_case: published: True wherever it is used.
 
     Raises:
-        InputError: the vocabulary lacks a special token, or its merges do not lead to their own tokens.
+        InputError: the vocabulary lacks a special token, or a merge is of tokens that nothing makes.
     """
 
     bos_token = cls_token = "<s>"
@@ -74,37 +69,19 @@ class RobertaTokenizer:
         self.mask_token_id = vocab[self.mask_token]
 
         self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
-        tokens = [*self._byte_of, *(left + right for left, right in merges)]
-        for token in tokens:
-            if not self._byte_of.keys() >= set(token):
-                raise InputError(
-                    f"{MERGES_FILE}: {token!r} has a character that stands for no byte in GPT-2's spelling"
-                )
-        # tiktoken knows tokens by their rank, the order of the merges; vocab.json's ids are looked up behind it.
-        ranks = {bytes(map(self._byte_of.__getitem__, token)): rank for rank, token in enumerate(tokens)}
-        self._check_merges(tokens, ranks)
-        self._bpe = tiktoken.Encoding("roberta", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-        self._id_of_rank = np.array([vocab.get(token, self.unk_token_id) for token in tokens], dtype=np.int32)
+        # fastokens knows tokens by the order in which they are made; vocab.json's ids are looked up behind it.
+        tokens = dict.fromkeys(self._byte_of)
+        for pair in merges:
+            if not tokens.keys() >= set(pair):
+                raise InputError(f"{MERGES_FILE}: {' '.join(pair)!r} merges what is no byte and no earlier merge")
+            tokens["".join(pair)] = None
+        self._bpe = _byte_level_bpe({token: number for number, token in enumerate(tokens)}, merges)
+        self._id_of_number = np.array([vocab.get(token, self.unk_token_id) for token in tokens], dtype=np.int32)
         self._tokens = {id_: token for token, id_ in vocab.items()}
         self._special = re.compile("(" + "|".join(map(re.escape, self.all_special_tokens)) + ")")
 
     def __reduce__(self):
         return RobertaTokenizer, (self.vocab, self.merges, self.do_lower_case)
-
-    def _check_merges(self, tokens: list[str], ranks: dict[bytes, int]) -> None:
-        """tiktoken merges two neighbours whenever the result is a token, published BPE only by a listed pair.
-
-        Both give the same if no token is made in two ways and each token, taken alone, is built by its own
-        merges: then the last pair of that way is the only one that can meet.
-        """
-        if len(ranks) == len(tokens):
-            try:
-                bpe = tokenizers.models.BPE({token: rank for rank, token in enumerate(tokens)}, self.merges)
-            except Exception as error:  # the package raises bare ones
-                raise InputError(f"{MERGES_FILE}: a merge of tokens that no earlier merge makes ({error})") from None
-            if all(len(bpe.tokenize(token)) == 1 for token in tokens):
-                return
-        raise InputError(f"{MERGES_FILE}: some merges make a token that other merges make too, or never make")
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, do_lower_case: bool = False) -> "RobertaTokenizer":
@@ -177,24 +154,24 @@ class RobertaTokenizer:
             (B, width) int32 ids, 0 behind them, and (B,) int32 how many they are.
         """
         inside = width - 2
-        ranks: list[list[int]] = []
+        plain: list[str] = []
         with_specials: dict[int, list[int]] = {}  # place -> ids, of the few texts that have special strings
         for place, text in enumerate(texts):
             text = self._prepare(text)
             if self._has_specials(text):
                 with_specials[place] = self._encode_with_specials(text)[:inside]
-                ranks.append([0] * len(with_specials[place]))
-            else:
-                ranks.append(self._bpe.encode_ordinary(text.rstrip())[:inside])
-        counts = np.fromiter(map(len, ranks), dtype=np.int64, count=len(texts))
-        flat = np.fromiter(chain.from_iterable(ranks), dtype=np.int64, count=int(counts.sum()))
+                text = ""
+            plain.append(text.rstrip())
+        numbers, offsets = self._bpe.encode_batch_flat(plain)
+        starts = np.frombuffer(offsets, dtype=np.uint64).astype(np.int64)  # (B + 1,) of each text's tokens
+        flat = self._id_of_number[np.frombuffer(numbers, dtype=np.uint32)]
+        counts = np.minimum(np.diff(starts), inside)
         rows = np.zeros((len(texts), width), dtype=np.int32)
-        starts = np.arange(len(texts)) * width + 1  # in rows, of the first token behind <s>
-        rows.reshape(-1)[np.arange(len(flat)) + np.repeat(starts - (counts.cumsum() - counts), counts)] = (
-            self._id_of_rank[flat]
-        )
+        for row, start, count in zip(rows, starts.tolist(), counts.tolist(), strict=False):
+            row[1 : 1 + count] = flat[start : start + count]
         for place, ids in with_specials.items():
             rows[place, 1 : 1 + len(ids)] = ids
+            counts[place] = len(ids)
         rows[:, 0] = self.bos_token_id
         rows[np.arange(len(texts)), counts + 1] = self.eos_token_id
         return rows, (counts + 2).astype(np.int32)
@@ -240,7 +217,7 @@ class RobertaTokenizer:
         return "<" in text and self._special.search(text) is not None
 
     def _encode_plain(self, text: str) -> list[int]:
-        return self._id_of_rank[self._bpe.encode_ordinary(text)].tolist()
+        return self._id_of_number[self._bpe.encode_ordinary(text).ids].tolist()
 
     def _encode_with_specials(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -250,6 +227,13 @@ class RobertaTokenizer:
             elif piece := piece.rstrip():  # 2.x: white space before a special token goes, behind it stays
                 ids.extend(self._encode_plain(piece))
         return ids
+
+
+def _byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> fastokens.Tokenizer:
+    """Byte-level BPE after GPT-2, as the package wants it described: in the format of ``tokenizer.json``."""
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}  # GPT-2's pattern
+    return fastokens.Tokenizer.from_json_str(json.dumps({"version": "1.0", "pre_tokenizer": split, "model": model}))
 
 
 def _read_merges(path: Path, name: str) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from typing import Any
 from drhard.errors import command
 from drhard.files import text_lines
 from drhard.tokens import PASSAGES, TokenMemmap
-from star_tokenizer import PATTERN, RobertaTokenizer, byte_characters
+from star_tokenizer import RobertaTokenizer, byte_characters
 
 import numpy as np
 import regex
@@ -29,7 +29,9 @@ from tqdm import tqdm
 SAMPLE = ROOT / "data" / "sample"
 WARMUP = SAMPLE / "warmup"  # has a vocabulary
 WIDTH = 512  # tokens, preprocess.py's default
-MS_MARCO_LINES, MS_MARCO_BYTES = 8_841_823, 3_060_000_000  # of collection.tsv
+MS_MARCO_BYTES = 3_060_000_000  # of collection.tsv
+# GPT-2's: contractions, then letters, digits, other signs (each with one blank in front), white space.
+PATTERN = r"""'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,3 +14,5 @@ import os
 # long. Read when torch and NumPy are loaded, so scripts import this package first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")  # after 2^20 ticks of the clock, a fraction of a millisecond
+# One thread for each process that tokenizes, of which there are as many as cores.
+os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
