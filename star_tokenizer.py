@@ -12,6 +12,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from drhard.errors import InputError
@@ -69,16 +70,19 @@ class RobertaTokenizer:
         self.mask_token_id = vocab[self.mask_token]
 
         self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
-        # fastokens knows tokens by the order in which they are made; vocab.json's ids are looked up behind it.
-        tokens = dict.fromkeys(self._byte_of)
-        for pair in merges:
-            if not tokens.keys() >= set(pair):
-                raise InputError(f"{MERGES_FILE}: {' '.join(pair)!r} merges what is no byte and no earlier merge")
-            tokens["".join(pair)] = None
-        self._bpe = _byte_level_bpe({token: number for number, token in enumerate(tokens)}, merges)
-        self._id_of_number = np.array([vocab.get(token, self.unk_token_id) for token in tokens], dtype=np.int32)
+        # The BPE knows tokens by the order in which they are made; vocab.json's ids are looked up behind it.
+        self._made = dict.fromkeys(self._byte_of)
+        for left, right in merges:
+            if left not in self._made or right not in self._made:
+                raise InputError(f"{MERGES_FILE}: '{left} {right}' merges what is no byte and no earlier merge")
+            self._made[left + right] = None
+        self._id_of_number = np.array([vocab.get(token, self.unk_token_id) for token in self._made], dtype=np.int32)
         self._tokens = {id_: token for token, id_ in vocab.items()}
         self._special = re.compile("(" + "|".join(map(re.escape, self.all_special_tokens)) + ")")
+
+    @cached_property  # half of the start-up, for which preprocess.py has its workers
+    def _bpe(self) -> fastokens.Tokenizer:
+        return _byte_level_bpe({token: number for number, token in enumerate(self._made)}, self.merges)
 
     def __reduce__(self):
         return RobertaTokenizer, (self.vocab, self.merges, self.do_lower_case)

@@ -9,7 +9,7 @@ import os
 import signal
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class _Batch(NamedTuple):
     """Lines on their way to a worker."""
 
     source: Path
-    numbers: list[int]  # line number of each line
+    numbers: Sequence[int]  # line number of each line
     lines: list[bytes]
     target: Path  # the memmap
     first_row: int
@@ -182,7 +182,7 @@ def _batches(source: Path, target: Path, keep: set[int] | None) -> Iterator[tupl
                 raise InputError(f"{source}: damaged after line {number} ({error})") from None
             if not lines:
                 return
-            numbers = list(range(number + 1, number + 1 + len(lines)))
+            numbers: Sequence[int] = range(number + 1, number + 1 + len(lines))
             number += len(lines)
             if keep is not None:
                 kept = [(n, line) for n, line in zip(numbers, lines, strict=True) if _qid(line, source, n) in keep]
