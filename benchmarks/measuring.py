@@ -20,8 +20,10 @@ from drhard.files import write_json
 
 import psutil
 import threadpoolctl
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+SQUARE = 4096  # rows and columns
 
 
 def measure_in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -45,6 +47,24 @@ def compare(seconds: dict[str, list[float]], base: str) -> list[dict[str, Any]]:
         }
         for name, values in seconds.items()
     ]
+
+
+def square_products(device: str = "cpu") -> dict[str, Callable[[], Any]]:
+    """Ways to measure how fast matrices are multiplied here, at best; :func:`take_rate` reads them."""
+    square = torch.randn(SQUARE, SQUARE, device=device)
+    on_cpu = square.cpu().numpy()
+
+    def multiply() -> None:
+        square @ square
+        if square.is_cuda:
+            torch.cuda.synchronize()
+
+    return {"square, torch": multiply, "square, NumPy": lambda: on_cpu @ on_cpu}
+
+
+def take_rate(seconds: dict[str, list[float]]) -> float:
+    """Take the square products out of what was measured; return the FLOP/s of the fastest."""
+    return 2 * SQUARE**3 / min(statistics.median(seconds.pop(name)) for name in ("square, torch", "square, NumPy"))
 
 
 def peak_memory_gb() -> float:

@@ -21,11 +21,11 @@ LEAST_MEMORY_GB = 0.5  # half of it for the results
 RESULT_BYTES = 4 + 8  # a score and a row
 BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
 BUFFERS = 3  # blocks in memory: one in use, one waiting, one being read
-TILE_ROWS = 2048  # documents scored at a time, at least; then 8 MB of scores stay in the cache while they are sifted
-TILE_SCORES = 1 << 20  # for few queries more documents, up to so many scores
+TILE_SCORES = 1 << 20  # a block is scored in tiles, whose 4 MB of scores stay in the cache while they are sifted
 GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
 GPU_TOPK = 2048  # the most that faiss returns from a GPU
-QUERY_ROWS = 1024  # queries past a tile at a time
+QUERY_ROWS = 512  # queries past a tile at a time, at most
+FOLDS = 16  # scores of which the greatest is looked at first
 
 
 class Index(Protocol):
@@ -76,31 +76,44 @@ class ExactIndex:
         dim = self.documents.shape[1]
         added = 8 + RESULT_BYTES  # with the query
         blocks = BUFFERS * BLOCK_ROWS * dim * 4
-        tile = QUERY_ROWS * TILE_ROWS * (4 + 1 + added)  # scores, which are better, and all of them added at worst
-        merging = QUERY_ROWS * (3 * k + TILE_ROWS) * (2 * RESULT_BYTES + 8)  # with the order of them
+        tile = TILE_SCORES * (4 + 1 + added)  # scores, which are better, and all of them added at worst
+        merging = (QUERY_ROWS * 3 * k + TILE_SCORES) * (2 * RESULT_BYTES + 8)  # with the order of them
         room = self.memory_gb * 1e9 - queries * k * RESULT_BYTES - blocks - tile - merging
         return max(QUERY_ROWS, int(room / (dim * 4 + 2 * k * added)))
 
     def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
         """Fill ``scores`` and ``rows``, (Q, k) both."""
+        size = math.ceil(len(queries) / math.ceil(len(queries) / QUERY_ROWS))  # groups as equal as can be
         groups = [
-            (np.ascontiguousarray(queries[part], dtype=np.float32), TopK(scores[part], rows[part]))
-            for part in (slice(first, first + QUERY_ROWS) for first in range(0, len(queries), QUERY_ROWS))
+            (_as_filters(queries[part]), TopK(scores[part], rows[part]))
+            for part in (slice(first, first + size) for first in range(0, len(queries), size))
         ]
-        most = len(groups[0][0])
-        tile_rows = max(TILE_ROWS, min(BLOCK_ROWS, TILE_SCORES // most))
-        room = np.empty(most * tile_rows, dtype=np.float32)  # for the scores of a tile
+        tile_rows = math.ceil(BLOCK_ROWS / math.ceil(BLOCK_ROWS * size / TILE_SCORES))
         for first_row, block in prefetch(_blocks(self.documents)):
             for start in range(0, len(block), tile_rows):
-                tile = block[start : start + tile_rows]
-                for group, best in groups:
-                    tile_scores = room[: len(group) * len(tile)].reshape(len(group), len(tile))
-                    # NumPy's BLAS and not torch's, which on AMD's processors is half as fast.
-                    np.matmul(group, tile.T, out=tile_scores)
-                    best.add(tile_scores, first_row + start)
+                tile = torch.from_numpy(block[start : start + tile_rows])
+                for filters, best in groups:
+                    best.add(_inner_products(tile, filters), first_row + start)
             bar.update(len(block))
         for _, best in groups:
             best.merge()
+
+
+def _as_filters(queries: np.ndarray) -> torch.Tensor:
+    """Queries (Q, dim) as the filters (Q, dim, 1, 1) of a convolution, float32."""
+    filters = torch.from_numpy(np.array(queries, dtype=np.float32))
+    return filters[:, :, None, None].contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def _inner_products(documents: torch.Tensor, filters: torch.Tensor) -> np.ndarray:
+    """The scores (B, Q) float32 of documents (B, dim) and queries, the latter as filters.
+
+    As a convolution of an image of B pixels, which oneDNN computes: as fast on processors of all makers, where of the
+    two matrix products at hand torch's (MKL) is slow on AMD's and NumPy's (OpenBLAS) is slow for few queries.
+    """
+    image = documents[None, :, None, :].permute(0, 3, 1, 2)  # (1, dim, B, 1), the dimensions of a pixel side by side
+    return torch.nn.functional.conv2d(image, filters)[0, :, :, 0].T.numpy()
 
 
 class TopK:
@@ -122,17 +135,16 @@ class TopK:
         self._counts = np.zeros(len(scores), dtype=np.int64)  # of each query in what was added
 
     def add(self, scores: np.ndarray, first_row: int) -> None:
-        """Add the ``scores`` (Q, B) of documents ``first_row ... first_row + B - 1``, all after those added before."""
+        """Add the ``scores`` (B, Q) of documents ``first_row ... first_row + B - 1``, all after those added before."""
         k = self.scores.shape[1]
-        better = scores > self.scores[:, -1:]  # a tie goes to the earlier row, which is there already
-        hits = np.flatnonzero(better)
-        if len(hits) > self.scores.size and scores.shape[1] > k:
+        hits = _above(scores, self.scores[:, -1])  # a tie goes to the earlier row, which is there already
+        if len(hits) > self.scores.size and len(scores) > k:
             # The first blocks: only the k best of this one can matter, and what ties with them.
-            hits = np.flatnonzero(better & (scores >= np.partition(scores, -k, axis=1)[:, -k, None]))
+            hits = hits[scores.reshape(-1)[hits] >= np.partition(scores, -k, axis=0)[-k][hits % scores.shape[1]]]
         if len(hits) == 0:
             return
-        query, column = np.divmod(hits, scores.shape[1])
-        self._added.append((query, scores.reshape(-1)[hits], column + first_row))
+        row, query = np.divmod(hits, scores.shape[1])
+        self._added.append((query, scores.reshape(-1)[hits], row + first_row))
         self._counts += np.bincount(query, minlength=len(self._counts))
         if self._counts.max() >= 2 * k:
             self.merge()
@@ -160,6 +172,20 @@ class TopK:
         self._counts[:] = 0
 
 
+def _above(scores: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """``np.flatnonzero(scores > least)`` for scores (B, Q) and least (Q,), faster where few are.
+
+    The greatest of ``FOLDS`` scores that lie far apart is found first, then those above among the few it speaks for.
+    """
+    fold, width = len(scores) // FOLDS, scores.shape[1]
+    folded = scores[: FOLDS * fold].reshape(FOLDS, fold, width)
+    places = np.flatnonzero(np.fmax.reduce(folded, axis=0) > least)  # fmax: not a number hides no number
+    row, query = np.divmod(places, width)
+    which, number = np.nonzero(folded[:, row, query] > least[query])  # by row, as the folds follow each other
+    rest = np.flatnonzero(scores[FOLDS * fold :] > least)
+    return np.concatenate((which * (fold * width) + places[number], FOLDS * fold * width + rest))
+
+
 def _blocks(documents: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, (B, dim) float32), read from the file where ``documents`` is a whole memmap.
 
@@ -180,7 +206,7 @@ def _blocks(documents: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
                 yield first, block
     else:
         for first in range(0, count, BLOCK_ROWS):
-            yield first, np.ascontiguousarray(documents[first : first + BLOCK_ROWS])
+            yield first, np.require(documents[first : first + BLOCK_ROWS], np.float32, "CW")  # torch wants it so
 
 
 class ShardedIndex:

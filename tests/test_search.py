@@ -108,7 +108,7 @@ def test_top_k_of_blocks_equals_sorting_everything(seed: int, k: int, widths: li
         everything[0].sort()  # every document is better than all before, for one query
     best = TopK(np.empty((3, k), dtype=np.float32), np.empty((3, k), dtype=np.int64))
     for first, width in zip(np.cumsum([0, *widths]), widths, strict=False):
-        best.add(everything[:, first : first + width], int(first))
+        best.add(np.ascontiguousarray(everything[:, first : first + width].T), int(first))
         assert best._counts.max() < 2 * k  # what waits is bounded
     best.merge()
     for query, scores in enumerate(everything):
