@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from drhard.encoder import MixedPrecision, RobertaDot, check_lengths, weights_digest, with_onednn
+from drhard.encoder import MixedPrecision, RobertaDot, check_lengths, for_cpu, weights_digest
 from drhard.errors import InputError
 from drhard.files import partial, read_json, whole, write_json
 from drhard.prefetch import prefetch
@@ -74,7 +74,7 @@ def encode(
         return dim
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    module = with_onednn(model) if device.type == "cpu" else MixedPrecision(model, dtype)
+    module = for_cpu(model) if device.type == "cpu" else MixedPrecision(model, dtype)
     if gpus > 1:
         module = nn.DataParallel(module)
     stamp_path, unfinished = stamp_of(path), partial(path)

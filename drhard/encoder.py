@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 
 from drhard.errors import InputError
+from drhard.onednn import with_linear_layers
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.mkldnn import to_mkldnn
 from transformers import RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -76,16 +76,14 @@ class MixedPrecision(nn.Module):
             return self.model(input_ids, attention_mask).float()
 
 
-def with_onednn(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for inference on the CPU with oneDNN's linear layers; other parameters are shared.
+def for_cpu(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` for inference on the CPU, its linear layers by oneDNN; the parameters are shared.
 
-    torch takes MKL's matrix product, which uses half of what AMD's processors can do; oneDNN uses any. Embeddings
-    are equal to float32's accuracy. Where torch has no oneDNN the model itself is returned.
+    Embeddings are equal to float32's accuracy. Where torch has no oneDNN the model itself is returned.
     """
     if not torch.backends.mkldnn.is_available():
         return model
-    copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    return to_mkldnn(copied)
+    return with_linear_layers(copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}))
 
 
 def embed_in_chunks(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from drhard.errors import InputError
+from drhard.onednn import as_filters, products
 from drhard.prefetch import prefetch
 
 import numpy as np
@@ -81,11 +82,12 @@ class ExactIndex:
         room = self.memory_gb * 1e9 - queries * k * RESULT_BYTES - blocks - tile - merging
         return max(QUERY_ROWS, int(room / (dim * 4 + 2 * k * added)))
 
+    @torch.no_grad()
     def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
         """Fill ``scores`` and ``rows``, (Q, k) both."""
         size = math.ceil(len(queries) / math.ceil(len(queries) / QUERY_ROWS))  # groups as equal as can be
         groups = [
-            (_as_filters(queries[part]), TopK(scores[part], rows[part]))
+            (as_filters(torch.from_numpy(np.array(queries[part], np.float32))), TopK(scores[part], rows[part]))
             for part in (slice(first, first + size) for first in range(0, len(queries), size))
         ]
         tile_rows = math.ceil(BLOCK_ROWS / math.ceil(BLOCK_ROWS * size / TILE_SCORES))
@@ -93,27 +95,10 @@ class ExactIndex:
             for start in range(0, len(block), tile_rows):
                 tile = torch.from_numpy(block[start : start + tile_rows])
                 for filters, best in groups:
-                    best.add(_inner_products(tile, filters), first_row + start)
+                    best.add(products(tile, filters).numpy(), first_row + start)
             bar.update(len(block))
         for _, best in groups:
             best.merge()
-
-
-def _as_filters(queries: np.ndarray) -> torch.Tensor:
-    """Queries (Q, dim) as the filters (Q, dim, 1, 1) of a convolution, float32."""
-    filters = torch.from_numpy(np.array(queries, dtype=np.float32))
-    return filters[:, :, None, None].contiguous(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def _inner_products(documents: torch.Tensor, filters: torch.Tensor) -> np.ndarray:
-    """The scores (B, Q) float32 of documents (B, dim) and queries, the latter as filters.
-
-    As a convolution of an image of B pixels, which oneDNN computes: as fast on processors of all makers, where of the
-    two matrix products at hand torch's (MKL) is slow on AMD's and NumPy's (OpenBLAS) is slow for few queries.
-    """
-    image = documents[None, :, None, :].permute(0, 3, 1, 2)  # (1, dim, B, 1), the dimensions of a pixel side by side
-    return torch.nn.functional.conv2d(image, filters)[0, :, :, 0].T.numpy()
 
 
 class TopK:

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from drhard.encoder import RobertaDot, embed_in_chunks, load_encoder, save_encoder, weights_digest, with_onednn
+from drhard.encoder import RobertaDot, embed_in_chunks, for_cpu, load_encoder, save_encoder, weights_digest
 from drhard.errors import InputError
 
 import numpy as np
@@ -59,7 +59,7 @@ def test_onednn_gives_the_same_and_leaves_the_model_alone() -> None:
     model, (ids, mask) = tiny_model(), random_batch(5, 12)
     before = {name: (id(parameter), parameter.clone()) for name, parameter in model.named_parameters()}
     with torch.inference_mode():
-        torch.testing.assert_close(with_onednn(model)(ids, mask), model(ids, mask), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(for_cpu(model)(ids, mask), model(ids, mask), rtol=1e-5, atol=1e-5)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys()
     assert all(id(after[name]) == old and torch.equal(after[name], value) for name, (old, value) in before.items())
