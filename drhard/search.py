@@ -26,6 +26,8 @@ TILE_SCORES = 1 << 20  # a block is scored in tiles, whose 4 MB of scores stay i
 GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
 GPU_TOPK = 2048  # the most that faiss returns from a GPU
 QUERY_ROWS = 512  # queries past a tile at a time, at most
+ADDED = np.dtype([("query", np.int32), ("score", np.float32), ("row", np.int64)])
+ADDED_TIMES = 3  # as many as are asked for can wait to be merged: just under 2 times from before, and once of a tile
 FOLDS = 16  # scores of which the greatest is looked at first
 
 
@@ -75,12 +77,12 @@ class ExactIndex:
     def _queries_together(self, queries: int, k: int) -> int:
         """How many queries go past the documents at once, so that the memory is kept."""
         dim = self.documents.shape[1]
-        added = 8 + RESULT_BYTES  # with the query
         blocks = BUFFERS * BLOCK_ROWS * dim * 4
-        tile = TILE_SCORES * (4 + 1 + added)  # scores, which are better, and all of them added at worst
-        merging = (QUERY_ROWS * 3 * k + TILE_SCORES) * (2 * RESULT_BYTES + 8)  # with the order of them
+        tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, which are better, and where, all of them at worst
+        waiting = ADDED_TIMES * k * ADDED.itemsize  # of a query
+        merging = QUERY_ROWS * waiting * 4  # sorted, laid out by query, and the orders of both
         room = self.memory_gb * 1e9 - queries * k * RESULT_BYTES - blocks - tile - merging
-        return max(QUERY_ROWS, int(room / (dim * 4 + 2 * k * added)))
+        return max(QUERY_ROWS, int(room / (dim * 4 + waiting)))
 
     @torch.no_grad()
     def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
@@ -116,7 +118,8 @@ class TopK:
         self.scores, self.rows = scores, rows
         scores.fill(-np.inf)
         rows.fill(-1)
-        self._added: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # query, score, row of each
+        # Added and not merged yet, in an array that stays: many small ones between the tiles would tear the memory up.
+        self._added = np.empty(ADDED_TIMES * scores.size, dtype=ADDED)
         self._counts = np.zeros(len(scores), dtype=np.int64)  # of each query in what was added
 
     def add(self, scores: np.ndarray, first_row: int) -> None:
@@ -126,13 +129,14 @@ class TopK:
         if len(hits) > self.scores.size and len(scores) > k:
             # The first blocks: only the k best of this one can matter, and what ties with them.
             hits = hits[scores.reshape(-1)[hits] >= np.partition(scores, -k, axis=0)[-k][hits % scores.shape[1]]]
-        if len(hits) == 0:
-            return
-        row, query = np.divmod(hits, scores.shape[1])
-        self._added.append((query, scores.reshape(-1)[hits], row + first_row))
-        self._counts += np.bincount(query, minlength=len(self._counts))
-        if self._counts.max() >= 2 * k:
-            self.merge()
+        for start in range(0, len(hits), self.scores.size):  # once, unless very many tie
+            some = hits[start : start + self.scores.size]
+            row, query = np.divmod(some, scores.shape[1])
+            added = self._added[self._counts.sum() :][: len(some)]
+            added["query"], added["score"], added["row"] = query, scores.reshape(-1)[some], row + first_row
+            self._counts += np.bincount(query, minlength=len(self._counts))
+            if self._counts.max() >= 2 * k:
+                self.merge()
 
     def merge(self) -> None:
         """Bring what was added into ``scores`` and ``rows``."""
@@ -140,20 +144,19 @@ class TopK:
         queries = np.flatnonzero(self._counts)  # (T,) those that have anything new
         if len(queries) == 0:
             return
-        query, score, row = (np.concatenate(parts) for parts in zip(*self._added, strict=True))
-        order = np.argsort(query, kind="stable")  # by query, and rows ascend in each
+        added = self._added[: self._counts.sum()]
+        added = added[np.argsort(added["query"], kind="stable")]  # by query, and rows ascend in each
         counts = self._counts[queries]
         line = np.repeat(np.arange(len(queries)), counts)
-        place = k + np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        place = k + np.arange(len(added)) - np.repeat(np.cumsum(counts) - counts, counts)
         scores = np.full((len(queries), k + counts.max()), -np.inf, dtype=np.float32)
         rows = np.full(scores.shape, -1, dtype=np.int64)
         scores[:, :k], rows[:, :k] = self.scores[queries], self.rows[queries]
-        scores[line, place], rows[line, place] = score[order], row[order]
+        scores[line, place], rows[line, place] = added["score"], added["row"]
         # Rows ascend from the best to the added and within both, so a stable sort leaves ties in ascending rows.
         kept = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         self.scores[queries] = np.take_along_axis(scores, kept, 1)
         self.rows[queries] = np.take_along_axis(rows, kept, 1)
-        self._added.clear()
         self._counts[:] = 0
 
 

@@ -39,7 +39,7 @@ def test_encoding(tmp_path: Path) -> None:
 def test_tokenizing(tmp_path: Path) -> None:
     _, results = run_benchmark("tokenizing", tmp_path, "--lines", 300, "--rounds", 1)
     check_ways(results["ways"])
-    assert len(results["ways"]) == 3
+    assert len(results["ways"]) == 4
     assert results["lines"] == 300
     assert results["tokens"] > 300 * 20
 
