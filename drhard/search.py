@@ -26,7 +26,7 @@ TILE_SCORES = 1 << 20  # a block is scored in tiles, whose 4 MB of scores stay i
 GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
 GPU_TOPK = 2048  # the most that faiss returns from a GPU
 QUERY_ROWS = 512  # queries past a tile at a time, at most
-ADDED = np.dtype([("query", np.int32), ("score", np.float32), ("row", np.int64)])
+ADDED = np.dtype([("query", np.uint16), ("score", np.float32), ("row", np.int64)], align=True)  # 16 bits sort fast
 ADDED_TIMES = 3  # as many as are asked for can wait to be merged: just under 2 times from before, and once of a tile
 FOLDS = 16  # scores of which the greatest is looked at first
 
@@ -125,10 +125,7 @@ class TopK:
     def add(self, scores: np.ndarray, first_row: int) -> None:
         """Add the ``scores`` (B, Q) of documents ``first_row ... first_row + B - 1``, all after those added before."""
         k = self.scores.shape[1]
-        hits = _above(scores, self.scores[:, -1])  # a tie goes to the earlier row, which is there already
-        if len(hits) > self.scores.size and len(scores) > k:
-            # The first blocks: only the k best of this one can matter, and what ties with them.
-            hits = hits[scores.reshape(-1)[hits] >= np.partition(scores, -k, axis=0)[-k][hits % scores.shape[1]]]
+        hits = self._hits(scores)
         for start in range(0, len(hits), self.scores.size):  # once, unless very many tie
             some = hits[start : start + self.scores.size]
             row, query = np.divmod(some, scores.shape[1])
@@ -137,6 +134,22 @@ class TopK:
             self._counts += np.bincount(query, minlength=len(self._counts))
             if self._counts.max() >= 2 * k:
                 self.merge()
+        if self._counts.min() >= k and np.isneginf(self.scores[:, -1]).any():
+            self.merge()  # at once, for a first bound
+
+    def _hits(self, scores: np.ndarray) -> np.ndarray:
+        """Where in ``scores`` (B, Q), flattened, are those that can be among the best; ascending."""
+        k = self.scores.shape[1]
+        least = self.scores[:, -1]  # a tie with it goes to the earlier row, which is there already
+        if not np.isneginf(least).any():
+            hits = _above(scores, least)
+            if len(hits) <= self.scores.size:
+                return hits
+        # The first tile, or documents that get better and better: its own k best can matter, and what ties with them.
+        if len(scores) > k:
+            own = np.partition(np.ascontiguousarray(scores.T), -k, axis=1)[:, -k]
+            least = np.fmax(least, np.nextafter(own, -np.float32(np.inf)))
+        return np.flatnonzero(scores > least)
 
     def merge(self) -> None:
         """Bring what was added into ``scores`` and ``rows``."""

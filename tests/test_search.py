@@ -100,6 +100,14 @@ def test_negative_scores_are_found() -> None:
     assert scores.tolist() == [[-1, -2, -3, -4, -5]]
 
 
+def test_embeddings_that_are_not_numbers_hide_no_others() -> None:
+    documents = np.arange(600, dtype=np.float32)[:, None]
+    documents[:400:2] = np.nan
+    scores, rows = search_in_blocks(documents, np.ones((3, 1), dtype=np.float32), 3, block=200, group=2)
+    assert rows.tolist() == [[599, 598, 597]] * 3
+    assert scores.tolist() == rows.tolist()
+
+
 @SLOW_MACHINE
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.lists(st.integers(1, 30), min_size=1), st.booleans())
 def test_top_k_of_blocks_equals_sorting_everything(seed: int, k: int, widths: list[int], ascending: bool) -> None:
