@@ -21,7 +21,17 @@ from drhard.tokens import TokenMemmap
 
 import numpy as np
 import torch
-from measuring import compare, measure_in_turn, peak_memory_gb, save, show, show_machine, square_products, take_rate
+from measuring import (
+    compare,
+    measure_in_turn,
+    peak_memory_gb,
+    positive,
+    save,
+    show,
+    show_machine,
+    square_products,
+    take_rate,
+)
 from stand_ins import passage_lengths, random_encoder
 from transformers import RobertaConfig
 
@@ -31,9 +41,9 @@ LONGEST = 256  # tokens of a passage
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--passages", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--passages", type=positive, default=512)
+    parser.add_argument("--layers", type=positive, default=12)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--output", type=Path, help="also write JSON there")
     return parser.parse_args()
 

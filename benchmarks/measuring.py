@@ -3,6 +3,7 @@
 Machines are noisy, so each way runs once in every round, and ratios are those of the same round.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -24,6 +25,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SQUARE = 4096  # rows and columns
+
+
+def positive(text: str) -> int:
+    """A flag's whole number of at least 1; argparse makes a sentence of what this raises."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; give at least 1")
+    return number
 
 
 def measure_in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

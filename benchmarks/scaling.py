@@ -21,11 +21,11 @@ from typing import Any
 
 from drhard.embeddings import open_embeddings
 from drhard.errors import command
-from drhard.search import SEARCH_MEMORY_GB, ExactIndex
+from drhard.search import SEARCH_MEMORY_GB, ExactIndex, check_search
 from drhard.tokens import PASSAGES, TokenMemmap
 
 import numpy as np
-from measuring import ROOT, peak_memory_gb, run_apart, save, show, show_machine, time_and_memory_of
+from measuring import ROOT, peak_memory_gb, positive, run_apart, save, show, show_machine, time_and_memory_of
 from tokenizing import WARMUP, WIDTH, write_collection
 from tqdm import tqdm
 
@@ -44,9 +44,9 @@ BESIDE_GB = 0.5  # libraries and what Python takes
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the vectors are written, then removed")
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 8_841_823])
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--memory_gb", type=float, default=SEARCH_MEMORY_GB)
+    parser.add_argument("--rows", type=positive, nargs="+", default=[10_000, 100_000, 1_000_000, 8_841_823])
+    parser.add_argument("--dim", type=positive, default=768)
+    parser.add_argument("--search_memory_gb", type=float, default=SEARCH_MEMORY_GB)
     parser.add_argument("--output", type=Path, help="also write JSON there")
     parser.add_argument("--search", help=argparse.SUPPRESS)  # in the process of its own
     return parser.parse_args()
@@ -119,7 +119,7 @@ def plain_search(path: Path, queries: np.ndarray, k: int) -> np.ndarray:
 def measure(path: Path, work: str, dim: int, memory_gb: float) -> dict[str, Any]:
     """Search in a process of its own, and check what it found and took."""
     forget(path)
-    flags = ("--folder", path.parent, "--search", work, "--dim", dim, "--memory_gb", memory_gb)
+    flags = ("--folder", path.parent, "--search", work, "--dim", dim, "--search_memory_gb", memory_gb)
     result = run_apart(__file__, *flags)
     queries, k = queries_of(work, dim)
     found = open_embeddings(path, dim)[np.array(result.pop("found"))].astype(np.float64)  # (CHECKED, k, dim)
@@ -156,7 +156,10 @@ def main() -> None:
     args = parse_arguments()
     path = args.folder.resolve() / "scaling.memmap"
     if args.search:
-        return search(path, args.search, args.dim, args.memory_gb)
+        return search(path, args.search, args.dim, args.search_memory_gb)
+    for rows in args.rows:
+        for _, k in WORK.values():
+            check_search(k, rows, memory_gb=args.search_memory_gb)
     path.unlink(missing_ok=True)
     show_machine()
     results: list[dict[str, Any]] = []
@@ -167,7 +170,7 @@ def main() -> None:
             for work, (queries, _) in WORK.items():
                 if queries > FEW < rows:
                     continue
-                result = measure(path, work, args.dim, args.memory_gb)
+                result = measure(path, work, args.dim, args.search_memory_gb)
                 gflops = 2e-9 * queries * rows * args.dim / result["seconds"]
                 size_gb = path.stat().st_size / 1e9
                 results.append(
@@ -178,11 +181,11 @@ def main() -> None:
     finally:
         path.unlink(missing_ok=True)
     show(
-        f"search from disk within {args.memory_gb:g} GB, {args.dim} dimensions; the best documents found",
+        f"search from disk within {args.search_memory_gb:g} GB, {args.dim} dimensions; the best documents found",
         ["documents", "GB", "work", "seconds", "GFLOP/s", "GB/s read", "GB/s of the disk", "peak memory, GB"],
         [[f"{row['rows']:,}", *(row[key] for key in SHOWN)] for row in results],
     )
-    save(args.output, {"dim": args.dim, "memory_gb": args.memory_gb, "search": results})
+    save(args.output, {"dim": args.dim, "memory_gb": args.search_memory_gb, "search": results})
     preprocessing = [measure_preprocessing(path.parent, rows) for rows in sorted(args.rows)]
     show(
         "preprocess.py, the sample's passages repeated",
@@ -191,7 +194,7 @@ def main() -> None:
     )
     save(
         args.output,
-        {"dim": args.dim, "memory_gb": args.memory_gb, "search": results, "preprocessing": preprocessing},
+        {"dim": args.dim, "memory_gb": args.search_memory_gb, "search": results, "preprocessing": preprocessing},
     )
     return None
 

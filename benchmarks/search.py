@@ -18,21 +18,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drhard.errors import command
-from drhard.search import ExactIndex
+from drhard.search import ExactIndex, check_search
 
 import faiss
 import numpy as np
 import torch
-from measuring import compare, measure_in_turn, peak_memory_gb, save, show, show_machine, square_products, take_rate
+from measuring import (
+    compare,
+    measure_in_turn,
+    peak_memory_gb,
+    positive,
+    save,
+    show,
+    show_machine,
+    square_products,
+    take_rate,
+)
 
+WORK = (("search of 640 queries", 640, 100), ("ADORE's step of 32 queries", 32, 200))  # queries, k
 NEAR = 1e-4  # of the top score: documents so near to each other may be swapped
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=500_000)
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--documents", type=positive, default=500_000)
+    parser.add_argument("--dim", type=positive, default=768)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--output", type=Path, help="also write JSON there")
     return parser.parse_args()
 
@@ -73,6 +84,8 @@ def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, exp
 @command
 def main() -> None:
     args = parse_arguments()
+    for _, _, k in WORK:
+        check_search(k, args.documents)
     torch.set_grad_enabled(False)
     random = np.random.default_rng(0)
     documents = random.standard_normal((args.documents, args.dim), dtype=np.float32)
@@ -81,7 +94,7 @@ def main() -> None:
     ours = ExactIndex(documents)
     show_machine()
     results = []
-    for name, count, k in (("search of 640 queries", 640, 100), ("ADORE's step of 32 queries", 32, 200)):
+    for name, count, k in WORK:
         queries = random.standard_normal((count, args.dim), dtype=np.float32)
         found: dict[str, np.ndarray] = {}
 

@@ -24,7 +24,7 @@ from star_tokenizer import RobertaTokenizer, byte_characters
 
 import numpy as np
 import regex
-from measuring import ROOT, compare, save, show, show_machine, time_and_memory_of
+from measuring import ROOT, compare, positive, save, show, show_machine, time_and_memory_of
 from tqdm import tqdm
 
 SAMPLE = ROOT / "data" / "sample"
@@ -39,10 +39,10 @@ PATTERN = r"""'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="a text on each line (the sample's passages)")
-    parser.add_argument("--lines", type=int, default=400_000, help="of the text; it is repeated if it has fewer")
+    parser.add_argument("--lines", type=positive, default=400_000, help="of the text; it is repeated if it has fewer")
     parser.add_argument("--model_name_or_path", default=str(WARMUP), help="whose vocabulary")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=Path, help="also write JSON there")
     parser.add_argument("--plain", nargs=2, type=Path, help=argparse.SUPPRESS)  # the slow way, in a process of its own
     return parser.parse_args()

@@ -19,12 +19,12 @@ from drhard.adore import Candidates
 from drhard.encoder import RobertaDot, embed_in_chunks
 from drhard.errors import command
 from drhard.losses import adore_loss, pairwise_loss
-from drhard.search import ExactIndex
+from drhard.search import ExactIndex, check_search
 
 import faiss
 import numpy as np
 import torch
-from measuring import compare, measure_in_turn, peak_memory_gb, run_apart, save, show, show_machine
+from measuring import compare, measure_in_turn, peak_memory_gb, positive, run_apart, save, show, show_machine
 from search import blas_of_2021, check_same
 from stand_ins import passage_lengths, random_encoder
 from torch.nn import functional
@@ -40,12 +40,12 @@ WAYS = {
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=500_000, help="of ADORE")
-    parser.add_argument("--batch", type=int, default=16, help="queries in a step of STAR")
-    parser.add_argument("--large_batch", type=int, default=256, help="with chunks alone; the paper's")
-    parser.add_argument("--chunk", type=int, default=16, help="sequences in a chunk")
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--documents", type=positive, default=500_000, help="of ADORE")
+    parser.add_argument("--batch", type=positive, default=16, help="queries in a step of STAR")
+    parser.add_argument("--large_batch", type=positive, default=256, help="with chunks alone; the paper's")
+    parser.add_argument("--chunk", type=positive, default=16, help="sequences in a chunk")
+    parser.add_argument("--layers", type=positive, default=12)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--output", type=Path, help="also write JSON there")
     parser.add_argument("--step", choices=WAYS, help=argparse.SUPPRESS)  # in a process of its own
     return parser.parse_args()
@@ -200,6 +200,7 @@ def main() -> None:
     args = parse_arguments()
     if args.step:
         return print_step(args)
+    check_search(TOPK, args.documents)
     show_machine()
     adore = measure_adore(args.documents, args.rounds)
     show(

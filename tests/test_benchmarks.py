@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest import must_run
+import pytest
+from conftest import must_run, run_script
 
 
 def run_benchmark(name: str, folder: Path, *flags: Any) -> tuple[str, dict[str, Any]]:
@@ -57,9 +58,28 @@ def test_training(tmp_path: Path) -> None:
 
 def test_scaling(tmp_path: Path) -> None:
     _, results = run_benchmark(
-        "scaling", tmp_path, "--folder", tmp_path, "--rows", 11_000, "--dim", 16, "--memory_gb", 0.5
+        "scaling", tmp_path, "--folder", tmp_path, "--rows", 11_000, "--dim", 16, "--search_memory_gb", 0.5
     )
     assert [row["rows"] for row in results["search"]] == [11_000, 11_000]
     assert [row["rows"] for row in results["preprocessing"]] == [11_000]
     assert all(row["peak_gb"] < 1 for row in results["search"])
     assert not list(tmp_path.glob("*.memmap"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("search", "--documents", 150), "error: cannot return the 200 best of 150 documents; choose 1 to 150"),
+        (("search", "--rounds", 0), "search.py: error: argument --rounds: 0 is too few; give at least 1"),
+        (
+            ("scaling", "--folder", ".", "--rows", 199),
+            "error: cannot return the 200 best of 199 documents; choose 1 to 199",
+        ),
+    ],
+)
+def test_too_little_is_refused(tmp_path: Path, flags: tuple[Any, ...], sentence: str) -> None:
+    name, *rest = flags
+    result = run_script(f"benchmarks/{name}.py", *rest, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == sentence
+    assert not list(tmp_path.iterdir())
