@@ -21,17 +21,7 @@ from drhard.tokens import TokenMemmap
 
 import numpy as np
 import torch
-from measuring import (
-    compare,
-    measure_in_turn,
-    peak_memory_gb,
-    positive,
-    save,
-    show,
-    show_machine,
-    square_products,
-    take_rate,
-)
+from measuring import arguments, compare, measure_with_rate, peak_memory_gb, positive, save, show, show_machine
 from stand_ins import passage_lengths, random_encoder
 from transformers import RobertaConfig
 
@@ -40,11 +30,10 @@ LONGEST = 256  # tokens of a passage
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--passages", type=positive, default=512)
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--output", type=Path, help="also write JSON there")
     return parser.parse_args()
 
 
@@ -99,8 +88,7 @@ def main() -> None:
             "ours": ours,
         }
         show_machine()
-        seconds = measure_in_turn(ways | square_products(str(device)), args.rounds)
-        rate = take_rate(seconds)
+        seconds, rate = measure_with_rate(ways, args.rounds, str(device))
         rows = compare(seconds, next(iter(ways)))
         difference = float(np.abs(open_embeddings(path, expected.shape[1]) - expected).max())
         if difference > 1e-5:

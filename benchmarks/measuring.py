@@ -35,6 +35,13 @@ def positive(text: str) -> int:
     return number
 
 
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The flags of all benchmarks."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="also write JSON there")
+    return parser
+
+
 def measure_in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Run every way once in each round; return the seconds that each took."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -58,8 +65,10 @@ def compare(seconds: dict[str, list[float]], base: str) -> list[dict[str, Any]]:
     ]
 
 
-def square_products(device: str = "cpu") -> dict[str, Callable[[], Any]]:
-    """Ways to measure how fast matrices are multiplied here, at best; :func:`take_rate` reads them."""
+def measure_with_rate(
+    ways: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu"
+) -> tuple[dict[str, list[float]], float]:
+    """As :func:`measure_in_turn`; in the same rounds, the FLOP/s of large square products, torch's or NumPy's."""
     square = torch.randn(SQUARE, SQUARE, device=device)
     on_cpu = square.cpu().numpy()
 
@@ -68,12 +77,9 @@ def square_products(device: str = "cpu") -> dict[str, Callable[[], Any]]:
         if square.is_cuda:
             torch.cuda.synchronize()
 
-    return {"square, torch": multiply, "square, NumPy": lambda: on_cpu @ on_cpu}
-
-
-def take_rate(seconds: dict[str, list[float]]) -> float:
-    """Take the square products out of what was measured; return the FLOP/s of the fastest."""
-    return 2 * SQUARE**3 / min(statistics.median(seconds.pop(name)) for name in ("square, torch", "square, NumPy"))
+    squares = {"square, torch": multiply, "square, NumPy": lambda: on_cpu @ on_cpu}
+    seconds = measure_in_turn(ways | squares, rounds)
+    return seconds, 2 * SQUARE**3 / min(statistics.median(seconds.pop(name)) for name in squares)
 
 
 def peak_memory_gb() -> float:

@@ -25,7 +25,7 @@ from drhard.search import SEARCH_MEMORY_GB, ExactIndex, check_search
 from drhard.tokens import PASSAGES, TokenMemmap
 
 import numpy as np
-from measuring import ROOT, peak_memory_gb, positive, run_apart, save, show, show_machine, time_and_memory_of
+from measuring import ROOT, arguments, peak_memory_gb, positive, run_apart, save, show, show_machine, time_and_memory_of
 from tokenizing import WARMUP, WIDTH, write_collection
 from tqdm import tqdm
 
@@ -42,12 +42,11 @@ BESIDE_GB = 0.5  # libraries and what Python takes
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where the vectors are written, then removed")
     parser.add_argument("--rows", type=positive, nargs="+", default=[10_000, 100_000, 1_000_000, 8_841_823])
     parser.add_argument("--dim", type=positive, default=768)
     parser.add_argument("--search_memory_gb", type=float, default=SEARCH_MEMORY_GB)
-    parser.add_argument("--output", type=Path, help="also write JSON there")
     parser.add_argument("--search", help=argparse.SUPPRESS)  # in the process of its own
     return parser.parse_args()
 
@@ -157,9 +156,7 @@ def main() -> None:
     path = args.folder.resolve() / "scaling.memmap"
     if args.search:
         return search(path, args.search, args.dim, args.search_memory_gb)
-    for rows in args.rows:
-        for _, k in WORK.values():
-            check_search(k, rows, memory_gb=args.search_memory_gb)
+    check_search(max(k for _, k in WORK.values()), min(args.rows), memory_gb=args.search_memory_gb)
     path.unlink(missing_ok=True)
     show_machine()
     results: list[dict[str, Any]] = []

@@ -13,9 +13,8 @@ torch calls, stands for it.
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from drhard.errors import command
 from drhard.search import ExactIndex, check_search
@@ -23,28 +22,17 @@ from drhard.search import ExactIndex, check_search
 import faiss
 import numpy as np
 import torch
-from measuring import (
-    compare,
-    measure_in_turn,
-    peak_memory_gb,
-    positive,
-    save,
-    show,
-    show_machine,
-    square_products,
-    take_rate,
-)
+from measuring import arguments, compare, measure_with_rate, peak_memory_gb, positive, save, show, show_machine
 
 WORK = (("search of 640 queries", 640, 100), ("ADORE's step of 32 queries", 32, 200))  # queries, k
 NEAR = 1e-4  # of the top score: documents so near to each other may be swapped
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--documents", type=positive, default=500_000)
     parser.add_argument("--dim", type=positive, default=768)
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--output", type=Path, help="also write JSON there")
     return parser.parse_args()
 
 
@@ -63,7 +51,10 @@ def semantic_search(queries: np.ndarray, documents: np.ndarray, k: int) -> np.nd
 
 @contextmanager
 def blas_of_2021() -> Iterator[None]:
-    """Have faiss multiply 20 queries and more by its BLAS, as it did until 2026; 1.15 wants 128,000 numbers in them."""
+    """Have faiss multiply 20 queries and more by its BLAS, as it did until 2026; 1.15 wants 128,000 numbers in them.
+
+    Also a decorator.
+    """
     before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = 20
     try:
@@ -84,8 +75,7 @@ def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, exp
 @command
 def main() -> None:
     args = parse_arguments()
-    for _, _, k in WORK:
-        check_search(k, args.documents)
+    check_search(max(k for _, _, k in WORK), args.documents)
     torch.set_grad_enabled(False)
     random = np.random.default_rng(0)
     documents = random.standard_normal((args.documents, args.dim), dtype=np.float32)
@@ -101,10 +91,6 @@ def main() -> None:
         def published(queries: np.ndarray = queries, k: int = k, found: dict[str, np.ndarray] = found) -> None:
             parts = [flat.search(queries[first : first + 32], k)[1] for first in range(0, len(queries), 32)]
             found["published"] = np.concatenate(parts)
-
-        def published_by_blas(published: Callable[[], None] = published) -> None:
-            with blas_of_2021():
-                published()
 
         def one_call(queries: np.ndarray = queries, k: int = k) -> None:
             flat.search(queries, k)
@@ -127,16 +113,16 @@ def main() -> None:
 
         ways = {
             "published: faiss flat, 32 queries a call": published,
-            "the same by faiss' BLAS, as in 2021": published_by_blas,
+            "the same by faiss' BLAS, as in 2021": blas_of_2021()(published),
             "faiss flat, one call": one_call,
             "sentence-transformers' semantic_search": sentence_transformers,
             "ours": search,
             "torch.matmul, nothing kept": matmul,
             "NumPy's matmul in blocks, nothing kept": numpy_matmul,
         }
-        seconds = measure_in_turn(ways | square_products() | {"reading": reading}, args.rounds)
+        seconds, rate = measure_with_rate(ways | {"reading": reading}, args.rounds)
         work = 2 * count * args.documents * args.dim
-        products, reads = work / take_rate(seconds), statistics.median(seconds.pop("reading"))
+        products, reads = work / rate, statistics.median(seconds.pop("reading"))
         rows = compare(seconds, next(iter(ways)))
         check_same(queries, documents, found["ours"], found["published"])
         torch_limit, limit = rows[-2]["seconds"], max(products, reads)

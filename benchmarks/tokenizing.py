@@ -24,7 +24,7 @@ from star_tokenizer import RobertaTokenizer, byte_characters
 
 import numpy as np
 import regex
-from measuring import ROOT, compare, positive, save, show, show_machine, time_and_memory_of
+from measuring import ROOT, arguments, compare, positive, save, show, show_machine, time_and_memory_of
 from tqdm import tqdm
 
 SAMPLE = ROOT / "data" / "sample"
@@ -37,13 +37,12 @@ PATTERN = r"""'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--text", type=Path, help="a text on each line (the sample's passages)")
     parser.add_argument("--lines", type=positive, default=400_000, help="of the text; it is repeated if it has fewer")
     parser.add_argument("--model_name_or_path", default=str(WARMUP), help="whose vocabulary")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=Path, help="also write JSON there")
     parser.add_argument("--plain", nargs=2, type=Path, help=argparse.SUPPRESS)  # the slow way, in a process of its own
     return parser.parse_args()
 
@@ -120,12 +119,14 @@ def write_collection(path: Path, text: Path | None, lines: int) -> None:
             file.write(f"{pid}\t{texts[place]}{f' {turn}' if turn else ''}\n")
 
 
-def write_only(target: Path, size: int) -> None:
-    """Write a file of so many bytes, and nothing else, as a worker writes its rows."""
+def seconds_to_write(target: Path, size: int) -> float:
+    """How long it takes to write a file of so many bytes, and nothing else."""
+    start = time.perf_counter()
     rows = memoryview(np.ones(1 << 19, dtype=np.int32)).cast("B")
     with open(target, "wb", buffering=0) as file:
         for first in range(0, size, len(rows)):
             file.write(rows[: size - first])
+    return time.perf_counter() - start
 
 
 def check_same(ours: Path, theirs: Path) -> int:
@@ -171,9 +172,7 @@ def main() -> None:
                 run(f"preprocess.py --threads {threads}", ours)
                 tokens = check_same(root / "passage" / "preprocess", root / "plain.memmap")
             memmap = root / "passage" / "preprocess" / "passages.memmap"
-            start, memmap_size = time.perf_counter(), memmap.stat().st_size
-            write_only(memmap, memmap_size)
-            seconds.setdefault(LIMIT, []).append(time.perf_counter() - start)
+            seconds.setdefault(LIMIT, []).append(seconds_to_write(memmap, memmap.stat().st_size))
     rows = compare(seconds, "plain Python, one core")
     for row in rows:
         workers = int(row["way"].rpartition(" ")[2]) if "preprocess" in row["way"] else 1

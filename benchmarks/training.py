@@ -12,7 +12,6 @@ its memory, and the paper's batch of 256 once.
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from drhard.adore import Candidates
@@ -24,7 +23,7 @@ from drhard.search import ExactIndex, check_search
 import faiss
 import numpy as np
 import torch
-from measuring import compare, measure_in_turn, peak_memory_gb, positive, run_apart, save, show, show_machine
+from measuring import arguments, compare, measure_in_turn, peak_memory_gb, positive, run_apart, save, show, show_machine
 from search import blas_of_2021, check_same
 from stand_ins import passage_lengths, random_encoder
 from torch.nn import functional
@@ -39,14 +38,13 @@ WAYS = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--documents", type=positive, default=500_000, help="of ADORE")
     parser.add_argument("--batch", type=positive, default=16, help="queries in a step of STAR")
     parser.add_argument("--large_batch", type=positive, default=256, help="with chunks alone; the paper's")
     parser.add_argument("--chunk", type=positive, default=16, help="sequences in a chunk")
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--output", type=Path, help="also write JSON there")
     parser.add_argument("--step", choices=WAYS, help=argparse.SUPPRESS)  # in a process of its own
     return parser.parse_args()
 
@@ -105,12 +103,8 @@ def measure_adore(count: int, rounds: int) -> list[dict[str, Any]]:
         rows = index.search(vectors, TOPK)[1]
         found["ours"] = rows, gradient_as_ours(rows, documents, vectors, relevant)
 
-    def published_by_blas() -> None:
-        with blas_of_2021():
-            published()
-
     name = "published: faiss flat, then query by query, pair by pair"
-    ways = {name: published, "the same by faiss' BLAS, as in 2021": published_by_blas, "ours": ours}
+    ways = {name: published, "the same by faiss' BLAS, as in 2021": blas_of_2021()(published), "ours": ours}
     rows = compare(measure_in_turn(ways, rounds), name)
     retrieved, gradient = found["ours"]
     check_same(vectors, documents, retrieved, found["published"][0])

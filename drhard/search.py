@@ -107,7 +107,7 @@ class TopK:
     """The k best documents of each query among those added so far, once they are merged.
 
     Of what is added, only scores above a query's k-th best at the last merge are kept. They are merged when a query
-    has 2 k of them, which on average takes twice as many documents as all before.
+    has 2 k of them, which on average takes twice as many documents as all before; first when every query has k.
 
     Args:
         scores: (Q, k) float32, which is written: greatest first, -inf where there is none yet.
