@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from drhard.errors import InputError, command
-from drhard.files import read_int_dict
+from drhard.ids import read_int_dict
 from drhard.msmarco import CORPORA, MODES
 from drhard.runs import convert_run
 

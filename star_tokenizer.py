@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.files import text_lines, whole
+from drhard.files import text_lines, whole_text
 
 import fastokens
 import numpy as np
@@ -110,11 +110,11 @@ class RobertaTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``vocab.json`` and ``merges.txt`` into ``folder``."""
-        with whole(Path(folder) / VOCAB_FILE) as path:
-            path.write_text(json.dumps(self.vocab, ensure_ascii=False), encoding="utf-8")
-        with whole(Path(folder) / MERGES_FILE) as path:
+        with whole_text(Path(folder) / VOCAB_FILE) as file:
+            json.dump(self.vocab, file, ensure_ascii=False)
+        with whole_text(Path(folder) / MERGES_FILE) as file:
             lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges)]
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            file.write("\n".join(lines) + "\n")
 
     def __len__(self) -> int:
         return len(self.vocab)

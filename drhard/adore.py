@@ -10,7 +10,7 @@ from typing import Any
 
 from drhard.encoder import RobertaDot, check_lengths, save_encoder, weights_digest
 from drhard.errors import InputError
-from drhard.files import whole
+from drhard.files import whole_file
 from drhard.losses import adore_loss
 from drhard.search import Index
 from drhard.tokens import TokenMemmap, sample_digest
@@ -262,8 +262,8 @@ class AdoreTraining:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        with whole(self.save_dir / STATE_FILE) as path:
-            torch.save(state, path)
+        with whole_file(self.save_dir / STATE_FILE) as file:
+            torch.save(state, file)
 
     def _resume(self) -> bool:
         """Go back to where a training was stopped; False if there is none."""

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.files import read_int_dict, text_lines
+from drhard.files import text_lines
+from drhard.ids import read_int_dict
 from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
 from drhard.search import check_search
 

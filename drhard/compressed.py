@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drhard.embeddings import stamp_of
 from drhard.errors import InputError
-from drhard.files import existing, read_json, whole, write_json
+from drhard.files import existing, whole_file
+from drhard.provenance import read_stamp, stamp_of, write_stamp
 from drhard.search import BLOCK_ROWS, SEARCH_MEMORY_GB, Index, ShardedIndex, check_search, open_index
 from drhard.tokens import sample_digest
 
@@ -108,9 +108,9 @@ def _reason(error: RuntimeError) -> str:
 def _write(index: Any, path: Path, documents: np.ndarray, factory: str) -> None:
     import faiss
 
-    write_json(stamp_of(path), _stamp(documents, factory))
-    with whole(path) as unfinished:
-        faiss.write_index(index, str(unfinished))
+    write_stamp(path, _stamp(documents, factory))
+    with whole_file(path) as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
     log.info("wrote %s", path)
 
 
@@ -128,14 +128,15 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
         )
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{path}: searches by distance; an index of inner products is needed")
-    if not stamp_of(path).exists():
+    expected = _stamp(documents, factory)
+    found = read_stamp(path, dict.fromkeys(expected, str))
+    if found is None:
         log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
         return index
-    expected, found = _stamp(documents, factory), read_json(stamp_of(path))
-    if not isinstance(found, dict) or found.get("vectors") != expected["vectors"]:
+    if found["vectors"] != expected["vectors"]:
         raise InputError(f"{path}: was built from other embeddings; delete it to build it anew, or name another file")
-    if factory not in (FLAT, found.get("factory")):
-        raise InputError(f"{path}: is an index {found.get('factory')}, not {factory}; name another file")
+    if factory not in (FLAT, found["factory"]):
+        raise InputError(f"{path}: is an index {found['factory']}, not {factory}; name another file")
     return index
 
 

@@ -1,6 +1,5 @@
 """Embedding memmaps: float32 (rows, dim), each with a stamp beside it that says what it was made from."""
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -10,8 +9,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from drhard.encoder import MixedPrecision, RobertaDot, check_lengths, for_cpu, weights_digest
 from drhard.errors import InputError
-from drhard.files import partial, read_json, whole, write_json
+from drhard.files import claim, disk_faults, partial, sync, whole_file
 from drhard.prefetch import prefetch
+from drhard.provenance import read_stamp, stamp_of, write_stamp
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 DTYPE = np.dtype(np.float32)
 CPU_TOKENS = 1536  # in a batch: the activations stay in the caches, though the user's batches may be larger
 FLAGS = {"float32": "neither --fp16 nor --bf16", "float16": "--fp16", "bfloat16": "--bf16"}  # of inference
+STAMP_FIELDS = {"model": str, "tokens": str, "length": int, "rows": int, "dim": int, "dtype": str}
 WINDOW = 8192  # rows; fixed, so that a run can be gone on with under another batch size
 
 
@@ -77,17 +78,23 @@ def encode(
     module = for_cpu(model) if device.type == "cpu" else MixedPrecision(model, dtype)
     if gpus > 1:
         module = nn.DataParallel(module)
-    stamp_path, unfinished = stamp_of(path), partial(path)
+    unfinished = partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     row_bytes = dim * DTYPE.itemsize
-    with open(unfinished, "ab") as file, ThreadPoolExecutor(1) as writer, torch.inference_mode():
-        _lock(file, path)
+    with (
+        disk_faults(path),
+        claim(unfinished, path) as file,
+        ThreadPoolExecutor(1) as writer,
+        torch.inference_mode(),
+    ):
         done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
-        if unfinished.stat().st_size and stamp_path.exists():
-            _check_stamp(unfinished, stamp_path, stamp)
-        else:
+        if path.exists():  # finished by another process since we looked
+            unfinished.unlink()
+            _check(path, stamp)
+            return dim
+        if not (done and _has_stamp(path, stamp, unfinished)):
             done = 0
-            write_json(stamp_path, stamp)
+            write_stamp(path, stamp)
         file.truncate(done * row_bytes)
         writing = writer.submit(file.flush)
         embeddings = torch.empty(0, dim)
@@ -106,10 +113,11 @@ def encode(
                     writing.result()
                     if not np.isfinite(window).all():
                         unfinished.unlink()
-                        stamp_path.unlink()
+                        stamp_of(path).unlink()
                         raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
                     writing = writer.submit(_append, file, window)
             writing.result()
+        sync(unfinished)
         os.replace(unfinished, path)
     return dim
 
@@ -164,8 +172,8 @@ def _append(file: BinaryIO, embeddings: np.ndarray) -> None:
 
 def write_row_numbers(path: str | Path, rows: int) -> None:
     """Write the int32 file of row numbers that the published project puts beside its embeddings."""
-    with whole(path) as unfinished:
-        np.arange(rows, dtype=np.int32).tofile(unfinished)
+    with whole_file(path) as file:
+        file.write(np.arange(rows, dtype=np.int32))
 
 
 def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.ndarray:
@@ -192,49 +200,41 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
     return np.memmap(path, dtype=DTYPE, mode="r", shape=(size // row_bytes, dim))
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep other processes from writing the same file, until it is closed. Raises InputError if one does."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):  # finished and renamed meanwhile
-            raise FileNotFoundError
-    except OSError:
-        raise InputError(f"{path}: another process is writing it; wait for it, then run this again") from None
-
-
-def stamp_of(path: Path) -> Path:
-    """Where it is written down what the file at ``path`` was made from."""
-    return path.with_name(f"{path.name}.json")
+def read_embedding_stamp(path: Path) -> dict[str, Any] | None:
+    """What the embeddings at ``path`` were made from, None if nothing tells. Raises InputError for a bad stamp."""
+    stamp = read_stamp(path, STAMP_FIELDS, {"precision": str})
+    if stamp is not None:
+        stamp.setdefault("precision", "float32")  # of stamps that do not say
+    return stamp
 
 
 def _check(path: Path, stamp: dict[str, Any]) -> None:
     """Raise InputError unless the file at ``path`` may stand for what ``stamp`` describes."""
     open_embeddings(path, stamp["dim"], stamp["rows"])
-    stamp_path = stamp_of(path)
-    if not stamp_path.exists():
-        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_path.name)
-        return
-    _check_stamp(path, stamp_path, stamp)
+    if not _has_stamp(path, stamp):
+        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
 
 
-def _check_stamp(path: Path, stamp_path: Path, stamp: dict[str, Any]) -> None:
-    found = read_json(stamp_path)
+def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> bool:
+    """Whether there is a stamp for ``path``. Raises InputError, naming ``file``, if it says other than ``stamp``."""
+    found = read_embedding_stamp(path)
+    if found is None:
+        return False
     words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
-    if isinstance(found, dict):
-        found.setdefault("precision", "float32")  # of stamps that do not say
-        words["precision"] = FLAGS.get(found["precision"], "another precision")
+    words["precision"] = FLAGS.get(found["precision"], "another precision")
     for field, expected in stamp.items():
-        if not isinstance(found, dict) or found.get(field) != expected:
+        if found.get(field) != expected:
             raise InputError(
-                f"{path}: was made with {words.get(field, f'another {field}')}; delete it to make it anew, "
+                f"{file or path}: was made with {words.get(field, f'another {field}')}; delete it to make it anew, "
                 "or name another output folder"
             )
+    return True
 
 
 def warn_if_made_by_another(path: Path, model: RobertaDot) -> None:
     """Log a warning if the stamp of the embeddings at ``path`` names other weights than those of ``model``."""
-    stamp_path = stamp_of(path)
-    if stamp_path.exists() and read_json(stamp_path).get("model") != weights_digest(model):
+    stamp = read_embedding_stamp(path)
+    if stamp is not None and stamp["model"] != weights_digest(model):
         log.warning("%s: was made by another model than the one that the training starts from", path)
 
 

@@ -1,10 +1,13 @@
 """Bad input: one exception type, turned into one sentence and exit code 2 in one place."""
 
+from __future__ import annotations
+
 import functools
 import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class InputError(Exception):
@@ -18,22 +21,40 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         logging.getLogger("drhard").setLevel(logging.INFO)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII alone shows the rest as \\uXXXX
+                stream.reconfigure(errors="backslashreplace")
         try:
             main()
+            sys.stdout.flush()  # while a full disk can still be told of
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _end(str(error))
         except BrokenPipeError:  # as in "… | head"
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _forget_output()
             sys.exit(1)
         except OSError as error:  # a full disk, a folder that may not be written to
             if error.filename is None and error.errno is None:
                 raise
+            _forget_output()
             place = f"{error.filename}: " if error.filename else ""
-            print(f"error: {place}{error.strerror}; put that right and run the same command again", file=sys.stderr)
-            sys.exit(2)
+            _end(f"{place}{error.strerror}; put that right and run the same command again")
+        except MemoryError as error:
+            _end(f"the memory is not enough{f' ({error})' if str(error) else ''}; free some or take a larger machine")
         except KeyboardInterrupt:
             print("stopped; run the same command again to go on", file=sys.stderr)
             sys.exit(130)
 
     return run
+
+
+def _end(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _forget_output() -> None:
+    """Have what is waiting for standard output go nowhere: the end of Python would try to write it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

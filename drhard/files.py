@@ -1,19 +1,37 @@
-"""Files that appear under their name only when they are whole."""
+"""Files: read with checks, written whole, by one writer at a time.
 
+Every file of this project appears under its name only when it is whole. It is written as ``NAME.partial``, which is
+locked while its writer lives, flushed to the disk, and then renamed.
+
+Standard library only, and Python 3.9 is enough: download_data.py runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
 import gzip
 import hashlib
 import json
+import logging
 import os
-import pickle
+import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, NoReturn
 
 from drhard.errors import InputError
 
-import numpy as np
+log = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"  # in a folder that one process writes
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # what a file system without locks answers
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+PROBE_BYTES = 1 << 20
+BOM = "\ufeff"  # some editors put this byte-order mark in front of a text
 
 
 def partial(path: Path) -> Path:
@@ -22,31 +40,185 @@ def partial(path: Path) -> Path:
 
 
 @contextmanager
+def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
+    """Open ``unfinished`` for appending and keep other processes from it until the block ends.
+
+    The lock dies with its process, so what a killed process left can be claimed again.
+
+    Args:
+        target: what errors name.
+
+    Raises:
+        InputError: another process has claimed it.
+    """
+    while True:
+        with open(unfinished, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{target}: another process is writing it; wait for it, then run this again") from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                log.warning("%s: its file system has no locks; let one process at a time write there", target)
+            try:
+                same = os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished))
+            except FileNotFoundError:
+                same = False
+            if same:
+                yield file
+                return
+        # Its former writer renamed or removed the file between our opening and our locking: claim the new one.
+
+
+@contextmanager
+def sole_writer(folder: str | Path) -> Iterator[None]:
+    """Make ``folder`` if need be, and keep other processes from writing into it until the block ends.
+
+    Raises:
+        InputError: another process is writing there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder / LOCK_FILE, folder):
+        try:
+            yield
+        finally:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Write to the yielded path; it gets the name ``path`` if the block ends well and is removed if not."""
+    """Write to the yielded path, an empty file; it gets the name ``path`` if the block ends well.
+
+    If not, it is removed, and what was at ``path`` stays. Write with :func:`whole_file` where you can: some libraries
+    that write by name lose the error of their last flush.
+
+    Raises:
+        InputError: another process is writing ``path``, or its disk takes no more.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = partial(path)
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with claim(partial(path), path) as claimed:
+            claimed.truncate(0)
+            try:
+                yield partial(path)
+                sync(partial(path))
+                os.replace(partial(path), path)
+            except BaseException:  # not "finally": once renamed, the name may be another process's claim
+                partial(path).unlink(missing_ok=True)
+                raise
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """:func:`whole` for those who write to a file object, for bytes. Every byte is accounted for before the rename.
+
+    np.save, torch.save and faiss write to it through Python, so that an error of the disk keeps its reason.
+    """
+    with whole(path) as unfinished, open(unfinished, "wb") as file:
+        counted = _Counted(file)
+        yield counted  # type: ignore[misc]
+        file.flush()
+        if os.fstat(file.fileno()).st_size != counted.bytes:
+            raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
+
+
+@contextmanager
+def whole_text(path: str | Path) -> Iterator[IO[str]]:
+    """:func:`whole` for those who write text: UTF-8, lines end with a line feed."""
+    with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+class _Counted:
+    """What is written to ``file``, counted. No file of the system to NumPy, which would write past Python."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.bytes = 0
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data`` (bytes or what has a buffer); return how many bytes that were."""
+        count = self._file.write(data)
+        self.bytes += count
+        return count
+
+    def flush(self) -> None:
+        """Hand to the system what is waiting."""
+        self._file.flush()
+
+    def tell(self) -> int:
+        """How many bytes have been written."""
+        return self.bytes
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turn what the block raises because the disk of ``path`` takes no more into an InputError that says so.
+
+    Libraries raise errors of many kinds then, some without a reason. So the disk itself is asked.
+    """
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        if error.errno in DISK_FAULTS:
+            _refuse_disk(path, error)
+        if error.errno is None:
+            _ask_disk(path)
+        raise
+    except Exception:
+        _ask_disk(path)
+        raise
+
+
+def _ask_disk(path: Path) -> None:
+    """Raise InputError if the disk of ``path`` does not take another megabyte."""
+    try:
+        with tempfile.TemporaryFile(dir=existing_folder(path)) as probe:
+            probe.write(bytes(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        _refuse_disk(path, error)
+
+
+def _refuse_disk(path: Path, error: OSError) -> NoReturn:
+    folder = existing_folder(path)
+    mount = folder.resolve()
+    while not mount.is_mount():
+        mount = mount.parent
+    free = shutil.disk_usage(folder).free
+    raise InputError(
+        f"{path}: {error.strerror} (the disk mounted at {mount} has {free / 1e9:.1f} GB free); "
+        "put that right and run the same command again"
+    ) from None
+
+
+def existing_folder(path: Path) -> Path:
+    """The nearest folder above ``path`` that exists."""
+    return next(folder for folder in (path.absolute().parent, *path.absolute().parents) if folder.is_dir())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk. Raises OSError, with the path, if the disk does not take it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # not a file of a disk
+            raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def write_json(path: str | Path, content: Any, **format: Any) -> None:
-    """Write ``content`` as JSON, whole."""
-    with whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, **format), encoding="utf-8")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises InputError if it is missing or not JSON."""
-    path = existing(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a JSON file ({error})") from None
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, as sha256sum prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def existing(path: str | Path, hint: str = "") -> Path:
@@ -57,66 +229,99 @@ def existing(path: str | Path, hint: str = "") -> Path:
     return path
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, as sha256sum prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+# JSON
 
 
-class _IntDictUnpickler(pickle.Unpickler):
-    """Knows dict, int and numpy integers and nothing else: a pickle from elsewhere cannot run code."""
-
-    _ALLOWED = {
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,
-        ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}") from None
+def write_json(path: str | Path, content: Any, **format: Any) -> None:
+    """Write ``content`` as JSON, whole. Raises ValueError for what JSON does not know, such as NaN."""
+    with whole_text(path) as file:
+        json.dump(content, file, allow_nan=False, **format)
 
 
-def read_int_dict(path: str | Path) -> dict[int, int]:
-    """Read a pickled dict of integers, such as ``pid2offset.pickle``. Raises InputError for anything else."""
-    path = existing(path, "preprocess.py writes it")
+def read_object(
+    path: str | Path,
+    fields: Mapping[str, type | tuple[type, ...]],
+    hint: str = "",
+    optional: Mapping[str, type | tuple[type, ...]] | None = None,
+) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        fields: those that must be in it, with the types that their values may have. ``float`` takes whole numbers
+            too, and no type takes a bool but ``bool`` itself.
+        hint: what to do if the file is not what it should be.
+        optional: those that may be in it.
+
+    Returns:
+        The object, other fields included.
+
+    Raises:
+        InputError: the file is missing or not one JSON object, names a field twice, is nested too deep, has a number
+            that is not finite or has too many digits, or lacks a field or has it with another type.
+    """
+    path = existing(path)
+    hint = f"; {hint}" if hint else ""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; a JSON file is expected")
     try:
-        with open(path, "rb") as file:
-            content = _IntDictUnpickler(file).load()
-    except Exception as error:  # a broken pickle can raise nearly anything
-        raise InputError(f"{path}: not a pickled dict of integers ({error}); write it anew") from None
-    whole_numbers = (int, np.integer)
-    if not isinstance(content, dict) or not all(
-        isinstance(key, whole_numbers) and isinstance(value, whole_numbers) for key, value in content.items()
-    ):
-        raise InputError(f"{path}: not a pickled dict of integers; write it anew")
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else _first_line(error)
+        raise InputError(f"{path}: not a JSON file ({reason}){hint}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found {_KINDS[type(content)]}{hint}")
+    for field, types in {**fields, **(optional or {})}.items():
+        types = types if isinstance(types, tuple) else (types,)
+        if field not in content:
+            if field not in fields:
+                continue
+            raise InputError(f"{path}: the field {field!r} is missing{hint}")
+        if not _is_one_of(content[field], types):
+            expected = " or ".join(_KINDS[kind] for kind in types)
+            raise InputError(f"{path}: the field {field!r} is {_shown(content[field])}, expected {expected}{hint}")
     return content
 
 
-def write_int_dict(path: str | Path, keys: np.ndarray) -> None:
-    """Pickle ``{keys[i]: i}`` without ever holding the dict: 8.8 million entries would take a gigabyte.
+_KINDS = {
+    dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+    type(None): "null",
+}  # fmt: skip
 
-    Args:
-        keys: (rows,) int64, each within int32, none twice.
-    """
-    entry = np.dtype([("k", "S1"), ("key", "<i4"), ("v", "S1"), ("value", "<i4")])
-    batch = 10_000
-    with whole(path) as unfinished, open(unfinished, "wb") as file:
-        file.write(b"\x80\x03}")  # protocol 3, empty dict
-        for start in range(0, len(keys), batch):
-            part = keys[start : start + batch]
-            entries = np.empty(len(part), dtype=entry)
-            entries["k"] = entries["v"] = b"J"  # BININT: a signed 4-byte integer
-            entries["key"] = part
-            entries["value"] = np.arange(start, start + len(part))
-            file.write(b"(" + entries.tobytes() + b"u")  # MARK ... SETITEMS
-        file.write(b".")
+
+def _is_one_of(value: Any, types: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, types) or (isinstance(value, int) and float in types)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return content
+
+
+def _finite(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# Text
 
 
 def text_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 text file, gzipped or not.
+
+    A byte-order mark at the start of the file is no part of its first line.
 
     Args:
         name: what errors call the file, if not ``path``.
@@ -137,8 +342,9 @@ def text_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int,
 
 
 def decode_line(line: bytes, path: str | Path, number: int) -> str:
-    """One line of ``path`` as text, without its end. Raises InputError if it is not UTF-8."""
+    """Line ``number`` of ``path`` as text, without its end. Raises InputError if it is not UTF-8."""
     try:
-        return line.decode("utf-8").rstrip("\r\n")
+        text = line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, line {number}: not UTF-8 text (byte {error.start} of the line)") from None
+    return text.removeprefix(BOM) if number == 1 else text

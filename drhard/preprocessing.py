@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drhard.errors import InputError
-from drhard.files import decode_line, text_lines, whole, write_int_dict
+from drhard.files import decode_line, text_lines, whole, whole_file, whole_text
+from drhard.ids import write_int_dict
 from drhard.msmarco import Corpus, parse_document, parse_id, parse_passage, parse_query, source_file
 from drhard.qrels import Judgement, read_judgements
 from drhard.tokens import PASSAGES, query_name
@@ -137,9 +138,8 @@ def _write_tokens(
     with ExitStack() as files:
         # The last to be entered gets its name first: the meta, by which readers know the file, comes last.
         meta_path = files.enter_context(whole(folder / f"{name}_meta"))
-        lengths_path = files.enter_context(whole(folder / f"{name}_length.npy"))
+        lengths_file = files.enter_context(whole_file(folder / f"{name}_length.npy"))
         memmap_path = files.enter_context(whole(folder / f"{name}.memmap"))
-        memmap_path.write_bytes(b"")  # workers write into it
         ids, lengths = [], []
         pending: deque[tuple[Future, int]] = deque()
         with tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=name, smoothing=0.1) as bar:
@@ -163,8 +163,7 @@ def _write_tokens(
             raise InputError(f"{source}: {what}")
         all_ids, all_lengths = np.concatenate(ids), np.concatenate(lengths)
         _refuse_duplicates(all_ids, source)
-        with open(lengths_path, "wb") as file:
-            np.save(file, all_lengths)
+        np.save(lengths_file, all_lengths)
         meta = {"type": TOKEN_DTYPE.name, "total_number": len(all_ids), "embedding_size": width}
         meta_path.write_text(json.dumps(meta))
     return all_ids
@@ -240,7 +239,7 @@ def _write_qrels(
             judgement = judged[unknown[0]]
             id_ = judgement.qid if kind == "query" else judgement.pid
             raise InputError(f"{source}, line {judgement.line}: the {kind} {id_} is not in {file}")
-    with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+    with whole_text(path) as file:
         for query_row, doc_row, judgement in zip(query_rows, doc_rows, judged, strict=True):
             file.write(f"{query_row}\t0\t{doc_row}\t{judgement.grade}\n")
 

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from drhard.embeddings import stamp_of
+from drhard.embeddings import read_embedding_stamp
 from drhard.encoder import load_encoder, weights_digest
 from drhard.errors import InputError
-from drhard.files import file_digest, read_json
+from drhard.files import file_digest
 from drhard.metrics import measure_queries, parse_measures
 from drhard.qrels import read_grades
 from drhard.recipes import Row, Table, Trial
@@ -119,8 +119,8 @@ def _made_by_its_model(trial: Trial) -> bool:
     digest = weights_digest(load_encoder(trial.model))
     for mode, run in trial.runs.items():
         for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
-            stamp = stamp_of(run.with_name(name))
-            if stamp.exists() and read_json(stamp).get("model") != digest:
+            stamp = read_embedding_stamp(run.with_name(name))
+            if stamp is not None and stamp["model"] != digest:
                 log.warning("%s: was made by other weights than those in %s; it is left out", run, trial.model)
                 return False
     return True

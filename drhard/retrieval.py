@@ -9,7 +9,7 @@ from drhard.bm25 import Bm25Index, document_texts, query_texts
 from drhard.embeddings import encode, open_embeddings, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
-from drhard.files import whole
+from drhard.files import whole_text
 from drhard.msmarco import Corpus
 from drhard.qrels import read_relevant_rows
 from drhard.runs import without
@@ -135,7 +135,7 @@ def _mine(
 def write_hard_negatives(path: Path, hard: dict[int, list[int]]) -> None:
     """Write ``hard.json``: ``{"qid": [pid, …]}`` in rows."""
     # Query by query: as one string it would take a gigabyte for MS MARCO.
-    with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+    with whole_text(path) as file:
         for number, (qid, pids) in enumerate(hard.items()):
             file.write(("{" if number == 0 else ", ") + f'"{qid}": {json.dumps(pids)}')
         file.write("}")

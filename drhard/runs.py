@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.files import text_lines, whole
+from drhard.files import text_lines, whole_file, whole_text
 from drhard.msmarco import parse_id, parse_number
 
 import numpy as np
@@ -21,17 +21,11 @@ def write_run(path: Path, scores: np.ndarray, rows: np.ndarray) -> None:
         scores: (Q, k) float32; ``scores[query, rank - 1]`` is that of a line of the run.
         rows: (Q, k), the document rows of each query row, best first; -1 where there is none, at the end.
     """
-    with whole(score_path(path)) as unfinished_scores, whole(path) as unfinished:  # named together, when both are whole
-        with open(unfinished_scores, "wb") as file:
-            np.save(file, scores.astype(np.float32, copy=False))
-        _write_lines(unfinished, rows)
-
-
-def _write_lines(path: Path, rows: np.ndarray) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with whole_file(score_path(path)) as score_file, whole_text(path) as run:  # named together, when both are whole
+        np.save(score_file, scores.astype(np.float32, copy=False))
         for query, documents in enumerate(rows):  # one by one: as Python's numbers all of them take gigabytes
-            file.writelines(
-                f"{query}\t{pid}\t{rank}\n" for rank, pid in enumerate(documents.tolist(), start=1) if pid >= 0
+            run.writelines(
+                f"{query}\t{row}\t{rank}\n" for rank, row in enumerate(documents.tolist(), start=1) if row >= 0
             )
 
 
@@ -150,7 +144,7 @@ def convert_run(
     score_of = _Scores(source) if trec_tag is not None else None
     qid_of_row = {row: qid for qid, row in row_of_qid.items()}
     pid_of_row = {row: pid for pid, row in row_of_pid.items()}
-    with whole(target) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+    with whole_text(target) as file:
         for number, (query, document, rank) in enumerate(read_ranked(source), start=1):
             if query not in qid_of_row or document not in pid_of_row:
                 kind, row = ("query", query) if query not in qid_of_row else ("document", document)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drhard.errors import InputError
-from drhard.files import read_json
+from drhard.files import read_object
 from drhard.msmarco import parse_number
 from drhard.tokens import TokenMemmap
 
@@ -81,8 +81,8 @@ def read_hard_negatives(
     Raises:
         InputError: the file is no such file, lacks a query, or names a document that is not there.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(
+    content = read_object(path, {})
+    if not all(
         parse_number(qid) is not None and isinstance(pids, list) and all(type(pid) is int for pid in pids)
         for qid, pids in content.items()
     ):

@@ -7,7 +7,7 @@ from typing import Any
 
 from drhard.encoder import embed_in_chunks, save_encoder
 from drhard.errors import InputError
-from drhard.files import read_json, write_json
+from drhard.files import read_object, write_json
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
 from drhard.sampling import StarDataset
@@ -114,7 +114,7 @@ def open_training(output_dir: Path, settings: dict[str, str], overwrite: bool) -
     if checkpoint:
         if not record.exists():
             raise InputError(f"{output_dir}: there are checkpoints of another training; {way_out}")
-        check_record(output_dir, read_json(record), settings, way_out)
+        check_record(output_dir, read_object(record, {}, way_out), settings, way_out)
     write_json(record, settings, indent=1)
     return checkpoint
 

@@ -4,11 +4,12 @@ import hashlib
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.files import existing, read_json
+from drhard.files import existing, read_object
 
 import numpy as np
 
 PASSAGES = "passages"
+META_FIELDS = {"type": str, "total_number": int, "embedding_size": int}
 
 
 def query_name(mode: str) -> str:
@@ -33,11 +34,12 @@ class TokenMemmap:
             raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
         path = existing(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
         meta_path = Path(folder) / f"{name}_meta"
-        meta = read_json(meta_path)
+        meta = read_object(meta_path, META_FIELDS, "run preprocess.py again")
         try:
-            dtype, rows, width = np.dtype(meta["type"]), int(meta["total_number"]), int(meta["embedding_size"])
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{meta_path}: type, total_number or embedding_size is missing or wrong") from None
+            dtype = np.dtype(meta["type"])
+        except TypeError:
+            raise InputError(f"{meta_path}: {meta['type']!r} is no type of NumPy; run preprocess.py again") from None
+        rows, width = meta["total_number"], meta["embedding_size"]
         if rows < 1 or path.stat().st_size != rows * width * dtype.itemsize:
             raise InputError(
                 f"{path}: has {path.stat().st_size} bytes where {meta_path.name} speaks of "

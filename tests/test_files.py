@@ -2,23 +2,32 @@
 
 import os
 import pickle
+import re
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from drhard.errors import InputError
 from drhard.files import (
+    LOCK_FILE,
+    claim,
     decode_line,
     existing,
     partial,
-    read_int_dict,
-    read_json,
+    read_object,
+    sole_writer,
     text_lines,
     whole,
-    write_int_dict,
+    whole_file,
     write_json,
 )
+from drhard.ids import read_int_dict, write_int_dict
 
 import numpy as np
 import pytest
+from helpers import the_error
 
 
 def test_whole_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -57,15 +66,15 @@ def test_left_over_of_a_killed_run_is_no_obstacle(tmp_path: Path) -> None:
 def test_json_round_trip_and_damage(tmp_path: Path) -> None:
     path = tmp_path / "content.json"
     write_json(path, {"a": [1, "é"]})
-    assert read_json(path) == {"a": [1, "é"]}
+    assert read_object(path, {}) == {"a": [1, "é"]}
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match="content.json: not a JSON file"):
-        read_json(path)
+        read_object(path, {})
     path.write_bytes(b'"\xff"')
     with pytest.raises(InputError, match="content.json: not a JSON file"):
-        read_json(path)
+        read_object(path, {})
     with pytest.raises(InputError, match="none.json: no such file"):
-        read_json(tmp_path / "none.json")
+        read_object(tmp_path / "none.json", {})
 
 
 def test_existing_gives_the_hint(tmp_path: Path) -> None:
@@ -182,3 +191,183 @@ def test_text_lines_of_nothing_there(tmp_path: Path) -> None:
     for path in (tmp_path / "none.tsv", tmp_path):  # a folder is no text file
         with pytest.raises(InputError, match=path.name):
             list(text_lines(path))
+
+
+def test_a_file_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    with whole(target) as path:
+        path.write_text("first")
+        with pytest.raises(InputError, match=r"file\.txt: another process is writing it; wait for it"), whole(target):
+            pass
+        assert path.read_text() == "first"
+    assert target.read_text() == "first"
+    with whole(target) as path:
+        path.write_text("second")
+    assert target.read_text() == "second"
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "models"
+    with sole_writer(folder):
+        with pytest.raises(InputError, match="models: another process is writing it"), sole_writer(folder):
+            pass
+        assert os.listdir(folder) == [LOCK_FILE]
+    assert os.listdir(folder) == []
+    (folder / LOCK_FILE).touch()  # what a killed process leaves
+    with sole_writer(folder):
+        pass
+    assert os.listdir(folder) == []
+
+
+HOLD = """
+import sys, time
+from drhard.files import claim
+from pathlib import Path
+with claim(Path(sys.argv[1]), Path(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_claimed_can_be_claimed_again(tmp_path: Path) -> None:
+    path = tmp_path / "file.partial"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "claimed\n"
+        with pytest.raises(InputError, match="another process is writing it"), claim(path, path):
+            pass
+        holder.kill()
+        holder.wait()
+        with claim(path, path):
+            pass
+
+
+def test_many_writers_in_turn_leave_a_whole_file(tmp_path: Path) -> None:
+    """Whoever gets the lock writes all; nobody writes into, or removes, what another one has claimed."""
+    target = tmp_path / "file.txt"
+    refusals = []
+
+    def write(number: int) -> None:
+        for _ in range(50):
+            try:
+                with whole(target) as path:
+                    path.write_text(str(number) * 1000)
+            except InputError:
+                refusals.append(number)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(4)))
+    assert len(refusals) < 200
+    assert len(set(target.read_text())) == 1
+    assert len(target.read_text()) == 1000
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def limited(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run code as a script's main where no file may be larger than 100 kB, which stands for a full disk."""
+    program = (
+        "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "from pathlib import Path\nfrom drhard.errors import command\nfrom drhard.files import *\n"
+        f"@command\ndef main():\n    path = Path(sys.argv[1])\n{textwrap.indent(code, '    ')}\nmain()\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+WRITERS = {
+    "text": "with whole_text(path) as file: file.write('x' * 1_000_000)",
+    "NumPy": "import numpy as np\nwith whole_file(path) as file: np.save(file, np.zeros(1_000_000))",
+    "NumPy by name": "import numpy as np\nwith whole(path) as name: np.zeros(1_000_000).tofile(name)",
+    "torch": "import torch\nwith whole_file(path) as file: torch.save({'a': torch.zeros(1_000_000)}, file)",
+    "torch by name": "import torch\nwith whole(path) as name: torch.save({'a': torch.zeros(1_000_000)}, name)",
+    "safetensors": "import torch, safetensors.torch as s\n"
+    "with whole(path) as name: s.save_file({'a': torch.zeros(1_000_000)}, name)",
+    "faiss": "import faiss, numpy as np\nindex = faiss.IndexFlatIP(100)\nindex.add(np.zeros((1000, 100), 'float32'))\n"
+    "with whole_file(path) as file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))",
+    "JSON": "write_json(path, ['x' * 1_000_000])",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path, writer: str) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    result = limited(WRITERS[writer], target)
+    assert result.returncode == 2, result.stderr
+    sentence = the_error(result.stderr)
+    assert sentence.startswith(f"error: {target}: File too large (the disk mounted at /"), sentence
+    assert sentence.endswith(" GB free); put that right and run the same command again")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_part_that_was_lost_is_found_before_the_rename(tmp_path: Path) -> None:
+    def lose() -> None:
+        with whole_file(tmp_path / "file") as file:
+            file.write(b"1234")
+            file.flush()
+            os.truncate(partial(tmp_path / "file"), 2)
+
+    with pytest.raises(InputError, match="file: the disk has lost a part of it"):
+        lose()
+    assert os.listdir(tmp_path) == []
+
+
+def test_output_to_a_full_disk_is_one_sentence() -> None:
+    code = "from drhard.errors import command\n@command\ndef main():\n    print('x' * 10)\nmain()"
+    command = [sys.executable, "-c", code]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2
+    assert the_error(result.stderr).startswith("error: No space left on device")
+
+
+def test_output_on_a_terminal_that_knows_ascii_alone() -> None:
+    code = "from drhard.errors import command\n@command\ndef main():\n    print('naïve —')\nmain()"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "na\\xefve \\u2014\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"rows": 1, "rows": 2}', "the field 'rows' is there twice"),
+        ("[1]", "expected a JSON object, found a list"),
+        ("{}", "the field 'rows' is missing"),
+        ('{"rows": "1"}', "the field 'rows' is \"1\", expected a whole number"),
+        ('{"rows": true}', "the field 'rows' is true, expected a whole number"),
+        ('{"rows": 1.5}', "the field 'rows' is 1.5, expected a whole number"),
+        ('{"rows": NaN}', "NaN is no number"),
+        ('{"rows": 1e999}', "the field 'rows' is Infinity"),
+        ('{"rows": ' + "9" * 5000 + "}", "not a JSON file"),
+        ('{"rows": ' + "[" * 100_000 + "}", "nested too deep"),
+        ('{"rows": 1', "not a JSON file"),
+        ('{"rows": 1, "name": 2}', "the field 'name' is 2, expected a text"),
+    ],
+)
+def test_an_object_that_is_not_what_it_should_be(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "stamp.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=re.escape(reason)) as raised:
+        read_object(path, {"rows": int}, "make it anew", optional={"name": str})
+    assert str(raised.value).startswith(f"{path}: ")
+    assert str(raised.value).endswith("; make it anew")
+
+
+def test_json_takes_a_byte_order_mark_and_other_fields(tmp_path: Path) -> None:
+    path = tmp_path / "stamp.json"
+    path.write_bytes(b'\xef\xbb\xbf{"rows": 1, "more": null}')
+    assert read_object(path, {"rows": float}) == {"rows": 1, "more": None}
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "content.json", {"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "text.tsv"
+    path.write_bytes(b"\xef\xbb\xbf1\ta\n\xef\xbb\xbf2\tb\n")
+    assert list(text_lines(path)) == [(1, "1\ta"), (2, "\ufeff2\tb")]

@@ -1,0 +1,39 @@
+"""Ranges of numbers, for flags and settings."""
+
+import argparse
+import math
+import re
+
+from drhard.errors import InputError
+from drhard.numbers import COUNT, FRACTION, LENGTH, NATURAL, POSITIVE, RATE, SEED
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text", "value"),
+    [(COUNT, "1", 1), (NATURAL, "0", 0), (SEED, "4294967295", 2**32 - 1), (RATE, "5e-6", 5e-6), (FRACTION, "1", 1.0)],
+)
+def test_a_number_inside(numbers, text: str, value: float) -> None:
+    assert numbers(text) == value
+    assert type(numbers(text)) is type(value)
+    numbers.check("name", value)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        (COUNT, "0"), (COUNT, "-1"), (COUNT, "1.5"), (COUNT, "x"), (COUNT, "9" * 5000), (COUNT, "1e3"),
+        (NATURAL, "-1"), (SEED, str(2**32)), (LENGTH, "1"), (RATE, "nan"), (RATE, "inf"), (RATE, "-1e-9"),
+        (POSITIVE, "0"), (POSITIVE, "nan"), (FRACTION, "1.01"),
+    ],
+)  # fmt: skip
+def test_a_number_outside_is_one_sentence(numbers, text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f" is not {numbers}")):
+        numbers(text)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, math.nan, math.inf, 10**30])
+def test_a_setting_outside_is_refused_by_name(value: float) -> None:
+    with pytest.raises(InputError, match="^top k is .*, expected a whole number from 1 to 2147483647$"):
+        COUNT.check("top k", value)
