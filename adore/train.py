@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from drhard.adore import AdoreSettings, AdoreTraining
-from drhard.compressed import FLAT, check_index, choose_index
 from drhard.devices import limit_threads, model_device
 from drhard.embeddings import in_memory_if_it_fits, open_embeddings, warn_if_made_by_another
 from drhard.encoder import load_encoder
 from drhard.errors import command
-from drhard.files import file_digest
+from drhard.flags import INDEX, add_flags
 from drhard.qrels import read_relevant_rows
+from drhard.settings import SearchSettings
 from drhard.tokens import TokenMemmap, query_name
 
 
@@ -48,9 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--num_train_epochs", type=int, default=6)
     parser.add_argument("--model_gpu_index", type=int, default=0, help="GPU of the model, if there is one (0)")
-    parser.add_argument("--faiss_gpu_index", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
-    parser.add_argument("--index_factory", default=FLAT, help="a faiss index such as OPQ96,PQ96 (Flat: exact)")
-    parser.add_argument("--index_path", type=Path, help="a faiss index; built here if it is not there yet")
+    add_flags(parser, "--faiss_gpu_index", *INDEX)
     parser.add_argument("--faiss_omp_num_threads", type=int, help="threads on the CPU (all cores)")
     return parser.parse_args()
 
@@ -72,7 +70,6 @@ def main() -> None:
         warmup_steps=args.warmup_steps,
         epochs=args.num_train_epochs,
         seed=args.seed,
-        index=args.index_factory,
     )
     queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
     model = load_encoder(args.init_path)
@@ -80,16 +77,16 @@ def main() -> None:
     documents = open_embeddings(args.pembed_path, model.output_embedding_size)
     warn_if_made_by_another(args.pembed_path, model)
     relevant = read_relevant_rows(args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
-    check_index(args.neg_topk, documents, args.index_factory, args.index_path, args.faiss_gpu_index)
-    if not args.faiss_gpu_index:
+    searching = replace(SearchSettings.from_flags(args), progress=False)
+    searching.check(args.neg_topk, *documents.shape)
+    if not searching.gpus:
         documents = in_memory_if_it_fits(documents)
     print(
         f"Training on {len(relevant)} queries and {len(documents)} documents, model on {device}, "
-        f"search on {'GPUs ' + str(args.faiss_gpu_index) if args.faiss_gpu_index else 'the CPU'}"
+        f"search on {'GPUs ' + str(searching.gpus) if searching.gpus else 'the CPU'}"
     )
-    index = choose_index(documents, args.index_factory, args.index_path, args.faiss_gpu_index)
-    if args.index_path:
-        settings = replace(settings, index=file_digest(args.index_path))
+    index = searching.open(documents, args.neg_topk)
+    settings = replace(settings, index=searching.outcome())
     AdoreTraining(
         model, queries, relevant, documents, index, settings, args.model_save_dir, args.log_dir,
         args.logging_steps, args.save_steps, args.init_path, device,

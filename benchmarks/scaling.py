@@ -90,7 +90,9 @@ def search(path: Path, work: str, dim: int, memory_gb: float) -> None:
     documents = open_embeddings(path, dim)
     queries, k = queries_of(work, dim)
     before_gb, cpu, start = peak_memory_gb(), time.process_time(), time.perf_counter()
-    _, rows = ExactIndex(documents, progress=True, memory_gb=memory_gb).search(queries, k)
+    rows = None
+    for _, found in ExactIndex(documents, progress=True, memory_gb=memory_gb).passes(queries, k):
+        rows = found[:CHECKED].copy() if rows is None else rows  # nothing else is kept
     seconds = time.perf_counter() - start
     print(
         json.dumps(
@@ -99,7 +101,7 @@ def search(path: Path, work: str, dim: int, memory_gb: float) -> None:
                 "cores": (time.process_time() - cpu) / seconds,
                 "libraries_gb": before_gb,
                 "peak_gb": peak_memory_gb() - queries.nbytes / 1e9,
-                "found": rows[:CHECKED].tolist(),
+                "found": rows.tolist(),
             }
         )
     )

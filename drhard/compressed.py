@@ -1,15 +1,16 @@
 """Compressed indexes: faiss indexes that take less memory than the documents and find nearly the same."""
 
+import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import existing, whole_file
+from drhard.files import existing, file_digest, whole_file
 from drhard.provenance import read_stamp, stamp_of, write_stamp
-from drhard.search import BLOCK_ROWS, SEARCH_MEMORY_GB, Index, ShardedIndex, check_search, open_index
+from drhard.search import BLOCK_ROWS, ShardedIndex
 from drhard.tokens import sample_digest
 
 import numpy as np
@@ -19,65 +20,68 @@ log = logging.getLogger(__name__)
 
 FLAT = "Flat"  # exact
 ON_GPUS = ("IndexFlat", "IndexIVFFlat", "IndexIVFPQ", "IndexIVFScalarQuantizer")  # what faiss can put there
+FLAG_OF = {"nprobe": "--nprobe", "efSearch": "--ef_search"}  # by faiss's names of them
 TRAINING_ROWS = 262_144  # documents that an index learns its codes from, at most: 0.8 GB at 768 dimensions
 
 
-def choose_index(
+def open_compressed(
     documents: np.ndarray,
     factory: str,
     path: Path | None,
-    gpus: Sequence[int],
+    parameters: Mapping[str, int],
+    gpus: Sequence[int] = (),
     progress: bool = False,
-    memory_gb: float = SEARCH_MEMORY_GB,
-) -> Index:
-    """The index that the flags ask for: exact, or compressed, built here or read from a file.
+) -> ShardedIndex:
+    """An index of faiss, built here or read from a file.
 
     Args:
         documents: (N, dim) float32.
-        factory: a description for ``faiss.index_factory`` such as ``OPQ96,PQ96``; ``Flat`` is exact.
-        path: where a compressed index is, or where it goes once it is built; None to build it for this run only.
+        factory: a description for ``faiss.index_factory`` such as ``OPQ96,PQ96``; ``Flat`` for that of the file.
+        path: where the index is, or where it goes once it is built; None to build it for this run only.
+        parameters: of the search, by faiss's names: ``nprobe``, ``efSearch``.
         gpus: where to search; on the CPU if empty.
-        memory_gb: what an exact search on the CPU may take.
+        progress: show a bar over the queries of a search.
 
     Raises:
-        InputError: faiss cannot build such an index, or the one at ``path`` is not of these documents.
+        InputError: faiss cannot build such an index, or the one at ``path`` is damaged, not of these documents, or
+            without such a parameter.
     """
-    if path is None and factory == FLAT:
-        return open_index(documents, gpus, progress, memory_gb)
-    if path is not None and (path.exists() or factory == FLAT):
+    if path is None:
+        index = _build(documents, factory)
+    elif path.exists() or factory == FLAT:
         index = _read(existing(path, "with --index_factory it is built there"), documents, factory)
     else:
-        index = _build(documents, factory)
-        if path is not None:
-            _write(index, path, documents, factory)
-    return ShardedIndex([_to_gpus(index, gpus) if gpus else index])
+        index = _build_at(path, documents, factory)
+    set_parameters(index, parameters, str(path or f"--index_factory {factory}"))
+    return ShardedIndex([_to_gpus(index, gpus) if gpus else index], progress)
 
 
-def check_index(
-    k: int,
-    documents: np.ndarray,
-    factory: str,
-    path: Path | None,
-    gpus: Sequence[int],
-    memory_gb: float = SEARCH_MEMORY_GB,
-    queries: int = 0,
-) -> None:
-    """Raise InputError, before the long work, if the ``k`` best of ``documents`` cannot be searched so."""
+def check_factory(factory: str, dim: int, parameters: Mapping[str, int], on_gpus: bool) -> None:
+    """Raise InputError, before the long work, if faiss has no such index for ``dim`` dimensions, or not on GPUs."""
     import faiss
 
-    exact = factory == FLAT and path is None
-    check_search(k, len(documents), gpus, memory_gb, queries if exact else 0)
-    if path is not None and factory == FLAT:
-        existing(path, "with --index_factory it is built there")
     try:
-        index = faiss.index_factory(documents.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise InputError(
-            f"--index_factory {factory}: faiss makes no such index for {documents.shape[1]} dimensions "
+            f"--index_factory {factory}: faiss makes no such index for {dim} dimensions "
             f"({_reason(error)}); OPQ96,PQ96 is one for 768"
         ) from None
-    if gpus and factory != FLAT:
+    set_parameters(index, parameters, f"--index_factory {factory}")
+    if on_gpus:
         check_kind(index, factory)
+
+
+def set_parameters(index: Any, parameters: Mapping[str, int], name: str) -> None:
+    """Set the parameters of a search. Raises InputError, naming the index ``name``, if it does not have one."""
+    import faiss
+
+    for parameter, value in parameters.items():
+        try:
+            faiss.ParameterSpace().set_index_parameter(index, parameter, value)
+        except RuntimeError:
+            flag = FLAG_OF[parameter]
+            raise InputError(f"{name}: this index has no use for {flag}; leave {flag} out") from None
 
 
 def _build(documents: np.ndarray, factory: str) -> Any:
@@ -105,21 +109,37 @@ def _reason(error: RuntimeError) -> str:
     return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: .*? failed: )?", "", str(error).strip().splitlines()[0])
 
 
-def _write(index: Any, path: Path, documents: np.ndarray, factory: str) -> None:
+def _build_at(path: Path, documents: np.ndarray, factory: str) -> Any:
+    """Build an index in ``path``. The file is claimed first, for it takes long."""
     import faiss
 
-    write_stamp(path, _stamp(documents, factory))
     with whole_file(path) as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        index = _build(documents, factory)
+        digest = hashlib.sha256()
+
+        def write(data: bytes) -> int:
+            digest.update(data)
+            return file.write(data)
+
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        write_stamp(path, _stamp(documents, factory) | {"sha256": digest.hexdigest()})
     log.info("wrote %s", path)
+    return index
 
 
 def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
     import faiss
 
+    expected = _stamp(documents, factory)
+    found = read_stamp(path, dict.fromkeys(expected, str), {"sha256": str})
+    if found is not None and found.get("sha256", "") not in ("", file_digest(path)):
+        raise InputError(
+            f"{path}: is damaged, or not the file that {stamp_of(path).name} was written for; delete both to build it "
+            "anew, or name another file"
+        )
     try:
         index = faiss.read_index(str(path))
-    except RuntimeError:
+    except (RuntimeError, MemoryError):
         raise InputError(f"{path}: faiss cannot read an index in it") from None
     count, dim = documents.shape
     if (index.ntotal, index.d) != (count, dim):
@@ -128,8 +148,6 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
         )
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{path}: searches by distance; an index of inner products is needed")
-    expected = _stamp(documents, factory)
-    found = read_stamp(path, dict.fromkeys(expected, str))
     if found is None:
         log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
         return index

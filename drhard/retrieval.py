@@ -1,141 +1,153 @@
 """Encode a collection and a split's queries with one encoder and search; mine hard negatives, with BM25 too."""
 
-import json
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from drhard.bm25 import Bm25Index, document_texts, query_texts
-from drhard.embeddings import encode, open_embeddings, write_row_numbers
+from drhard.embeddings import write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError
-from drhard.files import whole_text
 from drhard.msmarco import Corpus
+from drhard.negatives import HardNegatives, best_not_relevant
 from drhard.qrels import read_relevant_rows
-from drhard.runs import without
-from drhard.search import SEARCH_MEMORY_GB, check_search, gpus_with_room, open_index
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.results import Results, search_on_disk
+from drhard.search import RESULTS_AT_ONCE
+from drhard.settings import EncodingSettings, SearchSettings
+from drhard.tokens import PASSAGES, TokenMemmap, sample_digest
 
 import numpy as np
-import torch
 
 EXTRA = 10  # published: the run beside hard.json holds topk + 10 passages, room for relevant ones among them
 
 
-def encode_collection(
-    model: RobertaDot, tokens: TokenMemmap, folder: Path, batch_size: int, device: torch.device, dtype: torch.dtype
-) -> np.ndarray:
-    """Encode ``tokens`` into ``folder/{name}.memmap`` and ``folder/{name}-id.memmap``.
+@dataclass(frozen=True)
+class Retriever:
+    """An encoder, how it encodes, and how its embeddings are searched."""
 
-    Returns:
-        (rows, dim) float32 memmap. Raises InputError as :func:`drhard.embeddings.encode`.
-    """
-    path = folder / f"{tokens.name}.memmap"
-    dim = encode(model, tokens, path, batch_size, device, dtype)
-    write_row_numbers(folder / f"{tokens.name}-id.memmap", len(tokens))
-    return open_embeddings(path, dim, len(tokens))
+    model: RobertaDot
+    encoding: EncodingSettings
+    searching: SearchSettings
+
+    def check(self, passages: TokenMemmap, queries: TokenMemmap, topk: int) -> None:
+        """Raise InputError, before the long work, if it cannot be done."""
+        self.encoding.check(self.model, queries, passages)
+        self.searching.check(topk, len(passages), self.model.output_embedding_size)
+
+    @contextmanager
+    def retrieve(self, passages: TokenMemmap, queries: TokenMemmap, run: Path, topk: int) -> Iterator[Results]:
+        """Encode queries and passages into the folder of ``run`` and search the passages.
+
+        Embeddings go into ``{name}.memmap`` and ``{name}-id.memmap``, where they are found again.
+
+        Args:
+            run: where the caller writes the results; see :func:`drhard.results.search_on_disk`.
+            topk: how many passages for each query.
+
+        Raises:
+            InputError: as :meth:`check`, :meth:`EncodingSettings.encode` and :meth:`SearchSettings.open`.
+        """
+        self.check(passages, queries, topk)
+        embeddings = [self._encode(tokens, run.parent) for tokens in (queries, passages)]
+        with search_embeddings(*embeddings, self.searching, run, topk) as found:
+            yield found
+
+    def _encode(self, tokens: TokenMemmap, folder: Path) -> np.ndarray:
+        embeddings = self.encoding.encode(self.model, tokens, folder / f"{tokens.name}.memmap")
+        write_row_numbers(folder / f"{tokens.name}-id.memmap", len(tokens))
+        return embeddings
 
 
-def retrieve(
-    model: RobertaDot,
-    passages: TokenMemmap,
-    queries: TokenMemmap,
-    folder: Path,
-    topk: int,
-    batch_size: int,
-    device: torch.device,
-    gpus: Sequence[int] | None = (),
-    memory_gb: float = SEARCH_MEMORY_GB,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encode queries and passages into ``folder`` and search the passages.
+@contextmanager
+def search_embeddings(
+    queries: np.ndarray, documents: np.ndarray, searching: SearchSettings, run: Path, topk: int
+) -> Iterator[Results]:
+    """Search ``documents`` (N, dim) for ``queries`` (Q, dim), both float32; the results lie on disk.
 
     Args:
-        topk: how many passages for each query.
-        gpus: where to search; on the CPU if empty, on all if None and they have room for it.
-        memory_gb: what the search may take on the CPU.
-        dtype: what the model computes in on a GPU.
-
-    Returns:
-        (queries, topk) float32 scores, greatest first, and int64 passage rows.
-
-    Raises:
-        InputError: as :func:`drhard.embeddings.encode` and :func:`drhard.search.check_search`.
+        run: where the caller writes the results; see :func:`drhard.results.search_on_disk`.
     """
-    check_search(topk, len(passages), gpus or (), memory_gb, len(queries))  # before the long work, not after
-    query_embeddings = encode_collection(model, queries, folder, batch_size, device, dtype)
-    embeddings = encode_collection(model, passages, folder, batch_size, device, dtype)
-    if gpus is None:
-        gpus = gpus_with_room(embeddings.nbytes)
-    return open_index(embeddings, gpus, True, memory_gb).search(query_embeddings, topk)
+    index = searching.open(documents, topk)
+    made_from = {"queries": _identity(queries), "documents": _identity(documents), "index": searching.outcome()}
+    with search_on_disk(
+        run, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)
+    ) as found:  # fmt: skip
+        yield found
+
+
+def _identity(embeddings: np.ndarray) -> str:
+    return f"{len(embeddings)}-{sample_digest(embeddings)}"
 
 
 class Mined(NamedTuple):
     """Hard negatives, and the run that they come from, relevant passages among it."""
 
-    hard: dict[int, list[int]]  # query row -> passage rows, best first
+    hard: HardNegatives
     scores: np.ndarray  # (queries, topk + 10) float32
-    rows: np.ndarray  # (queries, topk + 10) int64, -1 where no more was found
+    rows: np.ndarray  # (queries, topk + 10) int32, -1 where no more was found
 
 
+@contextmanager
 def mine_hard_negatives(
-    model: RobertaDot,
-    preprocess_folder: Path,
-    mode: str,
-    folder: Path,
-    max_query_length: int,
-    max_doc_length: int,
+    retriever: Retriever,
+    passages: TokenMemmap,
+    queries: TokenMemmap,
+    relevant: Mapping[int, Sequence[int]],
+    run: Path,
     topk: int,
-    batch_size: int,
-    device: torch.device,
-    gpus: Sequence[int] | None = (),
-    memory_gb: float = SEARCH_MEMORY_GB,
-    dtype: torch.dtype = torch.float32,
-) -> Mined:
+) -> Iterator[Mined]:
     """For each query, the ``topk`` best passages that are not judged relevant to it (section 4.1 of the paper).
 
-    Embeddings are left in ``folder``, where they are found again. Raises InputError if there are too few passages.
+    Args:
+        relevant: query row -> relevant passage rows.
+        run: as for :meth:`Retriever.retrieve`.
+
+    Raises:
+        InputError: as :meth:`Retriever.retrieve`, or there are too few passages.
     """
-    passages = TokenMemmap(preprocess_folder, PASSAGES, max_doc_length)
-    queries = TokenMemmap(preprocess_folder, query_name(mode), max_query_length)
-    relevant = read_relevant_rows(preprocess_folder / f"{mode}-qrel.tsv", len(queries), len(passages))
-    return _mine(
-        lambda depth: retrieve(model, passages, queries, folder, depth, batch_size, device, gpus, memory_gb, dtype),
-        relevant, len(passages), topk,
-    )  # fmt: skip
+    depth = _depth(relevant, len(passages), topk)
+    with retriever.retrieve(passages, queries, run, depth) as found:
+        yield _mined(found, relevant, topk)
 
 
-def mine_bm25_negatives(corpus: Corpus, root: Path, mode: str, topk: int, k1: float, b: float) -> Mined:
+@contextmanager
+def mine_bm25_negatives(
+    corpus: Corpus, root: Path, mode: str, run: Path, topk: int, k1: float, b: float
+) -> Iterator[Mined]:
     """The same with BM25, as the paper's warm-up needs them; fewer than ``topk`` where fewer share a word.
 
     Args:
         root: the folder with ``dataset/`` and ``preprocess/``.
         k1, b: of :class:`drhard.bm25.Bm25Index`.
     """
-    count = len(TokenMemmap(root / "preprocess", PASSAGES, 2))
+    passages = TokenMemmap(root / "preprocess", PASSAGES, 2)
     queries = query_texts(corpus, root, mode)
-    relevant = read_relevant_rows(root / "preprocess" / f"{mode}-qrel.tsv", len(queries), count)
-    return _mine(
-        lambda depth: Bm25Index(document_texts(corpus, root, count), count, k1, b).search(queries, depth),
-        relevant, count, topk,
-    )  # fmt: skip
+    relevant = read_relevant_rows(root / "preprocess" / f"{mode}-qrel.tsv", len(queries), len(passages))
+    depth = _depth(relevant, len(passages), topk)
+    index = Bm25Index(document_texts(corpus, root, len(passages)), len(passages), k1, b)
+    texts = hashlib.sha256("\n".join(queries).encode()).hexdigest()
+    made_from = {"queries": texts, "documents": passages.digest(), "index": f"BM25 {k1} {b}"}
+
+    def passes(done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        together = max(1, RESULTS_AT_ONCE // depth)
+        for first in range(done, len(queries), together):
+            yield index.search(queries[first : first + together], depth)
+
+    with search_on_disk(run, made_from, len(queries), depth, passes) as found:
+        yield _mined(found, relevant, topk)
 
 
-def _mine(
-    search: Callable[[int], tuple[np.ndarray, np.ndarray]], relevant: dict[int, list[int]], count: int, topk: int
-) -> Mined:
+def _depth(relevant: Mapping[int, Sequence[int]], count: int, topk: int) -> int:
+    """How many passages to find for a query, so that ``topk`` of them are not relevant."""
     most = max(map(len, relevant.values()))
     if topk + most > count:
         raise InputError(f"cannot mine {topk} negatives (--topk) from {count} passages; lower it")
-    scores, rows = search(min(topk + max(EXTRA, most), count))
-    hard = {qid: without(row[row >= 0], relevant.get(qid, []), topk) for qid, row in enumerate(rows)}
-    return Mined(hard, scores[:, : topk + EXTRA], rows[:, : topk + EXTRA])
+    return min(topk + max(EXTRA, most), count)
 
 
-def write_hard_negatives(path: Path, hard: dict[int, list[int]]) -> None:
-    """Write ``hard.json``: ``{"qid": [pid, …]}`` in rows."""
-    # Query by query: as one string it would take a gigabyte for MS MARCO.
-    with whole_text(path) as file:
-        for number, (qid, pids) in enumerate(hard.items()):
-            file.write(("{" if number == 0 else ", ") + f'"{qid}": {json.dumps(pids)}')
-        file.write("}")
+def _mined(found: Results, relevant: Mapping[int, Sequence[int]], topk: int) -> Mined:
+    hard = best_not_relevant(found.rows, relevant, topk)
+    return Mined(hard, found.scores[:, : topk + EXTRA], found.rows[:, : topk + EXTRA])

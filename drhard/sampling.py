@@ -1,12 +1,8 @@
 """The batches of training: queries, a positive and negatives drawn for each, padded tensors."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from drhard.errors import InputError
-from drhard.files import read_object
-from drhard.msmarco import parse_number
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -33,7 +29,8 @@ class StarDataset(Dataset):
     Args:
         relevant: query row -> relevant document rows.
         pool: what the negatives are drawn from: query row -> rows of its hard negatives, for every query of
-            ``relevant``; or the size of the collection, any row of which is drawn.
+            ``relevant``, such as :class:`drhard.negatives.HardNegatives`; or the size of the collection, any row of
+            which is drawn.
         drawn: negatives for a query.
     """
 
@@ -65,38 +62,7 @@ class StarDataset(Dataset):
         candidates = range(self.pool) if isinstance(self.pool, int) else self.pool[query]
         chosen = random.choice(len(candidates), self.drawn, replace=len(candidates) < self.drawn)
         positive = self.relevant[query][random.integers(len(self.relevant[query]))]
-        return Example(query, positive, tuple(candidates[place] for place in chosen))
-
-
-def read_hard_negatives(
-    path: str | Path, relevant: Mapping[int, Sequence[int]], documents: int
-) -> dict[int, list[int]]:
-    """Read ``hard.json``, ``{"qid": [pid, …]}`` in rows.
-
-    Args:
-        relevant: query row -> relevant rows; each of these queries must be in the file. A list may be empty, if
-            BM25 found no document that shares a word.
-        documents: how many there are.
-
-    Raises:
-        InputError: the file is no such file, lacks a query, or names a document that is not there.
-    """
-    content = read_object(path, {})
-    if not all(
-        parse_number(qid) is not None and isinstance(pids, list) and all(type(pid) is int for pid in pids)
-        for qid, pids in content.items()
-    ):
-        raise InputError(f'{path}: expected {{"qid": [pid, …], …}} with row numbers')
-    hard = {int(qid): pids for qid, pids in content.items()}
-    for qid in relevant:
-        if qid not in hard:
-            raise InputError(f"{path}: no hard negative for query {qid}; was it mined with --mode train on this data?")
-    for qid, pids in hard.items():
-        if pids and not (min(pids) >= 0 and max(pids) < documents):
-            raise InputError(f"{path}: query {qid} names a document beyond the {documents} there are")
-    if not any(hard[qid] for qid in relevant):
-        raise InputError(f"{path}: no query has a hard negative")
-    return hard
+        return Example(query, positive, tuple(int(candidates[place]) for place in chosen))
 
 
 def negatives_mask(negatives: str, examples: Sequence[Example], relevant: Mapping[int, Sequence[int]]) -> np.ndarray:

@@ -3,11 +3,12 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from drhard.errors import InputError
+from drhard.numbers import SEARCH_GB
 from drhard.onednn import as_filters, products
 from drhard.prefetch import prefetch
 
@@ -18,8 +19,8 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 SEARCH_MEMORY_GB = 2.0  # on the CPU
-LEAST_MEMORY_GB = 0.5  # half of it for the results
 RESULT_BYTES = 4 + 8  # a score and a row
+RESULTS_AT_ONCE = 1 << 22  # faiss searches so many queries at a time that they have so many results: 50 MB
 BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
 BUFFERS = 3  # blocks in memory: one in use, one waiting, one being read
 TILE_SCORES = 1 << 20  # a block is scored in tiles, whose 4 MB of scores stay in the cache while they are sifted
@@ -40,6 +41,12 @@ class Index(Protocol):
         k is at most the number of documents; rows are -1, at the end, where an inexact index finds fewer.
         """
 
+    def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield what :meth:`search` returns for as many queries at a time as the memory allows, in their order.
+
+        The caller puts each part away, so the results of any number of queries need no memory.
+        """
+
 
 class ExactIndex:
     """Exact search on the CPU that streams the documents past all queries, block by block.
@@ -49,51 +56,69 @@ class ExactIndex:
     Args:
         documents: (N, dim) float32, usually a memmap, which is read from its file and not mapped.
         progress: show a bar over the documents.
-        memory_gb: what a search may take beside the documents and queries that it is given, its results included,
+        memory_gb: what a pass may take beside the documents and queries that it is given, its results included,
             whatever the size of the collection; more queries than fit go past the documents in several passes.
+        block_rows: documents read at a time.
+        query_rows: queries past a tile at a time, at most.
     """
 
-    def __init__(self, documents: np.ndarray, progress: bool = False, memory_gb: float = SEARCH_MEMORY_GB):
+    def __init__(
+        self,
+        documents: np.ndarray,
+        progress: bool = False,
+        memory_gb: float = SEARCH_MEMORY_GB,
+        block_rows: int = BLOCK_ROWS,
+        query_rows: int = QUERY_ROWS,
+    ):
         self.documents = documents
         self.progress = progress
         self.memory_gb = memory_gb
+        self.block_rows, self.query_rows = block_rows, query_rows
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Index.search`. Raises InputError if the dimensions differ or k exceeds the documents."""
+        return _together(self.passes(queries, k), len(queries), k)
+
+    def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See :meth:`Index.passes`. Raises InputError as :meth:`search`."""
         count, dim = self.documents.shape
         _check_queries(queries, dim)
         check_search(k, count)
-        scores = np.empty((len(queries), k), dtype=np.float32)
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        together = self._queries_together(len(queries), k)
-        passes = range(0, len(queries), together)
-        with tqdm(total=count * len(passes), unit="doc", unit_scale=True, desc="searching",
+        together = self.queries_together(k)
+        starts = range(0, len(queries), together)
+        with tqdm(total=count * len(starts), unit="doc", unit_scale=True, desc="searching",
                   disable=not self.progress) as bar:  # fmt: skip
-            for first in passes:
-                part = slice(first, first + together)
-                self._search_pass(queries[part], scores[part], rows[part], bar)
-        return scores, rows
+            for first in starts:
+                part = queries[first : first + together]
+                scores = np.empty((len(part), k), dtype=np.float32)
+                rows = np.empty((len(part), k), dtype=np.int64)
+                self._search_pass(part, scores, rows, bar)
+                yield scores, rows
 
-    def _queries_together(self, queries: int, k: int) -> int:
+    def queries_together(self, k: int) -> int:
         """How many queries go past the documents at once, so that the memory is kept."""
         dim = self.documents.shape[1]
-        blocks = BUFFERS * BLOCK_ROWS * dim * 4
+        blocks = BUFFERS * self.block_rows * dim * 4
         tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, which are better, and where, all of them at worst
         waiting = ADDED_TIMES * k * ADDED.itemsize  # of a query
-        merging = QUERY_ROWS * waiting * 4  # sorted, laid out by query, and the orders of both
-        room = self.memory_gb * 1e9 - queries * k * RESULT_BYTES - blocks - tile - merging
-        return max(QUERY_ROWS, int(room / (dim * 4 + waiting)))
+        merging = waiting * 4  # of a query: sorted, laid out by query, and the orders of both
+        query = dim * 4 + k * RESULT_BYTES + waiting
+        room = self.memory_gb * 1e9 - blocks - tile - self.query_rows * merging
+        if room >= self.query_rows * query:
+            return int(room / query)
+        few = int(self.memory_gb * 1e9 / 2 / (query + merging))  # of very large results; or the blocks are large
+        return max(1, min(self.query_rows, few))
 
     @torch.no_grad()
     def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
         """Fill ``scores`` and ``rows``, (Q, k) both."""
-        size = math.ceil(len(queries) / math.ceil(len(queries) / QUERY_ROWS))  # groups as equal as can be
+        size = math.ceil(len(queries) / math.ceil(len(queries) / self.query_rows))  # groups as equal as can be
         groups = [
             (as_filters(torch.from_numpy(np.array(queries[part], np.float32))), TopK(scores[part], rows[part]))
             for part in (slice(first, first + size) for first in range(0, len(queries), size))
         ]
-        tile_rows = math.ceil(BLOCK_ROWS / math.ceil(BLOCK_ROWS * size / TILE_SCORES))
-        for first_row, block in prefetch(_blocks(self.documents)):
+        tile_rows = math.ceil(self.block_rows / math.ceil(self.block_rows * size / TILE_SCORES))
+        for first_row, block in prefetch(_blocks(self.documents, self.block_rows)):
             for start in range(0, len(block), tile_rows):
                 tile = torch.from_numpy(block[start : start + tile_rows])
                 for filters, best in groups:
@@ -187,16 +212,16 @@ def _above(scores: np.ndarray, least: np.ndarray) -> np.ndarray:
     return np.concatenate((which * (fold * width) + places[number], FOLDS * fold * width + rest))
 
 
-def _blocks(documents: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, (B, dim) float32), read from the file where ``documents`` is a whole memmap.
 
     What is read lies in ``BUFFERS`` arrays in turn: a block is overwritten when that many more have been asked for.
     """
     count, dim = documents.shape
     if isinstance(documents, np.memmap) and documents.nbytes >= os.path.getsize(documents.filename):  # no part of one
-        buffers = [np.empty((min(BLOCK_ROWS, count), dim), dtype=documents.dtype) for _ in range(BUFFERS)]
+        buffers = [np.empty((min(block_rows, count), dim), dtype=documents.dtype) for _ in range(BUFFERS)]
         with open(documents.filename, "rb", buffering=0) as file:
-            for number, first in enumerate(range(0, count, BLOCK_ROWS)):
+            for number, first in enumerate(range(0, count, block_rows)):
                 block = buffers[number % BUFFERS][: count - first]
                 left = memoryview(block).cast("B")
                 while left:
@@ -206,23 +231,61 @@ def _blocks(documents: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
                     left = left[read:]
                 yield first, block
     else:
-        for first in range(0, count, BLOCK_ROWS):
-            yield first, np.require(documents[first : first + BLOCK_ROWS], np.float32, "CW")  # torch wants it so
+        for first in range(0, count, block_rows):
+            yield first, np.require(documents[first : first + block_rows], np.float32, "CW")  # torch wants it so
+
+
+def _together(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]], count: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The parts of :meth:`Index.passes` as one: scores and rows (count, k)."""
+    scores = np.empty((count, k), dtype=np.float32)
+    rows = np.empty((count, k), dtype=np.int64)
+    first = 0
+    for some_scores, some_rows in parts:
+        part = slice(first, first + len(some_rows))
+        scores[part], rows[part] = some_scores, some_rows
+        first += len(some_rows)
+    return scores, rows
 
 
 class ShardedIndex:
     """faiss indexes over successive parts of the documents, searched side by side, their results merged.
 
+    Where a query gets fewer documents than asked for, as from an inverted file of which few lists are probed, a
+    warning says how many queries do: :meth:`search` the first time, :meth:`passes` once for all of its queries.
+
     Args:
         shards: faiss indexes (inner product), in the order of the rows that they hold.
+        progress: show a bar over the queries of :meth:`passes`.
     """
 
-    def __init__(self, shards: Sequence[Any]):
+    def __init__(self, shards: Sequence[Any], progress: bool = False):
         self.shards = shards
+        self.progress = progress
         self._first_rows = np.cumsum([0, *(shard.ntotal for shard in shards)])
+        self._warned = False
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Index.search`."""
+        scores, rows = self._search(queries, k)
+        if not self._warned:
+            self._warn(int((rows[:, -1] < 0).sum()), len(queries), k)
+        return scores, rows
+
+    def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See :meth:`Index.passes`."""
+        together = max(1, RESULTS_AT_ONCE // k)
+        fewer = 0
+        with tqdm(total=len(queries), unit="query", desc="searching", disable=not self.progress) as bar:
+            for first in range(0, len(queries), together):
+                scores, rows = self._search(queries[first : first + together], k)
+                fewer += int((rows[:, -1] < 0).sum())
+                bar.update(len(rows))
+                yield scores, rows
+        self._warn(fewer, len(queries), k)
+
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         _check_queries(queries, self.shards[0].d)
         check_search(k, int(self._first_rows[-1]))
         queries = np.ascontiguousarray(queries, dtype=np.float32)
@@ -236,8 +299,16 @@ class ShardedIndex:
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
+    def _warn(self, fewer: int, queries: int, k: int) -> None:
+        if fewer:
+            self._warned = True
+            log.warning(
+                "the index finds fewer than the %d documents asked for, for %d of %d queries; a greater --nprobe "
+                "finds more", k, fewer, queries,
+            )  # fmt: skip
 
-def gpu_index(documents: np.ndarray, gpus: Sequence[int]) -> ShardedIndex:
+
+def gpu_index(documents: np.ndarray, gpus: Sequence[int], progress: bool = False) -> ShardedIndex:
     """Put the documents on GPUs, an equal part on each, as exact faiss indexes.
 
     Raises InputError if there is no such GPU or faiss cannot use it.
@@ -256,9 +327,15 @@ def gpu_index(documents: np.ndarray, gpus: Sequence[int]) -> ShardedIndex:
         resources = faiss.StandardGpuResources()
         shard = faiss.GpuIndexFlatIP(resources, dim, config)
         shard.resources = resources  # lives as long as the index
-        shard.add(documents[first:last])  # at once: faiss makes room for what is added and copies what is there
+        try:
+            shard.add(documents[first:last])  # at once: faiss makes room for what is added and copies what is there
+        except RuntimeError:
+            size_gb = (last - first) * dim * 4 / 1e9
+            raise InputError(
+                f"GPU {gpu} cannot hold its {size_gb:.1f} GB of embeddings; name more GPUs, or search on the CPU"
+            ) from None
         shards.append(shard)
-    return ShardedIndex(shards)
+    return ShardedIndex(shards, progress)
 
 
 def gpus_with_room(size: int) -> list[int]:
@@ -276,31 +353,11 @@ def gpus_with_room(size: int) -> list[int]:
     return gpus
 
 
-def open_index(
-    documents: np.ndarray, gpus: Sequence[int], progress: bool = False, memory_gb: float = SEARCH_MEMORY_GB
-) -> Index:
-    """The index of ``documents``: on the GPUs that are named, on the CPU, within ``memory_gb``, if none is."""
-    return gpu_index(documents, gpus) if gpus else ExactIndex(documents, progress, memory_gb)
-
-
-def check_search(
-    k: int, count: int, gpus: Sequence[int] = (), memory_gb: float = SEARCH_MEMORY_GB, queries: int = 0
-) -> None:
-    """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``, or in ``memory_gb``.
-
-    Args:
-        queries: for how many.
-    """
+def check_search(k: int, count: int, gpus: Sequence[int] = (), memory_gb: float = SEARCH_MEMORY_GB) -> None:
+    """Raise InputError if the ``k`` best of ``count`` documents cannot be found on ``gpus``, or in ``memory_gb``."""
     if not 1 <= k <= count:
         raise InputError(f"cannot return the {k} best of {count} documents; choose 1 to {count}")
-    if not LEAST_MEMORY_GB <= memory_gb < float("inf"):
-        raise InputError(f"--search_memory_gb {memory_gb:g}: expected {LEAST_MEMORY_GB:g} or more")
-    results_gb = queries * k * RESULT_BYTES / 1e9
-    if not gpus and results_gb > memory_gb / 2:
-        raise InputError(
-            f"the {k} best for each of {queries} queries are {results_gb:.1f} GB of results, too much for a search in "
-            f"{memory_gb:g} GB; give --search_memory_gb {math.ceil(2 * results_gb)}, or a lower --topk"
-        )
+    SEARCH_GB.check("--search_memory_gb", memory_gb)
     if gpus:
         if k > GPU_TOPK:
             raise InputError(f"faiss finds at most the {GPU_TOPK} best on a GPU, not {k}; search on the CPU")

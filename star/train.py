@@ -20,9 +20,12 @@ from pathlib import Path
 from drhard.encoder import check_lengths, load_encoder, weights_digest
 from drhard.errors import InputError, command
 from drhard.files import file_digest
+from drhard.flags import add_flags
+from drhard.negatives import read_hard_negatives, write_hard_negatives
 from drhard.qrels import read_relevant_rows
-from drhard.retrieval import mine_hard_negatives, write_hard_negatives
-from drhard.sampling import HARD, IN_BATCH, NEGATIVES, STAR, StarCollator, StarDataset, read_hard_negatives
+from drhard.retrieval import Retriever, mine_hard_negatives
+from drhard.sampling import HARD, IN_BATCH, NEGATIVES, STAR, StarCollator, StarDataset
+from drhard.settings import EncodingSettings, SearchSettings
 from drhard.star import MINING_FOLDER, StarTrainer, last_checkpoint, open_training
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
@@ -103,7 +106,8 @@ class StarTrainingArguments(TrainingArguments):
 @command
 def main() -> None:
     parser = HfArgumentParser((DataArguments, StarTrainingArguments), description=__doc__.splitlines()[0])
-    data_args, args = parser.parse_args_into_dataclasses()
+    add_flags(parser, "--search_memory_gb", "--not_faiss_cuda")  # for mining
+    data_args, args, mining_flags = parser.parse_args_into_dataclasses()
     if not args.do_train:
         raise InputError("nothing to do: give --do_train")
     set_seed(args.seed)
@@ -149,22 +153,22 @@ def main() -> None:
                     "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
                 )
             print(f"Mining hard negatives with {data_args.init_path} on {args.device}")
-            pool = mine_hard_negatives(
-                model, data_args.preprocess_dir, "train", output_dir / MINING_FOLDER,
-                data_args.max_query_length, data_args.max_doc_length, topk=min(MINED, len(documents) // 2),
-                batch_size=args.per_device_eval_batch_size, device=args.device,
-                gpus=[] if args.no_cuda else None,
-            ).hard  # fmt: skip
-            write_hard_negatives(hardneg_path, pool)
+            encoding = EncodingSettings(args.per_device_eval_batch_size, args.device)
+            retriever = Retriever(model, encoding, SearchSettings.from_flags(mining_flags, args.no_cuda))
+            run = output_dir / MINING_FOLDER / "train.rank.tsv"
+            topk = min(MINED, len(documents) // 2)
+            with mine_hard_negatives(retriever, documents, queries, relevant, run, topk) as mining:
+                pool = mining.hard
+                write_hard_negatives(hardneg_path, pool)
             print(f"Wrote {hardneg_path}")
         else:
             pool = read_hard_negatives(hardneg_path, relevant, len(documents))
 
     if mined:
-        without = [query for query in relevant if not pool[query]]
+        without = [query for query in relevant if not len(pool[query])]
         if without:
             log.warning("queries without a hard negative are left out of the training: %d", len(without))
-            relevant = {query: rows for query, rows in relevant.items() if pool[query]}
+            relevant = {query: rows for query, rows in relevant.items() if len(pool[query])}
     drawn = 0 if data_args.negatives == IN_BATCH else data_args.per_query_hard_num
     done = (
         int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1

@@ -428,8 +428,6 @@ CASES: dict[str, tuple[str, Damage, dict[str, object], str, tuple[str, ...]]] = 
         "star/inference.py", nothing, {"--topk": 13}, "13 best of 12 documents", EMBEDDINGS,
     ),
     "inference, no such GPU": ("star/inference.py", nothing, {"--faiss_gpus": 99}, "GPU", EMBEDDINGS),
-    "inference, length of nothing": ("star/inference.py", nothing, {"--max_query_length": 1}, "length of 1", ()),
-    "inference, batches of nothing": ("star/inference.py", nothing, {"--eval_batch_size": 0}, "batch", ()),
     "inference, passages too long": ("star/inference.py", long_passages, LONG, "at most 32", EMBEDDINGS),
     "inference, weights cut": ("star/inference.py", cut(f"{STAR}/model.safetensors"), {}, r"trained_models/star: ", ()),
     "mining, topk beyond the collection": (

@@ -12,8 +12,9 @@ from pathlib import Path
 from drhard.bm25 import Bm25Index, document_texts, query_texts
 from drhard.errors import InputError
 from drhard.msmarco import CORPORA
+from drhard.negatives import HardNegatives
 from drhard.qrels import read_relevant
-from drhard.retrieval import mine_bm25_negatives
+from drhard.retrieval import Mined, mine_bm25_negatives
 from drhard.runs import read_run
 
 import numpy as np
@@ -172,20 +173,30 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
 # Negatives
 
 
+def mine(root: Path, topk: int) -> Mined:
+    run = root / "mined" / "train.rank.tsv"
+    with mine_bm25_negatives(CORPORA["passage"], root, "train", run, topk, 0.9, 0.4) as mined:
+        return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
+
+
+def as_lists(hard: HardNegatives) -> dict[int, list[int]]:
+    return {query: rows.tolist() for query, rows in hard.items()}
+
+
 def test_negatives_are_the_best_that_are_not_relevant(root: Path) -> None:
-    hard, scores, rows = mine_bm25_negatives(CORPORA["passage"], root, "train", 3, 0.9, 0.4)
+    hard, scores, rows = mine(root, 3)
     # "stars": 1 is shorter than 2 and 3, of which 2 is relevant; "planets": 2 and 3 alike, 3 is relevant.
-    assert hard == {0: [], 1: [1, 3], 2: [2], 3: []}
+    assert as_lists(hard) == {0: [], 1: [1, 3], 2: [2], 3: []}
     assert rows.shape == scores.shape == (4, 6)
     assert rows.tolist() == [[0, *[-1] * 5], [1, 2, 3, -1, -1, -1], [2, 3, *[-1] * 4], [-1] * 6]
-    assert mine_bm25_negatives(CORPORA["passage"], root, "train", 1, 0.9, 0.4).hard == {0: [], 1: [1], 2: [2], 3: []}
+    assert as_lists(mine(root, 1).hard) == {0: [], 1: [1], 2: [2], 3: []}
 
 
 @pytest.mark.parametrize("topk, content", [(6, "0\t0\t0\t1\n"), (3, "0\t0\t6\t1\n"), (3, "4\t0\t1\t1\n")])
 def test_negatives_that_cannot_be_mined(root: Path, topk: int, content: str) -> None:
     (root / "preprocess/train-qrel.tsv").write_text(content)
     with pytest.raises(InputError, match=r"cannot mine 6 negatives|names document 6, there are 6|names query 4"):
-        mine_bm25_negatives(CORPORA["passage"], root, "train", topk, 0.9, 0.4)
+        mine(root, topk)
 
 
 TOPK = 7
@@ -235,7 +246,7 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
     assert "--k1 and --b are those of --retriever bm25" in refused(
         script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
     )
-    assert "b from 0 to 1" in refused(script, *arguments, "--topk", 3, "--b", 2, capsys=capsys)
+    assert "no use for --index_path, --nprobe" in refused(script, *arguments, "--nprobe", 3, capsys=capsys)
     assert "cannot mine 200 negatives (--topk) from 6 passages" in refused(script, *arguments, capsys=capsys)
     (root / "passage/dataset/collection.tsv").unlink()
     assert "collection.tsv: no such file" in refused(script, *arguments, "--topk", 3, capsys=capsys)

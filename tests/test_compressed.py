@@ -6,11 +6,12 @@ from pathlib import Path
 
 import drhard.compressed
 from drhard.adore import Candidates, retrieval_quality
-from drhard.compressed import check_index, check_kind, choose_index
+from drhard.compressed import check_kind
 from drhard.errors import InputError
 from drhard.files import file_digest
 from drhard.runs import read_run
-from drhard.search import ExactIndex, ShardedIndex
+from drhard.search import ExactIndex, Index, ShardedIndex
+from drhard.settings import SearchSettings
 
 import faiss
 import numpy as np
@@ -32,6 +33,10 @@ def queries() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(9, DIM)).astype(np.float32)
 
 
+def open_index(documents: np.ndarray, factory: str, path: Path | None = None, **more: object) -> Index:
+    return SearchSettings(factory=factory, index_path=path, **more).open(documents, 1)
+
+
 def faiss_index(documents: np.ndarray, factory: str, metric: int = faiss.METRIC_INNER_PRODUCT) -> faiss.Index:
     index = faiss.index_factory(documents.shape[1], factory, metric)
     index.train(documents)
@@ -49,7 +54,7 @@ def assert_equal_results(found: tuple[np.ndarray, np.ndarray], expected: tuple[n
 
 
 def test_flat_is_exact(documents: np.ndarray, queries: np.ndarray) -> None:
-    index = choose_index(documents, "Flat", None, [])
+    index = open_index(documents, "Flat")
     assert isinstance(index, ExactIndex)
     scores, rows = index.search(queries, 20)
     exact = queries.astype(np.float64) @ documents.T.astype(np.float64)
@@ -64,7 +69,7 @@ def test_search_is_that_of_faiss(
     if "HNSW" not in factory:  # a graph depends on how the documents are added
         monkeypatch.setattr(drhard.compressed, "BLOCK_ROWS", 130)
     assert_equal_results(
-        choose_index(documents, factory, None, []).search(queries, 20),
+        open_index(documents, factory).search(queries, 20),
         faiss_index(documents, factory).search(queries, 20),
     )
 
@@ -76,7 +81,7 @@ def test_codes_are_learned_from_documents_spread_over_the_collection(
     index = faiss.index_factory(DIM, "PQ4x4", faiss.METRIC_INNER_PRODUCT)
     index.train(documents[np.linspace(0, 599, 200).astype(int)])
     index.add(documents)
-    found = choose_index(documents, "PQ4x4", None, []).search(queries, 20)
+    found = open_index(documents, "PQ4x4").search(queries, 20)
     assert_equal_results(found, index.search(queries, 20))
     assert not np.allclose(found[0], faiss_index(documents, "PQ4x4").search(queries, 20)[0], rtol=1e-5)
 
@@ -84,7 +89,7 @@ def test_codes_are_learned_from_documents_spread_over_the_collection(
 def test_a_memmap_is_indexed_like_an_array(documents: np.ndarray, queries: np.ndarray, tmp_path: Path) -> None:
     documents.tofile(tmp_path / "vectors.memmap")
     mapped = np.memmap(tmp_path / "vectors.memmap", dtype=np.float32, mode="r", shape=documents.shape)
-    one, other = (choose_index(vectors, "PQ4x4", None, []).search(queries, 20) for vectors in (mapped, documents))
+    one, other = (open_index(vectors, "PQ4x4").search(queries, 20) for vectors in (mapped, documents))
     for ours, theirs in zip(one, other, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -94,11 +99,11 @@ def test_an_index_is_built_written_and_read_back(
     documents: np.ndarray, queries: np.ndarray, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "new" / "an.index"
-    built = choose_index(documents, factory, path, []).search(queries, 20)
+    built = open_index(documents, factory, path).search(queries, 20)
     assert sorted(file.name for file in path.parent.iterdir()) == ["an.index", "an.index.json"]
     monkeypatch.setattr(drhard.compressed, "_build", lambda *_: pytest.fail("it is there"))
     for named in (factory, "Flat"):  # Flat is what the flag is when it is left out
-        found = choose_index(documents, named, path, []).search(queries, 20)
+        found = open_index(documents, named, path).search(queries, 20)
         for ours, theirs in zip(found, built, strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert_equal_results(built, faiss.read_index(str(path)).search(queries, 20))
@@ -109,7 +114,7 @@ def test_an_index_from_elsewhere_is_trusted_with_a_warning(
 ) -> None:
     index = faiss_index(documents, "SQ8")
     faiss.write_index(index, str(tmp_path / "sq.index"))
-    found = choose_index(documents, "Flat", tmp_path / "sq.index", [])
+    found = open_index(documents, "Flat", tmp_path / "sq.index")
     assert_equal_results(found.search(queries, 20), index.search(queries, 20))
     [warning] = caplog.messages
     assert "sq.index has no stamp (sq.index.json)" in warning
@@ -121,13 +126,13 @@ def write_index(path: Path, index: faiss.Index) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], object], str, str]] = {
     "other embeddings": (
-        lambda path, documents: choose_index(documents + 1, "PQ4x4", path, []), "PQ4x4", "was built from other emb",
+        lambda path, documents: open_index(documents + 1, "PQ4x4", path), "PQ4x4", "was built from other emb",
     ),
     "other embeddings, without a factory": (
-        lambda path, documents: choose_index(documents[::-1], "PQ4x4", path, []), "Flat", "was built from other emb",
+        lambda path, documents: open_index(documents[::-1], "PQ4x4", path), "Flat", "was built from other emb",
     ),
     "another factory": (
-        lambda path, documents: choose_index(documents, "PQ4x4", path, []), "PQ8x4", "is an index PQ4x4, not PQ8x4",
+        lambda path, documents: open_index(documents, "PQ4x4", path), "PQ8x4", "is an index PQ4x4, not PQ8x4",
     ),
     "another dimension": (
         lambda path, documents: write_index(path, faiss_index(documents[:, :8].copy(), "SQ8")), "SQ8",
@@ -160,7 +165,7 @@ def test_an_index_that_does_not_fit_is_refused(documents: np.ndarray, tmp_path: 
     make(path, documents)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(InputError, match=complaint) as error:
-        choose_index(documents, factory, path, [])
+        open_index(documents, factory, path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -168,16 +173,16 @@ def test_an_index_that_does_not_fit_is_refused(documents: np.ndarray, tmp_path: 
 @pytest.mark.parametrize("factory", ["nonsense", "", "PQ5x4", "OPQ96,PQ96"])
 def test_what_faiss_does_not_know_is_refused(documents: np.ndarray, factory: str) -> None:
     with pytest.raises(InputError) as error:
-        check_index(10, documents, factory, None, [])
+        SearchSettings(factory=factory).check(10, *documents.shape)
     message = str(error.value)
     assert message.startswith(f"--index_factory {factory}: faiss makes no such index for 16 dimensions (")
     assert "\n" not in message and ".cpp" not in message and "std::" not in message
 
 
 def test_too_few_documents_to_learn_from_are_refused(documents: np.ndarray, tmp_path: Path) -> None:
-    check_index(10, documents, "IVF601,Flat", None, [])  # only training tells
+    SearchSettings(factory="IVF601,Flat").check(10, *documents.shape)  # only training tells
     with pytest.raises(InputError) as error:
-        choose_index(documents, "IVF601,Flat", tmp_path / "an.index", [])
+        open_index(documents, "IVF601,Flat", tmp_path / "an.index")
     message = str(error.value)
     assert message.startswith("--index_factory IVF601,Flat cannot index 600 x 16: Number of training points (600)")
     assert "\n" not in message and ".cpp" not in message
@@ -186,12 +191,12 @@ def test_too_few_documents_to_learn_from_are_refused(documents: np.ndarray, tmp_
 
 def test_what_can_be_searched_passes(documents: np.ndarray, tmp_path: Path) -> None:
     for factory in ("Flat", *FACTORIES):
-        check_index(600, documents, factory, None, [])
-    check_index(600, documents, "PQ4x4", tmp_path / "is built here", [])
+        SearchSettings(factory=factory).check(600, *documents.shape)
+    SearchSettings(factory="PQ4x4", index_path=tmp_path / "is built here").check(600, *documents.shape)
     with pytest.raises(InputError, match="601 best of 600 documents"):
-        check_index(601, documents, "PQ4x4", None, [])
+        SearchSettings(factory="PQ4x4").check(601, *documents.shape)
     with pytest.raises(InputError, match="no such file or folder"):
-        check_index(10, documents, "Flat", tmp_path / "is not built here", [])
+        SearchSettings(factory="Flat", index_path=tmp_path / "is not built here").check(10, *documents.shape)
 
 
 # An index that finds fewer than it is asked for
@@ -199,7 +204,7 @@ def test_what_can_be_searched_passes(documents: np.ndarray, tmp_path: Path) -> N
 
 def test_where_fewer_are_found_there_is_minus_one(documents: np.ndarray, queries: np.ndarray) -> None:
     expected_scores, expected_rows = faiss_index(documents, "IVF8,Flat").search(queries, 200)
-    scores, rows = choose_index(documents, "IVF8,Flat", None, []).search(queries, 200)
+    scores, rows = open_index(documents, "IVF8,Flat").search(queries, 200)
     exact = queries @ documents.T
     for query in range(len(queries)):
         found = int((expected_rows[query] >= 0).sum())

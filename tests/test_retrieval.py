@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.retrieval import mine_hard_negatives, retrieve
+from drhard.qrels import read_relevant_rows
+from drhard.retrieval import Mined, Retriever, mine_hard_negatives
+from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 import numpy as np
@@ -11,7 +13,6 @@ import pytest
 import torch
 from helpers import random_sequences, tiny_model, write_qrels, write_tokens
 
-CPU = torch.device("cpu")
 RELEVANT = {0: [3, 5, 20], 1: list(range(14)), 3: [7]}  # 1 has more than the 10 that the run holds beside topk
 
 
@@ -38,10 +39,18 @@ def ranking() -> np.ndarray:
     return np.argsort(-scores, axis=1)
 
 
+def retriever(**searching: object) -> Retriever:
+    return Retriever(tiny_model(), EncodingSettings(8, torch.device("cpu")), SearchSettings(**searching))
+
+
+def opened(preprocessed: Path) -> tuple[TokenMemmap, TokenMemmap]:
+    """Passages and queries."""
+    return TokenMemmap(preprocessed, PASSAGES, 16), TokenMemmap(preprocessed, query_name("train"), 8)
+
+
 def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
-    passages = TokenMemmap(preprocessed, PASSAGES, 16)
-    queries = TokenMemmap(preprocessed, query_name("train"), 8)
-    scores, rows = retrieve(tiny_model(), passages, queries, tmp_path / "out", 9, 8, CPU)
+    with retriever().retrieve(*opened(preprocessed), tmp_path / "out" / "train.rank.tsv", 9) as found:
+        scores, rows = np.array(found.scores), np.array(found.rows)
     np.testing.assert_array_equal(rows, ranking()[:, :9])
     embedded = [np.fromfile(tmp_path / "out" / f"{name}.memmap", dtype=np.float32).reshape(-1, 16)
                 for name in ("train-query", "passages")]  # fmt: skip
@@ -50,13 +59,20 @@ def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
     assert np.fromfile(tmp_path / "out" / "train-query-id.memmap", dtype=np.int32).tolist() == list(range(4))
 
 
+def mine(preprocessed: Path, folder: Path, topk: int) -> Mined:
+    passages, queries = opened(preprocessed)
+    relevant = read_relevant_rows(preprocessed / "train-qrel.tsv", 4, 40)
+    with mine_hard_negatives(retriever(), passages, queries, relevant, folder / "train.rank.tsv", topk) as mined:
+        return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
+
+
 @pytest.mark.parametrize("topk", [1, 6, 26])
 def test_hard_negatives_are_the_best_that_are_not_relevant(tmp_path: Path, preprocessed: Path, topk: int) -> None:
-    mined = mine_hard_negatives(tiny_model(), preprocessed, "train", tmp_path / "out", 8, 16, topk, 8, CPU)
+    mined = mine(preprocessed, tmp_path / "out", topk)
     order = ranking()
     for query in range(4):
         expected = [row for row in order[query].tolist() if row not in RELEVANT.get(query, [])][:topk]
-        assert mined.hard[query] == expected
+        assert mined.hard[query].tolist() == expected
         assert len(expected) == topk
     np.testing.assert_array_equal(mined.rows, order[:, : topk + 10])
     assert mined.scores.shape == mined.rows.shape
@@ -65,5 +81,5 @@ def test_hard_negatives_are_the_best_that_are_not_relevant(tmp_path: Path, prepr
 
 def test_more_negatives_than_there_can_be_are_refused(tmp_path: Path, preprocessed: Path) -> None:
     with pytest.raises(InputError, match="27 negatives .* 40 passages"):
-        mine_hard_negatives(tiny_model(), preprocessed, "train", tmp_path / "out", 8, 16, 27, 8, CPU)
+        mine(preprocessed, tmp_path / "out", 27)
     assert not (tmp_path / "out").exists()

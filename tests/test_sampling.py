@@ -1,9 +1,8 @@
-"""Draws that depend on seed, epoch and query alone, uniform; masks of negatives; hard.json; star/train.py with each."""
+"""Draws that depend on seed, epoch and query alone, uniform; masks of negatives; star/train.py with each kind."""
 
 import json
 from pathlib import Path
 
-from drhard.errors import InputError
 from drhard.sampling import (
     HARD,
     IN_BATCH,
@@ -14,7 +13,6 @@ from drhard.sampling import (
     StarCollator,
     StarDataset,
     negatives_mask,
-    read_hard_negatives,
 )
 
 import numpy as np
@@ -166,43 +164,6 @@ def write_hard(folder: Path, content: object) -> Path:
     path = folder / "hard.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
-
-
-def test_hard_negatives_are_read(tmp_path: Path) -> None:
-    path = write_hard(tmp_path, {"0": [4, 2], "7": [0], "8": []})
-    assert read_hard_negatives(path, {0: [1], 7: [2]}, documents=5) == {0: [4, 2], 7: [0], 8: []}
-
-
-@pytest.mark.parametrize(
-    "content, complaint",
-    [
-        ({"1": [2]}, "no hard negative for query 0"),  # mined for other queries
-        ({"0": []}, "no query has a hard negative"),
-        ({"0": [5]}, "query 0 names a document beyond the 5"),
-        ({"0": [-1]}, "query 0 names a document beyond the 5"),
-        ({"0": [1], "3": [9]}, "query 3 names a document beyond the 5"),
-        ([[1, 2]], "expected"),
-        ({"0": 3}, "expected"),
-        ({"0": [None]}, "expected"),
-        ({"0": [[1]]}, "expected"),
-        ({"zero": [1]}, "expected"),
-        ({"0": "123"}, "expected"),  # int("1") of each letter would do
-        ({"0": [1.5]}, "expected"),
-        ('{"0": [1, 2', "not a JSON file"),
-        ("", "not a JSON file"),
-    ],
-    ids=str,
-)
-def test_bad_hard_negatives_are_refused(tmp_path: Path, content: object, complaint: str) -> None:
-    path = write_hard(tmp_path, content)
-    with pytest.raises(InputError, match=complaint) as error:
-        read_hard_negatives(path, {0: [1]}, documents=5)
-    assert str(path) in str(error.value)
-
-
-def test_missing_hard_negatives_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="hard.json: no such file"):
-        read_hard_negatives(tmp_path / "hard.json", {0: [1]}, documents=5)
 
 
 # star/train.py with the negatives of the paper's baselines

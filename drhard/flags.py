@@ -1,0 +1,75 @@
+"""Flags that several scripts have: names, defaults and help texts, each in one place.
+
+Light to import: a mistyped flag is told before torch is loaded.
+"""
+
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from drhard.msmarco import CORPORA, MODES
+from drhard.numbers import COUNT, LENGTH, NATURAL, SEARCH_GB
+
+
+def _count(default: int, help: str) -> dict[str, Any]:
+    return {"type": COUNT, "default": default, "help": f"{help} (%(default)s)"}
+
+
+def _length(default: int, help: str) -> dict[str, Any]:
+    return {"type": LENGTH, "default": default, "help": f"tokens of a {help} (%(default)s)"}
+
+
+_GPUS = {"type": NATURAL, "nargs": "+", "default": [], "dest": "gpus", "help": "GPUs to search on (none: the CPU)"}
+_BATCH = {"dest": "batch_size"} | _count(32, "sequences in a batch, per GPU")
+_HALF = {"action": "store_const", "dest": "precision", "help": "faster, on a GPU"}
+
+FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "--data_type": {"choices": CORPORA, "required": True},
+        "--data_root": {"type": Path, "default": Path("./data"), "help": "default: ./data"},
+        "--mode": {"choices": MODES, "required": True, "help": "which queries"},
+        "--topk": _count(100, "documents for each query"),
+        # What is encoded
+        "--max_query_length": _length(32, "query"),
+        "--max_doc_length": _length(512, "document"),
+        "--max_seq_length": _length(64, "query"),
+        "--eval_batch_size": _BATCH,
+        "--pergpu_eval_batch_size": _BATCH,
+        "--no_cuda": {"action": "store_true", "help": "leave the GPU alone"},
+        "--fp16": _HALF | {"const": "float16"},
+        "--bf16": _HALF | {"const": "bfloat16"},
+        # How it is searched; the names in the namespace are those of SearchSettings
+        "--faiss_gpus": _GPUS,
+        "--faiss_gpu_index": _GPUS,
+        "--not_faiss_cuda": {
+            "action": "store_const", "const": [], "default": None, "dest": "gpus",
+            "help": "search on the CPU though the GPUs have room",
+        },
+        "--search_memory_gb": {
+            "type": SEARCH_GB, "default": 2.0, "dest": "memory_gb", "help": "for a pass of the exact search on the CPU "
+            "(%(default)g)",
+        },
+        "--index_factory": {
+            "default": "Flat", "dest": "factory", "help": "a faiss index such as OPQ96,PQ96 (Flat: exact)",
+        },
+        "--index_path": {"type": Path, "help": "a faiss index; built here if it is not there yet"},
+        "--nprobe": {"type": COUNT, "help": "lists of an inverted file (IVF) to search (as the index has it; new: 1)"},
+        "--ef_search": {"type": COUNT, "help": "width of the search in a graph (HNSW) (as the index has it; new: 16)"},
+    }
+)  # fmt: skip
+PRECISION = ("--fp16", "--bf16")  # one of them at most
+INDEX = ("--search_memory_gb", "--index_factory", "--index_path", "--nprobe", "--ef_search")
+
+
+def add_flags(parser: ArgumentParser, *names: str, **different: Mapping[str, Any]) -> None:
+    """Add the flags ``names`` of :data:`FLAGS` to ``parser``.
+
+    Args:
+        different: what a script has otherwise, by the flag's name without its dashes: ``topk={"default": 200}``.
+    """
+    half = parser.add_mutually_exclusive_group()
+    for name in names:
+        (half if name in PRECISION else parser).add_argument(name, **FLAGS[name] | different.pop(name[2:], {}))
+    assert not different, different

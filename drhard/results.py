@@ -1,0 +1,94 @@
+"""Results of a search, on disk while it goes on: those of MS MARCO's training queries would take a gigabyte."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from drhard.errors import InputError
+from drhard.files import claim, disk_faults, partial
+from drhard.provenance import read_stamp, stamp_of, write_stamp
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+WRITTEN_AT_ONCE = 1 << 20  # results: 8 MB
+
+
+class Results(NamedTuple):
+    """The best documents of each query, in a file that is there while the block of :func:`search_on_disk` runs."""
+
+    scores: np.ndarray  # (Q, k) float32, greatest first
+    rows: np.ndarray  # (Q, k) int32; -1, at the end, where fewer were found
+
+
+Parts = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+@contextmanager
+def search_on_disk(
+    run: Path, made_from: Mapping[str, Any], queries: int, k: int, search: Callable[[int], Parts]
+) -> Iterator[Results]:
+    """Search, with the results in ``RUN.found.partial``; a search that was stopped resumes after its last pass.
+
+    The file is one writer's until the block ends, and removed if it ends well: then the run is written.
+
+    Args:
+        run: the run that is made from the results.
+        made_from: what decides the results, for JSON. Results of something else are not resumed.
+        queries, k: how many, and how many documents for each.
+        search: given how many queries have their results already, yields scores and rows of the others, as
+            :meth:`drhard.search.Index.passes` does.
+
+    Raises:
+        InputError: another process makes the run, or the disk takes no more.
+    """
+    path = run.with_name(f"{run.name}.found")
+    record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # of a query
+    with disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with claim(partial(path), run) as file:
+        with disk_faults(path):
+            _search(file, path, dict(made_from, k=k), queries, record, search)
+        found = np.memmap(partial(path), dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
+        yield Results(found["scores"], found["rows"])
+        stamp_of(path).unlink(missing_ok=True)
+        partial(path).unlink()
+
+
+def _search(
+    file: BinaryIO,
+    path: Path,
+    made_from: dict[str, Any],
+    queries: int,
+    record: np.dtype,
+    search: Callable[[int], Parts],
+) -> None:
+    """Complete ``file``, the unfinished ``path``, to one ``record`` for each query."""
+    done = min(os.fstat(file.fileno()).st_size // record.itemsize, queries) if _is_of(path, made_from) else 0
+    file.truncate(done * record.itemsize)
+    if not done:
+        write_stamp(path, made_from)
+    elif done < queries:
+        log.info("resuming the search after %d of %d queries", done, queries)
+    if done == queries:
+        return
+    for scores, rows in search(done):
+        at_once = max(1, WRITTEN_AT_ONCE // scores.shape[1])
+        for first in range(0, len(rows), at_once):
+            part = slice(first, first + at_once)
+            block = np.empty(len(rows[part]), dtype=record)
+            block["scores"], block["rows"] = scores[part], rows[part]
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_of(path: Path, made_from: dict[str, Any]) -> bool:
+    try:
+        return read_stamp(path, {}) == made_from
+    except InputError:  # damaged: all that is lost is a part of a search
+        return False

@@ -1,0 +1,121 @@
+"""Settings: what encoding and searching need, made from flags once, checked before the long work, opened after."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drhard.compressed import FLAT, check_factory, open_compressed
+from drhard.devices import encoding_dtype, model_device
+from drhard.embeddings import encode, open_embeddings
+from drhard.encoder import RobertaDot, check_lengths
+from drhard.errors import InputError
+from drhard.files import existing, file_digest
+from drhard.numbers import COUNT
+from drhard.search import GPU_TOPK, SEARCH_MEMORY_GB, ExactIndex, Index, check_search, gpu_index, gpus_with_room
+from drhard.tokens import TokenMemmap
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How texts become embeddings."""
+
+    batch_size: int  # sequences of the greatest length, for each GPU
+    device: torch.device
+    dtype: torch.dtype = torch.float32  # what the model computes in on a GPU; what is written is float32
+
+    @classmethod
+    def from_flags(cls, flags: Namespace) -> "EncodingSettings":
+        """Of the flags of :data:`drhard.flags.ENCODING`. Raises InputError if the GPU is not there."""
+        device = model_device(flags.no_cuda)
+        return cls(flags.batch_size, device, encoding_dtype(flags.precision, device))
+
+    def check(self, model: RobertaDot, *tokens: TokenMemmap) -> None:
+        """Raise InputError, before the long work, if ``model`` cannot encode one of ``tokens`` so."""
+        COUNT.check("the batch size", self.batch_size)
+        for of in tokens:
+            check_lengths(model, of.name, of.lengths)
+
+    def encode(self, model: RobertaDot, tokens: TokenMemmap, path: Path) -> np.ndarray:
+        """Encode ``tokens`` into ``path``, or take what is there already, and open it.
+
+        Returns:
+            (rows, dim) float32 memmap.
+
+        Raises:
+            InputError: as :func:`drhard.embeddings.encode`.
+        """
+        dim = encode(model, tokens, path, self.batch_size, self.device, self.dtype)
+        return open_embeddings(path, dim, len(tokens))
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How documents are searched: exactly, on the CPU or on GPUs, or with a compressed index of faiss."""
+
+    gpus: Sequence[int] | None = ()  # on the CPU if empty; None: on all GPUs if they have room for an exact search
+    memory_gb: float = SEARCH_MEMORY_GB  # what an exact search on the CPU may take
+    factory: str = FLAT  # a description for faiss.index_factory; Flat is exact
+    index_path: Path | None = None  # where a compressed index is, or where it goes once it is built
+    nprobe: int | None = None  # lists that an inverted file looks into; None: as the index has it, 1 in a new one
+    ef_search: int | None = None  # how far a graph is searched; None: as the index has it
+    progress: bool = False
+
+    @classmethod
+    def from_flags(cls, flags: Namespace, no_cuda: bool = False) -> "SearchSettings":
+        """Of the flags of :data:`drhard.flags.SEARCH`, those of them that a script has; it shows its progress."""
+        given = {name: getattr(flags, name) for name in cls.__dataclass_fields__ if hasattr(flags, name)}
+        if no_cuda and given["gpus"] is None:
+            given["gpus"] = ()
+        return cls(**given, progress=True)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the best documents are found, and not some that are nearly so."""
+        return self.factory == FLAT and self.index_path is None
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """faiss's names of search parameters, with the values that are set."""
+        values = {"nprobe": self.nprobe, "efSearch": self.ef_search}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def check(self, k: int, count: int, dim: int) -> None:
+        """Raise InputError, before the long work, if the ``k`` best of ``count`` x ``dim`` cannot be searched so."""
+        check_search(k, count, self.gpus or (), self.memory_gb)
+        for name, value in self.parameters.items():
+            COUNT.check(name, value)
+        if self.exact:
+            if self.parameters:
+                raise InputError("--nprobe and --ef_search are of a compressed index: give --index_factory too")
+            return
+        if self.factory == FLAT:
+            existing(self.index_path, "with --index_factory it is built there")
+        else:
+            check_factory(self.factory, dim, self.parameters, bool(self.gpus))
+
+    def open(self, documents: np.ndarray, k: int) -> Index:
+        """The index of ``documents`` (N, dim) float32, for searches of the ``k`` best and fewer.
+
+        Raises:
+            InputError: faiss cannot build such an index, the one at ``index_path`` is not of these documents, or a
+                GPU cannot hold it.
+        """
+        if not self.exact:
+            return open_compressed(
+                documents, self.factory, self.index_path, self.parameters, self.gpus or (), self.progress
+            )
+        gpus = self.gpus
+        if gpus is None:
+            gpus = gpus_with_room(documents.nbytes) if k <= GPU_TOPK else ()
+        if gpus:
+            return gpu_index(documents, gpus, self.progress)
+        return ExactIndex(documents, self.progress, self.memory_gb)
+
+    def outcome(self) -> str:
+        """What decides which documents are found, beside the documents; call it once the index is open."""
+        index = self.factory if self.index_path is None else file_digest(self.index_path)
+        return " ".join([index, *(f"{name} {value}" for name, value in self.parameters.items())])
