@@ -197,7 +197,7 @@ def _parse(entries: bytes) -> _Parsed | None:
         return None
     if b",," in packed or b"[," in packed or b",]" in packed:
         return None
-    if not all(key.isdigit() and opening for key, opening, _ in (piece.partition(b'":[') for piece in pieces)):
+    if packed.count(b'":[') != len(pieces) or not all(key.isdigit() for key in entries.split(b'"')[1::2]):
         return None
     commas = np.array([piece.count(b",") for piece in pieces])
     counts = np.where([piece.endswith(b"[") for piece in pieces], 0, commas + 1)
