@@ -77,6 +77,7 @@ class ExactIndex:
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Index.search`. Raises InputError if the dimensions differ or k exceeds the documents."""
+        check_search(k, len(self.documents))
         return _together(self.passes(queries, k), len(queries), k)
 
     def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

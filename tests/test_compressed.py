@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import drhard.compressed
+import drhard.search
 from drhard.adore import Candidates, retrieval_quality
 from drhard.compressed import check_kind
 from drhard.errors import InputError
-from drhard.files import file_digest
+from drhard.files import file_digest, whole_file
 from drhard.runs import read_run
 from drhard.search import ExactIndex, Index, ShardedIndex
 from drhard.settings import SearchSettings
@@ -124,6 +125,11 @@ def write_index(path: Path, index: faiss.Index) -> None:
     faiss.write_index(index, str(path))
 
 
+def damaged(path: Path, documents: np.ndarray, damage: Callable[[bytes], bytes]) -> None:
+    open_index(documents, "SQ8", path)
+    path.write_bytes(damage(path.read_bytes()))
+
+
 REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], object], str, str]] = {
     "other embeddings": (
         lambda path, documents: open_index(documents + 1, "PQ4x4", path), "PQ4x4", "was built from other emb",
@@ -148,6 +154,23 @@ REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], object], str, str]] = {
     ),
     "no index": (lambda path, _: path.write_bytes(b"no index at all"), "SQ8", "faiss cannot read an index in it"),
     "nothing": (lambda path, _: path.write_bytes(b""), "SQ8", "faiss cannot read an index in it"),
+    "cut off": (lambda path, documents: damaged(path, documents, lambda data: data[:-9]), "SQ8", "is damaged, or not"),
+    "a byte changed": (
+        lambda path, documents: damaged(path, documents, lambda data: data[:500] + b"?" + data[501:]), "Flat",
+        "is damaged, or not the file that an.index.json was written for; delete both",
+    ),
+    "cut off, without a stamp": (
+        lambda path, documents: (
+            damaged(path, documents, lambda data: data[:-9]), path.with_name("an.index.json").unlink(),
+        ),
+        "SQ8", "faiss cannot read an index in it",
+    ),
+    "another's stamp": (
+        lambda path, documents: (
+            open_index(documents, "SQ8", path), write_index(path, faiss_index(documents + 1, "SQ8")),
+        ),
+        "SQ8", "is damaged, or not the file",
+    ),
     "damaged stamp": (
         lambda path, documents: (
             write_index(path, faiss_index(documents, "SQ8")), path.with_name("an.index.json").write_text("{"),
@@ -245,6 +268,96 @@ def test_adore_does_not_list_what_was_not_found() -> None:
     mrr, recall = retrieval_quality(retrieved, [[3], [7, 9], [0], [0]])
     assert mrr == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
     assert recall == pytest.approx((1 + 0 + 1 + 0) / 4)
+
+
+def test_how_many_queries_get_fewer_is_said_once(
+    documents: np.ndarray, queries: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    sentence = "the index finds fewer than the 200 documents asked for, for 9 of 9 queries; "
+    sentence += "a greater --nprobe finds more"
+    index = open_index(documents, "IVF8,Flat")
+    for scores, _ in index.passes(queries, 200):
+        assert len(scores) == 9
+    assert caplog.messages == [sentence]
+    caplog.clear()
+    other = open_index(documents, "IVF8,Flat")
+    for _ in range(3):  # as ADORE's steps
+        other.search(queries, 200)
+    assert caplog.messages == [sentence]
+    caplog.clear()
+    for index, k in ((open_index(documents, "IVF8,Flat", nprobe=8), 200), (open_index(documents, "SQ8"), 600)):
+        index.search(queries, k)
+        assert len(list(index.passes(queries, k))) == 1
+    assert not caplog.messages
+
+
+def test_passes_are_the_search(
+    documents: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_index(documents, "SQ8")
+    monkeypatch.setattr(drhard.search, "RESULTS_AT_ONCE", 40)
+    parts = list(index.passes(queries, 10))
+    assert [len(rows) for _, rows in parts] == [4, 4, 1]
+    for found, expected in zip(zip(*parts, strict=True), index.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+# Parameters of the search
+
+
+def test_more_probes_find_more(documents: np.ndarray, queries: np.ndarray, tmp_path: Path) -> None:
+    exact = open_index(documents, "Flat").search(queries, 20)[1]
+    for path in (None, tmp_path / "ivf.index", tmp_path / "ivf.index"):  # the last is read
+        found = open_index(documents, "IVF8,Flat", path, nprobe=8).search(queries, 20)[1]
+        np.testing.assert_array_equal(found, exact)
+        assert not np.array_equal(open_index(documents, "IVF8,Flat", path).search(queries, 20)[1], exact)
+
+
+def test_a_wider_search_of_a_graph_finds_more(documents: np.ndarray, queries: np.ndarray) -> None:
+    exact = open_index(documents, "Flat").search(queries, 20)[1]
+    wide, narrow = (open_index(documents, "HNSW8", ef_search=ef).search(queries, 20)[1] for ef in (600, 20))
+    assert (wide == exact).mean() > (narrow == exact).mean()
+
+
+@pytest.mark.parametrize(
+    "factory, parameters, complaint",
+    [
+        ("Flat", {"nprobe": 3}, "--nprobe and --ef_search are of a compressed index: give --index_factory too"),
+        ("SQ8", {"nprobe": 3}, "--index_factory SQ8: this index has no use for --nprobe; leave --nprobe out"),
+        ("IVF8,Flat", {"ef_search": 3}, "--index_factory IVF8,Flat: this index has no use for --ef_search"),
+    ],
+)
+def test_parameters_that_an_index_does_not_have(
+    documents: np.ndarray, factory: str, parameters: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        SearchSettings(factory=factory, **parameters).check(10, *documents.shape)
+
+
+def test_a_file_that_does_not_have_a_parameter(documents: np.ndarray, tmp_path: Path) -> None:
+    open_index(documents, "SQ8", tmp_path / "an.index")
+    with pytest.raises(InputError, match="an.index: this index has no use for --nprobe"):
+        open_index(documents, "Flat", tmp_path / "an.index", nprobe=2)
+
+
+def test_what_decides_what_is_found(documents: np.ndarray, tmp_path: Path) -> None:
+    assert SearchSettings().outcome() == "Flat"
+    assert SearchSettings(factory="IVF8,Flat", nprobe=3, memory_gb=9).outcome() == "IVF8,Flat nprobe 3"
+    path = tmp_path / "an.index"
+    open_index(documents, "SQ8", path)
+    assert SearchSettings(index_path=path).outcome() == file_digest(path)
+
+
+# Two at once
+
+
+def test_an_index_is_built_by_one_process(documents: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "an.index"
+    with whole_file(path) as file:
+        with pytest.raises(InputError, match="an.index: another process is writing it"):
+            open_index(documents, "SQ8", path)
+        assert not path.with_name("an.index.json").exists()
+        file.write(b"x")
 
 
 # The scripts

@@ -5,8 +5,10 @@ import threading
 from pathlib import Path
 
 import drhard.search
+import drhard.settings
 from drhard.errors import InputError
-from drhard.search import ExactIndex, ShardedIndex, TopK, check_search, gpus_with_room, open_index
+from drhard.search import ADDED, ExactIndex, ShardedIndex, TopK, check_search, gpus_with_room
+from drhard.settings import SearchSettings
 
 import faiss
 import numpy as np
@@ -41,10 +43,7 @@ def brute_force(documents: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.
 def search_in_blocks(
     documents: np.ndarray, queries: np.ndarray, k: int, block: int, group: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drhard.search, "BLOCK_ROWS", block)
-        patch.setattr(drhard.search, "QUERY_ROWS", group)
-        return ExactIndex(documents).search(queries, k)
+    return ExactIndex(documents, block_rows=block, query_rows=group).search(queries, k)
 
 
 @SLOW_MACHINE
@@ -126,43 +125,54 @@ def test_top_k_of_blocks_equals_sorting_everything(seed: int, k: int, widths: li
         assert best.scores[query].tolist() == [*scores[order], *[-np.inf] * missing]
 
 
-def test_more_queries_than_the_memory_holds_go_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def bytes_of_a_pass(index: ExactIndex, queries: int, k: int) -> int:
+    """What is in memory at once when so many queries go past the documents, by the shapes of the arrays."""
+    dim = index.documents.shape[1]
+    blocks = 3 * index.block_rows * dim * 4
+    filters, results, waiting = queries * dim * 4, queries * k * 12, 3 * queries * k * ADDED.itemsize
+    tile = drhard.search.TILE_SCORES * 4
+    return blocks + filters + results + waiting + tile
+
+
+def test_more_queries_than_the_memory_holds_go_in_passes() -> None:
     random = np.random.default_rng(5)
     documents = random.integers(-2, 3, (50, 3)).astype(np.float32)
-    queries = random.integers(-2, 3, (11, 3)).astype(np.float32)
-    monkeypatch.setattr(drhard.search, "QUERY_ROWS", 2)
-    passes = []
-    search_pass = ExactIndex._search_pass
-    monkeypatch.setattr(
-        ExactIndex, "_search_pass", lambda self, part, *rest: passes.append(len(part)) or search_pass(self, part, *rest)
-    )
-    scores, rows = ExactIndex(documents, memory_gb=1e-9).search(queries, 7)
-    assert passes == [2, 2, 2, 2, 2, 1]
+    queries = random.integers(-2, 3, (2311, 3)).astype(np.float32)
+    index = ExactIndex(documents, memory_gb=0.0226, block_rows=10, query_rows=64)
+    together = index.queries_together(7)
+    assert 64 < together < 1500
+    parts = list(index.passes(queries, 7))
+    assert [len(rows) for _, rows in parts] == [together] * (2311 // together) + [2311 % together]
     expected_scores, expected_rows = brute_force(documents, queries, 7)
-    np.testing.assert_array_equal(rows, expected_rows)
-    np.testing.assert_array_equal(scores, expected_scores)
-    passes.clear()
-    ExactIndex(documents).search(queries, 7)
-    assert passes == [11]
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in parts]), expected_rows)
+    np.testing.assert_array_equal(np.concatenate([scores for scores, _ in parts]), expected_scores)
+    for found, expected in zip(index.search(queries, 7), (expected_scores, expected_rows), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert [len(rows) for _, rows in ExactIndex(documents).passes(queries, 7)] == [2311]
 
 
-@pytest.mark.parametrize("memory_gb", [1.0, 2.0, 4.0])
-def test_queries_that_go_together_keep_the_memory(memory_gb: float) -> None:
-    documents = np.broadcast_to(np.float32(0), (9_000_000, 768))
-    queries, k = 502_939, 100
-    together = ExactIndex(documents, memory_gb=memory_gb)._queries_together(queries, k)
-    results = queries * k * 12
-    held = results + together * (768 * 4 + k * 12)  # what is sure to be there at once
-    assert together >= drhard.search.QUERY_ROWS
+@pytest.mark.parametrize("k", [10, 210, 2000, 100_000])
+@pytest.mark.parametrize("memory_gb", [0.5, 2.0, 4.0])
+def test_a_pass_keeps_the_memory_and_makes_use_of_it(memory_gb: float, k: int) -> None:
+    index = ExactIndex(np.broadcast_to(np.float32(0), (8_841_823, 768)), memory_gb=memory_gb)
+    together = index.queries_together(k)
+    held = bytes_of_a_pass(index, together, k)
+    assert together >= 1
     assert held < memory_gb * 1e9
-    assert together >= queries or held > 0.5 * memory_gb * 1e9  # and it is made use of
+    assert k == 100_000 or held > 0.5 * memory_gb * 1e9
 
 
-def test_results_that_do_not_fit_are_refused() -> None:
-    check_search(100, 1000, memory_gb=2, queries=800_000)
-    with pytest.raises(InputError, match="give --search_memory_gb 4, or a lower --topk"):
-        check_search(200, 1000, memory_gb=2, queries=800_000)
-    check_search(200, 1000, memory_gb=4, queries=800_000)
+def test_ms_marcos_training_queries_are_searched_in_a_few_passes() -> None:
+    """The published flags of mining: 502,939 queries, 210 of 8,841,823 passages each, within the default 2 GB."""
+    SearchSettings().check(210, 8_841_823, 768)
+    SearchSettings(gpus=None).check(210, 8_841_823, 768)
+    index = SearchSettings().open(np.broadcast_to(np.float32(0), (8_841_823, 768)), 210)
+    assert -(-502_939 // index.queries_together(210)) <= 5
+
+
+def test_large_vectors_still_go_past_many_at_a_time() -> None:
+    index = ExactIndex(np.broadcast_to(np.float32(0), (1_000_000, 8192)), memory_gb=0.5)
+    assert index.queries_together(100) == drhard.search.QUERY_ROWS
 
 
 @pytest.mark.parametrize("memory_gb", [0, -1, 0.4, float("nan"), float("inf")])
@@ -224,43 +234,54 @@ class BrokenDisk:
 
     shape = (30, 2)
 
+    def __len__(self) -> int:
+        return 30
+
     def __getitem__(self, rows: slice) -> np.ndarray:
         if rows.start >= 20:
             raise OSError("the disk is gone")
         return np.ones((rows.stop - rows.start, 2), dtype=np.float32)
 
 
-def test_error_while_reading_surfaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drhard.search, "BLOCK_ROWS", 10)
+def test_error_while_reading_surfaces() -> None:
     threads = threading.active_count()
     with pytest.raises(OSError, match="the disk is gone"):
-        ExactIndex(BrokenDisk()).search(np.ones((1, 2), dtype=np.float32), 1)
+        ExactIndex(BrokenDisk(), block_rows=10).search(np.ones((1, 2), dtype=np.float32), 1)
     assert threading.active_count() == threads
 
 
-def test_file_that_shrank_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drhard.search, "BLOCK_ROWS", 10)
+def test_file_that_shrank_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "documents.memmap"
     np.ones((30, 2), dtype=np.float32).tofile(path)
     documents = np.memmap(path, dtype=np.float32, mode="r", shape=(30, 2))
     os.truncate(path, 25 * 2 * 4)
     with pytest.raises((ValueError, OSError, InputError)):
-        ExactIndex(documents).search(np.ones((1, 2), dtype=np.float32), 1)
-
-
-def test_no_gpu_means_the_exact_index() -> None:
-    assert isinstance(open_index(np.ones((2, 2), dtype=np.float32), []), ExactIndex)
+        ExactIndex(documents, block_rows=10).search(np.ones((1, 2), dtype=np.float32), 1)
 
 
 def test_gpus_that_are_not_there_are_refused() -> None:
     with pytest.raises(InputError, match="GPU"):
-        open_index(np.ones((2, 2), dtype=np.float32), [99])
+        SearchSettings(gpus=[99]).check(1, 2, 2)
+    with pytest.raises(InputError, match="GPU"):
+        SearchSettings(gpus=[99]).open(np.ones((2, 2), dtype=np.float32), 1)
 
 
 def test_what_a_gpu_cannot_return_is_refused_before_the_long_work() -> None:
     with pytest.raises(InputError, match="2048"):
         check_search(3000, 10_000, gpus=[0])
     check_search(3000, 10_000)
+
+
+def test_all_gpus_are_for_what_they_can_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpus=None is not the CPU: what is asked of the GPUs decides where the search goes."""
+    monkeypatch.setattr(drhard.settings, "gpus_with_room", lambda _: [0])
+    monkeypatch.setattr(drhard.settings, "gpu_index", lambda *_: "on the GPUs")
+    documents = np.ones((4000, 2), dtype=np.float32)
+    searching = SearchSettings(gpus=None)
+    searching.check(3000, 4000, 2)
+    assert searching.open(documents, 2048) == "on the GPUs"
+    assert isinstance(searching.open(documents, 2049), ExactIndex)
+    assert isinstance(SearchSettings().open(documents, 10), ExactIndex)
 
 
 def test_without_a_gpu_the_search_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,101 @@
+"""Results of a search on disk: whole, resumed after the last pass, one writer's."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from drhard.errors import InputError
+from drhard.results import search_on_disk
+
+import numpy as np
+import pytest
+
+QUERIES, K = 23, 3
+SCORES = np.random.default_rng(0).normal(size=(QUERIES, K)).astype(np.float32)
+ROWS = np.random.default_rng(1).integers(-1, 2**31 - 1, (QUERIES, K))
+MADE_FROM = {"queries": "these", "documents": "those"}
+
+
+class Killed(BaseException):
+    """What ends a search in its middle."""
+
+
+class Search:
+    """Yields the results in passes of ``together`` queries; ends after ``last``."""
+
+    def __init__(self, together: int = 5, last: int | None = None):
+        self.together, self.last = together, last
+        self.begun_at: int | None = None
+
+    def __call__(self, done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self.begun_at = done
+        for number, first in enumerate(range(done, QUERIES, self.together)):
+            if number == self.last:
+                raise Killed
+            part = slice(first, first + self.together)
+            yield SCORES[part], ROWS[part]
+
+
+def search(run: Path, search: Search, made_from: dict[str, str] = MADE_FROM) -> None:
+    with search_on_disk(run, made_from, QUERIES, K, search) as found:
+        np.testing.assert_array_equal(found.scores, SCORES)
+        np.testing.assert_array_equal(found.rows, ROWS)
+        assert found.scores.dtype == np.float32 and found.rows.dtype == np.int32
+
+
+def test_results_are_there_in_the_block_and_gone_after_it(tmp_path: Path) -> None:
+    search(tmp_path / "new" / "dev.rank.tsv", Search())
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_search_that_was_stopped_resumes_after_its_last_pass(tmp_path: Path) -> None:
+    run = tmp_path / "dev.rank.tsv"
+    with pytest.raises(Killed):
+        search(run, Search(last=2))
+    left = [f"dev.rank.tsv.found.{end}" for end in ("json", "partial")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    with open(tmp_path / "dev.rank.tsv.found.partial", "ab") as file:
+        file.write(b"half of")  # what a pass that was cut off has left
+    resumed = Search(together=4)
+    search(run, resumed)
+    assert resumed.begun_at == 10
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_that_was_stopped_while_the_run_was_written_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(Killed), search_on_disk(tmp_path / "run", MADE_FROM, QUERIES, K, Search()):
+        raise Killed
+    resumed = Search()
+    search(tmp_path / "run", resumed)
+    assert resumed.begun_at is None
+
+
+@pytest.mark.parametrize("change", ["made from", "depth", "stamp damaged", "stamp gone"])
+def test_results_of_something_else_are_not_resumed(tmp_path: Path, change: str) -> None:
+    stamp = tmp_path / "run.found.json"
+    wrong = np.zeros((QUERIES, 2 if change == "depth" else K))
+    made_from = {"queries": "others"} if change == "made from" else MADE_FROM
+    with pytest.raises(Killed), search_on_disk(
+        tmp_path / "run", made_from, QUERIES, wrong.shape[1], lambda _: iter([(wrong, wrong)])
+    ):  # fmt: skip
+        raise Killed
+    if change == "stamp damaged":
+        stamp.write_text("{")
+    elif change == "stamp gone":
+        stamp.unlink()
+    anew = Search()
+    search(tmp_path / "run", anew)
+    assert anew.begun_at == 0
+
+
+def test_the_second_of_two_is_refused_until_the_run_is_written(tmp_path: Path) -> None:
+    run = tmp_path / "dev.rank.tsv"
+
+    def meanwhile(done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        with pytest.raises(InputError, match=r"dev\.rank\.tsv: another process is writing it"):
+            search(run, Search())
+        yield SCORES, ROWS
+
+    with search_on_disk(run, MADE_FROM, QUERIES, K, meanwhile) as found:
+        with pytest.raises(InputError, match=r"dev\.rank\.tsv: another process is writing it"):
+            search(run, Search(), {"queries": "others"})
+        np.testing.assert_array_equal(found.rows, ROWS)
