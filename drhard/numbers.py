@@ -61,4 +61,4 @@ SEED = Range(0, 2**32 - 1)  # what NumPy's and torch's generators take
 RATE = Range(0, 1e4, whole=False)  # a learning rate, a weight decay; 0 switches it off
 POSITIVE = Range(0, 1e30, whole=False, above=True)  # an epsilon, a norm to clip at
 FRACTION = Range(0, 1, whole=False)  # a share of a whole
-SEARCH_GB = Range(0.5, 1e6, whole=False)  # what a search on the CPU may take; blocks and a tile are 0.1 of it
+SEARCH_GB = Range(0.5, 1e6, whole=False)  # what a pass of a search on the CPU may take

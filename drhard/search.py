@@ -76,7 +76,11 @@ class ExactIndex:
         self.block_rows, self.query_rows = block_rows, query_rows
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See :meth:`Index.search`. Raises InputError if the dimensions differ or k exceeds the documents."""
+        """See :meth:`Index.search`.
+
+        Raises:
+            InputError: the dimensions differ, k exceeds the documents, or embeddings are not finite.
+        """
         check_search(k, len(self.documents))
         return _together(self.passes(queries, k), len(queries), k)
 
@@ -94,6 +98,8 @@ class ExactIndex:
                 scores = np.empty((len(part), k), dtype=np.float32)
                 rows = np.empty((len(part), k), dtype=np.int64)
                 self._search_pass(part, scores, rows, bar)
+                if (rows[:, -1] < 0).any():  # k is no more than the documents, so some have no score
+                    raise InputError("documents have embeddings that are not finite numbers; make them anew")
                 yield scores, rows
 
     def queries_together(self, k: int) -> int:
@@ -115,7 +121,7 @@ class ExactIndex:
         """Fill ``scores`` and ``rows``, (Q, k) both."""
         size = math.ceil(len(queries) / math.ceil(len(queries) / self.query_rows))  # groups as equal as can be
         groups = [
-            (as_filters(torch.from_numpy(np.array(queries[part], np.float32))), TopK(scores[part], rows[part]))
+            (as_filters(torch.from_numpy(_finite(np.array(queries[part], np.float32)))), TopK(scores[part], rows[part]))
             for part in (slice(first, first + size) for first in range(0, len(queries), size))
         ]
         tile_rows = math.ceil(self.block_rows / math.ceil(self.block_rows * size / TILE_SCORES))
@@ -173,7 +179,8 @@ class TopK:
                 return hits
         # The first tile, or documents that get better and better: its own k best can matter, and what ties with them.
         if len(scores) > k:
-            own = np.partition(np.ascontiguousarray(scores.T), -k, axis=1)[:, -k]
+            numbers = np.fmax(np.ascontiguousarray(scores.T), np.float32(-np.inf))  # not a number is no great one
+            own = np.partition(numbers, -k, axis=1)[:, -k]
             least = np.fmax(least, np.nextafter(own, -np.float32(np.inf)))
         return np.flatnonzero(scores > least)
 
@@ -289,7 +296,7 @@ class ShardedIndex:
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         _check_queries(queries, self.shards[0].d)
         check_search(k, int(self._first_rows[-1]))
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        queries = _finite(np.ascontiguousarray(queries, dtype=np.float32))
         with ThreadPoolExecutor(len(self.shards)) as threads:
             parts = list(threads.map(lambda shard: shard.search(queries, min(k, shard.ntotal)), self.shards))
         scores = np.concatenate([scores for scores, _ in parts], axis=1)
@@ -381,3 +388,10 @@ def _check_gpus(gpus: Sequence[int]) -> None:
 def _check_queries(queries: np.ndarray, dim: int) -> None:
     if queries.shape[1] != dim:
         raise InputError(f"the queries have {queries.shape[1]} dimensions, the documents {dim}: other models?")
+
+
+def _finite(queries: np.ndarray) -> np.ndarray:
+    """``queries``. Raises InputError if they are not finite."""
+    if not np.isfinite(queries).all():
+        raise InputError("queries have embeddings that are not finite numbers; make them anew")
+    return queries

@@ -29,7 +29,7 @@ class EncodingSettings:
 
     @classmethod
     def from_flags(cls, flags: Namespace) -> "EncodingSettings":
-        """Of the flags of :data:`drhard.flags.ENCODING`. Raises InputError if the GPU is not there."""
+        """Of the flags that :mod:`drhard.flags` has for encoding. Raises InputError if the GPU is not there."""
         device = model_device(flags.no_cuda)
         return cls(flags.batch_size, device, encoding_dtype(flags.precision, device))
 
@@ -66,7 +66,7 @@ class SearchSettings:
 
     @classmethod
     def from_flags(cls, flags: Namespace, no_cuda: bool = False) -> "SearchSettings":
-        """Of the flags of :data:`drhard.flags.SEARCH`, those of them that a script has; it shows its progress."""
+        """Of the flags that :mod:`drhard.flags` has for searching, as far as a script has them; shows progress."""
         given = {name: getattr(flags, name) for name in cls.__dataclass_fields__ if hasattr(flags, name)}
         if no_cuda and given["gpus"] is None:
             given["gpus"] = ()

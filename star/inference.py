@@ -40,7 +40,6 @@ def main() -> None:
     queries = TokenMemmap(root / "preprocess", query_name(args.mode), args.max_query_length)
     model = load_encoder(model_dir)
     retriever = Retriever(model, EncodingSettings.from_flags(args), SearchSettings.from_flags(args))
-    retriever.check(passages, queries, args.topk)
     print(
         f"Retrieving {args.topk} of {len(passages)} passages for {len(queries)} queries, "
         f"{model_dir} on {retriever.encoding.device}"

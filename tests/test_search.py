@@ -107,6 +107,24 @@ def test_embeddings_that_are_not_numbers_hide_no_others() -> None:
     assert scores.tolist() == rows.tolist()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["exact", "sharded"])
+def test_queries_that_are_not_numbers_are_refused(kind: str, value: float) -> None:
+    documents = np.ones((4, 2), dtype=np.float32)
+    shard = faiss.IndexFlatIP(2)
+    shard.add(documents)
+    index = ExactIndex(documents) if kind == "exact" else ShardedIndex([shard])
+    with pytest.raises(InputError, match="queries have embeddings that are not finite numbers"):
+        index.search(np.array([[1, 1], [value, 1]], dtype=np.float32), 2)
+
+
+def test_documents_of_which_too_few_are_numbers_are_refused() -> None:
+    documents = np.array([[1, 1], [np.nan, 1], [1, 2]], dtype=np.float32)
+    assert ExactIndex(documents).search(np.ones((1, 2), dtype=np.float32), 2)[1].tolist() == [[2, 0]]
+    with pytest.raises(InputError, match="documents have embeddings that are not finite numbers"):
+        ExactIndex(documents).search(np.ones((1, 2), dtype=np.float32), 3)
+
+
 @SLOW_MACHINE
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.lists(st.integers(1, 30), min_size=1), st.booleans())
 def test_top_k_of_blocks_equals_sorting_everything(seed: int, k: int, widths: list[int], ascending: bool) -> None:
