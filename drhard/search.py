@@ -109,7 +109,7 @@ class ExactIndex:
         tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, which are better, and where, all of them at worst
         waiting = ADDED_TIMES * k * ADDED.itemsize  # of a query
         merging = waiting * 4  # of a query: sorted, laid out by query, and the orders of both
-        query = dim * 4 + k * RESULT_BYTES + waiting
+        query = dim * 4 + 2 * k * RESULT_BYTES + waiting  # the results of the pass before are still held
         room = self.memory_gb * 1e9 - blocks - tile - self.query_rows * merging
         if room >= self.query_rows * query:
             return int(room / query)

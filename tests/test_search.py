@@ -147,7 +147,8 @@ def bytes_of_a_pass(index: ExactIndex, queries: int, k: int) -> int:
     """What is in memory at once when so many queries go past the documents, by the shapes of the arrays."""
     dim = index.documents.shape[1]
     blocks = 3 * index.block_rows * dim * 4
-    filters, results, waiting = queries * dim * 4, queries * k * 12, 3 * queries * k * ADDED.itemsize
+    results = 2 * queries * k * 12  # those of the pass before are still held
+    filters, waiting = queries * dim * 4, 3 * queries * k * ADDED.itemsize
     tile = drhard.search.TILE_SCORES * 4
     return blocks + filters + results + waiting + tile
 
