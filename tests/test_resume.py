@@ -6,12 +6,13 @@ import signal
 from pathlib import Path
 
 import drhard.adore
-from drhard.adore import AdoreSettings, AdoreTraining
+from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
+from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, open_training
 from drhard.errors import InputError
 from drhard.qrels import read_relevant
 from drhard.sampling import StarDataset
 from drhard.search import ExactIndex
-from drhard.star import MINING_FOLDER, RECORD_FILE, StarTrainer, open_training
+from drhard.star import StarTrainer
 from drhard.tokens import TokenMemmap, query_name
 
 import numpy as np
@@ -74,17 +75,12 @@ def adore(
         queries=TokenMemmap(collection, query_name("train"), 8),
         relevant={qid: pids for qid, pids in relevant.items() if qid < queries},
         documents=vectors,
-        index=index,
         settings=settings,
-        save_dir=folder / "models",
-        log_dir=folder / "log",
-        logging_steps=2,
-        save_steps=5,
-        tokenizer_from="",
-        device=torch.device("cpu"),
+        output=AdoreOutput(folder / "models", folder / "log", tokenizer_from="", save_steps=5, logging_steps=2),
     )
+    training.resume()
     with contextlib.suppress(*([] if at is None else [stop])):
-        training.run()
+        training.run(index)
         assert at is None or stop is KeyboardInterrupt
     return index.searches
 
@@ -328,8 +324,6 @@ def test_checkpoints_of_another_project_are_refused(tmp_path: Path) -> None:
     state.write_text('{"global_step": 5}')
     with pytest.raises(InputError, match="checkpoints of another training"):
         open_training(tmp_path / "models", {}, overwrite=False)
-    state.write_text('{"global_st')  # cut off while it was written: as if it were not there
-    assert open_training(tmp_path / "models", {}, overwrite=False) is None
 
 
 def test_overwriting_removes_what_was_mined(tmp_path: Path) -> None:
