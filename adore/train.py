@@ -22,7 +22,7 @@ from drhard.embeddings import in_memory_if_it_fits, open_embeddings, warn_if_mad
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.files import file_digest, sole_writer
-from drhard.numbers import COUNT, LENGTH, NATURAL, POSITIVE, RATE, SEED
+from drhard.numbers import COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED
 from drhard.qrels import read_relevant_rows
 from drhard.tokens import TokenMemmap, query_name
 
@@ -45,8 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--logging_steps", type=COUNT, default=100)
     parser.add_argument("--learning_rate", type=RATE, default=5e-6)
     parser.add_argument("--weight_decay", type=RATE, default=0.01)
-    parser.add_argument("--adam_epsilon", type=POSITIVE, default=1e-8)
-    parser.add_argument("--max_grad_norm", type=POSITIVE, default=1.0)
+    parser.add_argument("--adam_epsilon", type=EPSILON, default=1e-8)
+    parser.add_argument("--max_grad_norm", type=NORM, default=1.0)
     parser.add_argument("--num_train_epochs", type=COUNT, default=6)
     parser.add_argument("--model_gpu_index", type=NATURAL, default=0, help="GPU of the model, if there is one (0)")
     parser.add_argument("--faiss_gpu_index", type=NATURAL, nargs="+", default=[], help="GPUs to search on (the CPU)")

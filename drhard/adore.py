@@ -13,7 +13,7 @@ from drhard.encoder import RobertaDot, check_lengths, save_encoder, weights_dige
 from drhard.errors import InputError
 from drhard.files import whole_file
 from drhard.losses import adore_loss
-from drhard.numbers import COUNT, NATURAL, POSITIVE, RATE, SEED
+from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
 from drhard.search import Index
 from drhard.tokens import TokenMemmap, sample_digest
 from drhard.training import (
@@ -43,7 +43,7 @@ LOGGED_CUT = 10  # of the MRR and recall that TensorBoard shows
 WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
 RANGES = {
     "neg_topk": COUNT, "metric_cut": COUNT, "batch_size": COUNT, "gradient_accumulation_steps": COUNT,
-    "learning_rate": RATE, "weight_decay": RATE, "adam_epsilon": POSITIVE, "max_grad_norm": POSITIVE,
+    "learning_rate": RATE, "weight_decay": RATE, "adam_epsilon": EPSILON, "max_grad_norm": NORM,
     "warmup_steps": NATURAL, "epochs": COUNT, "seed": SEED,
 }  # fmt: skip
 

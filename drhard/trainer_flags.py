@@ -6,16 +6,16 @@ brings a new one. A refused flag may be given with its default, which does nothi
 
 import dataclasses
 import os
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.numbers import COUNT, LENGTH, NATURAL, POSITIVE, RATE, SEED, Range
+from drhard.numbers import BETA, COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED, Range
 
 STEPS = Range(0, 2**31 - 1, whole=False, above=True)  # between two events; below 1 a share of all steps
 WARMUP = Range(0, 2**31 - 1, whole=False)  # below 1 a share of all steps too
-BETA = Range(0, 0.999999, whole=False)  # of a moving average
-NORM = Range(0, 1e30, whole=False)  # to clip at; 0 does not clip
+CLIP = replace(NORM, above=False)  # 0 does not clip
 PROCESSES = Range(0, 1024)
 
 
@@ -45,7 +45,7 @@ WORKING = {
     "train_sampling_strategy": Flag(True, only=("random", "sequential")),
     "num_train_epochs": Flag(True, STEPS), "max_steps": Flag(True, COUNT),
     "learning_rate": Flag(True, RATE), "weight_decay": Flag(True, RATE), "adam_beta1": Flag(True, BETA),
-    "adam_beta2": Flag(True, BETA), "adam_epsilon": Flag(True, POSITIVE), "max_grad_norm": Flag(True, NORM),
+    "adam_beta2": Flag(True, BETA), "adam_epsilon": Flag(True, EPSILON), "max_grad_norm": Flag(True, CLIP),
     "lr_scheduler_type": OUTCOME, "lr_scheduler_kwargs": OUTCOME, "warmup_steps": Flag(True, WARMUP),
     "seed": Flag(True, SEED), "data_seed": Flag(True, SEED), "full_determinism": OUTCOME,
     "bf16": OUTCOME, "fp16": OUTCOME, "tf32": OUTCOME,

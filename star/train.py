@@ -13,6 +13,7 @@ A training that was stopped is resumed from its newest whole checkpoint in --out
 transformers' TrainingArguments; drhard/trainer_flags.py says which work, and why the others are refused.
 """
 
+import json
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -130,6 +131,8 @@ class StarTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory &= not without_gpu
         try:
             super().__post_init__()
+        except json.JSONDecodeError as error:
+            raise InputError(f"--lr_scheduler_kwargs: not JSON ({error})") from None
         except (ValueError, TypeError, OSError) as error:  # flags that do not go together
             raise InputError(str(error).strip().splitlines()[0]) from None
         self._check_scheduler()
