@@ -54,6 +54,11 @@ class TrainingLines(ProgressCallback):
                 unit="step", desc="training",
             )  # fmt: skip
 
+    def close(self) -> None:
+        """End the line of the bar, so that what stopped the training gets a line of its own."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
         logs: dict[str, Any] | None = None, **_: Any,
@@ -97,7 +102,8 @@ class StarTrainer(Trainer):
         super().__init__(**arguments)
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
-        self.add_callback(TrainingLines())
+        self.lines = TrainingLines()
+        self.add_callback(self.lines)
         if events is not None:
             self.add_callback(EventsCallback(events))
         self.add_callback(EpochDraws(self.train_dataset))
@@ -117,7 +123,10 @@ class StarTrainer(Trainer):
             self._load_from_checkpoint(str(checkpoint))
             self.state = state
         else:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            try:
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                self.lines.close()
         self.save_model()
         if self.args.should_save:
             folder = Path(self.args.output_dir)
