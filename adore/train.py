@@ -15,12 +15,14 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from drhard.adore import AdoreSettings, AdoreTraining
+from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
 from drhard.devices import limit_threads, model_device
 from drhard.embeddings import in_memory_if_it_fits, open_embeddings, warn_if_made_by_another
 from drhard.encoder import load_encoder
 from drhard.errors import command
+from drhard.files import sole_writer
 from drhard.flags import INDEX, add_flags
+from drhard.numbers import COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED
 from drhard.qrels import read_relevant_rows
 from drhard.settings import SearchSettings
 from drhard.tokens import TokenMemmap, query_name
@@ -28,28 +30,28 @@ from drhard.tokens import TokenMemmap, query_name
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--metric_cut", type=int, help="rank beyond which MRR counts nothing (none: no cut)")
+    parser.add_argument("--metric_cut", type=COUNT, help="rank beyond which MRR counts nothing (none: no cut)")
     parser.add_argument("--init_path", required=True, help="the encoder that embedded the documents")
     parser.add_argument("--pembed_path", type=Path, required=True, help="embeddings that star/inference.py wrote")
     parser.add_argument("--model_save_dir", type=Path, required=True, help="gets epoch-1, epoch-2, …")
     parser.add_argument("--log_dir", type=Path, required=True, help="where TensorBoard's files go")
     parser.add_argument("--preprocess_dir", type=Path, required=True)
-    parser.add_argument("--neg_topk", type=int, default=200, help="documents retrieved for a query (200)")
-    parser.add_argument("--max_seq_length", type=int, default=64, help="tokens of a query (64)")
-    parser.add_argument("--per_gpu_batch_size", type=int, default=32, help="queries in a step (32)")
-    parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    parser.add_argument("--warmup_steps", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--save_steps", type=int, default=5_000_000, help="checkpoints beside those of the epochs")
-    parser.add_argument("--logging_steps", type=int, default=100)
-    parser.add_argument("--learning_rate", type=float, default=5e-6)
-    parser.add_argument("--weight_decay", type=float, default=0.01)
-    parser.add_argument("--adam_epsilon", type=float, default=1e-8)
-    parser.add_argument("--max_grad_norm", type=float, default=1.0)
-    parser.add_argument("--num_train_epochs", type=int, default=6)
-    parser.add_argument("--model_gpu_index", type=int, default=0, help="GPU of the model, if there is one (0)")
+    parser.add_argument("--neg_topk", type=COUNT, default=200, help="documents retrieved for a query (200)")
+    parser.add_argument("--max_seq_length", type=LENGTH, default=64, help="tokens of a query (64)")
+    parser.add_argument("--per_gpu_batch_size", type=COUNT, default=32, help="queries in a step (32)")
+    parser.add_argument("--gradient_accumulation_steps", type=COUNT, default=1)
+    parser.add_argument("--warmup_steps", type=NATURAL, default=2000)
+    parser.add_argument("--seed", type=SEED, default=42)
+    parser.add_argument("--save_steps", type=COUNT, default=5_000_000, help="checkpoints beside those of the epochs")
+    parser.add_argument("--logging_steps", type=COUNT, default=100)
+    parser.add_argument("--learning_rate", type=RATE, default=5e-6)
+    parser.add_argument("--weight_decay", type=RATE, default=0.01)
+    parser.add_argument("--adam_epsilon", type=EPSILON, default=1e-8)
+    parser.add_argument("--max_grad_norm", type=NORM, default=1.0)
+    parser.add_argument("--num_train_epochs", type=COUNT, default=6)
+    parser.add_argument("--model_gpu_index", type=NATURAL, default=0, help="GPU of the model, if there is one (0)")
     add_flags(parser, "--faiss_gpu_index", *INDEX)
-    parser.add_argument("--faiss_omp_num_threads", type=int, help="threads on the CPU (all cores)")
+    parser.add_argument("--faiss_omp_num_threads", type=COUNT, help="threads on the CPU (all cores)")
     return parser.parse_args()
 
 
@@ -71,6 +73,7 @@ def main() -> None:
         epochs=args.num_train_epochs,
         seed=args.seed,
     )
+    output = AdoreOutput(args.model_save_dir, args.log_dir, args.init_path, args.save_steps, args.logging_steps)
     queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
     model = load_encoder(args.init_path)
     device = model_device(gpu=args.model_gpu_index)
@@ -81,16 +84,19 @@ def main() -> None:
     searching.check(args.neg_topk, *documents.shape)
     if not searching.gpus:
         documents = in_memory_if_it_fits(documents)
-    print(
-        f"Training on {len(relevant)} queries and {len(documents)} documents, model on {device}, "
-        f"search on {'GPUs ' + str(searching.gpus) if searching.gpus else 'the CPU'}"
-    )
-    index = searching.open(documents, args.neg_topk)
-    settings = replace(settings, index=searching.outcome())
-    AdoreTraining(
-        model, queries, relevant, documents, index, settings, args.model_save_dir, args.log_dir,
-        args.logging_steps, args.save_steps, args.init_path, device,
-    ).run()  # fmt: skip
+    with sole_writer(args.model_save_dir):
+        index = searching.open(documents, args.neg_topk)
+        settings = replace(settings, index=searching.outcome())
+        training = AdoreTraining(model.to(device), queries, relevant, documents, settings, output)
+        training.resume()
+        if training.finished:
+            print(f"{args.model_save_dir} holds the checkpoints of this very training already")
+            return
+        print(
+            f"Training on {len(relevant)} queries and {len(documents)} documents, model on {device}, "
+            f"search on {'GPUs ' + str(searching.gpus) if searching.gpus else 'the CPU'}"
+        )
+        training.run(index)
     print(f"Wrote {args.model_save_dir}/epoch-{args.num_train_epochs}")
 
 

@@ -1,6 +1,7 @@
 """ADORE: the query encoder trained with the hard negatives that its own retrieval brings up at every step."""
 
 import logging
+import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,25 @@ from drhard.encoder import RobertaDot, check_lengths, save_encoder, weights_dige
 from drhard.errors import InputError
 from drhard.files import whole_file
 from drhard.losses import adore_loss
+from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
 from drhard.search import Index
 from drhard.tokens import TokenMemmap, sample_digest
-from drhard.training import check_record, parameter_groups
+from drhard.training import (
+    Events,
+    check_loss,
+    check_record,
+    check_trained,
+    check_weights,
+    config_digest,
+    parameter_groups,
+    relevance_digest,
+    state_digest,
+    warn_of_long_warmup,
+)
 
 import numpy as np
 import torch
 from torch.optim import AdamW
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
@@ -28,6 +40,12 @@ log = logging.getLogger(__name__)
 STATE_FILE = "training_state.pt"
 STATE_SECONDS = 600  # between two writings of the state, so that little is lost when a machine goes down
 LOGGED_CUT = 10  # of the MRR and recall that TensorBoard shows
+WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
+RANGES = {
+    "neg_topk": COUNT, "metric_cut": COUNT, "batch_size": COUNT, "gradient_accumulation_steps": COUNT,
+    "learning_rate": RATE, "weight_decay": RATE, "adam_epsilon": EPSILON, "max_grad_norm": NORM,
+    "warmup_steps": NATURAL, "epochs": COUNT, "seed": SEED,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,13 +66,9 @@ class AdoreSettings:
     index: str = "Flat"  # what is searched: a faiss factory string, or the SHA-256 of an index file
 
     def __post_init__(self):
-        if self.seed < 0 or self.max_grad_norm <= 0:
-            raise InputError(f"seed {self.seed}, max_grad_norm {self.max_grad_norm}: expected 0 or more, more than 0")
-        for name in ("neg_topk", "batch_size", "gradient_accumulation_steps", "epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.metric_cut is not None and self.metric_cut < 1:
-            raise InputError(f"metric_cut is {self.metric_cut}; it must be at least 1, or left out for no cut")
+        for name, numbers in RANGES.items():
+            if getattr(self, name) is not None:
+                numbers.check(name, getattr(self, name))
 
 
 class Candidates:
@@ -109,20 +123,55 @@ class StopRequest:
             signal.signal(number, handler)
 
 
+class Means:
+    """Means of named numbers over the steps since they were last taken."""
+
+    def __init__(self):
+        self._seen: list[dict[str, float]] = []
+
+    def add(self, values: dict[str, float]) -> None:
+        """Take note of the numbers of a step."""
+        self._seen.append(values)
+
+    def take(self) -> dict[str, float]:
+        """The means; from now on they are those of later steps."""
+        seen, self._seen = self._seen, []
+        return {name: float(np.mean([values[name] for values in seen])) for name in seen[0]}
+
+
+@dataclass(frozen=True)
+class AdoreOutput:
+    """Where a training writes, and how often.
+
+    Attributes:
+        save_dir: gets ``epoch-N`` after each epoch, and the state of the training while it goes on.
+        log_dir: gets TensorBoard's events.
+        tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
+        save_steps: also write ``checkpoint-STEP`` that often.
+        logging_steps: steps over which what TensorBoard shows is averaged.
+    """
+
+    save_dir: Path
+    log_dir: Path
+    tokenizer_from: str | Path
+    save_steps: int = 5_000_000
+    logging_steps: int = 100
+
+    def __post_init__(self):
+        for name in ("save_steps", "logging_steps"):
+            COUNT.check(name, getattr(self, name))
+
+
 class AdoreTraining:
-    """A training from its start, or from where it was stopped, to its end.
+    """A training: :meth:`resume` finds where it was stopped, :meth:`run` goes on to the end.
 
     Args:
-        model: the query encoder; the documents were embedded by one with the same weights.
+        model: the query encoder, on its device; the documents were embedded by one with the same weights.
         relevant: query row -> relevant document rows; the queries to train on.
         documents: (N, dim) float32 embeddings.
-        index: over ``documents``, whose own vectors the loss takes though the index may be compressed.
-        save_dir: gets ``epoch-N`` after each epoch, and the state of the training while it goes on.
-        save_steps: also write ``checkpoint-STEP`` that often.
-        tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
 
     Raises:
-        InputError: the state in ``save_dir`` is that of a training with other settings.
+        InputError: sequences are too long for the model, a weight is not finite, or there would be no update.
     """
 
     def __init__(
@@ -131,70 +180,76 @@ class AdoreTraining:
         queries: TokenMemmap,
         relevant: Mapping[int, Sequence[int]],
         documents: np.ndarray,
-        index: Index,
         settings: AdoreSettings,
-        save_dir: Path,
-        log_dir: Path,
-        logging_steps: int,
-        save_steps: int,
-        tokenizer_from: str | Path,
-        device: torch.device,
+        output: AdoreOutput,
     ):
-        self.model = model.to(device).train()
-        self.queries, self.relevant = queries, relevant
-        self.documents, self.index = documents, index
-        self.settings, self.device = settings, device
-        self.save_dir, self.log_dir, self.tokenizer_from = save_dir, log_dir, tokenizer_from
-        if min(logging_steps, save_steps) < 1:
-            raise InputError(f"logging_steps {logging_steps}, save_steps {save_steps}: expected at least 1")
-        self.logging_steps, self.save_steps = logging_steps, save_steps
-
         check_lengths(model, queries.name, queries.lengths)
+        check_weights(model, str(output.tokenizer_from), "start from another checkpoint")
+        self.model, self.device = model.train(), model.device
+        self.queries, self.relevant, self.documents = queries, relevant, documents
+        self.settings, self.output = settings, output
+        self.state_path = output.save_dir / STATE_FILE
         self.query_rows = np.array(sorted(relevant))
-        self.init_digest = weights_digest(model)
         self.steps_per_epoch = -(-len(self.query_rows) // settings.batch_size)
         self.total_steps = self.steps_per_epoch * settings.epochs
+        updates = self.total_steps // settings.gradient_accumulation_steps
+        if updates == 0:
+            raise InputError(
+                f"--gradient_accumulation_steps is {settings.gradient_accumulation_steps}, and the training has only "
+                f"{self.total_steps} batches; lower it, so that there is an update"
+            )
         self.optimizer = AdamW(
             parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
         )
-        self.scheduler = get_linear_schedule_with_warmup(
-            self.optimizer, settings.warmup_steps, self.total_steps // settings.gradient_accumulation_steps
-        )
+        self.scheduler = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, updates)
+        self.record = self._record()  # of the weights at the start
         self.step = 0  # batches done
         self._epoch_order: tuple[int, np.ndarray] = -1, self.query_rows  # the epoch that is under way, its order
-        torch.manual_seed(settings.seed)
-        if not self._resume():
+        warn_of_long_warmup(settings.warmup_steps, updates)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done and the last epoch's checkpoint is there."""
+        return self.step == self.total_steps and (self._epoch(self.settings.epochs) / "config.json").exists()
+
+    def run(self, index: Index) -> None:
+        """Train to the end. The sole writer of the folder calls it, after :meth:`resume`.
+
+        Args:
+            index: over the documents, whose own vectors the loss takes though the index may be compressed.
+
+        Raises:
+            InputError: a loss or a weight is not finite, or a disk takes no more.
+            KeyboardInterrupt: by Ctrl-C or SIGTERM, with the state written.
+        """
+        if self.step == 0:
+            torch.manual_seed(self.settings.seed)
             self._save_state()  # from here on the folder is known to be this training's
-
-    def run(self) -> None:
-        """Train to the end."""
-        writer = SummaryWriter(str(self.log_dir), purge_step=self.step + 1 if self.step else 0)
-        seen: list[dict[str, float]] = []
+        means = Means()
         saved_at = time.monotonic()
-        with writer, StopRequest() as stop:
-            with tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step") as bar:
-                while self.step < self.total_steps:
-                    seen.append(self._train_step(self._batch_rows(self.step)))
-                    self.step += 1
-                    bar.update()
-                    if self.step % self.logging_steps == 0:
-                        means = {name: float(np.mean([values[name] for values in seen])) for name in seen[0]}
-                        seen.clear()
-                        for name, value in means.items():
-                            writer.add_scalar(f"train/{name}", value, self.step)
-                        bar.set_postfix({name: f"{means[name]:.4g}" for name in ("loss", "mrr_10")})
-                    if self.step % self.save_steps == 0:
-                        self._save(f"checkpoint-{self.step}")
-                    if self.step % self.steps_per_epoch == 0:
-                        self._save(f"epoch-{self.step // self.steps_per_epoch}")
-                    if self._between_updates() and (stop.noted or time.monotonic() - saved_at > STATE_SECONDS):
-                        self._save_state()
-                        saved_at = time.monotonic()
-                        if stop.noted:
-                            raise KeyboardInterrupt
-            self._save_state()
+        with Events(self.output.log_dir, self.step) as events, StopRequest() as stop, self._bar() as bar:
+            while self.step < self.total_steps:
+                means.add(self._train_step(self._batch_rows(self.step), index))
+                self.step += 1
+                bar.update()
+                if self.step % self.output.logging_steps == 0:
+                    values = means.take()
+                    events.add({f"train/{name}": value for name, value in values.items()}, self.step)
+                    bar.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "mrr_10")})
+                self._save_what_is_due()
+                if self._between_updates() and (stop.noted or time.monotonic() - saved_at > STATE_SECONDS):
+                    self._save_state()
+                    saved_at = time.monotonic()
+                    if stop.noted:
+                        raise KeyboardInterrupt
+        if not self.finished:  # somebody has moved the last checkpoint away
+            self._save(self._epoch(self.settings.epochs))
+        self._save_state()
 
-    def _train_step(self, rows: np.ndarray) -> dict[str, float]:
+    def _bar(self) -> tqdm:
+        return tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
+
+    def _train_step(self, rows: np.ndarray, index: Index) -> dict[str, float]:
         settings = self.settings
         relevant = [self.relevant[row] for row in rows.tolist()]
         ids, mask = self.queries.batch(rows, self.model.config.pad_token_id)
@@ -202,8 +257,11 @@ class AdoreTraining:
 
         searched = queries.detach().float().cpu()
         if not searched.isfinite().all():
-            raise InputError(f"the query vectors are not finite any more at step {self.step}; lower --learning_rate")
-        _, retrieved = self.index.search(searched.numpy(), settings.neg_topk)
+            raise InputError(
+                f"step {self.step + 1}: the query vectors are not finite; start anew with a lower --learning_rate or a "
+                "higher --warmup_steps"
+            )
+        _, retrieved = index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
         vectors = torch.from_numpy(self.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors)
@@ -214,6 +272,7 @@ class AdoreTraining:
             settings.metric_cut,
         )
         loss = loss / settings.batch_size  # published: the nominal size for a smaller, last batch too
+        check_loss(loss, self.step + 1)
         (loss / settings.gradient_accumulation_steps).backward()
 
         rate = self.scheduler.get_last_lr()[0]
@@ -237,24 +296,37 @@ class AdoreTraining:
     def _between_updates(self) -> bool:
         return self.step % self.settings.gradient_accumulation_steps == 0
 
-    def _save(self, name: str) -> None:
-        save_encoder(self.model, self.save_dir / name, self.tokenizer_from)
+    def _save_what_is_due(self) -> None:
+        if self.step % self.output.save_steps == 0:
+            self._save(self.output.save_dir / f"checkpoint-{self.step}")
+        if self.step % self.steps_per_epoch == 0:
+            self._save(self._epoch(self.step // self.steps_per_epoch))
+
+    def _save(self, folder: Path) -> None:
+        check_trained(self.model, self.step)
+        save_encoder(self.model, folder, self.output.tokenizer_from)
+
+    def _epoch(self, number: int) -> Path:
+        return self.output.save_dir / f"epoch-{number}"
 
     # Resuming
 
     def _record(self) -> dict[str, Any]:
         return asdict(self.settings) | {
-            "init_path": self.init_digest,
+            "init_path": weights_digest(self.model),
+            "config": config_digest(self.model.config),
             "queries": len(self.query_rows),
             "query texts": self.queries.digest(),
             "max_seq_length": self.queries.max_length,
+            "judgements": relevance_digest(self.relevant),
             "documents": len(self.documents),
             "document vectors": sample_digest(self.documents),
         }
 
     def _save_state(self) -> None:
+        check_trained(self.model, self.step)
         state = {
-            "record": self._record(),
+            "record": self.record,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -262,33 +334,41 @@ class AdoreTraining:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        with whole_file(self.save_dir / STATE_FILE) as file:
-            torch.save(state, file)
+        with whole_file(self.state_path) as file:
+            torch.save(state | {"digest": state_digest(state)}, file)
 
-    def _resume(self) -> bool:
-        """Go back to where a training was stopped; False if there is none."""
-        path = self.save_dir / STATE_FILE
-        if not path.exists():
-            if any(self.save_dir.glob("epoch-*")):
-                raise InputError(
-                    f"{self.save_dir}: there are checkpoints of another training; name another --model_save_dir"
-                )
-            return False
+    def resume(self) -> None:
+        """Go back to where the training was stopped, if it was. The sole writer of the folder calls it.
+
+        Raises:
+            InputError: the state in the folder is damaged, or that of a training with other settings.
+        """
+        folder = self.output.save_dir
+        for left in (*folder.glob("epoch-*.partial"), *folder.glob("checkpoint-*.partial")):  # by a killed process
+            shutil.rmtree(left, ignore_errors=True)
+        if not self.state_path.exists():
+            if any(folder.glob("epoch-*")) or any(folder.glob("checkpoint-*")):
+                raise InputError(f"{folder}: there are checkpoints of another training; {WAY_OUT}")
+            return
+        state = self._read_state()
+        check_record(folder, state["record"], self.record, WAY_OUT)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        log.info("resuming after step %d of %d (%s)", self.step, self.total_steps, self.state_path)
+
+    def _read_state(self) -> dict[str, Any]:
+        """The state as it was written. Raises InputError if anything in it was changed since."""
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            check_record(self.save_dir, state["record"], self._record(), "name another --model_save_dir, or delete it")
-            self.step = state["step"]
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            torch.set_rng_state(state["rng"])
-            if state["cuda_rng"] is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        except InputError:
-            raise
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            digest = state.pop("digest")
+            reason = None if digest == state_digest(state) else "it is not what was written"
         except Exception as error:  # what torch raises depends on the damage
-            raise InputError(
-                f"{path}: damaged ({type(error).__name__}); delete it to start anew, or name another --model_save_dir"
-            ) from None
-        log.info("going on after step %d of %d (%s)", self.step, self.total_steps, path)
-        return True
+            reason = type(error).__name__
+        if reason:
+            raise InputError(f"{self.state_path}: damaged ({reason}); {WAY_OUT}")
+        return state

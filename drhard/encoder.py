@@ -3,13 +3,12 @@
 import copy
 import hashlib
 import logging
-import os
 import pickle
 import shutil
-import tempfile
 from pathlib import Path
 
 from drhard.errors import InputError
+from drhard.files import whole_folder
 from drhard.onednn import with_linear_layers
 
 import numpy as np
@@ -177,16 +176,10 @@ def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Pa
         tokenizer_from: the checkpoint whose ``vocab.json`` and ``merges.txt`` go along, if it is a folder that
             has them.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".partial-*"):  # by a process that was killed
-        shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as unfinished:
+    with whole_folder(folder, last="config.json") as unfinished:  # without its config a folder is no checkpoint
         model.save_pretrained(unfinished)
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_from) / name).is_file():
                 shutil.copy(Path(tokenizer_from) / name, unfinished)
-        # The config, without which a folder is no checkpoint, goes last.
-        for path in sorted(Path(unfinished).iterdir(), key=lambda path: path.name == "config.json"):
+        for path in unfinished.iterdir():
             path.chmod(0o644)  # safetensors writes for the owner alone
-            os.replace(path, folder / path.name)

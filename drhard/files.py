@@ -132,6 +132,51 @@ def whole_text(path: str | Path) -> Iterator[IO[str]]:
         yield file
 
 
+@contextmanager
+def whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
+    """:func:`whole` for a folder of files: write them into the yielded folder.
+
+    If the block ends well, a new folder appears at once. Into one that is there the files are moved one by one:
+    ``last`` leaves it first and comes last, so a folder that has this file is whole.
+
+    Raises:
+        InputError: another process is writing ``folder``, or its disk takes no more.
+    """
+    folder = Path(folder)
+    there = folder.is_dir()
+    unfinished = folder / ".partial" if there else partial(folder)
+    lock = unfinished.with_name(f"{unfinished.name}.lock")
+    with disk_faults(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with claim(lock, folder):
+            try:
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+                unfinished.mkdir()
+                yield unfinished
+                files = sorted(unfinished.iterdir(), key=lambda path: (path.name == last, path.name))
+                for path in files:
+                    sync(path)
+                if there:
+                    if last:
+                        (folder / last).unlink(missing_ok=True)
+                    for path in files:
+                        os.replace(path, folder / path.name)
+                else:
+                    os.replace(unfinished, folder)
+                    sync(folder.parent)
+                sync(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder. Its name goes first, so that no part of it is ever taken for the whole."""
+    shutil.rmtree(partial(folder), ignore_errors=True)
+    os.replace(folder, partial(folder))
+    shutil.rmtree(partial(folder), ignore_errors=True)
+
+
 class _Counted:
     """What is written to ``file``, counted. No file of the system to NumPy, which would write past Python."""
 

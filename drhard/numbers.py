@@ -59,6 +59,9 @@ NATURAL = Range(0, 2**31 - 1)  # of things, of which there may be none: steps of
 LENGTH = Range(2, 2**20)  # of a sequence in tokens, <s> and </s> included
 SEED = Range(0, 2**32 - 1)  # what NumPy's and torch's generators take
 RATE = Range(0, 1e4, whole=False)  # a learning rate, a weight decay; 0 switches it off
-POSITIVE = Range(0, 1e30, whole=False, above=True)  # an epsilon, a norm to clip at
+POSITIVE = Range(0, 1e30, whole=False, above=True)
+BETA = Range(0, 0.999999, whole=False)  # of a moving average, as Adam's
+EPSILON = Range(0, 1, whole=False, above=True)  # what keeps a quotient finite
+NORM = Range(0, 1e12, whole=False, above=True)  # to clip a gradient at
 FRACTION = Range(0, 1, whole=False)  # a share of a whole
 SEARCH_GB = Range(0.5, 1e6, whole=False)  # what a pass of a search on the CPU may take

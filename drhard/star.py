@@ -1,24 +1,34 @@
 """STAR and its baselines: both encoders trained with negatives that are drawn, not retrieved, by the Trainer."""
 
 import json
-import shutil
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import embed_in_chunks, save_encoder
-from drhard.errors import InputError
-from drhard.files import read_object, write_json
+from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest, seal
+from drhard.encoder import TOKENIZER_FILES, embed_in_chunks, save_encoder
+from drhard.files import partial, remove_folder, whole_folder
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
 from drhard.sampling import StarDataset
-from drhard.training import check_record, parameter_groups
+from drhard.training import Events, check_loss, check_trained, parameter_groups, warn_of_long_warmup
 
 import torch
 from torch.optim import AdamW, Optimizer
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-RECORD_FILE = "training.json"  # what a training was begun with
-MINING_FOLDER = "mining"  # embeddings of a training that mines its own hard negatives
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
 
 
 class EpochDraws(TrainerCallback):
@@ -32,6 +42,47 @@ class EpochDraws(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
+class TrainingLines(ProgressCallback):
+    """A bar, and under it a line of JSON for each step that is logged: the step and numbers."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called by the Trainer."""
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm,
+                unit="step", desc="training",
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End the line of the bar, so that what stopped the training gets a line of its own."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **_: Any,
+    ) -> None:  # fmt: skip
+        """Called by the Trainer."""
+        if state.is_world_process_zero and self.training_bar is not None:
+            numbers = {name: float(f"{value:.4g}") for name, value in (logs or {}).items() if name != "total_flos"}
+            self.training_bar.write(json.dumps({"step": state.global_step} | numbers))
+
+
+class EventsCallback(TensorBoardCallback):
+    """TensorBoard's events, written by an :class:`drhard.training.Events`, so that a full disk is one sentence."""
+
+    def on_train_begin(self, *arguments: Any, **options: Any) -> None:
+        """Called by the Trainer."""
+        with self.tb_writer.faults():
+            super().on_train_begin(*arguments, **options)
+
+    def on_log(self, *arguments: Any, **options: Any) -> None:
+        """Called by the Trainer."""
+        with self.tb_writer.faults():
+            super().on_log(*arguments, **options)
+
+
 class StarTrainer(Trainer):
     """transformers' Trainer with the pairwise loss, the published optimizers and whole checkpoints.
 
@@ -39,15 +90,48 @@ class StarTrainer(Trainer):
         optimizer_str: "lamb" or "adamw".
         tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
         chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
+        record: what decides the outcome, for the seals of checkpoints.
+        events: where TensorBoard's numbers go, if anywhere.
         arguments: those of Trainer; the data collator is a :class:`drhard.sampling.StarCollator`.
     """
 
-    def __init__(self, *, optimizer_str: str, tokenizer_from: str | Path, chunk_size: int, **arguments: Any):
+    def __init__(
+        self, *, optimizer_str: str, tokenizer_from: str | Path, chunk_size: int, record: Mapping[str, Any],
+        events: Events | None = None, **arguments: Any,
+    ):  # fmt: skip
         super().__init__(**arguments)
+        for printer in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printer)
+        self.lines = TrainingLines()
+        self.add_callback(self.lines)
+        if events is not None:
+            self.add_callback(EventsCallback(events))
         self.add_callback(EpochDraws(self.train_dataset))
         self.optimizer_str = optimizer_str
         self.tokenizer_from = tokenizer_from
         self.chunk_size = chunk_size
+        self.record = record
+
+    def complete(self, checkpoint: Path | None) -> None:
+        """Train to the end, from ``checkpoint`` or from the start, and write the model.
+
+        Raises:
+            InputError: a loss or a weight is not finite, or a disk takes no more.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE)) if checkpoint else None
+        if state and state.global_step >= state.max_steps:  # Trainer would take another step
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = state
+        else:
+            try:
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                self.lines.close()
+        self.save_model()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            names = [name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (folder / name).is_file()]
+            seal(folder, self.state.global_step, self.record, names)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -62,6 +146,7 @@ class StarTrainer(Trainer):
             scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
             loss = pairwise_loss(scores, positive, inputs["negatives"])
+        check_loss(loss, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
 
     def _embed(self, model: torch.nn.Module, sequences: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -81,50 +166,42 @@ class StarTrainer(Trainer):
             )
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Trainer's, with a warning if its warm-up is as long as the training."""
+        warn_of_long_warmup(self.args.get_warmup_steps(num_training_steps), num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's, without the gradient norm of a step that mixed precision left out because it was not finite."""
+        super().log({name: value for name, value in logs.items() if math.isfinite(value)}, start_time)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint folder that ``from_pretrained`` reads."""
+        """Write a checkpoint folder that ``from_pretrained`` reads. Raises InputError if a weight is not finite."""
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
+            check_trained(model, self.state.global_step)
             save_encoder(model, output_dir or self.args.output_dir, self.tokenizer_from)
 
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Trainer's, but the folder gets its name when it is whole, and only then may an older one go.
 
-def open_training(output_dir: Path, settings: dict[str, str], overwrite: bool) -> str | None:
-    """Make ``output_dir`` ready for a training, or find where it was stopped. One process of several calls it.
-
-    Args:
-        settings: what decides the outcome; kept in ``training.json``.
-        overwrite: remove what an earlier training left.
-
-    Returns:
-        The last whole checkpoint of this very training, None if there is none yet.
-
-    Raises:
-        InputError: a finished model is there, or a training with other settings was begun there.
-    """
-    record = output_dir / RECORD_FILE
-    if overwrite:
-        for folder in (*output_dir.glob("checkpoint-*"), output_dir / MINING_FOLDER):
-            shutil.rmtree(folder, ignore_errors=True)
-        for name in ("config.json", "model.safetensors", RECORD_FILE):
-            (output_dir / name).unlink(missing_ok=True)
-    way_out = "give --overwrite_output_dir to start anew, or name another --output_dir"
-    if (output_dir / "config.json").exists():
-        raise InputError(f"{output_dir}: there is a finished model already; {way_out}")
-    checkpoint = last_checkpoint(output_dir)
-    if checkpoint:
-        if not record.exists():
-            raise InputError(f"{output_dir}: there are checkpoints of another training; {way_out}")
-        check_record(output_dir, read_object(record, {}, way_out), settings, way_out)
-    write_json(record, settings, indent=1)
-    return checkpoint
-
-
-def last_checkpoint(output_dir: Path) -> str | None:
-    """The last whole checkpoint in a folder, None if there is none."""
-    steps = []
-    for path in output_dir.glob("checkpoint-*/trainer_state.json"):  # Trainer writes it last
-        try:
-            steps.append(int(json.loads(path.read_text())["global_step"]))
-        except (ValueError, KeyError):
-            continue  # cut off while it was written
-    return str(output_dir / f"checkpoint-{max(steps)}") if steps else None
+        One process of several makes the folder and gives it its name; each writes the state of its random numbers.
+        """
+        output_dir, step = Path(self.args.output_dir), self.state.global_step
+        target = checkpoint_folder(output_dir, step)
+        first = self.args.should_save
+        self.store_flos()
+        if first and target.is_dir():  # not whole, or the training was resumed from an earlier one
+            remove_folder(target)
+        with whole_folder(target) if first else nullcontext(partial(target)) as folder:
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            self.accelerator.wait_for_everyone()
+            if first:
+                self.state.save_to_json(str(folder / STATE_FILE))
+                seal(folder, step, self.record, [path.name for path in folder.iterdir()])
+        if first:
+            keep_newest(output_dir, step, self.args.save_total_limit)

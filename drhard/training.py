@@ -1,14 +1,27 @@
-"""What both trainings share: which parameters decay, and whether a folder holds this very training."""
+"""What both trainings share: which parameters decay, checks of weights and losses, records of input, TensorBoard."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
+from drhard.files import disk_faults
 
+import torch
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedConfig
+
+log = logging.getLogger(__name__)
 
 NO_DECAY = ("bias", "LayerNorm.weight")  # published; so the weight of the head's norm does decay
+CONFIG_NOTES = ("_name_or_path", "transformers_version", "dtype", "architectures")  # decide nothing of a training
+DIGEST_DIGITS = 64  # of a SHA-256
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -19,6 +32,46 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+# Checks
+
+
+def check_loss(loss: torch.Tensor, step: int) -> None:
+    """Raise InputError if the loss of step ``step``, counted from 1, is not finite."""
+    if not loss.isfinite().all():
+        raise InputError(
+            f"step {step}: the loss is not finite; start anew with a lower --learning_rate or a higher --warmup_steps"
+        )
+
+
+def check_weights(model: nn.Module, where: str, way_out: str) -> None:
+    """Raise InputError if a weight of ``model`` is not finite.
+
+    Args:
+        where: what the sentence begins with: the checkpoint, or the step.
+        way_out: what the person can do, the end of the sentence.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{where}: the weights of {name} are not finite; {way_out}")
+
+
+def check_trained(model: nn.Module, step: int) -> None:
+    """Raise InputError if training has made a weight of ``model`` not finite by step ``step``, counted from 1."""
+    check_weights(model, f"step {step}", "start anew with a lower --learning_rate or a higher --warmup_steps")
+
+
+def warn_of_long_warmup(warmup_steps: int, steps: int) -> None:
+    """Warn if the learning rate is still rising when a training of ``steps`` updates ends."""
+    if warmup_steps >= steps:
+        log.warning(
+            "the training ends after %d steps and its warm-up takes %d, so the learning rate never gets to its full "
+            "height; lower --warmup_steps", steps, warmup_steps,
+        )  # fmt: skip
+
+
+# Records of what a training is made from
+
+
 def check_record(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any], way_out: str) -> None:
     """Raise InputError, ending with ``way_out``, unless the training in ``folder`` was begun with ``expected``.
 
@@ -26,7 +79,96 @@ def check_record(folder: Path, found: Mapping[str, Any], expected: Mapping[str, 
         found: what it was begun with, as it wrote it down.
     """
     for name, value in expected.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"{folder}: the training there was begun with {name} {found.get(name)}, not {value}; {way_out}"
-            )
+        begun = found.get(name)
+        if begun == value:
+            continue
+        if all(isinstance(one, str) and len(one) >= DIGEST_DIGITS for one in (begun, value)) and name != "index":
+            raise InputError(f"{folder}: the training there was begun with another {name}; {way_out}")
+        raise InputError(f"{folder}: the training there was begun with {name} {begun}, not {value}; {way_out}")
+
+
+def relevance_digest(relevant: Mapping[int, Sequence[int]]) -> str:
+    """SHA-256 over query rows and their relevant document rows, whose order counts: one of them is drawn."""
+    pairs = [[query, *map(int, relevant[query])] for query in sorted(relevant)]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def config_digest(config: PreTrainedConfig) -> str:
+    """SHA-256 over what the configuration of a model says of its computing, dropout among it."""
+    values = {name: value for name, value in config.to_dict().items() if name not in CONFIG_NOTES}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 over a record of settings and digests."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def state_digest(state: Any) -> str:
+    """SHA-256 over the tensors and other values of nested dicts and lists, as torch.save keeps them."""
+    digest = hashlib.sha256()
+    for part in _parts(state):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """The bytes of a nested value, piece by piece, with what tells its structure apart."""
+    if isinstance(value, torch.Tensor):
+        yield f"{tuple(value.shape)}{value.dtype}".encode()
+        yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, Mapping):
+        yield f"dict {len(value)}".encode()
+        for key, inner in value.items():
+            yield f"{key!r}:".encode()
+            yield from _parts(inner)
+    elif isinstance(value, list | tuple):
+        yield f"list {len(value)}".encode()
+        for inner in value:
+            yield from _parts(inner)
+    else:
+        yield f"{value!r};".encode()
+
+
+# TensorBoard
+
+
+class Events(SummaryWriter):
+    """The events of a training in ``folder``. What an earlier run wrote there beyond step ``done`` is hidden.
+
+    Raises:
+        InputError: the disk takes no more; from the methods too.
+    """
+
+    def __init__(self, folder: str | Path, done: int):
+        _leave_errors_to_the_writer()
+        self._folder = Path(folder)
+        with self.faults():
+            super().__init__(str(folder), purge_step=done + 1 if done else 0)
+
+    def faults(self) -> AbstractContextManager[None]:
+        """Turn what the block raises because the disk takes no more into an InputError."""
+        return disk_faults(self._folder)
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Write numbers of ``step``."""
+        with self.faults():
+            for name, value in values.items():
+                self.add_scalar(name, value, step)
+            self.flush()
+
+    def close(self) -> None:
+        """Write what is waiting."""
+        with self.faults():
+            super().close()
+
+
+def _leave_errors_to_the_writer() -> None:
+    """Print no traceback of TensorBoard's thread: its error is raised again by the next call of its writer."""
+    report = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__name__ != "_AsyncWriterThread":
+            report(arguments)
+
+    threading.excepthook = hook

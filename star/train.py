@@ -9,30 +9,37 @@
 --negatives in-batch, random and hard train the paper's baselines instead: the other queries' positives alone, documents
 of the whole collection, and the hard negatives alone, which with BM25's is the paper's warm-up.
 
-A training that was stopped goes on from its last checkpoint in --output_dir. All flags of transformers'
-TrainingArguments are taken.
+A training that was stopped is resumed from its newest whole checkpoint in --output_dir. The other flags are those of
+transformers' TrainingArguments; drhard/trainer_flags.py says which work, and why the others are refused.
 """
 
+import json
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from drhard.encoder import check_lengths, load_encoder, weights_digest
+from drhard.checkpoints import MINING_FOLDER, open_training, sealed_step
+from drhard.encoder import RobertaDot, check_lengths, load_encoder, weights_digest
 from drhard.errors import InputError, command
-from drhard.files import file_digest
+from drhard.files import file_digest, sole_writer
 from drhard.flags import add_flags
-from drhard.negatives import read_hard_negatives, write_hard_negatives
+from drhard.negatives import HardNegatives, read_hard_negatives, write_hard_negatives
+from drhard.provenance import read_stamp, write_stamp
 from drhard.qrels import read_relevant_rows
 from drhard.retrieval import Retriever, mine_hard_negatives
 from drhard.sampling import HARD, IN_BATCH, NEGATIVES, STAR, StarCollator, StarDataset
 from drhard.settings import EncodingSettings, SearchSettings
-from drhard.star import MINING_FOLDER, StarTrainer, last_checkpoint, open_training
+from drhard.star import StarTrainer
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.trainer_flags import DATA, OWN, WORKING, check_flags, check_unknown, outcome
+from drhard.training import Events, check_weights, config_digest, relevance_digest
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from transformers import HfArgumentParser, TrainingArguments, set_seed
-from transformers.integrations import TensorBoardCallback
+from accelerate.utils import broadcast_object_list
+from transformers import HfArgumentParser, TrainingArguments, get_scheduler, set_seed
+from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +66,21 @@ class DataArguments:
     per_query_hard_num: int = field(
         default=1, metadata={"help": "hard (or random) negatives drawn for a query in each step"}
     )
+
+    def __post_init__(self):
+        check_flags(self, DATA)
+        if self.hardneg_path is not None and not self.mined:
+            raise InputError(f"--negatives {self.negatives} has no use for --hardneg_path; leave one of them out")
+
+    @property
+    def mined(self) -> bool:
+        """Whether the negatives are mined ones."""
+        return self.negatives in (STAR, HARD)
+
+    @property
+    def drawn(self) -> int:
+        """Negatives drawn for a query in each step."""
+        return 0 if self.negatives == IN_BATCH else self.per_query_hard_num
 
 
 @dataclass
@@ -89,122 +111,199 @@ class StarTrainingArguments(TrainingArguments):
     save_steps: float = 1000
     save_total_limit: int | None = 1  # one is enough to go on from
     remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False  # the trainer stops at the first loss that is not finite
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={
+            "help": "tensorboard, none, or what else transformers reports to, such as wandb; several may be given"
+        },
+    )
     ddp_find_unused_parameters: bool | None = False  # every parameter has its part in every step
 
     def __post_init__(self):
+        check_flags(self, WORKING | OWN)
         self.use_cpu = self.use_cpu or self.no_cuda
         # Its name in today's transformers.
         self.activation_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
-        if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
+        without_gpu = self.use_cpu or not torch.cuda.is_available()
+        if self.fp16 and without_gpu:
             log.warning("--fp16 is left out: it needs a GPU")
             self.fp16 = False
-        self.dataloader_pin_memory &= torch.cuda.is_available() and not self.use_cpu
-        self.report_to = "none"  # TensorBoard is written to --logging_dir, by a callback of ours
-        super().__post_init__()
+        if self.bf16 and without_gpu:
+            raise InputError("--bf16 needs a GPU; leave it out")
+        self.dataloader_pin_memory &= not without_gpu
+        try:
+            super().__post_init__()
+        except json.JSONDecodeError as error:
+            raise InputError(f"--lr_scheduler_kwargs: not JSON ({error})") from None
+        except (ValueError, TypeError, OSError) as error:  # flags that do not go together
+            raise InputError(str(error).strip().splitlines()[0]) from None
+        self._check_scheduler()
+        self._choose_reports()
+        self._choose_checkpoint()
+        if self.n_gpu > 1 and (self.chunk_size or self.bf16):
+            flag = "--chunk_size" if self.chunk_size else "--bf16"
+            raise InputError(
+                f"{flag} does not work with several GPUs in one process: choose one with CUDA_VISIBLE_DEVICES, or "
+                "start a process for each with torchrun"
+            )
+
+    def _choose_reports(self) -> None:
+        """Keep what Trainer itself reports to; TensorBoard's events are ours, for --logging_dir."""
+        for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise InputError(f"--report_to {name}: give none, or some of {', '.join(INTEGRATION_TO_CALLBACK)}")
+        self.writes_events = "tensorboard" in self.report_to and self.process_index == 0
+        self.report_to = [name for name in self.report_to if name != "tensorboard"]
+        try:
+            for name in self.report_to:
+                INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError) as error:  # it is not installed
+            raise InputError(f"--report_to {name}: {str(error).splitlines()[0]}") from None
+
+    def _choose_checkpoint(self) -> None:
+        """Let True mean what is done anyway: the newest whole checkpoint is looked for."""
+        asked = str(self.resume_from_checkpoint or True)
+        if asked.lower() == "false":
+            raise InputError("--resume_from_checkpoint False: give --overwrite_output_dir to start anew")
+        self.resume_from_checkpoint = None if asked.lower() == "true" else asked
+
+    def _check_scheduler(self) -> None:
+        """Raise InputError if --lr_scheduler_kwargs are not those of --lr_scheduler_type."""
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=self.learning_rate)
+        try:
+            get_scheduler(self.lr_scheduler_type, optimizer, 1, 10, self.lr_scheduler_kwargs)
+        except Exception as error:  # what it raises depends on the schedule
+            raise InputError(
+                f"--lr_scheduler_type {self.lr_scheduler_type.value} with --lr_scheduler_kwargs "
+                f"{self.lr_scheduler_kwargs}: {str(error).splitlines()[0]}"
+            ) from None
+
+
+def parse_arguments() -> tuple[DataArguments, StarTrainingArguments, SearchSettings]:
+    parser = HfArgumentParser((DataArguments, StarTrainingArguments), description=__doc__.splitlines()[0])
+    add_flags(parser, "--search_memory_gb", "--not_faiss_cuda")  # for mining
+    _, unknown = parser.parse_known_args()
+    if unknown:
+        check_unknown(unknown)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    data_args, args, search_flags = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    if not args.do_train:
+        raise InputError("nothing to do: give --do_train")
+    return data_args, args, SearchSettings.from_flags(search_flags, args.no_cuda)
 
 
 @command
 def main() -> None:
-    parser = HfArgumentParser((DataArguments, StarTrainingArguments), description=__doc__.splitlines()[0])
-    add_flags(parser, "--search_memory_gb", "--not_faiss_cuda")  # for mining
-    data_args, args, mining_flags = parser.parse_args_into_dataclasses()
-    if not args.do_train:
-        raise InputError("nothing to do: give --do_train")
+    data_args, args, searching = parse_arguments()
     set_seed(args.seed)
-    output_dir = Path(args.output_dir)
-
     model = load_encoder(data_args.init_path, fresh_head=True)
+    check_weights(model, data_args.init_path, "start from another checkpoint")
+    queries, documents, relevant = open_collection(data_args, model)
+    pool = given_pool(data_args, relevant, len(documents))
+    record = {
+        "init_path": weights_digest(model), "config": config_digest(model.config),
+        "queries": queries.digest(), "documents": documents.digest(), "judgements": relevance_digest(relevant),
+        "hard negatives": file_digest(data_args.hardneg_path) if data_args.hardneg_path else "mined with --init_path",
+        **outcome(data_args, DATA), **outcome(args, WORKING | OWN),
+        "train_batch_size": args.train_batch_size, "world_size": args.world_size,
+    }  # fmt: skip
+    output_dir = Path(args.output_dir)
+    with sole_writer(output_dir) if args.process_index == 0 else nullcontext():
+        start = find_start(args, record)
+        if start == output_dir:
+            print(f"{output_dir} holds the model of this very training already")
+            return
+        if pool is None:
+            if start is None and args.world_size > 1:
+                raise InputError(
+                    "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
+                )
+            retriever = Retriever(model, EncodingSettings(args.per_device_eval_batch_size, args.device), searching)
+            pool = own_hard_negatives(output_dir, retriever, documents, queries, relevant, mine=start is None)
+        if data_args.mined:
+            relevant = with_hard_negatives(relevant, pool)
+        events = Events(args.logging_dir, sealed_step(start) if start else 0) if args.writes_events else None
+        trainer = StarTrainer(
+            model=model,
+            args=args,
+            train_dataset=StarDataset(relevant, pool, data_args.drawn, args.seed),
+            data_collator=StarCollator(
+                queries, documents, relevant, data_args.negatives, model.config.pad_token_id, args.padding
+            ),
+            optimizer_str=args.optimizer_str,
+            tokenizer_from=data_args.init_path,
+            chunk_size=args.chunk_size,
+            record=record,
+            events=events,
+        )
+        print(
+            f"Training on {len(relevant)} queries and {len(documents)} documents, negatives: {data_args.negatives}, "
+            f"with {args.optimizer_str} on {args.device}" + (f", from {start} on" if start else "")
+        )
+        trainer.complete(start)
+    print(f"Wrote {output_dir}")
+
+
+def open_collection(
+    data_args: DataArguments, model: RobertaDot
+) -> tuple[TokenMemmap, TokenMemmap, dict[int, list[int]]]:
+    """The queries, the documents, and query row -> relevant document rows; each sequence fits the model."""
     queries = TokenMemmap(data_args.preprocess_dir, query_name("train"), data_args.max_query_length)
     documents = TokenMemmap(data_args.preprocess_dir, PASSAGES, data_args.max_doc_length)
     relevant = read_relevant_rows(data_args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
     for tokens in (queries, documents):
         check_lengths(model, tokens.name, tokens.lengths)
-    mined = data_args.negatives in (STAR, HARD)
+    return queries, documents, relevant
+
+
+def given_pool(data_args: DataArguments, relevant: dict[int, list[int]], documents: int) -> HardNegatives | int | None:
+    """What negatives are drawn from: lists of hard negatives, all documents, or None for what is to be mined."""
     if data_args.hardneg_path is not None:
-        if not mined:
-            raise InputError(f"--negatives {data_args.negatives} has no use for --hardneg_path; leave one of them out")
-        pool = read_hard_negatives(data_args.hardneg_path, relevant, len(documents))
-    else:
-        pool = len(documents)
-    if data_args.per_query_hard_num < 1:
-        raise InputError(f"--per_query_hard_num is {data_args.per_query_hard_num}; it must be at least 1")
-    if args.chunk_size < 0:
-        raise InputError(f"--chunk_size is {args.chunk_size}; it must be at least 1, or 0 for the whole batch at once")
-    if args.n_gpu > 1 and (args.chunk_size or args.bf16):
-        flag = "--chunk_size" if args.chunk_size else "--bf16"
-        raise InputError(
-            f"{flag} does not work with several GPUs in one process: choose one with CUDA_VISIBLE_DEVICES, or start "
-            "a process for each with torchrun"
-        )
-    settings = outcome_settings(data_args, args, weights_digest(model))
-    if data_args.hardneg_path is not None:
-        settings["hard negatives"] = file_digest(data_args.hardneg_path)
-    with args.main_process_first(local=False, desc="looking for a checkpoint"):
-        if args.process_index == 0:
-            checkpoint = open_training(output_dir, settings, args.overwrite_output_dir)
-        else:
-            checkpoint = last_checkpoint(output_dir)
-    checkpoint = args.resume_from_checkpoint or checkpoint
-    if mined and data_args.hardneg_path is None:
-        hardneg_path = output_dir / "hard.json"
-        if checkpoint is None or not hardneg_path.exists():
-            if args.world_size > 1:
-                raise InputError(
-                    "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
-                )
-            print(f"Mining hard negatives with {data_args.init_path} on {args.device}")
-            encoding = EncodingSettings(args.per_device_eval_batch_size, args.device)
-            retriever = Retriever(model, encoding, SearchSettings.from_flags(mining_flags, args.no_cuda))
-            run = output_dir / MINING_FOLDER / "train.rank.tsv"
-            topk = min(MINED, len(documents) // 2)
-            with mine_hard_negatives(retriever, documents, queries, relevant, run, topk) as mining:
-                pool = mining.hard
-                write_hard_negatives(hardneg_path, pool)
-            print(f"Wrote {hardneg_path}")
-        else:
-            pool = read_hard_negatives(hardneg_path, relevant, len(documents))
-
-    if mined:
-        without = [query for query in relevant if not len(pool[query])]
-        if without:
-            log.warning("queries without a hard negative are left out of the training: %d", len(without))
-            relevant = {query: rows for query, rows in relevant.items() if len(pool[query])}
-    drawn = 0 if data_args.negatives == IN_BATCH else data_args.per_query_hard_num
-    done = (
-        int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else -1
-    )  # steps; what TensorBoard has beyond goes
-    writer = SummaryWriter(args.logging_dir, purge_step=done + 1) if args.process_index == 0 else None
-    trainer = StarTrainer(
-        model=model,
-        args=args,
-        train_dataset=StarDataset(relevant, pool, drawn, args.seed),
-        data_collator=StarCollator(
-            queries, documents, relevant, data_args.negatives, model.config.pad_token_id, args.padding
-        ),
-        callbacks=[TensorBoardCallback(writer)] if writer else [],
-        optimizer_str=args.optimizer_str,
-        tokenizer_from=data_args.init_path,
-        chunk_size=args.chunk_size,
-    )
-    print(
-        f"Training on {len(relevant)} queries and {len(documents)} documents, negatives: {data_args.negatives}, "
-        f"with {args.optimizer_str} on {args.device}" + (f", from {checkpoint} on" if checkpoint else "")
-    )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    print(f"Wrote {output_dir}")
+        return read_hard_negatives(data_args.hardneg_path, relevant, documents)
+    return None if data_args.mined else documents
 
 
-def outcome_settings(data_args: DataArguments, args: StarTrainingArguments, init_digest: str) -> dict[str, str]:
-    """What decides the outcome of a training; it can be gone on with under the very same only."""
-    names = (
-        "max_query_length", "max_doc_length", "preprocess_dir", "negatives", "per_query_hard_num",
-        "optimizer_str", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-        "max_grad_norm", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type", "seed",
-        "train_batch_size", "world_size", "gradient_accumulation_steps", "fp16", "bf16",
-    )  # fmt: skip
-    values = vars(data_args) | vars(args) | {"train_batch_size": args.train_batch_size, "world_size": args.world_size}
-    return {"init_path": init_digest} | {name: str(values[name]) for name in names}
+def find_start(args: StarTrainingArguments, record: dict[str, Any]) -> Path | None:
+    """As :func:`drhard.checkpoints.open_training`: where to go on. One process of several looks, all of them get it."""
+    start = None
+    if args.process_index == 0:
+        asked = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+        start = open_training(Path(args.output_dir), record, args.overwrite_output_dir, asked)
+    return broadcast_object_list([start])[0]
+
+
+def own_hard_negatives(
+    output_dir: Path,
+    retriever: Retriever,
+    documents: TokenMemmap,
+    queries: TokenMemmap,
+    relevant: dict[int, list[int]],
+    mine: bool,
+) -> HardNegatives:
+    """Hard negatives of the model at the start: mined into --output_dir, or read there where a training is resumed."""
+    path = output_dir / "hard.json"
+    if not mine and path.exists():
+        stamp = read_stamp(path, {"sha256": str})
+        if stamp is None or stamp["sha256"] != file_digest(path):
+            raise InputError(f"{path}: is not what this training mined; delete it, and it is mined again")
+        return read_hard_negatives(path, relevant, len(documents))
+    print(f"Mining hard negatives with the model at the start on {retriever.encoding.device}")
+    run = output_dir / MINING_FOLDER / "train.rank.tsv"
+    with mine_hard_negatives(retriever, documents, queries, relevant, run, min(MINED, len(documents) // 2)) as mining:
+        write_hard_negatives(path, mining.hard)
+        write_stamp(path, {"sha256": file_digest(path)})
+        print(f"Wrote {path}")
+        return mining.hard
+
+
+def with_hard_negatives(relevant: dict[int, list[int]], pool: HardNegatives) -> dict[int, list[int]]:
+    """``relevant`` without the queries that have no hard negative."""
+    lacking = set(pool.without_any().tolist())
+    kept = {query: rows for query, rows in relevant.items() if query not in lacking}
+    if len(kept) < len(relevant):
+        log.warning("queries without a hard negative are left out of the training: %d", len(relevant) - len(kept))
+    return kept
 
 
 if __name__ == "__main__":

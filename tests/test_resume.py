@@ -1,23 +1,33 @@
 """A training that was stopped and is run again ends with the very weights of one that was not."""
 
 import contextlib
+import json
+import math
 import os
+import re
+import resource
+import shutil
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import drhard.adore
-from drhard.adore import AdoreSettings, AdoreTraining
+import drhard.star
+from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
+from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training, seal
+from drhard.encoder import save_encoder
 from drhard.errors import InputError
+from drhard.files import sole_writer
 from drhard.qrels import read_relevant
 from drhard.sampling import StarDataset
 from drhard.search import ExactIndex
-from drhard.star import MINING_FOLDER, RECORD_FILE, StarTrainer, open_training
+from drhard.star import StarTrainer
 from drhard.tokens import TokenMemmap, query_name
 
 import numpy as np
 import pytest
 import torch
-from helpers import call_script, refused, save_tiny, tiny_model, write_collection
+from helpers import call_script, refused, save_tiny, snapshot, tiny_model, write_collection
 from safetensors.torch import load_file
 
 Weights = dict[str, torch.Tensor]
@@ -74,17 +84,12 @@ def adore(
         queries=TokenMemmap(collection, query_name("train"), 8),
         relevant={qid: pids for qid, pids in relevant.items() if qid < queries},
         documents=vectors,
-        index=index,
         settings=settings,
-        save_dir=folder / "models",
-        log_dir=folder / "log",
-        logging_steps=2,
-        save_steps=5,
-        tokenizer_from="",
-        device=torch.device("cpu"),
+        output=AdoreOutput(folder / "models", folder / "log", tokenizer_from="", save_steps=5, logging_steps=2),
     )
+    training.resume()
     with contextlib.suppress(*([] if at is None else [stop])):
-        training.run()
+        training.run(index)
         assert at is None or stop is KeyboardInterrupt
     return index.searches
 
@@ -184,6 +189,121 @@ def test_damaged_state_is_refused(collection: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=drhard.adore.STATE_FILE) as error:
         adore(collection, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def change(state: Path, **values: object) -> None:
+    torch.save(torch.load(state, weights_only=True) | values, state)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "wrong step": lambda state: change(state, step=99_999),
+    "an earlier step": lambda state: change(state, step=0),
+    "other weights": lambda state: change(state, model=tiny_model(seed=5).state_dict()),
+    "no optimizer": lambda state: change(state, optimizer={}),
+    "no dictionary": lambda state: torch.save([1, 2], state),
+    "empty": lambda state: os.truncate(state, 0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_state_that_is_not_as_it_was_written_is_refused(collection: Path, tmp_path: Path, damage: str) -> None:
+    adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
+    state = tmp_path / "models" / drhard.adore.STATE_FILE
+    DAMAGES[damage](state)
+    with pytest.raises(InputError, match=r"damaged \(.*\); name another --model_save_dir, or ") as error:
+        adore(collection, tmp_path)
+    assert str(error.value).startswith(f"{state}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_adore_killed_while_it_writes_a_checkpoint_is_simply_run_again(
+    collection: Path, tmp_path: Path, unbroken: dict[str, Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are written, the name is not given; a killed process removes nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr("drhard.files.os.replace", killing_at("epoch-2"))
+        patch.setattr("drhard.files.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            adore(collection, tmp_path)
+    assert (tmp_path / "models" / "epoch-2.partial" / "model.safetensors").exists()
+    assert not (tmp_path / "models" / "epoch-2").exists()
+    adore(collection, tmp_path)
+    assert_same_training(tmp_path, unbroken)
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def killing_at(name: str) -> Callable[[Path, Path], None]:
+    """os.replace that is killed before it gives something this name."""
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target).name == name:
+            raise Killed
+        os.rename(source, target)
+
+    return replace
+
+
+def test_adore_whose_last_checkpoint_was_moved_writes_it_again(
+    collection: Path, tmp_path: Path, unbroken: dict[str, Weights]
+) -> None:
+    adore(collection, tmp_path)
+    (tmp_path / "models" / "epoch-4").rename(tmp_path / "elsewhere")
+    assert adore(collection, tmp_path) == 0
+    assert_same_training(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("step", [1, 7, 12])
+def test_adore_stops_where_weights_are_not_finite(
+    collection: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the step itself, or before anything is written; nothing with NaN is written."""
+    loss = drhard.adore.adore_loss
+    taken = 0
+
+    def diverging(*arguments: object) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        return loss(*arguments) * (math.nan if taken == step else 1)
+
+    monkeypatch.setattr(drhard.adore, "adore_loss", diverging)
+    with pytest.raises(InputError, match=f"^step {step}: the loss is not finite; "):
+        adore(collection, tmp_path)
+    assert not (tmp_path / "models" / "epoch-4").exists()
+    for weights in checkpoints(tmp_path).values():
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_adore_writes_no_weights_that_are_not_finite(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last update breaks them, and no loss shows it."""
+    take = AdoreTraining._train_step
+
+    def breaking(self: AdoreTraining, *arguments: object) -> dict[str, float]:
+        values = take(self, *arguments)
+        if self.step == STEPS - 1:
+            self.model.norm.bias.data[0] = math.inf
+        return values
+
+    monkeypatch.setattr(AdoreTraining, "_train_step", breaking)
+    with pytest.raises(InputError, match=r"^step 12: the weights of norm\.bias are not finite; "):
+        adore(collection, tmp_path)
+    assert not (tmp_path / "models" / "epoch-4").exists()
+
+
+def test_a_warm_up_longer_than_the_training_is_told(
+    collection: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adore(collection, tmp_path / "short", 1)
+    assert not [message for message in caplog.messages if "warm-up" in message]
+    adore(collection, tmp_path / "long", 1, settings=AdoreSettings(**{**vars(SETTINGS), "warmup_steps": 6}))
+    assert [message for message in caplog.messages if "ends after 6 steps and its warm-up takes 6, " in message]
+
+
+def test_adore_without_an_update_is_refused(collection: Path, tmp_path: Path) -> None:
+    settings = AdoreSettings(**{**vars(SETTINGS), "gradient_accumulation_steps": 13})
+    with pytest.raises(InputError, match="has only 12 batches"):
+        adore(collection, tmp_path, settings=settings)
 
 
 class Command:
@@ -322,14 +442,321 @@ def test_finished_star_is_not_overwritten_unless_asked(
     assert model.read_bytes() != before
 
 
+def model_of(folder: Path) -> Weights:
+    return load_file(folder / "models" / "model.safetensors")
+
+
+FIVE = ("--max_steps", 5)  # the second epoch is cut in two
+
+
+@pytest.fixture(scope="module")
+def five_steps(star_input: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """The weights after five steps."""
+    folder = tmp_path_factory.mktemp("five")
+    call_script("star/train.py", *star_arguments(star_input, folder, *FIVE))
+    assert sorted(path.name for path in (folder / "models").glob("checkpoint-*")) == ["checkpoint-5"]
+    return model_of(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(star_input: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was stopped after its fourth step, with the checkpoints 2 and 4."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_star(patch, star_input, folder, 4, *FIVE, "--save_total_limit", 2)
+    return folder
+
+
+def put_step(folder: Path, step: int) -> None:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    (folder / "trainer_state.json").write_text(json.dumps(state | {"global_step": step}))
+
+
+def of_the_other(name: str) -> Callable[[Path], object]:
+    return lambda folder: shutil.copy(folder.parent / "checkpoint-2" / name, folder / name)
+
+
+STAR_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "optimizer missing": (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+    "schedule missing": (lambda folder: (folder / "scheduler.pt").unlink(), "scheduler.pt is missing"),
+    "random numbers missing": (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+    "weights missing": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "optimizer cut": (lambda folder: os.truncate(folder / "optimizer.pt", 5000), "optimizer.pt is damaged"),
+    "schedule empty": (lambda folder: os.truncate(folder / "scheduler.pt", 0), "scheduler.pt is damaged"),
+    "step 99,999": (lambda folder: put_step(folder, 99_999), "trainer_state.json is damaged"),
+    "optimizer of another step": (of_the_other("optimizer.pt"), "optimizer.pt is damaged"),
+    "seal missing": (lambda folder: (folder / "checkpoint.json").unlink(), "checkpoint.json is missing"),
+    "seal of a list": (lambda folder: (folder / "checkpoint.json").write_text("[]"), "checkpoint.json is damaged"),
+    "all of another step": (
+        lambda folder: shutil.copytree(folder.parent / "checkpoint-2", folder, dirs_exist_ok=True), "it is of step 2",
+    ),
+    "all of another training": (
+        lambda folder: seal(folder, 4, {}, [path.name for path in folder.iterdir()]), "it is of another training",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", STAR_DAMAGES)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    stopped: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    output_dir = tmp_path / "models"
+    shutil.copytree(stopped / "models", output_dir)
+    record = json.loads((output_dir / RECORD_FILE).read_text())
+    assert open_training(output_dir, record, overwrite=False) == output_dir / "checkpoint-4"
+    harm, reason = STAR_DAMAGES[damage]
+    harm(output_dir / "checkpoint-4")
+    assert open_training(output_dir, record, overwrite=False) == output_dir / "checkpoint-2"
+    assert f"{output_dir / 'checkpoint-4'} is passed over: {reason}" in caplog.messages
+    (output_dir / "checkpoint-2" / "optimizer.pt").unlink()
+    with pytest.raises(InputError, match=f"no checkpoint there is whole .*{reason}.*; give --overwrite_output_dir"):
+        open_training(output_dir, record, overwrite=False)
+
+
+def test_star_goes_on_from_the_newest_whole_checkpoint(
+    star_input: Path, stopped: Path, five_steps: Weights, tmp_path: Path
+) -> None:
+    """The damaged one is replaced on the way; what a killed process left unfinished goes too."""
+    shutil.copytree(stopped / "models", tmp_path / "models")
+    (tmp_path / "models" / "checkpoint-4" / "optimizer.pt").unlink()
+    shutil.copytree(tmp_path / "models" / "checkpoint-4", tmp_path / "models" / "checkpoint-3.partial")
+    call_script("star/train.py", *star_arguments(star_input, tmp_path, *FIVE))
+    assert equal(model_of(tmp_path), five_steps)
+    assert sorted(path.name for path in (tmp_path / "models").glob("checkpoint-*")) == ["checkpoint-5"]
+
+
+def test_star_goes_on_from_the_checkpoint_that_is_asked_for(
+    star_input: Path, stopped: Path, five_steps: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(stopped / "models", tmp_path / "models")
+    asked = tmp_path / "models" / "checkpoint-2"
+    call = *star_arguments(star_input, tmp_path, *FIVE), "--resume_from_checkpoint", asked
+    call_script("star/train.py", *call)
+    assert f"from {asked} on" in capsys.readouterr().out
+    assert equal(model_of(tmp_path), five_steps)
+    for path in [*(tmp_path / "models").glob("*.json"), tmp_path / "models" / "model.safetensors"]:
+        path.unlink() if path.name != RECORD_FILE else None
+    message = refused("star/train.py", *call[:-1], tmp_path / "models" / "checkpoint-1", capsys=capsys)
+    assert "checkpoint-1: no checkpoint to go on from: checkpoint.json is missing" in message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checkpoint.json"])
+def test_star_killed_while_it_writes_the_model_is_simply_run_again(
+    star_input: Path, five_steps: Weights, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is of the last step: not one more is taken."""
+    models = tmp_path / "models"
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target) == models / name:
+            raise Killed
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("drhard.files.os.replace", replace)
+        with pytest.raises(Killed):
+            call_script("star/train.py", *star_arguments(star_input, tmp_path, *FIVE))
+    assert not (models / "checkpoint.json").exists()
+    call_script("star/train.py", *star_arguments(star_input, tmp_path, *FIVE))
+    assert equal(model_of(tmp_path), five_steps)
+
+
+def test_a_finished_star_run_again_says_so(
+    star_input: Path, five_steps: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder with the same content too; with other content it is refused, as it is with a damaged model."""
+    call_script("star/train.py", *star_arguments(star_input, tmp_path, *FIVE))
+    moved = shutil.copytree(star_input, tmp_path / "moved")
+    before = snapshot(tmp_path / "models")
+    for folder in (star_input, moved):
+        capsys.readouterr()
+        call_script("star/train.py", *star_arguments(folder, tmp_path, *FIVE))
+        assert f"{tmp_path / 'models'} holds the model of this very training already" in capsys.readouterr().out
+    for name, content in (
+        ("hard.json", (moved / "hard.json").read_text().replace("29", "28")),
+        ("preprocess/train-qrel.tsv", (moved / "preprocess/train-qrel.tsv").read_text() + "0\t0\t3\t1\n"),
+    ):
+        kept = (moved / name).read_text()
+        (moved / name).write_text(content)
+        message = refused("star/train.py", *star_arguments(moved, tmp_path, *FIVE), capsys=capsys)
+        assert "the training there was begun with another " in message
+        (moved / name).write_text(kept)
+    assert snapshot(tmp_path / "models") == before
+    os.truncate(tmp_path / "models" / "model.safetensors", 5000)
+    message = refused("star/train.py", *star_arguments(star_input, tmp_path, *FIVE), capsys=capsys)
+    assert "there is a finished model, but model.safetensors is damaged; give --overwrite_output_dir" in message
+
+
+def test_hard_negatives_that_star_mined_itself_are_read_again(
+    star_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = star_arguments(star_input, tmp_path, *FIVE)
+    place = arguments.index("--hardneg_path")
+    arguments[place : place + 2] = []
+    call_script("star/train.py", *arguments)
+    weights = model_of(tmp_path)
+    for name in ("config.json", "checkpoint.json"):  # as if its process had been killed
+        (tmp_path / "models" / name).unlink()
+    capsys.readouterr()
+    call_script("star/train.py", *arguments)
+    assert "Mining" not in capsys.readouterr().out
+    assert equal(model_of(tmp_path), weights)
+    for name in ("config.json", "checkpoint.json"):
+        (tmp_path / "models" / name).unlink()
+    hard = tmp_path / "models" / "hard.json"
+    hard.write_text(hard.read_text() + " ")
+    message = refused("star/train.py", *arguments, capsys=capsys)
+    assert f"{hard}: is not what this training mined" in message
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_star_stops_where_the_loss_is_not_finite(
+    star_input: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss = drhard.star.pairwise_loss
+    taken = 0
+
+    def diverging(*arguments: object) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        return loss(*arguments) * (math.inf if taken == step else 1)
+
+    monkeypatch.setattr(drhard.star, "pairwise_loss", diverging)
+    message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
+    assert message.startswith(f"error: step {step}: the loss is not finite; ")
+    assert not (tmp_path / "models" / "config.json").exists()
+
+
+def test_star_writes_no_weights_that_are_not_finite(
+    star_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = StarTrainer.training_step
+
+    def breaking(self: StarTrainer, *arguments: object, **options: object) -> torch.Tensor:
+        loss = train(self, *arguments, **options)
+        if self.state.global_step == 3:
+            self.model.norm.bias.data[0] = math.nan
+        return loss
+
+    monkeypatch.setattr(StarTrainer, "training_step", breaking)
+    message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
+    assert re.match(r"error: step 4: the weights of .* are not finite; ", message)
+    assert [path.name for path in (tmp_path / "models").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("bytes_allowed", [1000, 3000, 40_000, 90_000], ids=["record", "events", "model", "optimizer"])
+def test_star_on_a_full_disk_is_one_sentence_and_goes_on_once_there_is_room(
+    star_input: Path, five_steps: Weights, tmp_path: Path, bytes_allowed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with no_larger_files_than(bytes_allowed):
+        message = refused("star/train.py", *star_arguments(star_input, tmp_path, *FIVE), capsys=capsys)
+    assert re.match(r"error: /.*: File too large \(the disk mounted at /.* free\); put that right", message)
+    models = tmp_path / "models"
+    assert not list(models.glob("checkpoint-*"))
+    assert not (models / "config.json").exists()
+    call_script("star/train.py", *star_arguments(star_input, tmp_path, *FIVE))
+    assert equal(model_of(tmp_path), five_steps)
+
+
+@pytest.mark.parametrize("bytes_allowed", [1000, 40_000, 120_000], ids=["events", "weights", "state"])
+def test_adore_on_a_full_disk_is_one_sentence_and_goes_on_once_there_is_room(
+    collection: Path, unbroken: dict[str, Weights], tmp_path: Path, bytes_allowed: int
+) -> None:
+    with no_larger_files_than(bytes_allowed), pytest.raises(InputError, match="File too large .the disk mounted at /"):
+        adore(collection, tmp_path)
+    for folder in (tmp_path / "models").glob("epoch-*"):  # whole, or not there
+        assert equal(load_file(folder / "model.safetensors"), unbroken[folder.name])
+    adore(collection, tmp_path)
+    assert_same_training(tmp_path, unbroken)
+
+
+@contextlib.contextmanager
+def no_larger_files_than(count: int) -> Iterator[None]:
+    """A full disk, as this process sees it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_two_trainings_do_not_write_one_folder(
+    star_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sole_writer(tmp_path / "models"):
+        before = snapshot(tmp_path)
+        message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
+        assert message.startswith(f"error: {tmp_path / 'models'}: another process is writing it; ")
+        message = refused("adore/train.py", *adore_arguments(star_input, tmp_path), capsys=capsys)
+        assert message.startswith(f"error: {tmp_path / 'models'}: another process is writing it; ")
+        assert snapshot(tmp_path) == before
+
+
+def adore_arguments(folder: Path, output: Path) -> list[object]:
+    vectors = folder / "vectors.memmap"
+    np.random.default_rng(0).normal(size=(DOCUMENTS, 16)).astype(np.float32).tofile(vectors)
+    return [
+        "--metric_cut", 4, "--neg_topk", 4, "--init_path", folder / "init", "--pembed_path", vectors,
+        "--model_save_dir", output / "models", "--log_dir", output / "log", "--preprocess_dir", folder / "preprocess",
+        "--num_train_epochs", 1, "--per_gpu_batch_size", 5, "--max_seq_length", 8, "--warmup_steps", 1,
+    ]  # fmt: skip
+
+
+def test_a_finished_adore_run_again_says_so(
+    star_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call_script("adore/train.py", *adore_arguments(star_input, tmp_path))
+    before = snapshot(tmp_path)
+    assert "Wrote " in capsys.readouterr().out
+    call_script("adore/train.py", *adore_arguments(star_input, tmp_path))
+    assert f"{tmp_path / 'models'} holds the checkpoints of this very training already" in capsys.readouterr().out
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("script, arguments", [("star/train.py", star_arguments), ("adore/train.py", adore_arguments)])
+def test_weights_that_are_not_finite_are_refused_at_the_start(
+    star_input: Path, tmp_path: Path, script: str, arguments: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(star_input, tmp_path / "input")
+    model = tiny_model()
+    model.norm.bias.data[3] = math.nan
+    save_encoder(model, folder / "init", "")
+    message = refused(script, *arguments(folder, tmp_path), capsys=capsys)
+    assert str(folder / "init") in message
+    assert "finite" in message
+    assert not (tmp_path / "log").exists()
+
+
+def test_lines_of_star_carry_step_and_numbers(
+    star_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    call_script("star/train.py", *star_arguments(star_input, tmp_path, *FIVE, "--warmup_steps", 5))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert {"loss", "grad_norm", "learning_rate"} <= set(lines[0])
+    assert all(isinstance(value, int | float) for line in lines for value in line.values())
+    assert [message for message in caplog.messages if "ends after 5 steps and its warm-up takes 5, " in message]
+
+
+def test_the_oldest_checkpoints_go_first(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    keep_newest(tmp_path, 8, None)
+    keep_newest(tmp_path, 8, 0)
+    assert len(list(tmp_path.iterdir())) == 5
+    keep_newest(tmp_path, 8, 3)  # 100 is of a later step, so it cannot be what this training has written
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
+    keep_newest(tmp_path, 8, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-8"]
+
+
 def test_checkpoints_of_another_project_are_refused(tmp_path: Path) -> None:
     state = tmp_path / "models" / "checkpoint-5" / "trainer_state.json"
     state.parent.mkdir(parents=True)
     state.write_text('{"global_step": 5}')
     with pytest.raises(InputError, match="checkpoints of another training"):
         open_training(tmp_path / "models", {}, overwrite=False)
-    state.write_text('{"global_st')  # cut off while it was written: as if it were not there
-    assert open_training(tmp_path / "models", {}, overwrite=False) is None
 
 
 def test_overwriting_removes_what_was_mined(tmp_path: Path) -> None:
