@@ -15,6 +15,7 @@ import argparse
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from drhard.compressed import FLAT
 from drhard.encoder import load_encoder
 from drhard.errors import InputError, command
 from drhard.flags import INDEX, PRECISION, add_flags
@@ -70,8 +71,10 @@ def main() -> None:
 def with_bm25(args: argparse.Namespace, root: Path, run: Path) -> AbstractContextManager[Mined]:
     if args.model_dir or args.precision:
         raise InputError("--retriever bm25 has no use for --model_dir, --fp16 and --bf16; leave them out")
-    if args.index_path or args.nprobe or args.ef_search:
-        raise InputError("--retriever bm25 has no use for --index_path, --nprobe and --ef_search; leave them out")
+    if args.factory != FLAT or args.index_path or args.nprobe or args.ef_search:
+        raise InputError(
+            "--retriever bm25 has no use for --index_factory, --index_path, --nprobe and --ef_search; leave them out"
+        )
     k1, b = BM25_TUNED.get(args.data_type, BM25_DEFAULT)
     k1, b = k1 if args.k1 is None else args.k1, b if args.b is None else args.b
     print(f"Mining {args.topk} hard negatives for each {args.mode} query with BM25, k1 {k1}, b {b}")

@@ -246,7 +246,8 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
     assert "--k1 and --b are those of --retriever bm25" in refused(
         script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
     )
-    assert "no use for --index_path, --nprobe" in refused(script, *arguments, "--nprobe", 3, capsys=capsys)
+    for more in (("--nprobe", 3), ("--index_factory", "SQ8")):
+        assert "no use for --index_factory, --index_path" in refused(script, *arguments, *more, capsys=capsys)
     assert "cannot mine 200 negatives (--topk) from 6 passages" in refused(script, *arguments, capsys=capsys)
     (root / "passage/dataset/collection.tsv").unlink()
     assert "collection.tsv: no such file" in refused(script, *arguments, "--topk", 3, capsys=capsys)
