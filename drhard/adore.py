@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import RobertaDot, check_lengths, save_encoder, weights_digest
+from drhard.encoder import RobertaDot, check_tokens, save_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import whole_file
 from drhard.losses import adore_loss
@@ -149,7 +149,7 @@ class AdoreTraining:
             raise InputError(f"logging_steps {logging_steps}, save_steps {save_steps}: expected at least 1")
         self.logging_steps, self.save_steps = logging_steps, save_steps
 
-        check_lengths(model, queries.name, queries.lengths)
+        check_tokens(model, queries)
         self.query_rows = np.array(sorted(relevant))
         self.init_digest = weights_digest(model)
         self.steps_per_epoch = -(-len(self.query_rows) // settings.batch_size)

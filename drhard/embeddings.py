@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from drhard.encoder import MixedPrecision, RobertaDot, check_lengths, for_cpu, weights_digest
+from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, for_cpu, weights_digest
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial, sync, whole_file
 from drhard.prefetch import prefetch
@@ -57,7 +57,7 @@ def encode(
     """
     path = Path(path)
     dim = model.output_embedding_size
-    check_lengths(model, tokens.name, tokens.lengths)
+    check_tokens(model, tokens)
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}; it must be at least 1")
     stamp = {

@@ -17,7 +17,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drhard.encoder import check_lengths, load_encoder, weights_digest
+from drhard.encoder import check_tokens, load_encoder, weights_digest
 from drhard.errors import InputError, command
 from drhard.files import file_digest
 from drhard.qrels import read_relevant_rows
@@ -114,7 +114,7 @@ def main() -> None:
     documents = TokenMemmap(data_args.preprocess_dir, PASSAGES, data_args.max_doc_length)
     relevant = read_relevant_rows(data_args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
     for tokens in (queries, documents):
-        check_lengths(model, tokens.name, tokens.lengths)
+        check_tokens(model, tokens)
     mined = data_args.negatives in (STAR, HARD)
     if data_args.hardneg_path is not None:
         if not mined:
