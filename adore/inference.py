@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drhard.compressed import FLAT, check_index, choose_index
 from drhard.devices import encoding_dtype, model_device
-from drhard.embeddings import encode, open_embeddings
+from drhard.embeddings import encode, open_document_embeddings, open_embeddings
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.msmarco import MODES
@@ -48,7 +48,7 @@ def main() -> None:
     queries = TokenMemmap(args.preprocess_dir, query_name(args.mode), args.max_seq_length)
     model = load_encoder(args.model_dir)
     device = model_device(args.no_cuda)
-    documents = open_embeddings(args.dmemmap_path, model.output_embedding_size)
+    documents = open_document_embeddings(args.dmemmap_path, model.output_embedding_size, args.preprocess_dir)
     print(
         f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, {args.model_dir} on {device}"
     )
