@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from drhard.devices import require_gpu, why_no_gpu
 from drhard.errors import InputError
 from drhard.onednn import as_filters, products
 from drhard.prefetch import prefetch
+from drhard.vectors import check_finite
 
 import numpy as np
 import torch
@@ -52,6 +54,8 @@ class ExactIndex:
         memory_gb: what a search may take beside the documents and queries that it is given, its results included,
             whatever the size of the collection; more queries than fit go past the documents in several passes.
     """
+
+    _finite = False  # whether all documents have been seen to be
 
     def __init__(self, documents: np.ndarray, progress: bool = False, memory_gb: float = SEARCH_MEMORY_GB):
         self.documents = documents
@@ -98,7 +102,10 @@ class ExactIndex:
                 tile = torch.from_numpy(block[start : start + tile_rows])
                 for filters, best in groups:
                     best.add(products(tile, filters).numpy(), first_row + start)
+            if not self._finite:
+                check_finite(block, first_row, str(getattr(self.documents, "filename", "the documents")))
             bar.update(len(block))
+        self._finite = True
         for _, best in groups:
             best.merge()
 
@@ -256,6 +263,7 @@ def gpu_index(documents: np.ndarray, gpus: Sequence[int]) -> ShardedIndex:
         resources = faiss.StandardGpuResources()
         shard = faiss.GpuIndexFlatIP(resources, dim, config)
         shard.resources = resources  # lives as long as the index
+        check_finite(documents[first:last], int(first), str(getattr(documents, "filename", "the documents")))
         shard.add(documents[first:last])  # at once: faiss makes room for what is added and copies what is there
         shards.append(shard)
     return ShardedIndex(shards)
@@ -265,7 +273,7 @@ def gpus_with_room(size: int) -> list[int]:
     """All GPUs if they can hold documents of ``size`` bytes between them and faiss can use them; none if not."""
     import faiss
 
-    if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()):
+    if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()) or why_no_gpu():
         return []
     torch.cuda.empty_cache()
     gpus = list(range(faiss.get_num_gpus()))
@@ -315,6 +323,7 @@ def _check_gpus(gpus: Sequence[int]) -> None:
             "the faiss that is installed has no GPU support: install requirements.txt on a machine with a GPU, "
             "or leave the flag out to search on the CPU"
         )
+    require_gpu()  # faiss would end the process
     for gpu in gpus:
         if not 0 <= gpu < faiss.get_num_gpus():
             raise InputError(f"there is no GPU {gpu} for the search; faiss sees {faiss.get_num_gpus()}")
@@ -323,3 +332,4 @@ def _check_gpus(gpus: Sequence[int]) -> None:
 def _check_queries(queries: np.ndarray, dim: int) -> None:
     if queries.shape[1] != dim:
         raise InputError(f"the queries have {queries.shape[1]} dimensions, the documents {dim}: other models?")
+    check_finite(queries, name=str(getattr(queries, "filename", "the queries")))
