@@ -172,7 +172,7 @@ def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
     known = model.config.vocab_size
     if (greatest := getattr(tokens, "max_token_id", None)) is not None and greatest >= known:
         raise InputError(
-            f"{tokens.path}: has token ids up to {greatest}, the model knows those below {known}; "
+            f"{tokens.path}: has token ids up to {greatest}, the model knows 0 to {known - 1}; "
             f"{PREPROCESS_AGAIN}"
         )
     made_with = getattr(tokens, "tokenizer", None)

@@ -86,11 +86,11 @@ class TokenMemmap:
         tokens[~mask] = pad_id
         cut = np.flatnonzero(full_lengths > lengths)
         tokens[cut, lengths[cut] - 1] = self._tokens[rows[cut], full_lengths[cut] - 1]
-        if self.vocabulary is not None and (tokens.min() < 0 or tokens.max() >= self.vocabulary):
-            row, place = np.argwhere((tokens < 0) | (tokens >= self.vocabulary))[0]
+        if self.vocabulary is not None and not (tokens.min() >= 0 and tokens.max() < self.vocabulary):
+            wrong = np.argwhere((tokens < 0) | (tokens >= self.vocabulary))[0]
             raise InputError(
-                f"{self.path}, row {rows[row]}: the token id {tokens[row, place]} is beyond the model's vocabulary of "
-                f"{self.vocabulary}; run preprocess.py with the tokenizer of this model (--model_name_or_path)"
+                f"{self.path}, row {rows[wrong[0]]}: has the token id {tokens[tuple(wrong)]}, the model knows 0 to "
+                f"{self.vocabulary - 1}; run preprocess.py with the model's own vocabulary"
             )
         return tokens, mask.astype(np.int64)
 

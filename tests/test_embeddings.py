@@ -194,7 +194,7 @@ def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> No
 
 def test_tokens_beyond_the_vocabulary_are_refused_before_the_work(tmp_path: Path, tokens: TokenMemmap) -> None:
     tokens.max_token_id = 300  # as the meta says
-    with pytest.raises(InputError, match=r"passages\.memmap: has token ids up to 300, the model knows those below 300"):
+    with pytest.raises(InputError, match=r"passages\.memmap: has token ids up to 300, the model knows 0 to 299"):
         check_tokens(tiny_model(), tokens)
     tokens.max_token_id = 299
     check_tokens(tiny_model(), tokens)
@@ -205,7 +205,7 @@ def test_token_beyond_the_vocabulary_is_told_where_the_meta_does_not(tmp_path: P
     sequences = random_sequences(23, 12, seed=0)
     sequences[17][1] = id_
     path = tmp_path / "out" / "passages.memmap"
-    with pytest.raises(InputError, match=rf"passages\.memmap, row 17: the token id {id_} is beyond"):
+    with pytest.raises(InputError, match=rf"passages\.memmap, row 17: has the token id {id_}, the model"):
         encode(tiny_model(), open_tokens(tmp_path, sequences, 12, LENGTH), path, 8, CPU)
     assert not os.listdir(path.parent)
 
