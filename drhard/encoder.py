@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from drhard.checkpoints import (
+from drhard.pretrained import (
     TOKENIZER_FILES,
     check_sizes,
     check_weights,

@@ -1,4 +1,4 @@
-"""Checkpoints: folders with ``config.json``, weights and tokenizer files, read with checks before a model is built."""
+"""Pretrained models: folders with ``config.json``, weights and tokenizer files, read with checks before one is built."""
 
 import pickle
 import re
