@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from drhard.errors import InputError
+from drhard.onednn import with_linear_layers
 from drhard.pretrained import (
     TOKENIZER_FILES,
     check_sizes,
@@ -19,8 +21,6 @@ from drhard.pretrained import (
     read_config,
     read_weights,
 )
-from drhard.errors import InputError
-from drhard.onednn import with_linear_layers
 from drhard.tokens import TokenMemmap
 
 import torch

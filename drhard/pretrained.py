@@ -1,4 +1,4 @@
-"""Pretrained models: folders with ``config.json``, weights and tokenizer files, read with checks before one is built."""
+"""Pretrained models: folders with ``config.json``, weights and tokenizer files, checked before one is built."""
 
 import pickle
 import re
