@@ -147,6 +147,8 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
     check_weights(folder, weights, expected, HEAD if fresh_head else ())
     if weights.keys() != expected.keys():
         log.warning("%s has no embedding head; it starts from random weights", name_or_path)
+    # Copied, not mapped: the file may be written anew while the model is in use.
+    weights = {key: weight.to(torch.float32, copy=True) for key, weight in weights.items()}
     with quiet_transformers():
         model = RobertaDot.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
     for name, parameter in model.named_parameters():

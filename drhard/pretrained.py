@@ -108,7 +108,7 @@ def read_config(folder: Path) -> RobertaConfig:
         InputError: the file is missing or damaged, is of another kind of model, or describes none that can be built.
     """
     path = folder / CONFIG_FILE
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"{folder}: {CONFIG_FILE} is missing; a checkpoint is {CONFIG_FILE} and weights")
     _refuse_stand_in(path)
     model_type = read_object(path, {}, _HINT, {"model_type": str}).get("model_type", MODEL_TYPES[0])

@@ -176,6 +176,17 @@ def test_published_bin_is_read_and_its_extra_keys_are_ignored(tmp_path: Path) ->
     assert weights_digest(loaded) == weights_digest(model)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_file_that_is_written_anew_leaves_the_model_as_it_is(tmp_path: Path, name: str) -> None:
+    """A checkpoint copied over another, in place, under a long encoding."""
+    save_bin(tmp_path, tiny_model()) if name.endswith(".bin") else save_tiny(tmp_path)
+    loaded = load_encoder(tmp_path)
+    path = tmp_path / name
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert equal(loaded, tiny_model())
+
+
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     loaded = load_encoder(save_bin(tmp_path, tiny_model().half()))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
