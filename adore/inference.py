@@ -8,7 +8,7 @@
 import argparse
 from pathlib import Path
 
-from drhard.embeddings import open_embeddings
+from drhard.embeddings import open_document_embeddings
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.flags import INDEX, PRECISION, add_flags
@@ -38,7 +38,7 @@ def main() -> None:
     queries = TokenMemmap(args.preprocess_dir, query_name(args.mode), args.max_seq_length)
     model = load_encoder(args.model_dir)
     encoding, searching = EncodingSettings.from_flags(args), SearchSettings.from_flags(args)
-    documents = open_embeddings(args.dmemmap_path, model.output_embedding_size)
+    documents = open_document_embeddings(args.dmemmap_path, model.output_embedding_size, args.preprocess_dir)
     encoding.check(model, queries)
     searching.check(args.topk, *documents.shape)
     print(

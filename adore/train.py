@@ -17,7 +17,7 @@ from pathlib import Path
 
 from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
 from drhard.devices import limit_threads, model_device
-from drhard.embeddings import in_memory_if_it_fits, open_embeddings, warn_if_made_by_another
+from drhard.embeddings import in_memory_if_it_fits, open_document_embeddings, warn_if_made_by_another
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.files import sole_writer
@@ -77,7 +77,7 @@ def main() -> None:
     queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
     model = load_encoder(args.init_path)
     device = model_device(gpu=args.model_gpu_index)
-    documents = open_embeddings(args.pembed_path, model.output_embedding_size)
+    documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, args.preprocess_dir)
     warn_if_made_by_another(args.pembed_path, model)
     relevant = read_relevant_rows(args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
     searching = replace(SearchSettings.from_flags(args), progress=False)

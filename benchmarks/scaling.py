@@ -2,8 +2,8 @@
 
 Random vectors are written to a file, 27 GB for all of MS MARCO, and searched from there in a process of its own:
 for all queries of MS MARCO's dev set, for the 32 of a step of ADORE, and, in the smallest file, for all that train.
-The benchmark fails if a process takes more memory, its queries aside, than its budget and half a gigabyte, or finds
-other documents than a plain search in float64. Then preprocess.py tokenizes as many of the sample's passages, over
+The benchmark fails if a process takes more memory, beside its start and its queries, than its budget, or finds other
+documents than a plain search in float64. Then preprocess.py tokenizes as many of the sample's passages, over
 and over: 18 GB more for all.
 
     python benchmarks/scaling.py --folder /tmp
@@ -38,7 +38,7 @@ WORK = {  # queries, k
 FEW = 10_000
 CHECKED = 8  # queries
 SHOWN = ("size_gb", "work", "seconds", "gflops", "read_gb_per_s", "disk_gb_per_s", "peak_gb")
-BESIDE_GB = 0.5  # libraries and what Python takes
+BESIDE_GB = 0.2  # threads, and libraries that the work itself loads
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -99,7 +99,7 @@ def search(path: Path, work: str, dim: int, memory_gb: float) -> None:
             {
                 "seconds": seconds,
                 "cores": (time.process_time() - cpu) / seconds,
-                "libraries_gb": before_gb,
+                "libraries_gb": before_gb - queries.nbytes / 1e9,
                 "peak_gb": peak_memory_gb() - queries.nbytes / 1e9,
                 "found": rows.tolist(),
             }
@@ -128,8 +128,9 @@ def measure(path: Path, work: str, dim: int, memory_gb: float) -> dict[str, Any]
     expected = plain_search(path, queries[:CHECKED], k)
     if np.abs(scores - expected).max() > 1e-5 * np.abs(expected).max():
         raise SystemExit("error: the documents found are not the best; a faster wrong answer is no answer")
-    if result["peak_gb"] > memory_gb + BESIDE_GB:
-        raise SystemExit(f"error: {result['peak_gb']:.2f} GB were taken where {memory_gb} GB were allowed")
+    taken = result["peak_gb"] - result["libraries_gb"]  # importing torch's CUDA build alone takes 0.7 GB
+    if taken > memory_gb + BESIDE_GB:
+        raise SystemExit(f"error: the search took {taken:.2f} GB where {memory_gb} GB were allowed")
     return result
 
 

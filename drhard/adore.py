@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import RobertaDot, check_lengths, save_encoder, weights_digest
+from drhard.encoder import RobertaDot, check_tokens, save_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import whole_file
 from drhard.losses import adore_loss
@@ -183,7 +183,7 @@ class AdoreTraining:
         settings: AdoreSettings,
         output: AdoreOutput,
     ):
-        check_lengths(model, queries.name, queries.lengths)
+        check_tokens(model, queries)
         check_weights(model, str(output.tokenizer_from), "start from another checkpoint")
         self.model, self.device = model.train(), model.device
         self.queries, self.relevant, self.documents = queries, relevant, documents

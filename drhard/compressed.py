@@ -12,6 +12,7 @@ from drhard.files import existing, file_digest, whole_file
 from drhard.provenance import read_stamp, stamp_of, write_stamp
 from drhard.search import BLOCK_ROWS, ShardedIndex
 from drhard.tokens import sample_digest
+from drhard.vectors import check_finite
 
 import numpy as np
 from tqdm import tqdm
@@ -99,6 +100,7 @@ def _build(documents: np.ndarray, factory: str) -> Any:
     with tqdm(total=count, unit="doc", unit_scale=True, desc=f"indexing {factory}") as bar:
         for first in range(0, count, BLOCK_ROWS):
             block = np.ascontiguousarray(documents[first : first + BLOCK_ROWS])
+            check_finite(block, first, str(getattr(documents, "filename", "the documents")))
             index.add(block)
             bar.update(len(block))
     return index

@@ -1,18 +1,20 @@
 """Embedding memmaps: float32 (rows, dim), each with a stamp beside it that says what it was made from."""
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from drhard.encoder import MixedPrecision, RobertaDot, check_lengths, for_cpu, weights_digest
+from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, for_cpu, weights_digest
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial, sync, whole_file
 from drhard.prefetch import prefetch
 from drhard.provenance import read_stamp, stamp_of, write_stamp
-from drhard.tokens import TokenMemmap
+from drhard.tokens import PASSAGES, TokenMemmap
 
 import numpy as np
 import psutil
@@ -53,11 +55,12 @@ def encode(
         dim, the size of an embedding.
 
     Raises:
-        InputError: the file that is there was made from something else; or the model gives no finite numbers.
+        InputError: ``tokens`` are none of this model's; the file that is there was made from something else; or the
+            model gives no finite numbers.
     """
     path = Path(path)
     dim = model.output_embedding_size
-    check_lengths(model, tokens.name, tokens.lengths)
+    check_tokens(model, tokens)
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}; it must be at least 1")
     stamp = {
@@ -73,53 +76,68 @@ def encode(
         _check(path, stamp)
         log.info("%s is there already and is used again", path)
         return dim
+    unfinished = partial(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row_bytes = dim * DTYPE.itemsize
+    with disk_faults(path), claim(unfinished, path) as file:
+        if path.exists():  # finished by another process since we looked
+            unfinished.unlink()
+            _check(path, stamp)
+            return dim
+        done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
+        if not (done and _has_stamp(path, stamp, unfinished)):
+            done = 0
+            write_stamp(path, stamp)
+        file.truncate(done * row_bytes)
+        try:
+            with (
+                ThreadPoolExecutor(1) as writer,
+                closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows,
+            ):
+                writing = writer.submit(file.flush)
+                for window in windows:
+                    writing.result()
+                    if not np.isfinite(window).all():
+                        raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
+                    writing = writer.submit(_append, file, window)
+                writing.result()
+        except InputError:  # nothing in it is worth resuming from
+            unfinished.unlink()
+            stamp_of(path).unlink()
+            raise
+        sync(unfinished)
+        if unfinished.stat().st_size != len(tokens) * row_bytes:
+            raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
+        os.replace(unfinished, path)
+    return dim
+
+
+def _embed(
+    model: RobertaDot, tokens: TokenMemmap, done: int, batch_size: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[np.ndarray]:
+    """Yield the embeddings (W, dim) of one window after the other, from row ``done`` on."""
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     module = for_cpu(model) if device.type == "cpu" else MixedPrecision(model, dtype)
     if gpus > 1:
         module = nn.DataParallel(module)
-    unfinished = partial(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    row_bytes = dim * DTYPE.itemsize
-    with (
-        disk_faults(path),
-        claim(unfinished, path) as file,
-        ThreadPoolExecutor(1) as writer,
-        torch.inference_mode(),
-    ):
-        done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
-        if path.exists():  # finished by another process since we looked
-            unfinished.unlink()
-            _check(path, stamp)
-            return dim
-        if not (done and _has_stamp(path, stamp, unfinished)):
-            done = 0
-            write_stamp(path, stamp)
-        file.truncate(done * row_bytes)
-        writing = writer.submit(file.flush)
-        embeddings = torch.empty(0, dim)
-        with tqdm(
-            total=int(tokens.lengths.sum()), initial=int(tokens.lengths[:done].sum()), unit="token", unit_scale=True,
-            desc=f"encoding {tokens.name}",
-        ) as bar:  # fmt: skip
-            for batch in prefetch(_batches(tokens, done, batch_size * max(gpus, 1), model.config.pad_token_id, device)):
-                if batch.first_of_window:
-                    embeddings = torch.empty(min(WINDOW, len(tokens) - batch.start), dim, device=device)
+    dim = model.output_embedding_size
+    embeddings = torch.empty(0, dim)
+    bar = tqdm(
+        total=int(tokens.lengths.sum()), initial=int(tokens.lengths[:done].sum()), unit="token", unit_scale=True,
+        desc=f"encoding {tokens.name}",
+    )  # fmt: skip
+    batches = prefetch(_batches(tokens, done, batch_size * max(gpus, 1), model.config.pad_token_id, device))
+    with bar, closing(batches):
+        for batch in batches:
+            if batch.first_of_window:
+                embeddings = torch.empty(min(WINDOW, len(tokens) - batch.start), dim, device=device)
+            with torch.inference_mode():  # not around the loop: it would hold while another works on what is yielded
                 output = module(batch.ids.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True))
-                embeddings[batch.rows.to(device, non_blocking=True)] = output
-                bar.update(batch.tokens)
-                if batch.last_of_window:
-                    window = embeddings.cpu().numpy()
-                    writing.result()
-                    if not np.isfinite(window).all():
-                        unfinished.unlink()
-                        stamp_of(path).unlink()
-                        raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
-                    writing = writer.submit(_append, file, window)
-            writing.result()
-        sync(unfinished)
-        os.replace(unfinished, path)
-    return dim
+            embeddings[batch.rows.to(device, non_blocking=True)] = output
+            bar.update(batch.tokens)
+            if batch.last_of_window:
+                yield embeddings.cpu().numpy()
 
 
 def _reason(dtype: torch.dtype) -> str:
@@ -181,23 +199,59 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
 
     Args:
         dim: the size of an embedding, which a file does not tell.
-        rows: how many there must be; None for as many as there are.
+        rows: how many there must be; None for as many as there are, or as its stamp says.
 
     Returns:
         (rows, dim) float32 memmap.
 
     Raises:
-        InputError: the file is missing or of another size.
+        InputError: the file is missing, of another size, or its stamp is that of a file of another size.
     """
     path = Path(path)
     if not path.is_file():
         hint = "; the run that writes it was stopped, run it again" if partial(path).exists() else ""
-        raise InputError(f"{path}: no such file{hint}")
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else f'no such file{hint}'}")
     size, row_bytes = path.stat().st_size, dim * DTYPE.itemsize
     if size == 0 or size % row_bytes or (rows is not None and size != rows * row_bytes):
         expected = f"{rows} embeddings" if rows is not None else "a number of embeddings"
         raise InputError(f"{path}: has {size} bytes, which is not {expected} of {dim} float32 each")
-    return np.memmap(path, dtype=DTYPE, mode="r", shape=(size // row_bytes, dim))
+    count = size // row_bytes
+    stamp = read_embedding_stamp(path)
+    if stamp is not None and (stamp["rows"], stamp["dim"], stamp["dtype"]) != (count, dim, DTYPE.name):
+        raise InputError(
+            f"{path}: holds {count} embeddings of {dim} {DTYPE}, but {stamp_of(path).name} says {stamp['rows']} of "
+            f"{stamp['dim']} {stamp['dtype'][:20]}; the file was cut, or another model made it"
+        )
+    return np.memmap(path, dtype=DTYPE, mode="r", shape=(count, dim))
+
+
+def open_document_embeddings(path: Path, dim: int, preprocess_dir: Path) -> np.ndarray:
+    """Open the embeddings of the passages in ``preprocess_dir``; compare them where the passages are there.
+
+    Returns:
+        (rows, dim) float32 memmap.
+
+    Raises:
+        InputError: as :func:`open_embeddings`; or the embeddings are those of other passages.
+    """
+    documents = open_embeddings(path, dim)
+    stamp = read_embedding_stamp(path)
+    if stamp is None:
+        _warn_of_no_stamp(path)
+    if not (preprocess_dir / f"{PASSAGES}.memmap").exists():
+        return documents
+    passages = TokenMemmap(preprocess_dir, PASSAGES, 2)
+    if len(passages) != len(documents):
+        raise InputError(
+            f"{path}: holds {len(documents)} embeddings, but there are {len(passages)} passages in {passages.path}; "
+            "give the embeddings and the --preprocess_dir of one collection"
+        )
+    if stamp is not None and stamp["tokens"] != passages.digest():
+        raise InputError(
+            f"{path}: was made from other texts than those in {passages.path}; "
+            "give the embeddings and the --preprocess_dir of one collection"
+        )
+    return documents
 
 
 def read_embedding_stamp(path: Path) -> dict[str, Any] | None:
@@ -212,7 +266,11 @@ def _check(path: Path, stamp: dict[str, Any]) -> None:
     """Raise InputError unless the file at ``path`` may stand for what ``stamp`` describes."""
     open_embeddings(path, stamp["dim"], stamp["rows"])
     if not _has_stamp(path, stamp):
-        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
+        _warn_of_no_stamp(path)
+
+
+def _warn_of_no_stamp(path: Path) -> None:
+    log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
 
 
 def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> bool:

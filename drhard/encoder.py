@@ -3,15 +3,25 @@
 import copy
 import hashlib
 import logging
-import pickle
 import shutil
 from pathlib import Path
 
 from drhard.errors import InputError
 from drhard.files import whole_folder
 from drhard.onednn import with_linear_layers
+from drhard.pretrained import (
+    TOKENIZER_FILES,
+    check_sizes,
+    check_weights,
+    embedding_size,
+    find_checkpoint,
+    longest_sequence,
+    quiet_transformers,
+    read_config,
+    read_weights,
+)
+from drhard.tokens import TokenMemmap
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -19,12 +29,20 @@ from transformers import RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+try:
+    from drhard.tokenizer import tokenizer_digest
+except ImportError:  # TO MERGE: until the tokenizer's module is there
+
+    def tokenizer_digest(folder: Path) -> str | None:
+        return None
+
+
 log = logging.getLogger(__name__)
 
 transformers_logging.disable_progress_bar()  # its bars for reading and writing weights drown ours
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
-_HEAD = ("embeddingHead.", "norm.")
+HEAD = ("embeddingHead.bias", "embeddingHead.weight", "norm.bias", "norm.weight")
+PREPROCESS_AGAIN = "run preprocess.py with the tokenizer of this model (--model_name_or_path)"
 
 
 class RobertaDot(RobertaPreTrainedModel):
@@ -32,16 +50,14 @@ class RobertaDot(RobertaPreTrainedModel):
 
     W maps hidden_size to ``config.output_embedding_size`` (hidden_size if the config has none). The score of
     a query and a document is the inner product of their embeddings. Parameter names are those of the published
-    checkpoints: ``roberta.*``, ``embeddingHead.*``, ``norm.*``.
+    checkpoints: ``roberta.*``, ``embeddingHead.*``, ``norm.*``. :func:`load_encoder` reads a checkpoint.
     """
 
-    _keys_to_ignore_on_load_unexpected = [
-        r"position_ids", r"pooler", r"lm_head", r"classifier", r"classification_head",
-    ]  # fmt: skip
+    tokenizer_digest: str | None = None  # of the tokenizer files beside the weights
 
     def __init__(self, config: RobertaConfig):
         super().__init__(config)
-        self.output_embedding_size = getattr(config, "output_embedding_size", None) or config.hidden_size
+        self.output_embedding_size = embedding_size(config)
         self.roberta = RobertaModel(config, add_pooling_layer=False)
         self.embeddingHead = nn.Linear(config.hidden_size, self.output_embedding_size)
         self.norm = nn.LayerNorm(self.output_embedding_size)
@@ -120,44 +136,50 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
             random weights instead of raising.
 
     Raises:
-        InputError: the checkpoint cannot be read, or weights are missing in it.
+        InputError: the checkpoint cannot be read, is none of this encoder, or its weights and config do not fit.
     """
-    name = str(name_or_path)
-    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):  # no name on the hub
-        raise InputError(f"{name}: no such folder; download_data.sh --models fetches the published checkpoints")
-    try:
-        model, info = RobertaDot.from_pretrained(name, dtype=torch.float32, output_loading_info=True, weights_only=True)
-    except pickle.UnpicklingError:  # torch's own sentence advises to read it all the same
-        raise InputError(f"{name}: pytorch_model.bin is damaged or holds more than weights") from None
-    except Exception as error:  # no folder, no such name, no config, damaged weights, …: many types, all bad input
-        raise InputError(f"{name}: cannot be read as a checkpoint: {_first_line(error)}") from None
-    missing = sorted(info["missing_keys"])
-    if info["mismatched_keys"]:
-        key = sorted(info["mismatched_keys"])[0]
-        raise InputError(f"{name}: the shape of {key} does not fit config.json")
-    if fresh_head and missing and all(key.startswith(_HEAD) for key in missing) and len(missing) == 4:
-        log.warning("%s has no embedding head; it starts from random weights", name)
-    elif missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise InputError(
-            f"{name}: the checkpoint lacks the weights {', '.join(missing[:3])}{more}; "
-            "is it a STAR or ADORE checkpoint, and is the download complete?"
-        )
+    folder = find_checkpoint(name_or_path)
+    config, weights = read_config(folder), read_weights(folder)
+    check_sizes(folder, config, weights)
+    with torch.device("meta"):
+        expected = RobertaDot(config).state_dict()
+    check_weights(folder, weights, expected, HEAD if fresh_head else ())
+    if weights.keys() != expected.keys():
+        log.warning("%s has no embedding head; it starts from random weights", name_or_path)
+    # Copied, not mapped: the file may be written anew while the model is in use.
+    weights = {key: weight.to(torch.float32, copy=True) for key, weight in weights.items()}
+    with quiet_transformers():
+        model = RobertaDot.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{folder}: {name} has numbers that are not finite; the weights are damaged")
+    model.tokenizer_digest = tokenizer_digest(folder)
     return model.eval()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
+    """See to it that ``model`` can read ``tokens``, whose batches are checked from then on.
 
-
-def check_lengths(model: RobertaDot, name: str, lengths: np.ndarray) -> None:
-    """Raise InputError if ``lengths`` (rows,), those of the sequences ``name``, exceed what the model takes."""
-    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
-    if lengths.max() > longest:
+    Raises:
+        InputError: sequences are longer than the model takes, ids are beyond its vocabulary, or the ids are those of
+            another vocabulary.
+    """
+    longest = longest_sequence(model.config)
+    if tokens.lengths.max() > longest:
         raise InputError(
-            f"{name}: has sequences of {lengths.max()} tokens, the model takes at most {longest}; "
+            f"{tokens.path}: has sequences of {tokens.lengths.max()} tokens, the model takes at most {longest}; "
             "lower the maximal length"
         )
+    known = model.config.vocab_size
+    if (greatest := getattr(tokens, "max_token_id", None)) is not None and greatest >= known:
+        raise InputError(
+            f"{tokens.path}: has token ids up to {greatest}, the model knows 0 to {known - 1}; "
+            f"{PREPROCESS_AGAIN}"
+        )
+    made_with = getattr(tokens, "tokenizer", None)
+    if None not in (made_with, model.tokenizer_digest) and made_with != model.tokenizer_digest:
+        raise InputError(f"{tokens.path}: was made with another vocabulary than the model's; {PREPROCESS_AGAIN}")
+    tokens.vocabulary = known
 
 
 def weights_digest(model: nn.Module) -> str:

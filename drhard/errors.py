@@ -41,6 +41,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except MemoryError as error:
             _end(f"the memory is not enough{f' ({error})' if str(error) else ''}; free some or take a larger machine")
         except KeyboardInterrupt:
+            _close_bars()
             print("stopped; run the same command again to go on", file=sys.stderr)
             sys.exit(130)
 
@@ -48,8 +49,16 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def _end(sentence: str) -> NoReturn:
+    _close_bars()
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
+
+
+def _close_bars() -> None:
+    """Have the progress bars that an error left open, as Trainer's, end their line."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    for bar in list(bars):
+        bar.close()
 
 
 def _forget_output() -> None:

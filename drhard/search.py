@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from drhard.devices import require_gpu, why_no_gpu
 from drhard.errors import InputError
 from drhard.numbers import SEARCH_GB
 from drhard.onednn import as_filters, products
 from drhard.prefetch import prefetch
+from drhard.vectors import check_finite
 
 import numpy as np
 import torch
@@ -74,6 +76,7 @@ class ExactIndex:
         self.progress = progress
         self.memory_gb = memory_gb
         self.block_rows, self.query_rows = block_rows, query_rows
+        self._finite = False  # whether all documents have been seen to be
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Index.search`.
@@ -98,8 +101,6 @@ class ExactIndex:
                 scores = np.empty((len(part), k), dtype=np.float32)
                 rows = np.empty((len(part), k), dtype=np.int64)
                 self._search_pass(part, scores, rows, bar)
-                if (rows[:, -1] < 0).any():  # k is no more than the documents, so some have no score
-                    raise InputError("documents have embeddings that are not finite numbers; make them anew")
                 yield scores, rows
 
     def queries_together(self, k: int) -> int:
@@ -121,7 +122,7 @@ class ExactIndex:
         """Fill ``scores`` and ``rows``, (Q, k) both."""
         size = math.ceil(len(queries) / math.ceil(len(queries) / self.query_rows))  # groups as equal as can be
         groups = [
-            (as_filters(torch.from_numpy(_finite(np.array(queries[part], np.float32)))), TopK(scores[part], rows[part]))
+            (as_filters(torch.from_numpy(np.array(queries[part], np.float32))), TopK(scores[part], rows[part]))
             for part in (slice(first, first + size) for first in range(0, len(queries), size))
         ]
         tile_rows = math.ceil(self.block_rows / math.ceil(self.block_rows * size / TILE_SCORES))
@@ -130,7 +131,10 @@ class ExactIndex:
                 tile = torch.from_numpy(block[start : start + tile_rows])
                 for filters, best in groups:
                     best.add(products(tile, filters).numpy(), first_row + start)
+            if not self._finite:
+                check_finite(block, first_row, str(getattr(self.documents, "filename", "the documents")))
             bar.update(len(block))
+        self._finite = True
         for _, best in groups:
             best.merge()
 
@@ -179,8 +183,7 @@ class TopK:
                 return hits
         # The first tile, or documents that get better and better: its own k best can matter, and what ties with them.
         if len(scores) > k:
-            numbers = np.fmax(np.ascontiguousarray(scores.T), np.float32(-np.inf))  # not a number is no great one
-            own = np.partition(numbers, -k, axis=1)[:, -k]
+            own = np.partition(np.ascontiguousarray(scores.T), -k, axis=1)[:, -k]
             least = np.fmax(least, np.nextafter(own, -np.float32(np.inf)))
         return np.flatnonzero(scores > least)
 
@@ -296,7 +299,7 @@ class ShardedIndex:
     def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         _check_queries(queries, self.shards[0].d)
         check_search(k, int(self._first_rows[-1]))
-        queries = _finite(np.ascontiguousarray(queries, dtype=np.float32))
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
         with ThreadPoolExecutor(len(self.shards)) as threads:
             parts = list(threads.map(lambda shard: shard.search(queries, min(k, shard.ntotal)), self.shards))
         scores = np.concatenate([scores for scores, _ in parts], axis=1)
@@ -335,6 +338,7 @@ def gpu_index(documents: np.ndarray, gpus: Sequence[int], progress: bool = False
         resources = faiss.StandardGpuResources()
         shard = faiss.GpuIndexFlatIP(resources, dim, config)
         shard.resources = resources  # lives as long as the index
+        check_finite(documents[first:last], int(first), str(getattr(documents, "filename", "the documents")))
         try:
             shard.add(documents[first:last])  # at once: faiss makes room for what is added and copies what is there
         except RuntimeError:
@@ -350,7 +354,7 @@ def gpus_with_room(size: int) -> list[int]:
     """All GPUs if they can hold documents of ``size`` bytes between them and faiss can use them; none if not."""
     import faiss
 
-    if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()):
+    if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()) or why_no_gpu():
         return []
     torch.cuda.empty_cache()
     gpus = list(range(faiss.get_num_gpus()))
@@ -380,6 +384,7 @@ def _check_gpus(gpus: Sequence[int]) -> None:
             "the faiss that is installed has no GPU support: install requirements.txt on a machine with a GPU, "
             "or leave the flag out to search on the CPU"
         )
+    require_gpu()  # faiss would end the process
     for gpu in gpus:
         if not 0 <= gpu < faiss.get_num_gpus():
             raise InputError(f"there is no GPU {gpu} for the search; faiss sees {faiss.get_num_gpus()}")
@@ -388,10 +393,4 @@ def _check_gpus(gpus: Sequence[int]) -> None:
 def _check_queries(queries: np.ndarray, dim: int) -> None:
     if queries.shape[1] != dim:
         raise InputError(f"the queries have {queries.shape[1]} dimensions, the documents {dim}: other models?")
-
-
-def _finite(queries: np.ndarray) -> np.ndarray:
-    """``queries``. Raises InputError if they are not finite."""
-    if not np.isfinite(queries).all():
-        raise InputError("queries have embeddings that are not finite numbers; make them anew")
-    return queries
+    check_finite(queries, name=str(getattr(queries, "filename", "the queries")))

@@ -8,7 +8,7 @@ from pathlib import Path
 from drhard.compressed import FLAT, check_factory, open_compressed
 from drhard.devices import encoding_dtype, model_device
 from drhard.embeddings import encode, open_embeddings
-from drhard.encoder import RobertaDot, check_lengths
+from drhard.encoder import RobertaDot, check_tokens
 from drhard.errors import InputError
 from drhard.files import existing, file_digest
 from drhard.numbers import COUNT
@@ -37,7 +37,7 @@ class EncodingSettings:
         """Raise InputError, before the long work, if ``model`` cannot encode one of ``tokens`` so."""
         COUNT.check("the batch size", self.batch_size)
         for of in tokens:
-            check_lengths(model, of.name, of.lengths)
+            check_tokens(model, of)
 
     def encode(self, model: RobertaDot, tokens: TokenMemmap, path: Path) -> np.ndarray:
         """Encode ``tokens`` into ``path``, or take what is there already, and open it.

@@ -54,6 +54,8 @@ class TokenMemmap:
             raise InputError(f"{lengths_path}: holds {lengths.shape} lengths for {rows} rows")
         if lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > width:
             raise InputError(f"{lengths_path}: holds lengths that are not 1 to {width}; run preprocess.py again")
+        self.path = path
+        self.vocabulary: int | None = None  # ids at or beyond it are refused; check_tokens sets it
         self.name = name
         self.max_length = max_length
         self.lengths: np.ndarray = np.minimum(lengths, max_length)  # (rows,) tokens as they are read
@@ -70,6 +72,9 @@ class TokenMemmap:
             rows: (B,) positions in the memmap, in any order.
             pad_id: what stands behind the tokens (the file itself is padded with 0, which is ``<s>``).
             width: L; the longest of the rows if None.
+
+        Raises:
+            InputError: an id is none of the model's that reads them (:func:`drhard.encoder.check_tokens`).
         """
         lengths = self.lengths[rows]
         full_lengths = self._full_lengths[rows]
@@ -81,6 +86,12 @@ class TokenMemmap:
         tokens[~mask] = pad_id
         cut = np.flatnonzero(full_lengths > lengths)
         tokens[cut, lengths[cut] - 1] = self._tokens[rows[cut], full_lengths[cut] - 1]
+        if self.vocabulary is not None and not (tokens.min() >= 0 and tokens.max() < self.vocabulary):
+            wrong = np.argwhere((tokens < 0) | (tokens >= self.vocabulary))[0]
+            raise InputError(
+                f"{self.path}, row {rows[wrong[0]]}: has the token id {tokens[tuple(wrong)]}, the model knows 0 to "
+                f"{self.vocabulary - 1}; run preprocess.py with the model's own vocabulary"
+            )
         return tokens, mask.astype(np.int64)
 
     def digest(self) -> str:

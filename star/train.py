@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from drhard.checkpoints import MINING_FOLDER, open_training, sealed_step
-from drhard.encoder import RobertaDot, check_lengths, load_encoder, weights_digest
+from drhard.devices import model_device
+from drhard.encoder import RobertaDot, check_tokens, load_encoder, weights_digest
 from drhard.errors import InputError, command
 from drhard.files import file_digest, sole_writer
 from drhard.flags import add_flags
@@ -122,10 +123,10 @@ class StarTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         check_flags(self, WORKING | OWN)
-        self.use_cpu = self.use_cpu or self.no_cuda
+        self.use_cpu = model_device(self.use_cpu or self.no_cuda).type == "cpu"
         # Its name in today's transformers.
         self.activation_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
-        without_gpu = self.use_cpu or not torch.cuda.is_available()
+        without_gpu = self.use_cpu
         if self.fp16 and without_gpu:
             log.warning("--fp16 is left out: it needs a GPU")
             self.fp16 = False
@@ -253,7 +254,7 @@ def open_collection(
     documents = TokenMemmap(data_args.preprocess_dir, PASSAGES, data_args.max_doc_length)
     relevant = read_relevant_rows(data_args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
     for tokens in (queries, documents):
-        check_lengths(model, tokens.name, tokens.lengths)
+        check_tokens(model, tokens)
     return queries, documents, relevant
 
 

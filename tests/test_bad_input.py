@@ -407,6 +407,38 @@ def documents_behind(root: Path, mode: str = "train") -> None:
         file.write("1\t0\t12\t1\n")
 
 
+def beyond_the_vocabulary(name: str) -> Damage:
+    """Row 2 of a token memmap has an id that the model does not know, as roberta-base's have for smaller models."""
+
+    def damage(root: Path) -> None:
+        count, width = json.loads((root / PRE / f"{name}_meta").read_text())["total_number"], 16
+        sequences = random_sequences(count, 6, seed=3)
+        sequences[2][1] = 50_000
+        write_tokens(root / PRE, name, sequences, width)
+
+    return damage
+
+
+def of_another_collection(root: Path) -> None:
+    """The vectors are stamped as those of other passages, as many as there are."""
+    stamp = {"model": "a", "tokens": "b", "length": 16, "rows": 12, "dim": 16, "dtype": "float32"}
+    (root / f"{VECTORS}.json").write_text(json.dumps(stamp))
+
+
+def more_vectors(root: Path) -> None:
+    np.zeros((13, 16), dtype=np.float32).tofile(root / VECTORS)
+
+
+def config(folder: str, **changes: object) -> Damage:
+    def damage(root: Path) -> None:
+        path = root / folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+BEYOND = r"{}\.memmap, row 2: has the token id 50000, the model knows 0 to 299"
+
 # script, damage, flags that differ, what the sentence says, files that may have been written
 CASES: dict[str, tuple[str, Damage, dict[str, object], str, tuple[str, ...]]] = {
     "inference, memmap cut": ("star/inference.py", cut(f"{PRE}/passages.memmap"), {}, r"passages\.memmap: has", ()),
@@ -429,7 +461,45 @@ CASES: dict[str, tuple[str, Damage, dict[str, object], str, tuple[str, ...]]] = 
     ),
     "inference, no such GPU": ("star/inference.py", nothing, {"--faiss_gpus": 99}, "GPU", EMBEDDINGS),
     "inference, passages too long": ("star/inference.py", long_passages, LONG, "at most 32", EMBEDDINGS),
-    "inference, weights cut": ("star/inference.py", cut(f"{STAR}/model.safetensors"), {}, r"trained_models/star: ", ()),
+    "inference, weights cut": ("star/inference.py", cut(f"{STAR}/model.safetensors"), {}, r"safetensors: damaged", ()),
+    "inference, passages of another vocabulary": (
+        "star/inference.py", beyond_the_vocabulary("passages"), {}, BEYOND.format("passages"), EMBEDDINGS,
+    ),
+    "inference, queries of another vocabulary": (
+        "star/inference.py", beyond_the_vocabulary("dev-query"), {}, BEYOND.format("dev-query"), (),
+    ),
+    "inference, BERT": ("star/inference.py", config(STAR, model_type="bert"), {}, r"type 'bert' .*only roberta", ()),
+    "inference, fewer layers": (
+        "star/inference.py", config(STAR, num_hidden_layers=1), {}, "num_hidden_layers is 1, but .* have 2", (),
+    ),
+    "mining, queries of another vocabulary": (
+        "star/prepare_hardneg.py", beyond_the_vocabulary("train-query"), {}, BEYOND.format("train-query"), (),
+    ),
+    "STAR, queries of another vocabulary": (
+        "star/train.py", beyond_the_vocabulary("train-query"), {}, BEYOND.format("train-query"), TRAINING,
+    ),
+    "STAR, passages of another vocabulary": (
+        "star/train.py", beyond_the_vocabulary("passages"), {"--max_steps": 9}, BEYOND.format("passages"), TRAINING,
+    ),
+    "ADORE, queries of another vocabulary": (
+        "adore/train.py", beyond_the_vocabulary("train-query"), {}, BEYOND.format("train-query"),
+        (*TRAINING, "out/training_state.pt"),
+    ),
+    "ADORE, documents of another collection": (
+        "adore/train.py", of_another_collection, {}, r"vectors\.memmap: was made from other texts", (),
+    ),
+    "ADORE, documents of a larger collection": (
+        "adore/train.py", more_vectors, {}, r"vectors\.memmap: holds 13 embeddings, but there are 12 passages", (),
+    ),
+    "ADORE inference, queries of another vocabulary": (
+        "adore/inference.py", beyond_the_vocabulary("dev-query"), {}, BEYOND.format("dev-query"), (),
+    ),
+    "ADORE inference, documents of another collection": (
+        "adore/inference.py", of_another_collection, {}, r"vectors\.memmap: was made from other texts", (),
+    ),
+    "ADORE inference, documents of a larger collection": (
+        "adore/inference.py", more_vectors, {}, r"vectors\.memmap: holds 13 embeddings, but there are 12 passages", (),
+    ),
     "mining, topk beyond the collection": (
         "star/prepare_hardneg.py", nothing, {"--topk": 12}, "12 negatives .*12 passages", (),
     ),

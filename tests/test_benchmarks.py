@@ -62,7 +62,8 @@ def test_scaling(tmp_path: Path) -> None:
     )
     assert [row["rows"] for row in results["search"]] == [11_000, 11_000]
     assert [row["rows"] for row in results["preprocessing"]] == [11_000]
-    assert all(row["peak_gb"] < 1 for row in results["search"])
+    # Importing torch's build with CUDA takes 0.7 GB by itself.
+    assert all(row["peak_gb"] - row["libraries_gb"] < 0.5 for row in results["search"])
     assert not list(tmp_path.glob("*.memmap"))
 
 

@@ -7,10 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import drhard.embeddings
-from drhard.embeddings import encode, in_memory_if_it_fits, open_embeddings, warn_if_made_by_another, write_row_numbers
-from drhard.encoder import RobertaDot
+from drhard.embeddings import (
+    encode,
+    in_memory_if_it_fits,
+    open_document_embeddings,
+    open_embeddings,
+    warn_if_made_by_another,
+    write_row_numbers,
+)
+from drhard.encoder import RobertaDot, check_tokens
 from drhard.errors import InputError
 from drhard.tokens import TokenMemmap
+from drhard.vectors import check_finite
 
 import numpy as np
 import pytest
@@ -181,6 +189,37 @@ def test_sequences_longer_than_the_model_takes_are_refused(tmp_path: Path) -> No
             assert not path.exists()
 
 
+# Tokens of another model
+
+
+def test_tokens_beyond_the_vocabulary_are_refused_before_the_work(tmp_path: Path, tokens: TokenMemmap) -> None:
+    tokens.max_token_id = 300  # as the meta says
+    with pytest.raises(InputError, match=r"passages\.memmap: has token ids up to 300, the model knows 0 to 299"):
+        check_tokens(tiny_model(), tokens)
+    tokens.max_token_id = 299
+    check_tokens(tiny_model(), tokens)
+
+
+@pytest.mark.parametrize("id_", [300, 50_264, -1])
+def test_token_beyond_the_vocabulary_is_told_where_the_meta_does_not(tmp_path: Path, id_: int) -> None:
+    sequences = random_sequences(23, 12, seed=0)
+    sequences[17][1] = id_
+    path = tmp_path / "out" / "passages.memmap"
+    with pytest.raises(InputError, match=rf"passages\.memmap, row 17: has the token id {id_}, the model"):
+        encode(tiny_model(), open_tokens(tmp_path, sequences, 12, LENGTH), path, 8, CPU)
+    assert not os.listdir(path.parent)
+
+
+def test_tokens_of_another_vocabulary_are_refused(tmp_path: Path, tokens: TokenMemmap) -> None:
+    model = tiny_model()
+    for of_tokens, of_model in (("a", "a"), (None, "a"), ("a", None), (None, None)):
+        tokens.tokenizer, model.tokenizer_digest = of_tokens, of_model
+        check_tokens(model, tokens)
+    tokens.tokenizer, model.tokenizer_digest = "a", "b"
+    with pytest.raises(InputError, match=r"passages\.memmap: was made with another vocabulary than the model's"):
+        encode(model, tokens, tmp_path / "out.memmap", 8, CPU)
+
+
 # Going on after a kill: more rows than are written at once
 
 MANY = 20_000
@@ -295,6 +334,69 @@ def test_open_embeddings_knows_its_size(tmp_path: Path) -> None:
         open_embeddings(tmp_path / "none", 4)
     with pytest.raises((ValueError, TypeError)):
         open_embeddings(path, 4)[0, 0] = 1  # read-only
+
+
+def test_embeddings_cut_by_whole_rows_are_told_from_their_stamp(tmp_path: Path, tokens: TokenMemmap) -> None:
+    path = tmp_path / "passages.memmap"
+    encode(tiny_model(), tokens, path, 8, CPU)
+    assert len(open_embeddings(path, 16)) == 23
+    os.truncate(path, 20 * 64)
+    with pytest.raises(InputError, match=r"holds 20 embeddings of 16 float32, but .*\.json says 23 of 16"):
+        open_embeddings(path, 16)
+    os.truncate(path, 23 * 64)
+    with pytest.raises(InputError, match=r"holds 46 embeddings of 8 .* says 23 of 16 float32; .*another model made it"):
+        open_embeddings(path, 8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": "23"}, {"rows": True}, {"dim": None}, {"model": 5}, {"tokens": []}, {"dtype": 4}, {"precision": 16}],
+)
+def test_stamp_of_other_types_is_refused(tmp_path: Path, tokens: TokenMemmap, change: dict[str, object]) -> None:
+    path, stamp_path = tmp_path / "passages.memmap", tmp_path / "passages.memmap.json"
+    encode(tiny_model(), tokens, path, 8, CPU)
+    stamp_path.write_text(json.dumps(json.loads(stamp_path.read_text()) | change))
+    with pytest.raises(InputError, match=rf"passages\.memmap\.json: the field '{next(iter(change))}' is "):
+        open_embeddings(path, 16)
+    stamp_path.unlink()
+    stamp_path.mkdir()
+    with pytest.raises(InputError, match=r"passages\.memmap\.json: is a folder"):
+        open_embeddings(path, 16)
+
+
+def test_documents_of_another_collection_are_refused(
+    tmp_path: Path, tokens: TokenMemmap, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "passages.memmap"
+    encode(tiny_model(), tokens, path, 8, CPU)
+    assert len(open_document_embeddings(path, 16, tmp_path / "preprocess")) == 23
+    assert len(open_document_embeddings(path, 16, tmp_path / "queries alone")) == 23
+    more, other = random_sequences(24, 12, seed=0), random_sequences(23, 12, seed=1)
+    for name, sequences in (("more", more), ("other", other)):
+        open_tokens(tmp_path / name, sequences, 12)
+    with pytest.raises(InputError, match=r"holds 23 embeddings, but there are 24 passages in .*more/passages\.memmap"):
+        open_document_embeddings(path, 16, tmp_path / "more")
+    with pytest.raises(InputError, match=r"was made from other texts than those in .*other/passages\.memmap"):
+        open_document_embeddings(path, 16, tmp_path / "other")
+    assert not caplog.messages
+    (tmp_path / "passages.memmap.json").unlink()  # from elsewhere
+    assert len(open_document_embeddings(path, 16, tmp_path / "other")) == 23
+    assert "has no stamp" in caplog.text
+    with pytest.raises(InputError, match="holds 23 embeddings, but there are 24 passages"):
+        open_document_embeddings(path, 16, tmp_path / "more")
+
+
+def test_vectors_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 16), dtype=np.float32) * 1e30  # the squares overflow
+    check_finite(vectors)
+    for value in (np.nan, np.inf, -np.inf):
+        bad = vectors.copy()
+        bad[17, 3] = value
+        bad.tofile(tmp_path / "bad.memmap")
+        with pytest.raises(InputError, match=r"bad\.memmap: row 17 has numbers that are not finite"):
+            check_finite(open_embeddings(tmp_path / "bad.memmap", 16))
+        with pytest.raises(InputError, match="the documents: row 107 "):
+            check_finite(bad[10:], 100, "the documents")
 
 
 def test_copy_in_memory_is_equal(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """The encoder: its formula, and checkpoints that are read, refused and written."""
 
+import io
 import json
 import os
+import pickle
+import re
 import stat
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +176,17 @@ def test_published_bin_is_read_and_its_extra_keys_are_ignored(tmp_path: Path) ->
     assert weights_digest(loaded) == weights_digest(model)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_file_that_is_written_anew_leaves_the_model_as_it_is(tmp_path: Path, name: str) -> None:
+    """A checkpoint copied over another, in place, under a long encoding."""
+    save_bin(tmp_path, tiny_model()) if name.endswith(".bin") else save_tiny(tmp_path)
+    loaded = load_encoder(tmp_path)
+    path = tmp_path / name
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert equal(loaded, tiny_model())
+
+
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     loaded = load_encoder(save_bin(tmp_path, tiny_model().half()))
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
@@ -230,40 +245,271 @@ def rewrite_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: rewrite_config(folder, intermediate_size=40),
-        lambda folder: rewrite_config(folder, num_attention_heads=3),
-        lambda folder: (folder / "config.json").write_text("{"),
-        lambda folder: (folder / "config.json").write_text("[]"),
-        lambda folder: (folder / "config.json").unlink(),
-        lambda folder: (folder / "model.safetensors").unlink(),
-        lambda folder: (folder / "model.safetensors").write_bytes(b""),
-        lambda folder: os.truncate(folder / "model.safetensors", 1000),
-        lambda folder: os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 50),
-        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-    ],
-    ids=[
-        "other shapes", "impossible config", "config cut off", "config a list", "no config", "no weights",
-        "empty weights", "weights cut off early", "weights cut off late", "not a bin",
-    ],
-)  # fmt: skip
-def test_damaged_checkpoints_are_refused(tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    damage(save_tiny(tmp_path))
+def sentence(folder: Path, **options: bool) -> str:
+    """What is said of a checkpoint that is refused, without its folder; one line."""
     with pytest.raises(InputError) as error:
-        load_encoder(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path}: ")
-    assert "\n" not in str(error.value)
+        load_encoder(folder, **options)
+    message = str(error.value)
+    assert message.startswith(str(folder))
+    assert "\n" not in message
+    return message.removeprefix(str(folder)).lstrip("/: ")
+
+
+# What config.json says instead -> what is said of it
+CONFIGS: dict[str, tuple[dict[str, object], str]] = {
+    "fewer layers than the weights": ({"num_hidden_layers": 1}, "num_hidden_layers is 1, but the weights have 2"),
+    "more layers": ({"num_hidden_layers": 3}, "num_hidden_layers is 3, but the weights have 2"),
+    "layers beyond all memory": ({"num_hidden_layers": 2**31 - 1}, "but the weights have 2"),
+    "a vocabulary beyond all memory": ({"vocab_size": 2**31 - 1}, "vocab_size is 2147483647, but the weights have 300"),
+    "a larger vocabulary": ({"vocab_size": 301}, "vocab_size is 301, but the weights have 300"),
+    "another width": ({"hidden_size": 18}, "hidden_size is 18, but the weights have 16"),
+    "another intermediate size": ({"intermediate_size": 40}, "intermediate_size is 40, but the weights have 32"),
+    "fewer positions": ({"max_position_embeddings": 30}, "max_position_embeddings is 30, but the weights have 34"),
+    "another type": ({"type_vocab_size": 2}, "type_vocab_size is 2, but the weights have 1"),
+    "another head": ({"output_embedding_size": 8}, "output_embedding_size is 8, but the weights have 16"),
+    "no head": ({"output_embedding_size": 0}, "output_embedding_size is 0, expected a whole number from 1"),
+    "heads that do not fit": ({"num_attention_heads": 3}, "hidden_size 16 cannot be divided among 3 attention heads"),
+    "no attention head": ({"num_attention_heads": 0}, "num_attention_heads is 0, expected a whole number from 1"),
+    "a negative size": ({"hidden_size": -16}, "hidden_size is -16, expected a whole number from 1"),
+    "a size of many digits": ({"hidden_size": 10**4000}, "hidden_size"),
+    "a size as text": ({"hidden_size": "16"}, "'hidden_size' is \"16\", expected a whole number"),
+    "a size that is true": ({"num_hidden_layers": True}, "'num_hidden_layers' is true, expected a whole number"),
+    "pad null": ({"pad_token_id": None}, "'pad_token_id' is null, expected a whole number"),
+    "pad beyond the vocabulary": ({"pad_token_id": 300}, "pad_token_id is 300, beyond the vocabulary of 300"),
+    "pad below": ({"pad_token_id": -1}, "pad_token_id is -1, expected a whole number from 0"),
+    "pad that leaves no position": ({"pad_token_id": 32}, "leaves no room for <s> and </s>"),
+    "unknown activation": ({"hidden_act": "gelo"}, "hidden_act 'gelo' is no activation function"),
+    "no activation": ({"hidden_act": None}, "'hidden_act' is null, expected a text"),
+    "epsilon of nothing": ({"layer_norm_eps": 0}, "layer_norm_eps is 0, expected a number above 0"),
+    "dropout above all": ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5, expected a number from 0 to 1"),
+    "no number": ({"layer_norm_eps": float("nan")}, "not a JSON file .NaN is no number"),
+    "a decoder": ({"is_decoder": True}, "is_decoder is True; only False makes an encoder"),
+    "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True"),
+    "relative positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+    "BERT": ({"model_type": "bert"}, "checkpoint of type 'bert' .*only roberta"),
+    "XLM-R": ({"model_type": "xlm-roberta"}, "checkpoint of type 'xlm-roberta' .*only roberta"),
+    "no type at all": ({"model_type": 1}, "'model_type' is 1, expected a text"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_config_that_does_not_fit_is_refused(tmp_path: Path, case: str) -> None:
+    changes, complaint = CONFIGS[case]
+    rewrite_config(save_tiny(tmp_path), **changes)
+    assert re.search(complaint, sentence(tmp_path))
+
+
+def test_what_else_a_config_says_has_no_part_in_the_embeddings(tmp_path: Path) -> None:
+    rewrite_config(
+        save_tiny(tmp_path), attn_implementation="none", _attn_implementation="eager", output_attentions=True,
+        output_hidden_states=True, return_dict=False, dtype="float16", torch_dtype=3, id2label=7, pruned_heads={},
+        quantization_config={"quant_method": "none"}, gradient_checkpointing=True, transformers_weights="other",
+        chunk_size_feed_forward=5, position_embedding_type="absolute", auto_map={"AutoModel": "code.Model"},
+    )  # fmt: skip
+    loaded, (ids, mask) = load_encoder(tmp_path), random_batch(5, 12)
+    assert loaded.config._attn_implementation == tiny_model().config._attn_implementation
+    torch.testing.assert_close(loaded(ids, mask), tiny_model()(ids, mask), rtol=0, atol=0)
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+def put(name: str, content: str | bytes) -> Callable[[Path], object]:
+    data = content if isinstance(content, bytes) else content.encode()
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def put_bin(content: object) -> Callable[[Path], object]:
+    """In place of the safetensors."""
+
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return damage
+
+
+def put_bytes_as_bin(content: bytes) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(content)
+
+    return damage
+
+
+def zip_of(name: str, content: str) -> bytes:
+    with zipfile.ZipFile(archive := io.BytesIO(), "w") as file:
+        file.writestr(name, content)
+    return archive.getvalue()
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name: str, left: float) -> Callable[[Path], object]:
+    return lambda folder: os.truncate(folder / name, int((folder / name).stat().st_size * left))
+
+
+def with_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    return lambda folder: change_weights(folder, change)
+
+
+def tiny_weights() -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in tiny_model().state_dict().items()}
+
+
+# Damage -> what is said of it
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "config cut off": (put("config.json", "{"), "config.json: not a JSON file"),
+    "config a list": (put("config.json", "[]"), "config.json: expected a JSON object, found a list"),
+    "config too deep": (put("config.json", "[" * 100_000), "config.json: not a JSON file .nested too deep"),
+    "config names a field twice": (
+        lambda folder: put("config.json", (folder / "config.json").read_text().replace("{", '{"vocab_size": 9,', 1))(
+            folder
+        ),
+        "the field 'vocab_size' is there twice",
+    ),
+    "config without sizes": (put("config.json", '{"model_type": "roberta"}'), "the field 'vocab_size' is missing"),
+    "config empty": (put("config.json", ""), "config.json: is empty"),
+    "config a pointer": (put("config.json", LFS), "config.json: is the pointer of Git LFS .*git lfs pull"),
+    "no config": (remove("config.json"), "config.json is missing"),
+    "no weights": (remove("model.safetensors"), "there are no weights"),
+    "weights empty": (put("model.safetensors", b""), "model.safetensors: is empty"),
+    "weights cut off early": (cut("model.safetensors", 0.02), "model.safetensors: damaged"),
+    "weights cut off late": (cut("model.safetensors", 0.99), "model.safetensors: damaged"),
+    "weights a pointer": (put("model.safetensors", LFS), "model.safetensors: is the pointer of Git LFS"),
+    "weights a web page": (
+        put("model.safetensors", "\n<!DOCTYPE html><html>404</html>"), "model.safetensors: is a web page",
+    ),
+    "weights a text": (put("model.safetensors", "these are no weights"), "model.safetensors: damaged, or no safeten"),
+    "weights a folder": (
+        lambda folder: (remove("model.safetensors")(folder), (folder / "model.safetensors").mkdir()),
+        "there are no weights",
+    ),
+    "safetensors by another name": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "pytorch_model.bin: damaged",
+    ),
+    "a weight more in a layer": (
+        with_weights(lambda weights: weights.update({"roberta.encoder.layer.1.more.weight": torch.ones(3)})),
+        r"no part of this encoder: roberta\.encoder\.layer\.1\.more\.weight",
+    ),
+    "weights of another model beside": (
+        with_weights(lambda weights: weights.update(centroids=torch.ones(3), rotation=torch.ones(3))),
+        "no part of this encoder: centroids, rotation;",
+    ),
+    "names of DataParallel": (
+        with_weights(lambda weights: [weights.update({f"module.{name}": weights.pop(name)}) for name in [*weights]]),
+        r"names of its weights begin with 'module\.'",
+    ),
+    "names of BERT": (
+        with_weights(
+            lambda weights: [weights.update({name.replace("ro", "", 1): weights.pop(name)}) for name in [*weights]]
+        ),
+        "lacks the weights roberta",
+    ),
+    "another shape": (
+        with_weights(lambda weights: weights.update({"norm.bias": torch.ones(17)})),
+        r"the shape of norm\.bias is \(17,\)",
+    ),
+    "whole numbers": (
+        with_weights(lambda weights: weights.update({"norm.bias": torch.ones(16).long()})),
+        r"norm\.bias is of type int64",
+    ),
+    "not a number": (
+        with_weights(lambda weights: weights["norm.bias"].fill_(float("nan"))),
+        r"norm\.bias has numbers that are not finite",
+    ),
+    "bin a text": (put_bytes_as_bin(b"these are no weights"), "pytorch_model.bin: damaged, or"),
+    "bin empty": (put_bytes_as_bin(b""), "pytorch_model.bin: is empty"),
+    "bin a pointer": (put_bytes_as_bin(LFS.encode()), "pytorch_model.bin: is the pointer of Git LFS"),
+    "bin another zip": (put_bytes_as_bin(zip_of("readme.txt", "hello")), "pytorch_model.bin: damaged, or no file"),
+    "bin a pickle": (put_bytes_as_bin(pickle.dumps({"norm.bias": [1.0]})), "pytorch_model.bin: damaged, or"),
+    "bin a list": (put_bin([torch.ones(2)]), "pytorch_model.bin: holds a list, expected weights by their names"),
+    "bin wrapped": (
+        put_bin({"state_dict": {"norm.bias": torch.ones(2)}, "epoch": 3}), "holds more than weights: 'state_dict'",
+    ),
+    "bin of numbers": (put_bin({1: torch.ones(2)}), "holds more than weights: '1'"),
+    "bin with a weight that is one number": (
+        lambda folder: put_bin(tiny_weights() | {"norm.bias": torch.ones(1).expand(16)})(folder),
+        r"norm\.bias is not stored in full",
+    ),
+    "bin with a sparse weight": (
+        lambda folder: put_bin(tiny_weights() | {"norm.bias": torch.ones(16).to_sparse()})(folder),
+        r"norm\.bias is not stored in full",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_damaged_checkpoints_are_refused(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one sentence, with nothing in front of it."""
+    damage, complaint = DAMAGES[case]
+    damage(save_tiny(tmp_path))
+    capsys.readouterr()
+    for fresh_head in (False, True):
+        assert re.search(complaint, sentence(tmp_path, fresh_head=fresh_head))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_truncated_bin_is_refused(tmp_path: Path) -> None:
     save_bin(tmp_path, tiny_model())
     os.truncate(tmp_path / "pytorch_model.bin", 5000)
-    with pytest.raises(InputError) as error:
-        load_encoder(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path}: ")
-    assert "\n" not in str(error.value)
+    assert "pytorch_model.bin: damaged" in sentence(tmp_path)
+
+
+def shard(folder: Path) -> Path:
+    """Spread a checkpoint's weights over two files, as transformers does for large ones."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(weights)}
+    for place in set(places.values()):
+        save_file({name: weights[name] for name in weights if places[name] == place}, folder / place, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    assert equal(load_encoder(shard(save_tiny(tmp_path))), tiny_model())
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    assert sentence(tmp_path).startswith("model-00002-of-00002.safetensors: no such file of weights, though")
+    for places in ({"norm.bias": "../other.safetensors"}, {"norm.bias": 3}, {}, {"norm.bias": "config.json"}):
+        put("model.safetensors.index.json", json.dumps({"weight_map": places}))(tmp_path)
+        assert re.match(r"model\.safetensors\.index\.json: expected|config\.json: no such", sentence(tmp_path))
+    put("model.safetensors.index.json", "[]")(tmp_path)
+    assert "expected a JSON object" in sentence(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_no_mutation_makes_it_stumble(tmp_path: Path, name: str) -> None:
+    """Each is read or refused in one sentence."""
+    save_tiny(tmp_path)
+    if name == "pytorch_model.bin":
+        put_bin(tiny_weights())(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    random = np.random.default_rng(5)
+    refusals = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        place = int(random.integers(min(len(content), 2000)))
+        match random.integers(4):
+            case 0:
+                content[place] ^= 1 << int(random.integers(8))
+            case 1:
+                del content[place : place + int(random.integers(1, 30))]
+            case 2:
+                content[place:place] = random.bytes(4)
+            case _:
+                del content[place:]
+        (tmp_path / name).write_bytes(content)
+        try:
+            load_encoder(tmp_path)
+        except InputError as error:
+            refusals += 1
+            assert str(error).startswith(str(tmp_path))
+            assert "\n" not in str(error)
+    assert refusals > 20
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -290,7 +536,7 @@ def test_bin_cannot_run_code(tmp_path: Path, new_format: bool) -> None:
     with pytest.raises(InputError) as error:
         load_encoder(tmp_path)
     assert not trace.exists()
-    assert str(error.value).startswith(f"{tmp_path}: ")
+    assert str(error.value).startswith(f"{tmp_path}/pytorch_model.bin: damaged, or holds more than weights")
     assert "\n" not in str(error.value)
 
 

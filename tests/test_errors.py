@@ -4,6 +4,7 @@ from drhard.errors import InputError, command
 
 import pytest
 from helpers import the_error
+from tqdm import tqdm
 
 
 def test_bad_input_is_a_sentence_and_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +18,17 @@ def test_bad_input_is_a_sentence_and_2(capsys: pytest.CaptureFixture[str]) -> No
     captured = capsys.readouterr()
     assert the_error(captured.err) == "error: file.tsv, line 3: it is wrong"
     assert captured.out == ""
+
+
+def test_a_bar_left_open_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @command
+    def main() -> None:
+        main.bar = tqdm(total=3)
+        raise InputError("file.tsv: it is wrong")
+
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.splitlines()[-1] == "error: file.tsv: it is wrong"
 
 
 def test_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,12 +99,21 @@ def test_negative_scores_are_found() -> None:
     assert scores.tolist() == [[-1, -2, -3, -4, -5]]
 
 
-def test_embeddings_that_are_not_numbers_hide_no_others() -> None:
-    documents = np.arange(600, dtype=np.float32)[:, None]
-    documents[:400:2] = np.nan
-    scores, rows = search_in_blocks(documents, np.ones((3, 1), dtype=np.float32), 3, block=200, group=2)
-    assert rows.tolist() == [[599, 598, 597]] * 3
-    assert scores.tolist() == rows.tolist()
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    """They have no place in a ranking, and could take others'."""
+    documents = np.ones((600, 4), dtype=np.float32)
+    queries = np.ones((3, 4), dtype=np.float32)
+    documents[417, 2] = value
+    documents.tofile(tmp_path / "documents.memmap")
+    mapped = np.memmap(tmp_path / "documents.memmap", dtype=np.float32, mode="r", shape=documents.shape)
+    with pytest.raises(InputError, match=r"documents\.memmap: row 417 has numbers that are not finite"):
+        ExactIndex(mapped).search(queries, 3)
+    with pytest.raises(InputError, match="the documents: row 417 "):
+        ExactIndex(documents).search(queries, 3)
+    queries[2, 0] = value
+    with pytest.raises(InputError, match="the queries: row 2 "):
+        ExactIndex(documents[:400]).search(queries, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -7,7 +7,7 @@
 A short description seldom names its article, so finding the extract takes more than matching words.
 The same queries serve the passage and the document collection; a document is url, title and extract.
 Every order, id and split follows from a hash of the title or of the query: the same source gives the
-same files, byte for byte, with any version of Python. Standard library only.
+same files, byte for byte, with any version of Python. Standard library and this project only.
 
     python data/sample/make_sample.py --source wikipedia_summaries.jsonl.gz
 """
@@ -18,11 +18,12 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
+
+from drhard.files import whole_file
 
 HERE = Path(__file__).resolve().parent
 
@@ -115,13 +116,11 @@ def split_queries(queries: Iterable[str]) -> dict[str, list[str]]:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a text file, gzipped if its name ends in `.gz`; it appears under its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(line + "\n" for line in lines).encode("utf-8")
     if path.suffix == ".gz":
         text = gzip.compress(text, compresslevel=9, mtime=0)  # no time stamp: the same bytes each time
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(text)
-    os.replace(beside, path)
+    with whole_file(path) as file:
+        file.write(text)
     print(f"wrote {path}: {len(text):,} bytes")
 
 

@@ -1,0 +1,343 @@
+"""Pretrained models: folders with ``config.json``, weights and tokenizer files, checked before one is built."""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from drhard.errors import InputError
+from drhard.files import read_object
+from drhard.numbers import COUNT, FRACTION, NATURAL, Range
+
+import torch
+from safetensors.torch import load_file
+from transformers import RobertaConfig
+from transformers.activations import ACT2FN
+from transformers.utils import logging as transformers_logging
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
+MODEL_TYPES = ("roberta",)
+
+_HINT = "is it the checkpoint's own, and whole?"
+_DIM = Range(1, 2**14)  # of an embedding
+_EPSILON = Range(0, 1, whole=False, above=True)
+# What is read of config.json; whatever else it says has no part in an embedding. Bounds follow the types.
+_REQUIRED: dict[str, tuple[type, Range | None]] = {
+    "vocab_size": (int, COUNT),
+    "hidden_size": (int, COUNT),
+    "num_hidden_layers": (int, COUNT),
+    "num_attention_heads": (int, COUNT),
+    "intermediate_size": (int, COUNT),
+    "max_position_embeddings": (int, COUNT),
+    "type_vocab_size": (int, COUNT),
+    "hidden_act": (str, None),
+    "layer_norm_eps": (float, _EPSILON),
+}
+_OPTIONAL: dict[str, tuple[type, Range | None]] = {
+    "pad_token_id": (int, NATURAL),
+    "hidden_dropout_prob": (float, FRACTION),
+    "attention_probs_dropout_prob": (float, FRACTION),
+    "initializer_range": (float, FRACTION),
+}
+_NULLABLE = {"output_embedding_size": _DIM, "bos_token_id": NATURAL, "eos_token_id": NATURAL}
+_OTHERWISE = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
+# Sizes that the weights tell too: field -> name of a weight, which of its dimensions.
+_TOLD = {
+    "vocab_size": ("roberta.embeddings.word_embeddings.weight", 0),
+    "hidden_size": ("roberta.embeddings.word_embeddings.weight", 1),
+    "max_position_embeddings": ("roberta.embeddings.position_embeddings.weight", 0),
+    "type_vocab_size": ("roberta.embeddings.token_type_embeddings.weight", 0),
+    "intermediate_size": ("roberta.encoder.layer.0.intermediate.dense.weight", 0),
+    "output_embedding_size": ("embeddingHead.weight", 0),
+}
+_LAYER = re.compile(r"roberta\.encoder\.layer\.(\d+)\.")
+_UNUSED = re.compile(
+    r"roberta\.embeddings\.(position_ids|token_type_ids)$"  # numbers from 0 on, not learned
+    r"|roberta\.pooler\.|(lm_head|classifier|classification_head|qa_outputs)\b"  # of other tasks
+)
+
+
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """The folder of a checkpoint: one that is here, or a model of the Hugging Face hub, which is fetched.
+
+    Raises:
+        InputError: there is no such folder, or no such model can be fetched.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{name}: is a file; give the folder of the checkpoint")
+    parent_is_here = "/" in name and path.parent.is_dir()
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or parent_is_here:  # no name on the hub
+        raise InputError(f"{name}: no such folder; download_data.sh --models fetches the published checkpoints")
+    return _fetch(name)
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import logging as hub_logging
+
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # what it says of its attempts drowns the one sentence that follows
+    try:
+        for weights in WEIGHTS_FILES:
+            wanted = [CONFIG_FILE, *TOKENIZER_FILES, weights, f"{weights}.index.json", weights.replace(".", "-*-of-*.")]
+            folder = Path(snapshot_download(name, allow_patterns=wanted))
+            if any(folder.glob(f"{weights}*")):
+                break
+    except Exception as error:  # no network, no such model, no name at all: many types
+        reason = first_line(error)
+        raise InputError(
+            f"{name}: neither a folder here nor a model that could be fetched from the hub ({reason})"
+        ) from None
+    finally:
+        hub_logging.set_verbosity(verbosity)
+    return folder
+
+
+def read_config(folder: Path) -> RobertaConfig:
+    """Read ``config.json``, of which only what decides the embeddings is taken.
+
+    Raises:
+        InputError: the file is missing or damaged, is of another kind of model, or describes none that can be built.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: {CONFIG_FILE} is missing; a checkpoint is {CONFIG_FILE} and weights")
+    _refuse_stand_in(path)
+    model_type = read_object(path, {}, _HINT, {"model_type": str}).get("model_type", MODEL_TYPES[0])
+    if model_type not in MODEL_TYPES:
+        raise InputError(
+            f"{folder}: is a checkpoint of type {model_type[:40]!r} ({CONFIG_FILE}, model_type); "
+            f"only {' and '.join(MODEL_TYPES)} can be used"
+        )
+    bounded = _REQUIRED | _OPTIONAL
+    content = read_object(
+        path,
+        {name: kind for name, (kind, _) in _REQUIRED.items()},
+        _HINT,
+        {name: kind for name, (kind, _) in _OPTIONAL.items()}
+        | dict.fromkeys(_NULLABLE, (int, type(None)))
+        | {name: type(value) for name, value in _OTHERWISE.items()},
+    )
+    for name, expected in _OTHERWISE.items():
+        if content.get(name, expected) != expected:
+            raise InputError(f"{path}: {name} is {content[name]!r}; only {expected!r} makes an encoder of this kind")
+    taken = {name: content[name] for name in (*bounded, *_NULLABLE) if content.get(name) is not None}
+    for name, value in taken.items():
+        kind, bound = bounded.get(name) or (int, _NULLABLE[name])
+        if bound is not None:
+            bound.check(f"{path}: {name}", value)
+        taken[name] = kind(value)
+    with quiet_transformers():
+        config = RobertaConfig(**taken)
+    _check_config(config, path)
+    return config
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' warnings and tables to itself: what they tell of is checked here."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _check_config(config: RobertaConfig, path: Path) -> None:
+    """Raise InputError unless the sizes fit each other."""
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"{path}: hidden_size {config.hidden_size} cannot be divided among {config.num_attention_heads} "
+            "attention heads (num_attention_heads)"
+        )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(config, name) is not None and getattr(config, name) >= config.vocab_size:
+            raise InputError(
+                f"{path}: {name} is {getattr(config, name)}, beyond the vocabulary of {config.vocab_size} (vocab_size)"
+            )
+    if longest_sequence(config) < 2:
+        raise InputError(
+            f"{path}: max_position_embeddings {config.max_position_embeddings} leaves no room for <s> and </s> "
+            f"behind pad_token_id {config.pad_token_id}"
+        )
+    if config.hidden_act not in ACT2FN:
+        raise InputError(f"{path}: hidden_act {config.hidden_act[:40]!r} is no activation function of transformers")
+
+
+def longest_sequence(config: RobertaConfig) -> int:
+    """How many tokens the model takes; RoBERTa leaves the positions up to the pad id unused."""
+    return config.max_position_embeddings - config.pad_token_id - 1
+
+
+# Weights
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a checkpoint that belong to an encoder, by the names that :class:`RobertaDot` gives them.
+
+    Raises:
+        InputError: there are none, a file is damaged or missing, or holds anything else.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for path in weights_files(folder):
+        _refuse_stand_in(path)
+        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+    if any(name.startswith("module.") for name in weights):
+        raise InputError(
+            f"{folder}: the names of its weights begin with 'module.', as DataParallel writes them; "
+            "save the state_dict of model.module in their place"
+        )
+    if not any(name.startswith("roberta.") for name in weights):  # of a plain RobertaModel
+        weights = {
+            f"roberta.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name: weight
+            for name, weight in weights.items()
+        }
+    return {name: weight for name, weight in weights.items() if not _UNUSED.match(name)}
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights: one, or several that an index names. Raises InputError if none."""
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            shards = read_object(index, {"weight_map": dict}, _HINT)["weight_map"].values()
+            if not shards or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+                raise InputError(f"{index}: expected the name of a file of this folder for each weight")
+            paths = [folder / shard for shard in sorted(set(shards))]
+            for path in paths:
+                if path.suffix not in (".safetensors", ".bin") or not path.is_file():
+                    raise InputError(f"{path}: no such file of weights, though {index.name} names it; {_HINT}")
+            return paths
+    raise InputError(f"{folder}: there are no weights ({' or '.join(WEIGHTS_FILES)}); is the download complete?")
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # its own type, and others for what torch does not know
+        raise InputError(f"{path}: damaged, or no safetensors file ({first_line(error)})") from None
+
+
+def _read_bin(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except MemoryError:
+        raise
+    except pickle.UnpicklingError:  # torch's own sentence advises to read it all the same
+        raise InputError(f"{path}: damaged, or holds more than weights") from None
+    except Exception as error:  # what torch raises depends on the damage
+        raise InputError(f"{path}: damaged, or no file of PyTorch's ({first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected weights by their names")
+    for name, weight in content.items():
+        if not (isinstance(name, str) and isinstance(weight, torch.Tensor)):
+            raise InputError(f"{path}: holds more than weights: {str(name)[:60]!r} is a {type(weight).__name__}")
+        if not _is_whole(weight):
+            raise InputError(f"{path}: {name[:80]} is not stored in full")
+    return content
+
+
+def _is_whole(weight: torch.Tensor) -> bool:
+    """Whether every number of a tensor is stored, so that a copy takes no more than the file has."""
+    plain = weight.layout == torch.strided and weight.device.type == "cpu" and not weight.is_quantized
+    return plain and weight.untyped_storage().nbytes() >= weight.numel() * weight.element_size()
+
+
+_STAND_INS = (
+    (rb"version https://git-lfs", "is the pointer of Git LFS to the file; 'git lfs pull' fetches the file itself"),
+    (rb"\s*<(!doctype|html|\?xml)", "is a web page, not the file; download it again"),
+)
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Raise InputError if there is nothing in the file, or what is often found in the place of a download."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        raise InputError(f"{path}: is empty; is the download complete?")
+    for pattern, sentence in _STAND_INS:
+        if re.match(pattern, start, re.IGNORECASE):
+            raise InputError(f"{path}: {sentence}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# Both together
+
+
+def check_sizes(folder: Path, config: RobertaConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputError unless ``config`` says the sizes that the weights have; else a model of any size would be made.
+
+    Weights that are missing tell nothing here.
+    """
+    layers = {match[1] for match in map(_LAYER.match, weights) if match}
+    told = {"num_hidden_layers": len(layers)} | {
+        field: weights[name].shape[dimension]
+        for field, (name, dimension) in _TOLD.items()
+        if name in weights and weights[name].dim() == 2
+    }
+    for field, found in told.items():
+        said = embedding_size(config) if field == "output_embedding_size" else getattr(config, field)
+        if found and said != found:
+            raise InputError(f"{folder / CONFIG_FILE}: {field} is {said}, but the weights have {found}")
+    if not told.keys() >= {"hidden_size", "max_position_embeddings", "type_vocab_size", "intermediate_size"}:
+        raise InputError(f"{folder}: {_lacks([name for name, _ in _TOLD.values() if name not in weights])}")
+
+
+def embedding_size(config: RobertaConfig) -> int:
+    """The dimensions of an embedding."""
+    return getattr(config, "output_embedding_size", None) or config.hidden_size
+
+
+def check_weights(
+    folder: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], can_be_new: Sequence[str]
+) -> None:
+    """Raise InputError unless ``weights`` are ``expected`` by their names and shapes.
+
+    Args:
+        can_be_new: weights that may be missing, all of them together.
+    """
+    missing = sorted(expected.keys() - weights.keys())
+    if missing and missing != sorted(can_be_new):
+        raise InputError(f"{folder}: {_lacks(missing)}")
+    more = sorted(weights.keys() - expected.keys())
+    if more:
+        raise InputError(
+            f"{folder}: holds weights that are no part of this encoder: {_named(more)}; is it another kind of model?"
+        )
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            raise InputError(
+                f"{folder}: the shape of {name} is {tuple(weight.shape)}, which does not fit {CONFIG_FILE} "
+                f"({tuple(expected[name].shape)})"
+            )
+        if not weight.is_floating_point():
+            raise InputError(f"{folder}: {name} is of type {str(weight.dtype).removeprefix('torch.')}, no numbers")
+
+
+def _lacks(names: Sequence[str]) -> str:
+    return (
+        f"the checkpoint lacks the weights {_named(names)}; "
+        "is it a STAR or ADORE checkpoint, and is the download complete?"
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(name[:80] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
