@@ -8,14 +8,13 @@ from drhard.files import text_lines
 from drhard.ids import read_ids
 from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
 from drhard.search import check_search
+from drhard.tokens import PREPROCESS_AGAIN
 
 import bm25s
 import numpy as np
 import Stemmer
 from bm25s.tokenization import Tokenized, Tokenizer
 from tqdm import tqdm
-
-PREPROCESS_AGAIN = "run preprocess.py again"
 
 
 class _TokenLists(Sequence[list[int]]):

@@ -15,10 +15,10 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.files import existing, whole_file
+from drhard.msmarco import LARGEST_ID
 
 import numpy as np
 
-LARGEST_ID = 2**31 - 1  # ids live in int32 files
 ENTRY = np.dtype([("k", "S1"), ("key", "<i4"), ("v", "S1"), ("value", "<i4")])  # two BININTs: 4 bytes and their sign
 ENTRIES = 10_000  # in a batch, MARK ... SETITEMS
 
@@ -77,11 +77,11 @@ Pairs = tuple[np.ndarray, np.ndarray]  # ids and rows, both (entries,) int64
 
 def _by_row(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
     count = len(ids)
-    if count and not (0 <= rows.min() and rows.max() < count):
+    if count and not (rows.min() >= 0 and rows.max() < count):
         raise ValueError(f"{count} rows are not 0 to {count - 1}")
     table = np.full(count, -1, dtype=np.int64)
     table[rows] = ids
-    if count and not (0 <= ids.min() and ids.max() <= LARGEST_ID):
+    if count and not (ids.min() >= 0 and ids.max() <= LARGEST_ID):
         wrong = ids[(ids < 0) | (ids > LARGEST_ID)][0]
         raise ValueError(f"the id {wrong} is not from 0 to {LARGEST_ID}")
     if (table < 0).any():

@@ -15,7 +15,7 @@ import numpy as np
 
 MEMORY = 200 << 20  # beyond what the process has at its start
 HUGE = (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\xff\xff\xff\xff\xff\xff\xff\x7f", bytes(4), b"\1")
-OPCODES = [bytes([code]) for code in b"(.012FIJKLMNPQRSTUVX]abcdeghijlopqrst}uGB)C"] + [bytes([c]) for c in range(128, 153)]
+OPCODES = [bytes([code]) for code in [*b"(.012FIJKLMNPQRSTUVX]abcdeghijlopqrst}uGB)C", *range(128, 153)]]
 
 
 class _PlainPickler(pickle._Pickler):

@@ -5,7 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 
-from star_tokenizer import RobertaTokenizer
+from drhard.tokenizer import RobertaTokenizer
 
 import numpy as np
 import pytest

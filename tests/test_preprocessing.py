@@ -8,8 +8,8 @@ import drhard.preprocessing
 from drhard.errors import InputError
 from drhard.msmarco import DOC, PASSAGE
 from drhard.preprocessing import Lengths, preprocess
+from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap
-from star_tokenizer import RobertaTokenizer
 
 import numpy as np
 import pytest
