@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,14 @@ class TokenMemmap:
         self.max_token_id: int | None = meta.get("max_token_id")
         self.vocabulary: int | None = None
         self._full_lengths = _read_lengths(Path(folder) / f"{name}_length.npy", rows, width)
-        self._lengths_digest = lengths_digest(self._full_lengths)
         self.lengths: np.ndarray = np.minimum(self._full_lengths, max_length)
         self._tokens = np.memmap(self.path, dtype=dtype, mode="r", shape=(rows, width))
-        if meta.get("lengths", self._lengths_digest) != self._lengths_digest or not self._ends_fit():
+        if not self._ends_fit() or ("lengths" in meta and meta["lengths"] != self._lengths_digest):
             raise InputError(f"{self.path}: {name}_length.npy has the lengths of other texts; {PREPROCESS_AGAIN}")
+
+    @cached_property
+    def _lengths_digest(self) -> str:
+        return lengths_digest(self._full_lengths)
 
     def _ends_fit(self) -> bool:
         """Whether rows all over the file end where their lengths say: a token, and behind it the padding, 0."""
