@@ -5,6 +5,7 @@ import gzip
 import logging
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -139,23 +140,21 @@ def preprocess(
     parse = parse_document if corpus.name == "doc" else parse_passage
     workers = min(workers, 1 + collection.stat().st_size // BATCH_BYTES)
     target = root / "preprocess"
-    with (
-        sole_writer(target) as lock,
-        _staged(target / ".partial") as folder,
-        _pool(workers, tokenizer, lock) as pool,
-    ):
-        job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts)
-        source = _Source(collection, PASSAGES, parse, lengths.doc_characters, lengths.doc_tokens)
-        documents = _write_tokens(job, source, None)
-        write_ids(folder / PIDS, documents.ids)
-        row_of_pid = _RowLookup(documents.ids)
-        for mode, path in queries.items():
-            keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
-            asked = _write_tokens(job, _Source(path, query_name(mode), parse_query, None, lengths.query_tokens), keep)
-            write_ids(folder / f"{mode}-qid2offset.pickle", asked.ids)
-            if mode in judged:
-                rows = _judged_rows(judged[mode], qrels[mode], asked, documents, _RowLookup(asked.ids), row_of_pid)
-                _write_qrels(folder / f"{mode}-qrel.tsv", judged[mode], *rows)
+    with sole_writer(target) as lock, _staged(target / ".partial") as folder:
+        with _pool(workers, tokenizer, lock, folder) as pool:
+            job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts)
+            source = _Source(collection, PASSAGES, parse, lengths.doc_characters, lengths.doc_tokens)
+            documents = _write_tokens(job, source, None)
+            write_ids(folder / PIDS, documents.ids)
+            row_of_pid = _RowLookup(documents.ids)
+            for mode, path in queries.items():
+                keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
+                source = _Source(path, query_name(mode), parse_query, None, lengths.query_tokens)
+                asked = _write_tokens(job, source, keep)
+                write_ids(folder / f"{mode}-qid2offset.pickle", asked.ids)
+                if mode in judged:
+                    rows = _judged_rows(judged[mode], qrels[mode], asked, documents, _RowLookup(asked.ids), row_of_pid)
+                    _write_qrels(folder / f"{mode}-qrel.tsv", judged[mode], *rows)
         _publish(folder, target, [mode for mode in corpus.splits if mode not in queries])
     return [target / f"{name}.memmap" for name in (PASSAGES, *map(query_name, queries))]
 
@@ -384,31 +383,38 @@ def _write_qrels(path: Path, judged: list[Judgement], query_rows: np.ndarray, do
 
 
 @contextmanager
-def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO) -> Iterator[ProcessPoolExecutor]:
+def _pool(
+    workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Path
+) -> Iterator[ProcessPoolExecutor]:
     """Processes that tokenize. They end with this one, however it ends, and hold ``lock`` until then.
 
+    They find the tokenizer in a file in ``folder``: through a pipe, one would have to start before the next can.
     SIGTERM is taken for Ctrl-C meanwhile.
 
     Raises:
         InputError: one of them was killed.
     """
+    pickled = folder / "tokenizer.pickle"
+    with whole_file(pickled) as file:
+        pickle.dump(tokenizer, file)
     with (
         Connection(os.dup(lock.fileno())) as held,  # a descriptor that can be handed to a process that is started
         ProcessPoolExecutor(
             workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(tokenizer, held),
+            initargs=(pickled, held),
         ) as pool,
     ):
         terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's to handle
+            # What is blocked here is so in the workers too: Ctrl-C is the parent's to handle.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             try:
                 for _ in range(workers):  # each call starts one
                     pool.submit(os.getpid)
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
             yield pool
         except BrokenProcessPool:
             raise InputError(
@@ -420,17 +426,19 @@ def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO) -> Iterator
             raise
         finally:
             signal.signal(signal.SIGTERM, terminate)
+            pickled.unlink(missing_ok=True)
 
 
 _tokenizer: RobertaTokenizer
 _lock: Connection
 
 
-def _start_worker(tokenizer: RobertaTokenizer, lock: Connection) -> None:
+def _start_worker(pickled: Path, lock: Connection) -> None:
     global _tokenizer, _lock
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     gc.disable()  # nothing here is cyclic, and looking for it took an eighth of the time
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _tokenizer, _lock = tokenizer, lock
+    _tokenizer, _lock = pickle.loads(pickled.read_bytes()), lock
 
 
 def _end_with_parent() -> None:

@@ -297,10 +297,12 @@ def test_what_a_killed_run_left_is_in_nobodys_way(
     assert snapshot(root / "preprocess") == snapshot(reference)
 
 
-@pytest.mark.parametrize("limit", [300, 2300])  # the memmap of 2,400 bytes is written by a worker
+@pytest.mark.parametrize("limit, name", [(300, "tokenizer.pickle"), (50_000, "passages.memmap")])
 def test_a_full_disk_is_one_sentence(
-    tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer, limit: int
+    tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer, limit: int, name: str
 ) -> None:
+    """The memmap, 104 kB, is written by a worker."""
+    lengths = Lengths(doc_tokens=512, query_tokens=6, doc_characters=10)
     root = write_source(tmp_path / "passage")
     shutil.copytree(reference, root / "preprocess")
     with open(root / "dataset" / "collection.tsv", "a") as file:
@@ -308,12 +310,12 @@ def test_a_full_disk_is_one_sentence(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(InputError, match=r"passages\.memmap: File too large \(the disk mounted at /.* GB free\)"):
-            preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
+        with pytest.raises(InputError, match=rf"{name}: File too large \(the disk mounted at /.* GB free\)"):
+            preprocess(PASSAGE, root, tokenizer, lengths, workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert snapshot(root / "preprocess") == snapshot(reference)
-    preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
+    preprocess(PASSAGE, root, tokenizer, lengths, workers=1)
     assert len(TokenMemmap(root / "preprocess", PASSAGES, 12)) == 51
 
 
@@ -356,7 +358,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("what", ["the parent by SIGKILL", "a worker by SIGKILL", "Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("what", ["the parent by SIGKILL", "a worker by SIGKILL", "Ctrl-C", "SIGTERM", "SIGTERM at the start"])
 def test_no_process_is_left_behind(large: Path, what: str) -> None:
     command = [
         sys.executable, str(ROOT / "preprocess.py"), "--data_root", str(large), "--model_name_or_path",
@@ -364,14 +366,17 @@ def test_no_process_is_left_behind(large: Path, what: str) -> None:
     ]  # fmt: skip
     partial = large / "passage" / "preprocess" / ".partial" / "passages.memmap.partial"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        wait_until(lambda: partial.exists() and partial.stat().st_size and len(children(process.pid)) == 2)
+        if what == "SIGTERM at the start":
+            wait_until(lambda: children(process.pid))
+        else:
+            wait_until(lambda: partial.exists() and partial.stat().st_size and len(children(process.pid)) == 2)
         workers = children(process.pid)
         if what == "Ctrl-C":  # which a terminal sends to all
             os.killpg(process.pid, signal.SIGINT)
         elif what == "a worker by SIGKILL":
             os.kill(workers[0], signal.SIGKILL)
         else:
-            process.send_signal(signal.SIGTERM if what == "SIGTERM" else signal.SIGKILL)
+            process.send_signal(signal.SIGKILL if "SIGKILL" in what else signal.SIGTERM)
         stderr = process.communicate()[1]
     wait_until(lambda: not any(map(alive, workers)), seconds=10)
     assert "Traceback" not in stderr
