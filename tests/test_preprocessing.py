@@ -358,7 +358,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("what", ["the parent by SIGKILL", "a worker by SIGKILL", "Ctrl-C", "SIGTERM", "SIGTERM at the start"])
+@pytest.mark.parametrize(
+    "what", ["the parent by SIGKILL", "a worker by SIGKILL", "Ctrl-C", "SIGTERM", "SIGTERM at the start"]
+)
 def test_no_process_is_left_behind(large: Path, what: str) -> None:
     command = [
         sys.executable, str(ROOT / "preprocess.py"), "--data_root", str(large), "--model_name_or_path",
