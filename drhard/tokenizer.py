@@ -144,6 +144,8 @@ class RobertaTokenizer:
         Raises:
             ValueError: the text is empty or blank (an IndexError in transformers 2.x).
         """
+        if not text or text.isspace():
+            raise ValueError("the text is empty")
         text = self._prepare(text, blank=add_special_tokens)
         ids = self._encode_with_specials(text) if self._has_specials(text) else self._encode_plain(text.rstrip())
         cut = max_length if truncation else None
@@ -216,9 +218,7 @@ class RobertaTokenizer:
         return [self.vocab.get(token, self.unk_token_id) for token in tokens]
 
     def _prepare(self, text: str, blank: bool = True) -> str:
-        """The text as it is split: lower-case, with a blank in front. Raises ValueError if it is empty."""
-        if not text or text.isspace():
-            raise ValueError("the text is empty")
+        """A text that is not blank as it is split: lower-case, with a blank in front."""
         if self.do_lower_case:
             # str.lower knows one rule that looks at more than a character: a sigma at the end of a word.
             # Special tokens are lower-case themselves, so lower-casing them too changes nothing.
