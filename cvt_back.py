@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from drhard.errors import InputError, command
-from drhard.ids import read_int_dict
+from drhard.ids import read_ids
 from drhard.msmarco import CORPORA, MODES
 from drhard.runs import convert_run
 
@@ -35,11 +35,11 @@ def main() -> None:
     target = args.output_dir / (f"{args.mode}.trec" if args.trec else f"{args.mode}.rank.tsv")
     if target.exists():
         raise InputError(f"{target}: there is a run already; delete it or name another --output_dir")
-    row_of_qid = read_int_dict(args.preprocess_dir / f"{args.mode}-qid2offset.pickle")
-    row_of_pid = read_int_dict(args.preprocess_dir / "pid2offset.pickle")
+    qids = read_ids(args.preprocess_dir / f"{args.mode}-qid2offset.pickle")
+    pids = read_ids(args.preprocess_dir / "pid2offset.pickle")
     print(f"Converting {source}")
     tag = "-".join(args.input_dir.resolve().name.split()) or "run" if args.trec else None
-    convert_run(source, target, row_of_qid, row_of_pid, CORPORA[args.dataset].pid_prefix, tag)
+    convert_run(source, target, qids, pids, CORPORA[args.dataset].pid_prefix, tag)
     print(f"Wrote {target}")
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from drhard.errors import command
 from drhard.msmarco import CORPORA
-from drhard.preprocessing import Lengths, preprocess
-from star_tokenizer import RobertaTokenizer
+from drhard.numbers import COUNT, LENGTH
+from drhard.preprocessing import EMPTY_TEXTS, WORKERS, Lengths, preprocess
+from drhard.tokenizer import RobertaTokenizer
 
 DATA_TYPES = {"0": "doc", "doc": "doc", "1": "passage", "passage": "passage"}
 
@@ -27,10 +28,14 @@ def parse_arguments() -> argparse.Namespace:
         "--model_name_or_path", default="roberta-base",
         help="whose vocabulary: a folder, a hub name or s3://bucket/prefix (default: roberta-base)",
     )  # fmt: skip
-    parser.add_argument("--max_seq_length", type=int, default=512, help="tokens of a document (512)")
-    parser.add_argument("--max_query_length", type=int, default=64, help="tokens of a query (64)")
-    parser.add_argument("--max_doc_character", type=int, default=10000, help="characters of a document (10000)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--max_seq_length", type=LENGTH, default=512, help="tokens of a document (512)")
+    parser.add_argument("--max_query_length", type=LENGTH, default=64, help="tokens of a query (64)")
+    parser.add_argument("--max_doc_character", type=COUNT, default=10000, help="characters of a document (10000)")
+    parser.add_argument("--threads", type=WORKERS, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument(
+        "--empty_texts", choices=EMPTY_TEXTS, default="refuse",
+        help="skip leaves out empty texts and their judgements, keep makes rows without words of them (refuse)",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -42,7 +47,7 @@ def main() -> None:
     print(f"Tokenizing {root / 'dataset'} with {args.model_name_or_path}, {args.threads} processes")
     tokenizer = RobertaTokenizer.from_pretrained(args.model_name_or_path, do_lower_case=True)
     lengths = Lengths(args.max_seq_length, args.max_query_length, args.max_doc_character)
-    for path in preprocess(corpus, root, tokenizer, lengths, args.threads):
+    for path in preprocess(corpus, root, tokenizer, lengths, args.threads, args.empty_texts):
         print(f"Wrote {path}")
 
 

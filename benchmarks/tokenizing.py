@@ -19,8 +19,8 @@ from typing import Any
 
 from drhard.errors import command
 from drhard.files import text_lines
+from drhard.tokenizer import RobertaTokenizer, byte_characters
 from drhard.tokens import PASSAGES, TokenMemmap
-from star_tokenizer import RobertaTokenizer, byte_characters
 
 import numpy as np
 import regex

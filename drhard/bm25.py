@@ -5,9 +5,10 @@ from pathlib import Path
 
 from drhard.errors import InputError
 from drhard.files import text_lines
-from drhard.ids import read_int_dict
+from drhard.ids import read_ids
 from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
 from drhard.search import check_search
+from drhard.tokens import PREPROCESS_AGAIN
 
 import bm25s
 import numpy as np
@@ -98,12 +99,18 @@ def document_texts(corpus: Corpus, root: Path, count: int) -> Iterator[str]:
     path = source_file(root / "dataset", corpus.collection)
     if path is None:
         raise InputError(f"{root / 'dataset' / corpus.collection}: no such file; BM25 reads the texts themselves")
+    pids = read_ids(root / "preprocess" / "pid2offset.pickle").tolist()
     parse = parse_document if corpus.name == "doc" else parse_passage
-    number = 0
+    row = 0
     for number, line in text_lines(path):
-        yield parse(line, f"{path}, line {number}")[1].replace("<sep>", " ")
-    if number != count:
-        raise InputError(f"{path}: has {number} lines, {count} were preprocessed; run preprocess.py again")
+        pid, text = parse(line, f"{path}, line {number}")
+        if row < len(pids) and pid == pids[row]:
+            row += 1
+            yield text.replace("<sep>", " ")
+        elif text:  # preprocess.py may leave out the empty ones
+            raise InputError(f"{path}, line {number}: is not document {row} that was preprocessed; {PREPROCESS_AGAIN}")
+    if not row == len(pids) == count:
+        raise InputError(f"{path}: has {row} documents, {count} were preprocessed; {PREPROCESS_AGAIN}")
 
 
 def query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:
@@ -112,7 +119,8 @@ def query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:
     path = source_file(root / "dataset", name)
     if path is None:
         raise InputError(f"{root / 'dataset' / name}: no such file; BM25 reads the texts themselves")
-    row_of_qid = read_int_dict(root / "preprocess" / f"{mode}-qid2offset.pickle")
+    qids = read_ids(root / "preprocess" / f"{mode}-qid2offset.pickle")
+    row_of_qid = {qid: row for row, qid in enumerate(qids.tolist())}
     texts: dict[int, str] = {}
     for number, line in text_lines(path):
         qid, text = parse_query(line, f"{path}, line {number}")

@@ -20,6 +20,7 @@ from drhard.pretrained import (
     read_config,
     read_weights,
 )
+from drhard.tokenizer import tokenizer_digest
 from drhard.tokens import TokenMemmap
 
 import torch
@@ -28,14 +29,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
-
-try:
-    from drhard.tokenizer import tokenizer_digest
-except ImportError:  # TO MERGE: until the tokenizer's module is there
-
-    def tokenizer_digest(folder: Path) -> str | None:
-        return None
-
 
 log = logging.getLogger(__name__)
 
@@ -171,13 +164,12 @@ def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
             "lower the maximal length"
         )
     known = model.config.vocab_size
-    if (greatest := getattr(tokens, "max_token_id", None)) is not None and greatest >= known:
+    if tokens.max_token_id is not None and tokens.max_token_id >= known:
         raise InputError(
-            f"{tokens.path}: has token ids up to {greatest}, the model knows 0 to {known - 1}; "
+            f"{tokens.path}: has token ids up to {tokens.max_token_id}, the model knows 0 to {known - 1}; "
             f"{PREPROCESS_AGAIN}"
         )
-    made_with = getattr(tokens, "tokenizer", None)
-    if None not in (made_with, model.tokenizer_digest) and made_with != model.tokenizer_digest:
+    if None not in (tokens.tokenizer, model.tokenizer_digest) and tokens.tokenizer != model.tokenizer_digest:
         raise InputError(f"{tokens.path}: was made with another vocabulary than the model's; {PREPROCESS_AGAIN}")
     tokens.vocabulary = known
 

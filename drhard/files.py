@@ -72,17 +72,19 @@ def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def sole_writer(folder: str | Path) -> Iterator[None]:
+def sole_writer(folder: str | Path) -> Iterator[BinaryIO]:
     """Make ``folder`` if need be, and keep other processes from writing into it until the block ends.
+
+    What is yielded is the locked file: the lock lasts as long as a process has it open.
 
     Raises:
         InputError: another process is writing there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder / LOCK_FILE, folder):
+    with claim(folder / LOCK_FILE, folder) as lock:
         try:
-            yield
+            yield lock
         finally:
             (folder / LOCK_FILE).unlink(missing_ok=True)
 
@@ -288,6 +290,7 @@ def read_object(
     fields: Mapping[str, type | tuple[type, ...]],
     hint: str = "",
     optional: Mapping[str, type | tuple[type, ...]] | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
@@ -296,6 +299,7 @@ def read_object(
             too, and no type takes a bool but ``bool`` itself.
         hint: what to do if the file is not what it should be.
         optional: those that may be in it.
+        name: what errors call the file, if not ``path``.
 
     Returns:
         The object, other fields included.
@@ -305,25 +309,26 @@ def read_object(
             that is not finite or has too many digits, or lacks a field or has it with another type.
     """
     path = existing(path)
+    name = name or str(path)
     hint = f"; {hint}" if hint else ""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; a JSON file is expected")
+        raise InputError(f"{name}: is a folder; a JSON file is expected")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else _first_line(error)
-        raise InputError(f"{path}: not a JSON file ({reason}){hint}") from None
+        raise InputError(f"{name}: not a JSON file ({reason}){hint}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {_KINDS[type(content)]}{hint}")
+        raise InputError(f"{name}: expected a JSON object, found {_KINDS[type(content)]}{hint}")
     for field, types in {**fields, **(optional or {})}.items():
         types = types if isinstance(types, tuple) else (types,)
         if field not in content:
             if field not in fields:
                 continue
-            raise InputError(f"{path}: the field {field!r} is missing{hint}")
+            raise InputError(f"{name}: the field {field!r} is missing{hint}")
         if not _is_one_of(content[field], types):
             expected = " or ".join(_KINDS[kind] for kind in types)
-            raise InputError(f"{path}: the field {field!r} is {_shown(content[field])}, expected {expected}{hint}")
+            raise InputError(f"{name}: the field {field!r} is {_shown(content[field])}, expected {expected}{hint}")
     return content
 
 

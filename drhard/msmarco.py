@@ -1,9 +1,12 @@
 """MS MARCO's and TREC's text files: their names, their fields, and what is wrong with a line."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.errors import InputError
+
+LARGEST_ID = 2**31 - 1  # ids live in int32 files
 
 
 @dataclass(frozen=True)
@@ -50,39 +53,49 @@ CORPORA = {corpus.name: corpus for corpus in (PASSAGE, DOC)}
 MODES = tuple(PASSAGE.splits)
 
 
+_V2_ID = re.compile("msmarco_.*_[0-9]")
+
+
 def parse_id(field: str, prefix: str, where: str) -> int:
-    """An official id as a number, ``prefix`` taken off. Raises InputError, naming ``where``, if it is none."""
-    digits = field.strip()
-    if digits.startswith(prefix):
-        digits = digits[len(prefix) :]
-        number = parse_number(digits)
+    """An official id as a number, ``prefix`` taken off.
+
+    Raises InputError, naming ``where``, unless ``prefix`` and the number give ``field`` again: runs are written with
+    such ids, and an id that comes back otherwise is another one to whoever evaluates them.
+    """
+    if field.startswith(prefix):
+        number = parse_number(field[len(prefix) :])
         if number is not None:
             return number
-    kind = f"{prefix!r} and digits" if prefix else "digits"
-    raise InputError(f"{where}: the id {field[:40]!r} is not {kind} (up to {2**31 - 1})")
+    kind = f"a whole number up to {LARGEST_ID} without leading zeros, signs or blanks"
+    kind = f"{prefix!r} and {kind}" if prefix else kind
+    raise InputError(f"{where}: the id {field[:40]!r} is not {kind}{_hint(field, prefix)}")
+
+
+def _hint(field: str, prefix: str) -> str:
+    """What to do about an id that is none."""
+    if _V2_ID.match(field):
+        return "; MS MARCO v2's ids are texts: number its texts 0, 1, 2, … and keep a table to translate runs back"
+    number = parse_number(field.strip().removeprefix(prefix).lstrip("+0 "))
+    return "" if number is None else f"; write {prefix}{number} in all files"
 
 
 def parse_number(digits: str) -> int | None:
-    """A whole number that fits into int32, None for anything else."""
-    if digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) < 2**31:
-        return int(digits)
+    """The whole number within int32 that is written as ``digits``, None if there is none: "7", not "07" or "+7"."""
+    if digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) <= LARGEST_ID:
+        return int(digits) if digits[0] != "0" or digits == "0" else None
     return None
 
 
 def parse_query(line: str, where: str) -> tuple[int, str]:
-    """``qid \\t text`` as (qid, text). Raises InputError, naming ``where``, for a bad line."""
-    fields = line.split("\t")
-    if len(fields) < 2:
-        raise InputError(f"{where}: expected 'qid <tab> query', found no tab")
-    return parse_id(fields[0], "", where), _text(fields[1], where)
+    """``qid \\t text`` as (qid, text); the text may be empty. Raises InputError, naming ``where``, for a bad line."""
+    qid, text = _fields(line, 2, "qid <tab> query", where)
+    return parse_id(qid, "", where), text
 
 
 def parse_passage(line: str, where: str) -> tuple[int, str]:
-    """``pid \\t text`` as (pid, text). Raises InputError, naming ``where``, for a bad line."""
-    fields = line.split("\t")
-    if len(fields) < 2:
-        raise InputError(f"{where}: expected 'pid <tab> passage', found no tab")
-    return parse_id(fields[0], "", where), _text(fields[1], where)
+    """``pid \\t text`` as (pid, text); the text may be empty. Raises InputError, naming ``where``, for a bad line."""
+    pid, text = _fields(line, 2, "pid <tab> passage", where)
+    return parse_id(pid, "", where), text
 
 
 def parse_document(line: str, where: str) -> tuple[int, str]:
@@ -90,18 +103,19 @@ def parse_document(line: str, where: str) -> tuple[int, str]:
 
     Raises InputError, naming ``where``, for a bad line.
     """
-    fields = line.split("\t")
-    if len(fields) < 4:
-        raise InputError(f"{where}: expected 'D<pid> <tab> url <tab> title <tab> body', found {len(fields)} fields")
-    url, title, body = (field.rstrip() for field in fields[1:4])
-    return parse_id(fields[0], "D", where), _text(f"{url}<sep>{title}<sep>{body}", where)
+    pid, url, title, body = _fields(line, 4, "D<pid> <tab> url <tab> title <tab> body", where)
+    return parse_id(pid, "D", where), f"{url.rstrip()}<sep>{title.rstrip()}<sep>{body}"
 
 
-def _text(field: str, where: str) -> str:
-    text = field.rstrip()
-    if not text:
-        raise InputError(f"{where}: the text is empty")
-    return text
+def _fields(line: str, count: int, form: str, where: str) -> list[str]:
+    """The fields of a line, white space behind the last taken off."""
+    fields = line.split("\t", count - 1)
+    if len(fields) < count:
+        raise InputError(f"{where}: expected '{form}', found {len(fields)} field{'s' * (len(fields) > 1)}")
+    fields[-1] = fields[-1].rstrip()
+    if "\t" in fields[-1]:  # published: dropped without a word
+        raise InputError(f"{where}: expected '{form}', found text behind another tab; replace tabs in texts by blanks")
+    return fields
 
 
 def source_file(folder: Path, name: str) -> Path | None:

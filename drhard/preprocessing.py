@@ -2,27 +2,33 @@
 
 import gc
 import gzip
-import json
 import logging
 import multiprocessing
 import os
+import pickle
+import re
+import shutil
 import signal
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from drhard.errors import InputError
-from drhard.files import decode_line, text_lines, whole, whole_file, whole_text
-from drhard.ids import write_int_dict
+from drhard.files import decode_line, sole_writer, text_lines, whole, whole_file, whole_text, write_json
+from drhard.ids import read_ids, write_ids
 from drhard.msmarco import Corpus, parse_document, parse_id, parse_passage, parse_query, source_file
+from drhard.numbers import COUNT, LENGTH, Range
 from drhard.qrels import Judgement, read_judgements
-from drhard.tokens import PASSAGES, query_name
-from star_tokenizer import RobertaTokenizer
+from drhard.tokenizer import RobertaTokenizer
+from drhard.tokens import PASSAGES, lengths_digest, query_name
 
 import numpy as np
 from tqdm import tqdm
@@ -31,6 +37,14 @@ log = logging.getLogger(__name__)
 
 TOKEN_DTYPE = np.dtype(np.int32)
 BATCH_BYTES = 1 << 18  # of text to a worker at a time: a few hundred passages, or one long document
+BATCH_TOKENS = 1 << 24  # places for tokens in the rows of a batch
+WORKERS = Range(1, 1024)
+PIDS = "pid2offset.pickle"
+EMPTY_TEXTS = ("refuse", "skip", "keep")
+# Most lines are seen not to be empty by this alone: a printable character of ASCII behind the id.
+_SURELY_TEXT = re.compile(rb"[^\t]*\t *[!-~]")
+
+Parser = Callable[[str, str], tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -42,48 +56,116 @@ class Lengths:
     doc_characters: int
 
     def __post_init__(self):
-        for what, value, least in (
-            ("tokens of a document", self.doc_tokens, 2),
-            ("tokens of a query", self.query_tokens, 2),
-            ("characters of a document", self.doc_characters, 1),
-        ):
-            if value < least:
-                raise InputError(f"{value} {what} are too few; give at least {least}")
+        LENGTH.check("the tokens of a document", self.doc_tokens)
+        LENGTH.check("the tokens of a query", self.query_tokens)
+        COUNT.check("the characters of a document", self.doc_characters)
+
+
+class _Source(NamedTuple):
+    """A text file on its way to the token memmap ``name``."""
+
+    path: Path
+    name: str
+    parse: Parser
+    characters: int | None  # where a text is cut
+    width: int  # tokens
 
 
 class _Batch(NamedTuple):
     """Lines on their way to a worker."""
 
-    source: Path
+    source: _Source
     numbers: Sequence[int]  # line number of each line
     lines: list[bytes]
     target: Path  # the memmap
     first_row: int
 
 
-def preprocess(corpus: Corpus, root: Path, tokenizer: RobertaTokenizer, lengths: Lengths, workers: int) -> list[Path]:
+class _Rows(NamedTuple):
+    """What a worker made of a batch, whose rows it has written."""
+
+    ids: np.ndarray  # (B,) int64
+    lengths: np.ndarray  # (B,) int32
+    max_token_id: int
+    empty: list[int]  # the lines whose text is empty
+
+
+class _Written(NamedTuple):
+    """The ids of a token memmap."""
+
+    ids: np.ndarray  # (rows,) int64
+    left_out: set[int]  # those whose text is empty
+    source: Path
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all files of a folder are made with."""
+
+    folder: Path
+    pool: ProcessPoolExecutor
+    workers: int
+    tokenizer: str  # its digest
+    empty_texts: str
+
+
+def preprocess(
+    corpus: Corpus,
+    root: Path,
+    tokenizer: RobertaTokenizer,
+    lengths: Lengths,
+    workers: int,
+    empty_texts: str = "refuse",
+) -> list[Path]:
     """Write the ``preprocess`` folder of a collection; splits whose query file is not there are left out.
+
+    All files get their names together, at the end. A run that fails or is killed leaves those of the earlier run.
 
     Args:
         root: the folder with ``dataset/``; ``preprocess/`` is written beside it.
         workers: processes that tokenize.
+        empty_texts: "refuse" them, "skip" their lines and judgements, or "keep" them as ``<s> </s>``.
 
     Returns:
         The memmaps written.
 
     Raises:
-        InputError: a source file is missing or a line in it is bad; nothing of that file is written.
+        InputError: a source file is missing or a line in it is bad, another process is writing the folder, a worker
+            was killed, or the disk is full.
     """
-    if workers < 1:
-        raise InputError(f"{workers} processes cannot do the work; give at least 1")
-    dataset, target = root / "dataset", root / "preprocess"
+    WORKERS.check("the number of processes", workers)
+    collection, queries, qrels = _find_sources(corpus, root / "dataset")
+    # All that can be checked early is, before the long work.
+    judged = {mode: list(read_judgements(path, corpus.pid_prefix)) for mode, path in qrels.items()}
+    parse = parse_document if corpus.name == "doc" else parse_passage
+    workers = min(workers, 1 + collection.stat().st_size // BATCH_BYTES)
+    target = root / "preprocess"
+    with sole_writer(target) as lock, _staged(target / ".partial") as folder:
+        with _pool(workers, tokenizer, lock, folder) as pool:
+            job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts)
+            source = _Source(collection, PASSAGES, parse, lengths.doc_characters, lengths.doc_tokens)
+            documents = _write_tokens(job, source, None)
+            write_ids(folder / PIDS, documents.ids)
+            row_of_pid = _RowLookup(documents.ids)
+            for mode, path in queries.items():
+                keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
+                source = _Source(path, query_name(mode), parse_query, None, lengths.query_tokens)
+                asked = _write_tokens(job, source, keep)
+                write_ids(folder / f"{mode}-qid2offset.pickle", asked.ids)
+                if mode in judged:
+                    rows = _judged_rows(judged[mode], qrels[mode], asked, documents, _RowLookup(asked.ids), row_of_pid)
+                    _write_qrels(folder / f"{mode}-qrel.tsv", judged[mode], *rows)
+        _publish(folder, target, [mode for mode in corpus.splits if mode not in queries])
+    return [target / f"{name}.memmap" for name in (PASSAGES, *map(query_name, queries))]
+
+
+def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
+    """The collection's file, and by split those of the queries and of the qrels."""
     collection = source_file(dataset, corpus.collection)
     if collection is None:
         raise InputError(f"{dataset / corpus.collection}: no such file; download_data.sh {corpus.name} fetches it")
-    judged: dict[str, list[Judgement]] = {}
-    queries: dict[str, Path] = {}
-    qrels: dict[str, Path] = {}
-    for mode, split in corpus.splits.items():  # all that can be checked early is, before the long work
+    queries, qrels = {}, {}
+    for mode, split in corpus.splits.items():
         path = source_file(dataset, split.queries)
         if path is None:
             log.warning("%s: no such file; the %s queries are left out", dataset / split.queries, mode)
@@ -91,104 +173,145 @@ def preprocess(corpus: Corpus, root: Path, tokenizer: RobertaTokenizer, lengths:
         queries[mode] = path
         if split.qrels is not None:
             qrels[mode] = source_file(dataset, split.qrels) or dataset / split.qrels
-            judged[mode] = list(read_judgements(qrels[mode], corpus.pid_prefix))
-    target.mkdir(parents=True, exist_ok=True)
-    written = []
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer, corpus.name, lengths),
-    ) as pool:
-        try:
-            pids = _write_tokens(
-                pool, workers, collection, target, PASSAGES, _tokenize_documents, lengths.doc_tokens, None
-            )
-            write_int_dict(target / "pid2offset.pickle", pids)
-            row_of_pid = _RowLookup(pids)
-            written.append(target / f"{PASSAGES}.memmap")
-            for mode, path in queries.items():
-                keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
-                name = query_name(mode)
-                qids = _write_tokens(pool, workers, path, target, name, _tokenize_queries, lengths.query_tokens, keep)
-                write_int_dict(target / f"{mode}-qid2offset.pickle", qids)
-                if mode in judged:
-                    _write_qrels(
-                        target / f"{mode}-qrel.tsv", judged[mode], _RowLookup(qids), row_of_pid,
-                        qrels[mode], path, collection,
-                    )  # fmt: skip
-                written.append(target / f"{name}.memmap")
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return written
+    return collection, queries, qrels
 
 
-def _write_tokens(
-    pool: ProcessPoolExecutor,
-    workers: int,
-    source: Path,
-    folder: Path,
-    name: str,
-    tokenize: Callable[[_Batch], tuple[np.ndarray, np.ndarray]],
-    width: int,
-    keep: set[int] | None,
-) -> np.ndarray:
-    """Tokenize one file into ``{name}.memmap``, ``{name}_length.npy`` and ``{name}_meta``; return its ids."""
-    with ExitStack() as files:
-        # The last to be entered gets its name first: the meta, by which readers know the file, comes last.
-        meta_path = files.enter_context(whole(folder / f"{name}_meta"))
-        lengths_file = files.enter_context(whole_file(folder / f"{name}_length.npy"))
-        memmap_path = files.enter_context(whole(folder / f"{name}.memmap"))
-        ids, lengths = [], []
-        pending: deque[tuple[Future, int]] = deque()
-        with tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=name, smoothing=0.1) as bar:
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """An empty folder, which goes when the block ends."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-            def collect() -> None:
-                future, position = pending.popleft()
-                batch_ids, batch_lengths = future.result()
-                ids.append(batch_ids)
-                lengths.append(batch_lengths)
-                bar.update(position - bar.n)
 
-            for batch, position in _batches(source, memmap_path, keep):
-                pending.append((pool.submit(tokenize, batch), position))
-                while len(pending) > 4 * workers:  # bounds the text in flight
-                    collect()
-            while pending:
-                collect()
-            bar.update(bar.total - bar.n)
-        if not ids:
+def _publish(staged: Path, target: Path, absent: list[str]) -> None:
+    """Move the new files to their names.
+
+    The metas leave first and come last. Readers refuse a folder without them, so that a run killed in between never
+    leaves files of two runs that can be read.
+
+    Args:
+        absent: the splits that are not among the new files. Earlier ones stay if they are of the same documents.
+    """
+    names = {path.name for path in staged.iterdir()}
+    stale = [path for mode in absent for path in target.glob(f"{mode}-q*") if path.is_file()]
+    if stale and not _same_ids(staged / PIDS, target / PIDS):
+        for path in sorted(stale, key=_meta_last, reverse=True):
+            log.warning("%s: removed; it was made with other documents, and its source is no longer there", path)
+            path.unlink()
+    for name in filter(_meta_last, names):
+        (target / name).unlink(missing_ok=True)
+    for name in sorted(names, key=_meta_last):
+        os.replace(staged / name, target / name)
+
+
+def _same_ids(new: Path, old: Path) -> bool:
+    try:
+        return np.array_equal(read_ids(new), read_ids(old))
+    except InputError:  # the old file is missing or damaged
+        return False
+
+
+def _meta_last(name: str | Path) -> bool:
+    return str(name).endswith("_meta")
+
+
+def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written:
+    """Tokenize one file into ``{name}.memmap``, ``{name}_length.npy`` and ``{name}_meta``.
+
+    Args:
+        keep: the ids of the texts that are kept, if not all.
+    """
+    left_out: set[int] = set()
+    with whole(job.folder / f"{source.name}.memmap") as memmap:
+        parts = list(_tokenized(job, source, memmap, _filter(source, keep, job.empty_texts, left_out)))
+        empty = [number for part in parts for number in part.empty]
+        if empty and job.empty_texts == "refuse":
+            raise InputError(_about_empty(source.path, empty))
+        if not parts:
             what = "no query in it is judged" if keep is not None else "there is nothing in it"
-            raise InputError(f"{source}: {what}")
-        all_ids, all_lengths = np.concatenate(ids), np.concatenate(lengths)
-        _refuse_duplicates(all_ids, source)
-        np.save(lengths_file, all_lengths)
-        meta = {"type": TOKEN_DTYPE.name, "total_number": len(all_ids), "embedding_size": width}
-        meta_path.write_text(json.dumps(meta))
-    return all_ids
+            raise InputError(f"{source.path}: {what}")
+        ids, lengths = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
+        _refuse_duplicates(ids, source.path)
+    if empty or left_out:
+        done = f"{len(empty)} empty texts have no words" if empty else f"{len(left_out)} empty texts are left out"
+        log.warning("%s: %s", source.path, done)
+    with whole_file(job.folder / f"{source.name}_length.npy") as file:
+        np.save(file, lengths)
+    meta = {"type": TOKEN_DTYPE.name, "total_number": len(ids), "embedding_size": source.width}
+    meta |= {"tokenizer": job.tokenizer, "max_token_id": max(part.max_token_id for part in parts)}
+    write_json(job.folder / f"{source.name}_meta", meta | {"lengths": lengths_digest(lengths)})
+    return _Written(ids, left_out, source.path)
 
 
-def _batches(source: Path, target: Path, keep: set[int] | None) -> Iterator[tuple[_Batch, int]]:
+def _tokenized(job: _Job, source: _Source, memmap: Path, wanted: "_Filter | None") -> Iterator[_Rows]:
+    """Have the workers write the rows of ``memmap``; yield what they tell, batch by batch in the order of the lines."""
+    pending: deque[tuple[Future[_Rows], int]] = deque()
+    size = source.path.stat().st_size
+    with tqdm(total=size, unit="B", unit_scale=True, desc=source.name, smoothing=0.1) as bar:
+
+        def first() -> _Rows:
+            future, position = pending.popleft()
+            rows = future.result()
+            bar.update(position - bar.n)
+            return rows
+
+        for batch, position in _batches(source, memmap, wanted):
+            pending.append((job.pool.submit(_tokenize, batch), position))
+            while len(pending) > 4 * job.workers:  # bounds the text in flight
+                yield first()
+        while pending:
+            yield first()
+        bar.update(size - bar.n)
+
+
+_Filter = Callable[[int, bytes], bool]  # line number, line
+
+
+def _filter(source: _Source, keep: set[int] | None, empty_texts: str, left_out: set[int]) -> _Filter | None:
+    """Which lines become rows; None for all. The ids of those that do not because they are empty go to ``left_out``."""
+    skip = empty_texts == "skip"
+    if keep is None and not skip:
+        return None
+
+    def wanted(number: int, line: bytes) -> bool:
+        if keep is not None and _qid(line, source.path, number) not in keep:
+            return False
+        if skip and not _SURELY_TEXT.match(line):
+            id_, text = source.parse(decode_line(line, source.path, number), f"{source.path}, line {number}")
+            if not text:
+                left_out.add(id_)
+                return False
+        return True
+
+    return wanted
+
+
+def _batches(source: _Source, memmap: Path, wanted: _Filter | None) -> Iterator[tuple[_Batch, int]]:
     """Yield (lines for a worker, bytes of the source read so far)."""
     number, row = 0, 0
-    with open(source, "rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if source.suffix == ".gz" else raw
+    most = max(BATCH_TOKENS // source.width, 1)
+    with open(source.path, "rb") as raw:
+        file = gzip.GzipFile(fileobj=raw) if source.path.suffix == ".gz" else raw
         while True:
             try:
                 lines = file.readlines(BATCH_BYTES)
             except (OSError, EOFError, zlib.error) as error:
-                raise InputError(f"{source}: damaged after line {number} ({error})") from None
+                raise InputError(f"{source.path}: damaged after line {number} ({error})") from None
             if not lines:
                 return
             numbers: Sequence[int] = range(number + 1, number + 1 + len(lines))
             number += len(lines)
-            if keep is not None:
-                kept = [(n, line) for n, line in zip(numbers, lines, strict=True) if _qid(line, source, n) in keep]
+            if wanted is not None:
+                kept = [(n, line) for n, line in zip(numbers, lines, strict=True) if wanted(n, line)]
                 numbers, lines = [n for n, _ in kept], [line for _, line in kept]
-            if lines:
-                yield _Batch(source, numbers, lines, target, row), raw.tell()
-                row += len(lines)
+            for start in range(0, len(lines), most):
+                part = slice(start, start + most)
+                yield _Batch(source, numbers[part], lines[part], memmap, row), raw.tell()
+                row += len(lines[part])
 
 
 def _qid(line: bytes, source: Path, number: int) -> int:
@@ -196,15 +319,19 @@ def _qid(line: bytes, source: Path, number: int) -> int:
     return parse_id(decode_line(field, source, number), "", f"{source}, line {number}")
 
 
+def _about_empty(source: Path, numbers: list[int]) -> str:
+    lines = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+    what = f"line {lines}: the text is empty" if len(numbers) == 1 else f"lines {lines}: {len(numbers)} texts are empty"
+    return f"{source}, {what}; give --empty_texts skip to leave them out, or keep for rows without words"
+
+
 def _refuse_duplicates(ids: np.ndarray, source: Path) -> None:
     ordered = np.sort(ids)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
-        duplicate = int(twice[0])
+        duplicate = str(twice[0])
         numbers = [
-            number
-            for number, line in text_lines(source)
-            if int(line.split("\t", 1)[0].strip().removeprefix("D")) == duplicate
+            number for number, line in text_lines(source) if line.split("\t", 1)[0].removeprefix("D") == duplicate
         ]
         raise InputError(f"{source}, line {numbers[1]}: the id {duplicate} is there already, in line {numbers[0]}")
 
@@ -222,69 +349,119 @@ class _RowLookup:
         return np.where(self._ids[places] == ids, self._order[places], -1)
 
 
-def _write_qrels(
-    path: Path,
+def _judged_rows(
     judged: list[Judgement],
+    qrels: Path,
+    queries: _Written,
+    documents: _Written,
     row_of_qid: _RowLookup,
     row_of_pid: _RowLookup,
-    source: Path,
-    queries: Path,
-    collection: Path,
-) -> None:
-    query_rows = row_of_qid(np.array([judgement.qid for judgement in judged]))
-    doc_rows = row_of_pid(np.array([judgement.pid for judgement in judged]))
-    for rows, kind, file in ((query_rows, "query", queries), (doc_rows, "document", collection)):
-        unknown = np.flatnonzero(rows < 0)
-        if len(unknown):
-            judgement = judged[unknown[0]]
-            id_ = judgement.qid if kind == "query" else judgement.pid
-            raise InputError(f"{source}, line {judgement.line}: the {kind} {id_} is not in {file}")
+) -> tuple[np.ndarray, np.ndarray]:
+    """The query row and the document row of each judgement, -1 where the text is left out."""
+    qids = np.array([judgement.qid for judgement in judged])
+    pids = np.array([judgement.pid for judgement in judged])
+    query_rows, doc_rows = row_of_qid(qids), row_of_pid(pids)
+    for kind, ids, rows, texts in (("query", qids, query_rows, queries), ("document", pids, doc_rows, documents)):
+        for place in np.flatnonzero(rows < 0):
+            if int(ids[place]) not in texts.left_out:
+                line = judged[place].line
+                raise InputError(f"{qrels}, line {line}: the {kind} {ids[place]} is not in {texts.source}")
+    without_text = int(((query_rows < 0) | (doc_rows < 0)).sum())
+    if without_text:
+        log.warning("%s: %d judgements of empty texts are left out", qrels, without_text)
+    return query_rows, doc_rows
+
+
+def _write_qrels(path: Path, judged: list[Judgement], query_rows: np.ndarray, doc_rows: np.ndarray) -> None:
     with whole_text(path) as file:
         for query_row, doc_row, judgement in zip(query_rows, doc_rows, judged, strict=True):
-            file.write(f"{query_row}\t0\t{doc_row}\t{judgement.grade}\n")
+            if query_row >= 0 and doc_row >= 0:
+                file.write(f"{query_row}\t0\t{doc_row}\t{judgement.grade}\n")
 
 
-# In the workers
+# The workers
 
 
-class _Worker(NamedTuple):
-    tokenizer: RobertaTokenizer
-    parse_document: Callable[[str, str], tuple[int, str]]
-    lengths: Lengths
+@contextmanager
+def _pool(
+    workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Path
+) -> Iterator[ProcessPoolExecutor]:
+    """Processes that tokenize. They end with this one, however it ends, and hold ``lock`` until then.
+
+    They find the tokenizer in a file in ``folder``: through a pipe, one would have to start before the next can.
+    SIGTERM is taken for Ctrl-C meanwhile.
+
+    Raises:
+        InputError: one of them was killed.
+    """
+    pickled = folder / "tokenizer.pickle"
+    with whole_file(pickled) as file:
+        pickle.dump(tokenizer, file)
+    with (
+        Connection(os.dup(lock.fileno())) as held,  # a descriptor that can be handed to a process that is started
+        ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(pickled, held),
+        ) as pool,
+    ):
+        terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            # What is blocked here is so in the workers too: Ctrl-C is the parent's to handle.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            try:
+                for _ in range(workers):  # each call starts one
+                    pool.submit(os.getpid)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+            yield pool
+        except BrokenProcessPool:
+            raise InputError(
+                f"one of {workers} worker processes was killed, most likely because the memory was not enough; "
+                "give fewer --threads or free memory, then run this again"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, terminate)
+            pickled.unlink(missing_ok=True)
 
 
-_worker: _Worker
+_tokenizer: RobertaTokenizer
+_lock: Connection
 
 
-def _start_worker(tokenizer: RobertaTokenizer, corpus_name: str, lengths: Lengths) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+def _start_worker(pickled: Path, lock: Connection) -> None:
+    global _tokenizer, _lock
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     gc.disable()  # nothing here is cyclic, and looking for it took an eighth of the time
-    _worker = _Worker(tokenizer, parse_document if corpus_name == "doc" else parse_passage, lengths)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _tokenizer, _lock = pickle.loads(pickled.read_bytes()), lock
 
 
-def _tokenize_documents(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
-    return _tokenize(batch, _worker.parse_document, _worker.lengths.doc_characters, _worker.lengths.doc_tokens)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # it waits for a pipe that the parent has the other end of, so that even SIGKILL is noticed
+    os._exit(1)
 
 
-def _tokenize_queries(batch: _Batch) -> tuple[np.ndarray, np.ndarray]:
-    return _tokenize(batch, parse_query, None, _worker.lengths.query_tokens)
-
-
-def _tokenize(
-    batch: _Batch, parse: Callable[[str, str], tuple[int, str]], characters: int | None, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Write the rows of a batch into the memmap; return ids (B,) int64 and lengths (B,) int32."""
+def _tokenize(batch: _Batch) -> _Rows:
+    """Write the rows of a batch into the memmap."""
+    source, texts, empty = batch.source, [], []
     ids = np.empty(len(batch.lines), dtype=np.int64)
-    texts = []
-    source = str(batch.source)
+    path, parse, characters = str(source.path), source.parse, source.characters
     for index, (number, line) in enumerate(zip(batch.numbers, batch.lines, strict=True)):
-        where = f"{source}, line {number}"
-        ids[index], text = parse(decode_line(line, source, number), where)
-        texts.append(text[:characters])
-        if texts[-1].isspace():
-            raise InputError(f"{where}: the text is empty in its first {characters} characters")
-    rows, lengths = _worker.tokenizer.encode_rows(texts, width)  # published: pads with 0, not the pad id
+        ids[index], text = parse(decode_line(line, path, number), f"{path}, line {number}")
+        cut = text[:characters]
+        if not text:
+            empty.append(number)
+        elif cut.isspace():  # published: an IndexError
+            cut = text.lstrip()[:characters]
+        texts.append(cut)
+    rows, lengths = _tokenizer.encode_rows(texts, source.width)  # published: pads with 0, not the pad id
     file = os.open(batch.target, os.O_WRONLY)
     try:
         data, offset = memoryview(rows).cast("B"), batch.first_row * rows[0].nbytes
@@ -293,4 +470,4 @@ def _tokenize(
             data, offset = data[count:], offset + count
     finally:
         os.close(file)
-    return ids, lengths
+    return _Rows(ids, lengths, int(rows[:, : lengths.max()].max()), empty)

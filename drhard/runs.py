@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from drhard.errors import InputError
@@ -126,14 +126,15 @@ def read_scored(path: str | Path) -> dict[str, dict[str, float]]:
 def convert_run(
     source: Path,
     target: str | Path,
-    row_of_qid: Mapping[int, int],
-    row_of_pid: Mapping[int, int],
+    qids: np.ndarray,
+    pids: np.ndarray,
     pid_prefix: str,
     trec_tag: str | None = None,
 ) -> None:
     """Write a run in row numbers as one in official ids, line by line.
 
     Args:
+        qids, pids: (rows,) int64, the official id of each row.
         trec_tag: write TREC's six columns, with this tag. Scores come from the file beside ``source``; equal
             ones are told apart by the least step of a float32, since trec_eval breaks ties by docid and not by
             rank. Without that file they are 1/rank, with a warning.
@@ -142,14 +143,12 @@ def convert_run(
         InputError: as :func:`read_ranked`, or a row is not in the tables or not in the file of scores.
     """
     score_of = _Scores(source) if trec_tag is not None else None
-    qid_of_row = {row: qid for qid, row in row_of_qid.items()}
-    pid_of_row = {row: pid for pid, row in row_of_pid.items()}
     with whole_text(target) as file:
         for number, (query, document, rank) in enumerate(read_ranked(source), start=1):
-            if query not in qid_of_row or document not in pid_of_row:
-                kind, row = ("query", query) if query not in qid_of_row else ("document", document)
+            if query >= len(qids) or document >= len(pids):
+                kind, row = ("query", query) if query >= len(qids) else ("document", document)
                 raise InputError(f"{source}, line {number}: there is no {kind} in row {row}; another --preprocess_dir?")
-            qid, docid = qid_of_row[query], f"{pid_prefix}{pid_of_row[document]}"
+            qid, docid = qids[query], f"{pid_prefix}{pids[document]}"
             if score_of is None:
                 file.write(f"{qid}\t{docid}\t{rank}\n")
             else:

@@ -1,15 +1,24 @@
 """Token memmaps: the ids of all passages, or of the queries of a split, one row each."""
 
 import hashlib
+import re
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from drhard.arrays import read_array
 from drhard.errors import InputError
 from drhard.files import existing, read_object
+from drhard.numbers import COUNT, LENGTH, NATURAL
 
 import numpy as np
 
 PASSAGES = "passages"
-META_FIELDS = {"type": str, "total_number": int, "embedding_size": int}
+PREPROCESS_AGAIN = "run preprocess.py again"
+META_FIELDS = {"type": str, "total_number": int, "embedding_size": int}  # published
+OWN_META_FIELDS = {"tokenizer": str, "max_token_id": int, "lengths": str}  # ours; other folders lack them
+_INTEGERS = re.compile(r"[<>|=]?[iu][1248]|u?int(8|16|32|64)")
+SAMPLE = 200  # rows whose ends are looked at
 
 
 def query_name(mode: str) -> str:
@@ -25,6 +34,13 @@ class TokenMemmap:
         name: ``passages`` or ``{mode}-query``.
         max_length: a longer row keeps its first ``max_length - 1`` tokens and its last, ``</s>``.
 
+    Attributes:
+        path: the memmap.
+        lengths: (rows,), how many tokens of each row are read.
+        tokenizer: :meth:`drhard.tokenizer.RobertaTokenizer.digest` of what made it, None if the meta does not say.
+        max_token_id: the greatest id, None if the meta does not say.
+        vocabulary: how many ids the reader knows. Once it is set, each batch is checked.
+
     Raises:
         InputError: a file is missing or they do not fit each other.
     """
@@ -32,35 +48,35 @@ class TokenMemmap:
     def __init__(self, folder: str | Path, name: str, max_length: int):
         if max_length < 2:
             raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
-        path = existing(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
-        meta_path = Path(folder) / f"{name}_meta"
-        meta = read_object(meta_path, META_FIELDS, "run preprocess.py again")
-        try:
-            dtype = np.dtype(meta["type"])
-        except TypeError:
-            raise InputError(f"{meta_path}: {meta['type']!r} is no type of NumPy; run preprocess.py again") from None
-        rows, width = meta["total_number"], meta["embedding_size"]
-        if rows < 1 or path.stat().st_size != rows * width * dtype.itemsize:
-            raise InputError(
-                f"{path}: has {path.stat().st_size} bytes where {meta_path.name} speaks of "
-                f"{rows} x {width} {dtype}; run preprocess.py again"
-            )
-        lengths_path = existing(Path(folder) / f"{name}_length.npy", "preprocess.py writes it")
-        try:
-            lengths = np.load(lengths_path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"{lengths_path}: not a NumPy file ({error})") from None
-        if lengths.shape != (rows,):
-            raise InputError(f"{lengths_path}: holds {lengths.shape} lengths for {rows} rows")
-        if lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > width:
-            raise InputError(f"{lengths_path}: holds lengths that are not 1 to {width}; run preprocess.py again")
-        self.path = path
-        self.vocabulary: int | None = None  # ids at or beyond it are refused; check_tokens sets it
         self.name = name
         self.max_length = max_length
-        self.lengths: np.ndarray = np.minimum(lengths, max_length)  # (rows,) tokens as they are read
-        self._full_lengths = lengths
-        self._tokens = np.memmap(path, dtype=dtype, mode="r", shape=(rows, width))
+        self.path = existing(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
+        meta, dtype = _read_meta(Path(folder) / f"{name}_meta")
+        rows, width = meta["total_number"], meta["embedding_size"]
+        if self.path.stat().st_size != rows * width * dtype.itemsize:
+            raise InputError(
+                f"{self.path}: has {self.path.stat().st_size} bytes where {name}_meta speaks of "
+                f"{rows} x {width} {dtype}; {PREPROCESS_AGAIN}"
+            )
+        self.tokenizer: str | None = meta.get("tokenizer")
+        self.max_token_id: int | None = meta.get("max_token_id")
+        self.vocabulary: int | None = None
+        self._full_lengths = _read_lengths(Path(folder) / f"{name}_length.npy", rows, width)
+        self.lengths: np.ndarray = np.minimum(self._full_lengths, max_length)
+        self._tokens = np.memmap(self.path, dtype=dtype, mode="r", shape=(rows, width))
+        if not self._ends_fit() or ("lengths" in meta and meta["lengths"] != self._lengths_digest):
+            raise InputError(f"{self.path}: {name}_length.npy has the lengths of other texts; {PREPROCESS_AGAIN}")
+
+    @cached_property
+    def _lengths_digest(self) -> str:
+        return lengths_digest(self._full_lengths)
+
+    def _ends_fit(self) -> bool:
+        """Whether rows all over the file end where their lengths say: a token, and behind it the padding, 0."""
+        rows = spread(len(self), SAMPLE)
+        lengths, tokens = self._full_lengths[rows], self._tokens[rows]
+        behind = np.arange(tokens.shape[1]) >= lengths[:, None]
+        return tokens[np.arange(len(rows)), lengths - 1].all() and not tokens[behind].any()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -74,7 +90,7 @@ class TokenMemmap:
             width: L; the longest of the rows if None.
 
         Raises:
-            InputError: an id is none of the model's that reads them (:func:`drhard.encoder.check_tokens`).
+            InputError: an id is not within :attr:`vocabulary`.
         """
         lengths = self.lengths[rows]
         full_lengths = self._full_lengths[rows]
@@ -96,8 +112,38 @@ class TokenMemmap:
 
     def digest(self) -> str:
         """Tell this source from others: SHA-256 over all lengths and a thousand rows spread over the file."""
-        lengths = hashlib.sha256(np.ascontiguousarray(self._full_lengths, dtype=np.int64)).hexdigest()
-        return f"{lengths}-{sample_digest(self._tokens)}"
+        return f"{self._lengths_digest}-{sample_digest(self._tokens)}"
+
+
+def _read_meta(path: Path) -> tuple[dict[str, Any], np.dtype]:
+    """What a ``{name}_meta`` says, and the type that it names."""
+    meta = read_object(path, META_FIELDS, PREPROCESS_AGAIN, OWN_META_FIELDS)
+    if _INTEGERS.fullmatch(meta["type"]) is None:
+        raise InputError(f"{path}: {meta['type'][:40]!r} is no type of NumPy's integers; {PREPROCESS_AGAIN}")
+    COUNT.check(f"{path}: total_number", meta["total_number"])
+    LENGTH.check(f"{path}: embedding_size", meta["embedding_size"])
+    NATURAL.check(f"{path}: max_token_id", meta.get("max_token_id", 0))
+    return meta, np.dtype(meta["type"])
+
+
+def _read_lengths(path: Path, rows: int, width: int) -> np.ndarray:
+    """The token count of each row, (rows,)."""
+    lengths = read_array(path, PREPROCESS_AGAIN)
+    if lengths.shape != (rows,):
+        raise InputError(f"{path}: holds {lengths.shape} lengths for {rows} rows; {PREPROCESS_AGAIN}")
+    if lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > width:
+        raise InputError(f"{path}: holds lengths that are not 1 to {width}; {PREPROCESS_AGAIN}")
+    return np.array(lengths)
+
+
+def lengths_digest(lengths: np.ndarray) -> str:
+    """SHA-256 of the token counts (rows,); integers of all types give the same."""
+    return hashlib.sha256(np.ascontiguousarray(lengths, dtype=np.int64)).hexdigest()
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most ``most`` positions, int64, spread evenly over 0 … ``count`` - 1, both ends among them."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 def sample_digest(array: np.ndarray) -> str:
@@ -105,6 +151,5 @@ def sample_digest(array: np.ndarray) -> str:
 
     Integers of all types give the same.
     """
-    sample = np.linspace(0, len(array) - 1, min(len(array), 1000)).astype(np.int64)
-    rows = array[sample].astype(np.int64 if array.dtype.kind in "iu" else array.dtype)
+    rows = array[spread(len(array), 1000)].astype(np.int64 if array.dtype.kind in "iu" else array.dtype)
     return hashlib.sha256(rows).hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from drhard.bm25 import Bm25Index, document_texts, query_texts
 from drhard.errors import InputError
+from drhard.ids import write_ids
 from drhard.msmarco import CORPORA
 from drhard.negatives import HardNegatives
 from drhard.qrels import read_relevant
@@ -134,6 +135,7 @@ def root(tmp_path: Path) -> Path:
     queries = "8\tplanets?\n5\twhere is the Rhine\n6\tnot judged\n7\tstars\n9\tzebra\n"
     for name in ("queries.train.tsv", "msmarco-doctrain-queries.tsv"):
         (tmp_path / "dataset" / name).write_text(queries)
+    write_ids(tmp_path / "preprocess/pid2offset.pickle", np.array([30, 10, 20, 60, 50, 40]))
     (tmp_path / "preprocess/train-qid2offset.pickle").write_bytes(pickle.dumps({5: 0, 7: 1, 8: 2, 9: 3}))
     write_tokens(tmp_path / "preprocess", "passages", [[0, 2]] * 6, 2)
     (tmp_path / "preprocess/train-qrel.tsv").write_text("0\t0\t0\t1\n1\t0\t2\t1\n2\t0\t3\t1\n3\t0\t4\t1\n")
@@ -143,6 +145,7 @@ def root(tmp_path: Path) -> Path:
 def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
     passages = list(document_texts(CORPORA["passage"], root, 6))
     assert passages == ["Rhine river", "a star", "star and planet", "planet of a star", "sea", "north sea"]
+    write_ids(root / "preprocess/pid2offset.pickle", np.array([7, 3]))
     assert list(document_texts(CORPORA["doc"], root, 2)) == ["http://x A title The body", "url  body   x"]
     for corpus in CORPORA.values():
         assert query_texts(corpus, root, "train") == ["where is the Rhine", "stars", "planets?", "zebra"]
@@ -152,10 +155,11 @@ def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
     "name, content, complaint",
     [
         ("collection.tsv", None, r"collection\.tsv: no such file; BM25 reads the texts"),
-        ("collection.tsv", "1\tone\n", r"collection\.tsv: has 1 lines, 6 were preprocessed"),
-        ("collection.tsv", "1\tx\n" * 7, r"collection\.tsv: has 7 lines, 6 were preprocessed"),
-        ("collection.tsv", "", r"collection\.tsv: has 0 lines, 6 were preprocessed"),
-        ("collection.tsv", "1\tone\n2 two\n", r"collection\.tsv, line 2: expected"),
+        ("collection.tsv", "30\tone\n", r"collection\.tsv: has 1 documents, 6 were preprocessed"),
+        ("collection.tsv", "30\tx\n10\ty\n40\tz\n", r"collection\.tsv, line 3: is not document 2 that was preproc"),
+        ("collection.tsv", "30\tx\n10\ty\n20\tz\n60\tz\n50\tz\n40\tz\n1\tz\n", r"collection\.tsv, line 7: is not doc"),
+        ("collection.tsv", "", r"collection\.tsv: has 0 documents, 6 were preprocessed"),
+        ("collection.tsv", "30\tone\n2 two\n", r"collection\.tsv, line 2: expected"),
         ("queries.train.tsv", None, r"queries\.train\.tsv: no such file; BM25 reads the texts"),
         ("queries.train.tsv", "5\tx\n7\ty\n", r"queries\.train\.tsv: 2 preprocessed queries are not in it"),
         ("queries.train.tsv", "five\tx\n", r"queries\.train\.tsv, line 1: the id 'five'"),

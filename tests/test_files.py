@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from drhard.files import (
     whole_file,
     write_json,
 )
-from drhard.ids import read_int_dict, write_int_dict
+from drhard.ids import LARGEST_ID, read_ids, write_ids
 
 import numpy as np
 import pytest
@@ -89,25 +90,25 @@ def test_int_dict_is_an_ordinary_pickle(tmp_path: Path, count: int) -> None:
     if count:
         keys[0] = 2**31 - 1
     path = tmp_path / "pid2offset.pickle"
-    write_int_dict(path, keys)
+    write_ids(path, keys)
     expected = {int(key): row for row, key in enumerate(keys)}
     content = pickle.loads(path.read_bytes())  # as the published scripts read it
     assert content == expected
     assert list(content) == list(expected)
-    assert read_int_dict(path) == expected
+    assert read_ids(path).tolist() == keys.tolist()
 
 
 @pytest.mark.parametrize(
     "kind, protocol",
     [
         *((int, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
-        *((kind, protocol) for kind in (np.int32, np.int64) for protocol in range(3, pickle.HIGHEST_PROTOCOL + 1)),
+        *((kind, protocol) for kind in (np.int32, np.int64) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
     ],
 )
 def test_pickles_from_elsewhere_are_read(tmp_path: Path, kind: type, protocol: int) -> None:
     path = tmp_path / "pid2offset.pickle"
     path.write_bytes(pickle.dumps({kind(7): kind(0), kind(2**31 - 1): kind(1)}, protocol=protocol))
-    assert read_int_dict(path) == {7: 0, 2**31 - 1: 1}
+    assert read_ids(path).tolist() == [7, LARGEST_ID]
 
 
 def test_pickles_of_older_numpy_are_read(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_pickles_of_older_numpy_are_read(tmp_path: Path) -> None:
     assert b"numpy._core.multiarray" in content
     path = tmp_path / "pid2offset.pickle"
     path.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert read_int_dict(path) == {7: 0}
+    assert read_ids(path).tolist() == [7]
 
 
 class Command:
@@ -135,7 +136,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "pid2offset.pickle"
     path.write_bytes(pickle.dumps({1: Command(f"touch '{trace}'")}, protocol=protocol))
     with pytest.raises(InputError, match=r"pid2offset\.pickle: .*system"):
-        read_int_dict(path)
+        read_ids(path)
     assert not trace.exists()
 
 
@@ -152,23 +153,72 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, protocol: int) -> None:
         pickle.dumps({1.5: 2}),
         pickle.dumps({1: None}),
         pickle.dumps({Path("a"): 1}),
+        pickle.dumps({True: 0}),
+        pickle.dumps({np.float64(1): 0}),
+        pickle.dumps({2**70: 0}),
+        pickle.dumps({7: 0, 8: 0}),
+        pickle.dumps({7: 0, 8: 2}),
+        pickle.dumps({7: 1, 8: 2}),
+        pickle.dumps({7: -1, 8: 0}),
+        pickle.dumps({-7: 0}),
+        pickle.dumps({LARGEST_ID + 1: 0}),
+        b"\x80\x03}(J\7\0\0\0J\0\0\0\0J\7\0\0\0J\1\0\0\0u.",
     ],
     ids=[
         "empty", "text", "cut off", "a list", "text to int", "int to text", "int to list", "float to int",
-        "int to nothing", "path to int",
+        "int to nothing", "path to int", "true", "NumPy's float", "70 bits", "a row twice", "a row left out",
+        "rows from 1", "a negative row", "a negative id", "an id beyond int32", "an id twice",
     ],
 )  # fmt: skip
 def test_other_pickles_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "pid2offset.pickle"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"pid2offset\.pickle: not a pickled dict of integers") as error:
-        read_int_dict(path)
+    with pytest.raises(InputError, match=r"pid2offset\.pickle: not a pickled dict of id -> row") as error:
+        read_ids(path)
     assert "\n" not in str(error.value)
+
+
+def bits_cleared() -> bytes:
+    """A pickle whose dtype comes back with cleared flags: NumPy's own machinery takes its 8 bytes for a pointer."""
+    content = pickle.dumps({np.int64(7): np.int64(0)}, protocol=3)
+    return content.replace(b"X\x02\0\0\0i8", b"X\x02\0\0\0O8")
+
+
+BOMBS = {
+    "a place far away to remember": b"}r\xff\xff\xff\x7f.",
+    "bytes of a terabyte": b"\x80\x04\x8e\0\0\0\0\0\1\0\0.",
+    "bytes that can change, of a terabyte": b"\x80\x05\x96\0\0\0\0\0\1\0\0.",
+    "a text of a terabyte": b"\x80\x04\x8d\0\0\0\0\0\1\0\0.",
+    "an integer of 2 GB": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    "a frame of a terabyte": b"\x80\x04\x95\0\0\0\0\0\1\0\0}.",
+    "an object taken for a pointer": bits_cleared(),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_few_bytes_take_no_memory(tmp_path: Path, bomb: str) -> None:
+    path = tmp_path / "pid2offset.pickle"
+    path.write_bytes(BOMBS[bomb])
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"pid2offset\.pickle: not a pickled dict of id -> row"):
+            read_ids(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_mutated_pickles_give_a_table_or_a_sentence() -> None:
+    """FUZZ=100000 tries as many. In a process of its own, whose memory is limited and which may crash."""
+    script = Path(__file__).with_name("fuzz_ids.py")
+    command = [sys.executable, str(script), os.environ.get("FUZZ", "5000")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_missing_pickle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pid2offset\.pickle: no such file.*preprocess\.py"):
-        read_int_dict(tmp_path / "pid2offset.pickle")
+        read_ids(tmp_path / "pid2offset.pickle")
 
 
 def test_text_lines_count_from_one_and_end_at_line_feeds_only(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_official_files() -> None:
 
 
 @pytest.mark.parametrize(
-    "field, prefix, number", [("0", "", 0), (" 12 ", "", 12), (str(LARGEST), "", LARGEST), ("D7", "D", 7)]
+    "field, prefix, number", [("0", "", 0), ("120", "", 120), (str(LARGEST), "", LARGEST), ("D7", "D", 7)]
 )
 def test_ids(field: str, prefix: str, number: int) -> None:
     assert parse_id(field, prefix, "there") == number
@@ -50,6 +50,8 @@ def test_ids(field: str, prefix: str, number: int) -> None:
         ("", ""), ("x1", ""), ("-1", ""), ("+1", ""), ("1.0", ""), ("1_0", ""), ("1 2", ""), ("D1", ""), ("1", "D"),
         ("D", "D"), ("DD1", "D"), ("d1", "D"), ("D 1", "D"), ("١", ""), ("²", ""), (str(LARGEST + 1), ""),
         ("9" * 5000, ""),  # more digits than int() takes
+        ("00000132", ""), ("00", ""), (" 12", ""), ("12 ", ""), ("12\n", ""), ("D012", "D"), (" D12", "D"), ("1\0", ""),
+        ("-0", ""),
     ],
 )  # fmt: skip
 def test_what_is_no_id(field: str, prefix: str) -> None:
@@ -59,10 +61,13 @@ def test_what_is_no_id(field: str, prefix: str) -> None:
 
 def test_lines() -> None:
     assert parse_query("7\twhere is it  ", "") == (7, "where is it")
-    assert parse_query("7\twhere\tmore", "") == (7, "where")
+    assert parse_query("7\twhere\t \t", "") == (7, "where")
+    assert parse_query("7\t \u3000 ", "") == (7, "")
+    assert parse_passage("12\t", "") == (12, "")
     assert parse_passage("12\t  a passage\xa0", "") == (12, "  a passage")
     assert parse_document("D3\thttp://x \ttitle\t body ", "") == (3, "http://x<sep>title<sep> body")
     assert parse_document("D3\turl\t\t", "") == (3, "url<sep><sep>")
+    assert parse_document("D3\turl\tt\tb\t", "") == (3, "url<sep>t<sep>b")
 
 
 @pytest.mark.parametrize(
@@ -71,11 +76,15 @@ def test_lines() -> None:
         (parse_query, "7 where is it", "expected 'qid <tab> query'"),
         (parse_query, "", "expected 'qid <tab> query'"),
         (parse_query, "seven\twhere", "the id 'seven'"),
-        (parse_query, "7\t", "the text is empty"),
-        (parse_query, "7\t \u3000 ", "the text is empty"),
+        (parse_query, "7\twhere\tmore", "expected 'qid <tab> query', found text behind another tab; replace tabs"),
+        (parse_query, "007\twhere", "the id '007' is not a whole number .*; write 7 in all files"),
         (parse_passage, "12", "expected 'pid <tab> passage'"),
         (parse_passage, "D12\ttext", "the id 'D12'"),
-        (parse_passage, "12\t  ", "the text is empty"),
+        (parse_passage, "12\tone\t\ttwo", "expected 'pid <tab> passage', found text behind another tab"),
+        (parse_passage, "msmarco_passage_00_0\ttext", "the id .* MS MARCO v2's ids are texts: number its texts"),
+        (parse_document, "msmarco_doc_00_0\tu\tt\tb", "the id 'msmarco_doc_00_0' .* MS MARCO v2's ids are texts"),
+        (parse_document, "D07\tu\tt\tb", "the id 'D07' is not 'D' and a whole number .*; write D7 in all files"),
+        (parse_document, "D3\turl\ttitle\tbody\tmore", "expected .*, found text behind another tab"),
         (parse_document, "D3\turl\ttitle", "expected .* found 3 fields"),
         (parse_document, "3\turl\ttitle\tbody", "the id '3'"),
     ],

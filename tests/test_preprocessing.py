@@ -1,19 +1,31 @@
 """preprocess: the same rows whatever the number of workers, the size of a batch, or the packing of the source."""
 
 import gzip
+import os
 import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import drhard.preprocessing
+from drhard.bm25 import document_texts, query_texts
 from drhard.errors import InputError
+from drhard.files import sole_writer
+from drhard.ids import read_ids
 from drhard.msmarco import DOC, PASSAGE
 from drhard.preprocessing import Lengths, preprocess
+from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap
-from star_tokenizer import RobertaTokenizer
 
 import numpy as np
 import pytest
-from helpers import TEXTS, snapshot, vocabulary
+from helpers import ROOT, TEXTS, save_vocabulary, snapshot, the_error, vocabulary
 
 LENGTHS = Lengths(doc_tokens=12, query_tokens=6, doc_characters=10)
 PIDS = [900 - 7 * number for number in range(50)]  # neither ascending nor from 0
@@ -67,7 +79,7 @@ def test_judged_queries_are_kept_and_all_of_the_leaderboard(reference: Path, tok
     assert ids[mask == 1].tolist() == tokenizer.encode("what is a star", max_length=6, truncation=True)
 
 
-@pytest.mark.parametrize("way", ["two workers, small batches", "packed", "packed in two members"])
+@pytest.mark.parametrize("way", ["two workers, small batches", "few rows at a time", "packed", "packed in two members"])
 def test_the_way_there_changes_nothing(
     tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +92,8 @@ def test_the_way_there_changes_nothing(
             b"".join(gzip.compress(part) for part in (content[:half], content[half:]) if part)
         )
         source.unlink()
+    elif way == "few rows at a time":
+        monkeypatch.setattr(drhard.preprocessing, "BATCH_TOKENS", 40)
     else:
         monkeypatch.setattr(drhard.preprocessing, "BATCH_BYTES", 100)
     preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=2 if "workers" in way else 1)
@@ -110,3 +124,272 @@ def test_failing_again_leaves_the_earlier_files(tmp_path: Path, tokenizer: Rober
     with pytest.raises(InputError, match=r"collection\.tsv, line 51"):
         preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
     assert snapshot(root / "preprocess") == before
+
+
+def test_metas_say_what_made_them(reference: Path, tokenizer: RobertaTokenizer) -> None:
+    for name, width in ((PASSAGES, 12), ("train-query", 6), ("lead-query", 6)):
+        tokens = TokenMemmap(reference, name, width)
+        assert tokens.tokenizer == tokenizer.digest()
+        rows = np.memmap(tokens.path, dtype=np.int32, mode="r")
+        assert tokens.max_token_id == rows.max()
+
+
+@pytest.mark.parametrize("name", ["collection.tsv", "queries.train.tsv", "qrels.train.tsv", "queries.eval.small.tsv"])
+def test_a_byte_order_mark_changes_nothing(
+    tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer, name: str
+) -> None:
+    path = write_source(tmp_path / "passage") / "dataset" / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    preprocess(PASSAGE, tmp_path / "passage", tokenizer, LENGTHS, workers=1)
+    assert snapshot(tmp_path / "passage" / "preprocess") == snapshot(reference)
+
+
+# Empty texts
+
+
+def write_empty(root: Path) -> Path:
+    """A collection in which the second and the fourth text are empty, and a query of three that are judged."""
+    dataset = root / "dataset"
+    dataset.mkdir(parents=True)
+    (dataset / "collection.tsv").write_text("7\tthe river\n8\t \n5\ta star\n6\t\n4\tthe sea\n")
+    (dataset / "queries.train.tsv").write_text("3\t \u3000\n1\twhere is it\n2\twhat is it\n9\t\n")
+    (dataset / "qrels.train.tsv").write_text("1\t0\t5\t1\n2\t0\t6\t1\n2\t0\t4\t2\n3\t0\t4\t1\n")
+    return root
+
+
+def ids_of(path: Path) -> list[int]:
+    return read_ids(path).tolist()
+
+
+def test_empty_texts_are_left_out_with_their_judgements(
+    tmp_path: Path, tokenizer: RobertaTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_empty(tmp_path / "passage")
+    preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1, empty_texts="skip")
+    folder = root / "preprocess"
+    assert ids_of(folder / "pid2offset.pickle") == [7, 5, 4]
+    assert ids_of(folder / "train-qid2offset.pickle") == [1, 2]
+    assert (folder / "train-qrel.tsv").read_text() == "0\t0\t1\t1\n1\t0\t2\t2\n"
+    assert TokenMemmap(folder, PASSAGES, 12).lengths.min() > 2
+    messages = [message.partition("dataset/")[2] for message in caplog.messages]
+    assert [message for message in messages if "empty" in message] == [
+        "collection.tsv: 2 empty texts are left out",
+        "queries.train.tsv: 1 empty texts are left out",
+        "qrels.train.tsv: 2 judgements of empty texts are left out",
+    ]
+    assert list(document_texts(PASSAGE, root, 3)) == ["the river", "a star", "the sea"]
+    assert query_texts(PASSAGE, root, "train") == ["where is it", "what is it"]
+
+
+def test_empty_texts_are_kept_as_rows_without_words(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
+    root = write_empty(tmp_path / "passage")
+    preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1, empty_texts="keep")
+    folder = root / "preprocess"
+    assert ids_of(folder / "pid2offset.pickle") == [7, 8, 5, 6, 4]
+    assert (folder / "train-qrel.tsv").read_text() == "1\t0\t2\t1\n2\t0\t3\t1\n2\t0\t4\t2\n0\t0\t4\t1\n"
+    ids, mask = TokenMemmap(folder, PASSAGES, 12).batch(np.array([1, 3]), 1)
+    assert ids.tolist() == [[0, 2], [0, 2]]
+    assert mask.all()
+    assert list(document_texts(PASSAGE, root, 5)) == ["the river", "", "a star", "", "the sea"]
+
+
+def test_text_behind_many_blanks_is_not_empty(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
+    for way in ("refuse", "skip"):
+        dataset = tmp_path / way / "dataset"
+        dataset.mkdir(parents=True)
+        (dataset / "collection.tsv").write_text(f"7\t{' ' * 20}\u3000the river\n8\t\xa0\u3000é\n")
+        preprocess(PASSAGE, tmp_path / way, tokenizer, LENGTHS, workers=1, empty_texts=way)
+        ids, mask = TokenMemmap(tmp_path / way / "preprocess", PASSAGES, 12).batch(np.arange(2), 1)
+        assert ids[0][mask[0] == 1].tolist() == tokenizer.encode("the river", max_length=12, truncation=True)
+        assert len(ids) == 2
+
+
+# One writer, files that belong together
+
+
+def test_a_folder_has_one_writer(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
+    root = write_source(tmp_path / "passage")
+    with sole_writer(root / "preprocess"), pytest.raises(InputError, match="preprocess: another process is writing it"):
+        preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
+    assert snapshot(root / "preprocess") == {}
+
+
+def other_source(root: Path) -> Path:
+    """As many texts and queries as :func:`write_source` has, but others, in another order."""
+    write_source(root)
+    lines = [f"{pid}\t{TEXTS[pid % 3]}\n" for pid in PIDS[::-1]]
+    (root / "dataset" / "collection.tsv").write_text("".join(lines))
+    (root / "dataset" / "queries.train.tsv").write_text("2\tthe north sea\n3\twhere is the river\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, tokenizer: RobertaTokenizer) -> Path:
+    root = other_source(tmp_path_factory.mktemp("other") / "passage")
+    preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
+    return root / "preprocess"
+
+
+def opened(folder: Path) -> set[str]:
+    """The token memmaps that can be read."""
+    found = set()
+    for name in (PASSAGES, "train-query", "lead-query"):
+        with suppress(InputError):
+            TokenMemmap(folder, name, 12)
+            found.add(name)
+    return found
+
+
+def test_a_kill_between_two_names_leaves_nothing_that_can_be_read(
+    tmp_path: Path, reference: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves = len(list(other.iterdir()))
+    for killed_after in range(moves + 1):
+        target, staged = tmp_path / f"{killed_after}", tmp_path / f"{killed_after}-new"
+        shutil.copytree(reference, target)
+        shutil.copytree(other, staged)
+        left = iter(range(killed_after))
+
+        def replace(source: Path, place: Path, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            source.rename(place)
+
+        monkeypatch.setattr(drhard.preprocessing.os, "replace", replace)
+        with suppress(KeyboardInterrupt):
+            drhard.preprocessing._publish(staged, target, [])
+        metas = [path for path in target.glob("*_meta")]
+        if killed_after < moves - 3:
+            assert not metas
+            assert not opened(target)
+        else:  # all else has its name by then
+            assert len(metas) == 3 - (moves - killed_after)
+            assert {name: content for name, content in snapshot(target).items() if "_meta" not in name} == {
+                name: content for name, content in snapshot(other).items() if "_meta" not in name
+            }
+
+
+def test_splits_of_other_documents_do_not_stay(
+    tmp_path: Path, tokenizer: RobertaTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_source(tmp_path / "passage")
+    preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
+    (root / "dataset" / "queries.train.tsv").unlink()
+    preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
+    assert opened(root / "preprocess") == {PASSAGES, "train-query", "lead-query"}  # the documents are the same
+    other_source(tmp_path / "other")
+    shutil.copy(tmp_path / "other/dataset/collection.tsv", root / "dataset")
+    preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
+    assert opened(root / "preprocess") == {PASSAGES, "lead-query"}
+    assert not list((root / "preprocess").glob("train-*"))
+    assert sum("removed; it was made with other documents" in message for message in caplog.messages) == 5
+
+
+def test_what_a_killed_run_left_is_in_nobodys_way(
+    tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer
+) -> None:
+    root = write_source(tmp_path / "passage")
+    left = root / "preprocess" / ".partial"
+    left.mkdir(parents=True)
+    (left / "passages.memmap.partial").write_bytes(b"1" * 10_000)
+    (left / "dev-query_meta").write_text("{}")
+    preprocess(PASSAGE, root, tokenizer, LENGTHS, workers=1)
+    assert snapshot(root / "preprocess") == snapshot(reference)
+
+
+@pytest.mark.parametrize("limit, name", [(300, "tokenizer.pickle"), (50_000, "passages.memmap")])
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer, limit: int, name: str
+) -> None:
+    """The memmap, 104 kB, is written by a worker."""
+    lengths = Lengths(doc_tokens=512, query_tokens=6, doc_characters=10)
+    root = write_source(tmp_path / "passage")
+    shutil.copytree(reference, root / "preprocess")
+    with open(root / "dataset" / "collection.tsv", "a") as file:
+        file.write("999\tone more\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(InputError, match=rf"{name}: File too large \(the disk mounted at /.* GB free\)"):
+            preprocess(PASSAGE, root, tokenizer, lengths, workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert snapshot(root / "preprocess") == snapshot(reference)
+    preprocess(PASSAGE, root, tokenizer, lengths, workers=1)
+    assert len(TokenMemmap(root / "preprocess", PASSAGES, 12)) == 51
+
+
+# Processes that are killed
+
+
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` has started, but not the one by which Python keeps track of semaphores."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(happens: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root whose passages take some seconds."""
+    root = tmp_path_factory.mktemp("large")
+    dataset = root / "passage" / "dataset"
+    dataset.mkdir(parents=True)
+    with open(dataset / "collection.tsv", "w") as file:
+        file.writelines(f"{pid}\t{pid} {TEXTS[pid % 4] * 5}\n" for pid in range(150_000))
+    save_vocabulary(root / "base")
+    return root
+
+
+@pytest.mark.parametrize(
+    "what", ["the parent by SIGKILL", "a worker by SIGKILL", "Ctrl-C", "SIGTERM", "SIGTERM at the start"]
+)
+def test_no_process_is_left_behind(large: Path, what: str) -> None:
+    command = [
+        sys.executable, str(ROOT / "preprocess.py"), "--data_root", str(large), "--model_name_or_path",
+        str(large / "base"), "--threads", "2",
+    ]  # fmt: skip
+    partial = large / "passage" / "preprocess" / ".partial" / "passages.memmap.partial"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        if what == "SIGTERM at the start":
+            wait_until(lambda: children(process.pid))
+        else:
+            wait_until(lambda: partial.exists() and partial.stat().st_size and len(children(process.pid)) == 2)
+        workers = children(process.pid)
+        if what == "Ctrl-C":  # which a terminal sends to all
+            os.killpg(process.pid, signal.SIGINT)
+        elif what == "a worker by SIGKILL":
+            os.kill(workers[0], signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGKILL if "SIGKILL" in what else signal.SIGTERM)
+        stderr = process.communicate()[1]
+    wait_until(lambda: not any(map(alive, workers)), seconds=10)
+    assert "Traceback" not in stderr
+    if what == "the parent by SIGKILL":
+        assert process.returncode == -signal.SIGKILL
+        return
+    left = snapshot(large / "passage" / "preprocess")
+    assert left == {}
+    if what == "a worker by SIGKILL":
+        assert process.returncode == 2
+        assert the_error(stderr).startswith("error: one of 2 worker processes was killed, most likely because the mem")
+    else:
+        assert process.returncode == 130
+        assert stderr.splitlines()[-1] == "stopped; run the same command again to go on"

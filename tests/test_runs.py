@@ -66,7 +66,7 @@ def test_bad_runs(tmp_path: Path, text: str, complaint: str) -> None:
 def test_conversion_looks_rows_up_in_both_tables(tmp_path: Path) -> None:
     source = write(tmp_path, "1\t0\t1\n1\t2\t2\n0\t1\t1\n")
     target = tmp_path / "official" / "dev.rank.tsv"
-    convert_run(source, target, {100: 0, 200: 1}, {10: 0, 20: 1, 30: 2}, "D")
+    convert_run(source, target, np.array([100, 200]), np.array([10, 20, 30]), "D")
     assert target.read_text() == "200\tD10\t1\n200\tD30\t2\n100\tD20\t1\n"
 
 
@@ -81,7 +81,7 @@ def test_conversion_looks_rows_up_in_both_tables(tmp_path: Path) -> None:
 def test_conversion_that_fails_leaves_nothing(tmp_path: Path, text: str, complaint: str) -> None:
     source, target = write(tmp_path, text), tmp_path / "official" / "dev.rank.tsv"
     with pytest.raises(InputError, match=complaint):
-        convert_run(source, target, {100: 0}, {10: 0}, "")
+        convert_run(source, target, np.array([100]), np.array([10]), "")
     assert not any(path.is_file() for path in target.parent.rglob("*"))
 
 
@@ -110,8 +110,8 @@ def test_where_nothing_was_found_nothing_is_written(tmp_path: Path) -> None:
     assert read_run(tmp_path / "dev.rank.tsv") == {0: [5, 0], 2: [7]}
 
 
-QIDS = {100 + 7 * row: row for row in range(6)}
-PIDS = {int(pid): row for row, pid in enumerate(np.random.default_rng(0).permutation(2000)[:40])}
+QIDS = 100 + 7 * np.arange(6)
+PIDS = np.random.default_rng(0).permutation(2000)[:40]
 
 
 def scored_rows() -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +139,7 @@ def test_trec_run_gives_the_measures_of_the_ranks(tmp_path: Path) -> None:
 
     docids = [f"D{pid}" for pid in PIDS]
     by_rank: dict[str, dict[str, float]] = {}
-    for qid, query in QIDS.items():
+    for query, qid in enumerate(QIDS):
         found = [docids[row] for row in rows[query] if row >= 0]
         by_rank[str(qid)] = {docid: 100.0 - rank for rank, docid in enumerate(found)}
         lines = [line for line in fields if line[0] == str(qid)]
@@ -175,7 +175,7 @@ def test_scores_that_differ_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_without_scores_one_divided_by_the_rank(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = write(tmp_path, "1\t0\t1\n1\t2\t2\n0\t1\t1\n1\t1\t3\n")
-    convert_run(source, tmp_path / "dev.trec", {100: 0, 200: 1}, {10: 0, 20: 1, 30: 2}, "", trec_tag="t")
+    convert_run(source, tmp_path / "dev.trec", np.array([100, 200]), np.array([10, 20, 30]), "", trec_tag="t")
     assert (tmp_path / "dev.trec").read_text() == (
         "200 Q0 10 1 1 t\n200 Q0 30 2 0.5 t\n100 Q0 20 1 1 t\n200 Q0 20 3 0.333333333 t\n"
     )

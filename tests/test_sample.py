@@ -9,7 +9,7 @@ from drhard.encoder import load_encoder
 from drhard.msmarco import CORPORA, Corpus
 from drhard.qrels import read_relevant
 from drhard.recipes import read_tables
-from star_tokenizer import RobertaTokenizer
+from drhard.tokenizer import RobertaTokenizer
 
 import pytest
 from conftest import PROJECT, must_run

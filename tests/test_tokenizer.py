@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import star_tokenizer
 from drhard.errors import InputError
-from star_tokenizer import RobertaTokenizer
+from drhard.tokenizer import RobertaTokenizer, tokenizer_digest
 
 import numpy as np
 import pytest
@@ -233,10 +234,17 @@ def append_merge(folder: Path, line: str) -> None:
         (lambda folder: (folder / "vocab.json").unlink(), r"vocab\.json: no such file"),
         (lambda folder: (folder / "merges.txt").unlink(), r"merges\.txt: no such file"),
         (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.pop("<mask>")), "special token <mask> is missing"),
-        (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a="1")), r"vocab\.json is damaged"),
-        (lambda folder: (folder / "vocab.json").write_text("[1, 2]"), r"vocab\.json is damaged"),
-        (lambda folder: (folder / "vocab.json").write_text('{"<s>": 0'), r"vocab\.json is damaged"),
-        (lambda folder: (folder / "vocab.json").write_bytes(b'{"\xff": 0}'), r"vocab\.json is damaged"),
+        (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a="1")), r"vocab\.json: the id of 'a' is '1'"),
+        (lambda folder: (folder / "vocab.json").write_text("[1, 2]"), r"vocab\.json: expected a JSON object"),
+        (lambda folder: (folder / "vocab.json").write_text('{"<s>": 0'), r"vocab\.json: not a JSON file"),
+        (lambda folder: (folder / "vocab.json").write_bytes(b'{"\xff": 0}'), r"vocab\.json: not a JSON file"),
+        (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(new=0)), "have the same id, 0"),
+        (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=-1)), r"the id of 'a' is '-1', expected"),
+        (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=2**31)), "the id of 'a' is '2147483648'"),
+        (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=True)), "the id of 'a' is 'True'"),
+        (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=1.0)), r"the id of 'a' is '1\.0'"),
+        (lambda folder: (folder / "vocab.json").write_text('{"a": 7, "a": 8}'), "the field 'a' is there twice"),
+        (lambda folder: append_merge(folder, "a\0 b"), r"merges\.txt: 'a\\x00 b' merges what is no byte"),
         (lambda folder: append_merge(folder, "a b c"), r"merges\.txt, line \d+: expected two tokens, got 3"),
         (lambda folder: append_merge(folder, "ab"), r"merges\.txt, line \d+: expected two tokens, got 1"),
         (lambda folder: append_merge(folder, "€ a"), r"merges\.txt"),  # no byte is written as a euro sign
@@ -244,7 +252,8 @@ def append_merge(folder: Path, line: str) -> None:
         (lambda folder: append_merge(folder, "qq zz"), r"merges\.txt: 'qq zz' merges what is no byte and"),
     ],
     ids=[
-        "no vocab", "no merges", "no <mask>", "an id in quotes", "a list", "cut off", "not UTF-8", "three tokens",
+        "no vocab", "no merges", "no <mask>", "an id in quotes", "a list", "cut off", "not UTF-8", "an id twice",
+        "an id below 0", "an id beyond int32", "an id true", "an id 1.0", "a token twice", "NUL", "three tokens",
         "one token", "foreign character", "merges not UTF-8", "never made",
     ],
 )  # fmt: skip
@@ -254,7 +263,34 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: Callable[[Path], obje
     damage(tmp_path)
     with pytest.raises(InputError, match=complaint) as error:
         RobertaTokenizer.from_pretrained(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_digest_tells_vocabularies_apart_but_not_their_spelling(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
+    assert tokenizer_digest(tmp_path) is None
+    save_vocabulary(tmp_path / "one")
+    tokenizer.save_pretrained(tmp_path / "two")
+    (tmp_path / "two" / "vocab.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "two" / "vocab.json").read_bytes())
+    assert (tmp_path / "one" / "vocab.json").read_bytes() != (tmp_path / "two" / "vocab.json").read_bytes()
+    assert tokenizer_digest(tmp_path / "one") == tokenizer_digest(tmp_path / "two") == tokenizer.digest()
+    vocab, merges = tokenizer.vocab, tokenizer.merges
+    others = [RobertaTokenizer(vocab, merges), RobertaTokenizer(vocab, merges[:-1], True)]
+    for change in (lambda vocab: vocab.update(a=vocab["b"], b=vocab["a"]), lambda vocab: vocab.update(new=10_000)):
+        changed = dict(vocab)
+        change(changed)
+        others.append(RobertaTokenizer(changed, merges, True))
+    assert len({tokenizer.digest(), *(other.digest() for other in others)}) == 5
+
+
+def test_the_published_name_imports(tokenizer: RobertaTokenizer) -> None:
+    assert star_tokenizer.RobertaTokenizer is RobertaTokenizer
+
+
+def test_a_blank_text_among_others_is_a_row_without_words(tokenizer: RobertaTokenizer) -> None:
+    rows, lengths = tokenizer.encode_rows(["", "the river", " \u3000"], 8)
+    assert rows[[0, 2]].tolist() == [[0, 2, 0, 0, 0, 0, 0, 0]] * 2
+    assert lengths.tolist() == [2, len(tokenizer.encode("the river")), 2]
 
 
 def test_what_is_neither_folder_nor_model_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Token memmaps: rows cut and padded, damaged files refused."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from drhard.errors import InputError
@@ -98,6 +99,32 @@ def damaged(folder: Path, what: str) -> None:
         np.save(folder / "passages_length.npy", np.array([3, 3, 0, 3, 3]))
     elif what == "lengths pickled":
         np.save(folder / "passages_length.npy", np.array([{}, [], None, 1, 2], dtype=object))
+    elif what == "lengths beyond number":
+        path = folder / "passages_length.npy"
+        path.write_bytes(path.read_bytes().replace(b"(5,), }                ", b"(1000000000000000,), } "))
+    elif what == "lengths in an archive":
+        np.savez(folder / "lengths.npz", np.full(5, 3))
+        (folder / "lengths.npz").rename(folder / "passages_length.npy")
+    elif what == "lengths a folder":
+        (folder / "passages_length.npy").unlink()
+        (folder / "passages_length.npy").mkdir()
+    elif what == "lengths that are not whole":
+        np.save(folder / "passages_length.npy", np.full(5, 3.0))
+    elif what == "lengths in a square":
+        np.save(folder / "passages_length.npy", np.full((5, 1), 3))
+    elif what == "one length more":
+        lengths = np.load(folder / "passages_length.npy")
+        np.save(folder / "passages_length.npy", lengths + (np.arange(5) == 2))
+    elif what == "one length less":
+        lengths = np.load(folder / "passages_length.npy")
+        np.save(folder / "passages_length.npy", lengths - (np.arange(5) == 2))
+    elif what == "tokens of other texts":
+        write_tokens(folder / "other", PASSAGES, random_sequences(5, 8, seed=9), 8)
+        (folder / "other" / "passages.memmap").rename(folder / "passages.memmap")
+    elif what.startswith("meta "):
+        meta = {"type": "int32", "total_number": 5, "embedding_size": 8}
+        meta |= json.loads(what.removeprefix("meta "))
+        (folder / "passages_meta").write_text(json.dumps(meta))
     else:
         raise ValueError(what)
 
@@ -119,6 +146,33 @@ def damaged(folder: Path, what: str) -> None:
         ("lengths beyond the width", "passages_length.npy"),
         ("a length of zero", "passages_length.npy"),
         ("lengths pickled", "passages_length.npy"),
+        ("lengths beyond number", "passages_length.npy"),
+        ("lengths in an archive", "passages_length.npy"),
+        ("lengths a folder", "passages_length.npy"),
+        ("lengths that are not whole", "passages_length.npy"),
+        ("lengths in a square", "passages_length.npy"),
+        ("one length more", "passages_length.npy has the lengths of other texts"),
+        ("one length less", "passages_length.npy has the lengths of other texts"),
+        ("tokens of other texts", "passages_length.npy has the lengths of other texts"),
+        ('meta {"type": "float32"}', "passages_meta"),
+        ('meta {"type": "object"}', "passages_meta"),
+        ('meta {"type": "(2,)i4"}', "passages_meta"),
+        ('meta {"type": "i4,i4"}', "passages_meta"),
+        ('meta {"type": "S40000000000"}', "passages_meta"),
+        ('meta {"type": "bool"}', "passages_meta"),
+        ('meta {"type": ""}', "passages_meta"),
+        ('meta {"total_number": 1e400}', "passages_meta"),
+        ('meta {"total_number": 0}', "passages_meta"),
+        ('meta {"total_number": -5, "embedding_size": -8}', "passages_meta"),
+        ('meta {"total_number": 1000000000000000000000000}', "passages_meta"),
+        ('meta {"total_number": true}', "passages_meta"),
+        ('meta {"embedding_size": 0}', "passages_meta"),
+        ('meta {"embedding_size": 1, "total_number": 40}', "passages_meta"),
+        ('meta {"embedding_size": 8.0}', "passages_meta"),
+        ('meta {"tokenizer": 5}', "passages_meta"),
+        ('meta {"max_token_id": -1}', "passages_meta"),
+        ('meta {"max_token_id": "5"}', "passages_meta"),
+        ('meta {"lengths": "of other texts"}', "passages_length.npy has the lengths of other texts"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, what: str, file: str) -> None:
@@ -135,3 +189,42 @@ def test_length_must_hold_both_ends(tmp_path: Path) -> None:
     write_tokens(tmp_path, PASSAGES, [[0, 5, 2]], 8)
     with pytest.raises(InputError, match="length of 1"):
         TokenMemmap(tmp_path, PASSAGES, 1)
+
+
+def test_mutated_lengths_are_read_or_refused(tmp_path: Path) -> None:
+    """Whatever the header says, nothing is taken from memory that the file does not have."""
+    write_tokens(tmp_path, PASSAGES, random_sequences(5, 8, seed=0), 8)
+    path, random = tmp_path / "passages_length.npy", np.random.default_rng(0)
+    whole = path.read_bytes()
+    pieces = [b"9" * 20, b"(", b")", b"'", b"{", b"O", b"-", b"\0", b"\n", b"\xff", b"#", b"0x", b"[" * 50]
+    for _ in range(500):
+        changed = bytearray(whole)
+        place = random.integers(len(changed))
+        changed[place : place + random.integers(3)] = pieces[random.integers(len(pieces))]
+        path.write_bytes(changed)
+        with suppress(InputError):
+            TokenMemmap(tmp_path, PASSAGES, 8)
+
+
+def test_folders_of_others_say_less(tmp_path: Path) -> None:
+    tokens = open_tokens(tmp_path, [[0, 5, 2]], 8)
+    assert (tokens.tokenizer, tokens.max_token_id, tokens.vocabulary) == (None, None, None)
+
+
+def test_an_id_beyond_the_vocabulary_is_found_when_it_is_read(tmp_path: Path) -> None:
+    tokens = open_tokens(tmp_path, [[0, 5, 2], [0, 5, 300, 2], [0, 299, 2], [0, 5, 6, 301, 2]], 8, length=3)
+    ids, _ = tokens.batch(np.arange(4), PAD)  # nothing is known about the reader
+    assert ids.max() == 299
+    tokens.vocabulary = 300
+    tokens.batch(np.arange(4), PAD)  # what is cut off does not matter
+    tokens.vocabulary = 299
+    tokens.batch(np.array([3, 0]), PAD)
+    with pytest.raises(InputError, match=r"passages\.memmap, row 2: has the token id 299, the model knows 0 to 298"):
+        tokens.batch(np.array([3, 2]), PAD)
+
+
+def test_a_negative_id_is_found_too(tmp_path: Path) -> None:
+    tokens = open_tokens(tmp_path, [[0, -5, 2]], 8)
+    tokens.vocabulary = 300
+    with pytest.raises(InputError, match="row 0: has the token id -5"):
+        tokens.batch(np.array([0]), PAD)

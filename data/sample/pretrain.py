@@ -29,7 +29,7 @@ from pathlib import Path
 from drhard.encoder import RobertaDot, save_encoder
 from drhard.files import whole_file
 from drhard.qrels import read_relevant
-from star_tokenizer import RobertaTokenizer
+from drhard.tokenizer import RobertaTokenizer
 
 import numpy as np
 import tokenizers

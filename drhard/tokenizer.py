@@ -1,0 +1,324 @@
+"""RoBERTa's tokenizer as transformers 2.x had it, which the published models were trained with.
+
+Later versions of transformers treat white space around special tokens, lower-casing and the blank in front of
+the first word differently, so their ids, and with them the scores, are others. The byte-level BPE itself is
+done by a compiled library (fastokens).
+
+    tokenizer = RobertaTokenizer.from_pretrained("roberta-base", do_lower_case=True)
+    tokenizer.encode("What is STAR?", add_special_tokens=True, max_length=64, truncation=True)
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from drhard.errors import InputError
+from drhard.files import read_object, text_lines, whole_text
+
+import fastokens
+import numpy as np
+
+VOCAB_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+LARGEST_ID = 2**31 - 1  # of a token: memmaps are int32
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each of the 256 bytes in GPT-2's vocabulary files."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in printable)
+    characters = {byte: chr(byte) for byte in printable}
+    characters.update({byte: chr(256 + position) for position, byte in enumerate(others)})
+    return [characters[byte] for byte in range(256)]
+
+
+class RobertaTokenizer:
+    """Byte-level BPE with the behaviour of RobertaTokenizer in transformers 2.x.
+
+    The special strings ``<s> <pad> </s> <unk> <mask>`` in a text become their ids. Everything else is
+    lower-cased character by character if ``do_lower_case`` (so a final sigma becomes σ, as published).
+
+    Args:
+        vocab: token -> id, as in ``vocab.json``.
+        merges: pairs of tokens in the order of ``merges.txt``.
+        do_lower_case: published: True wherever it is used.
+
+    Raises:
+        InputError: the vocabulary lacks a special token, or a merge is of tokens that nothing makes.
+    """
+
+    bos_token = cls_token = "<s>"
+    pad_token = "<pad>"
+    eos_token = sep_token = "</s>"
+    unk_token = "<unk>"
+    mask_token = "<mask>"
+    all_special_tokens = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], do_lower_case: bool = False):
+        missing = [token for token in self.all_special_tokens if token not in vocab]
+        if missing:
+            raise InputError(f"{VOCAB_FILE}: the special token {missing[0]} is missing")
+        self.vocab = vocab
+        self.merges = merges
+        self.do_lower_case = do_lower_case
+        self.bos_token_id = self.cls_token_id = vocab[self.bos_token]
+        self.pad_token_id = vocab[self.pad_token]
+        self.eos_token_id = self.sep_token_id = vocab[self.eos_token]
+        self.unk_token_id = vocab[self.unk_token]
+        self.mask_token_id = vocab[self.mask_token]
+
+        self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+        # The BPE knows tokens by the order in which they are made; vocab.json's ids are looked up behind it.
+        self._made = dict.fromkeys(self._byte_of)
+        for left, right in merges:
+            if left not in self._made or right not in self._made:
+                pair = f"{left[:20]} {right[:20]}"
+                raise InputError(f"{MERGES_FILE}: {pair!r} merges what is no byte and no earlier merge")
+            self._made[left + right] = None
+        self._id_of_number = np.array([vocab.get(token, self.unk_token_id) for token in self._made], dtype=np.int32)
+        self._tokens = {id_: token for token, id_ in vocab.items()}
+        self._special = re.compile("(" + "|".join(map(re.escape, self.all_special_tokens)) + ")")
+
+    @cached_property  # half of the start-up, for which preprocess.py has its workers
+    def _bpe(self) -> fastokens.Tokenizer:
+        return _byte_level_bpe({token: number for number, token in enumerate(self._made)}, self.merges)
+
+    def __reduce__(self):
+        return RobertaTokenizer, (self.vocab, self.merges, self.do_lower_case)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, do_lower_case: bool = False) -> "RobertaTokenizer":
+        """Read ``vocab.json`` and ``merges.txt``.
+
+        Args:
+            name_or_path: a folder, a name on the Hugging Face hub, or ``s3://bucket/prefix``.
+
+        Raises:
+            InputError: the files are not there or not such files.
+        """
+        with tempfile.TemporaryDirectory() as downloads:
+            vocab_path, merges_path = _fetch(str(name_or_path), Path(downloads))
+            vocab = _read_vocab(vocab_path, f"{name_or_path}/{VOCAB_FILE}")
+            merges = _read_merges(merges_path, f"{name_or_path}/{MERGES_FILE}")
+        try:
+            return cls(vocab, merges, do_lower_case=do_lower_case)
+        except InputError as error:
+            raise InputError(f"{name_or_path}/{error}") from None
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``vocab.json`` and ``merges.txt`` into ``folder``."""
+        with whole_text(Path(folder) / VOCAB_FILE) as file:
+            json.dump(self.vocab, file, ensure_ascii=False)
+        with whole_text(Path(folder) / MERGES_FILE) as file:
+            lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges)]
+            file.write("\n".join(lines) + "\n")
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides the ids of a text: vocabulary, merges and lower-casing."""
+        vocab = sorted(self.vocab.items(), key=lambda item: item[1])
+        return hashlib.sha256(json.dumps([vocab, self.merges, self.do_lower_case]).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+    ) -> list[int]:
+        """Turn a text into ids.
+
+        Args:
+            text: not blank.
+            add_special_tokens: put ``<s>`` in front and ``</s>`` behind, and a blank before the first word
+                unless the text starts with white space (2.x tied the two together).
+            max_length: with ``truncation``, the most ids to return, special ones included; both ends are kept.
+            truncation: cut at ``max_length``.
+
+        Raises:
+            ValueError: the text is empty or blank (an IndexError in transformers 2.x).
+        """
+        if not text or text.isspace():
+            raise ValueError("the text is empty")
+        text = self._prepare(text, blank=add_special_tokens)
+        ids = self._encode_with_specials(text) if self._has_specials(text) else self._encode_plain(text.rstrip())
+        cut = max_length if truncation else None
+        if not add_special_tokens:
+            return ids[:cut]
+        if cut is not None:
+            ids = ids[: max(cut - 2, 0)]
+        return [self.bos_token_id, *ids, self.eos_token_id]
+
+    def encode_batch(self, texts: Iterable[str], **options: int | bool | None) -> list[list[int]]:
+        """:meth:`encode` for each text; the same options."""
+        return [self.encode(text, **options) for text in texts]
+
+    def encode_rows(self, texts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """What ``encode(text, max_length=width, truncation=True)`` gives for each text, in a matrix, faster.
+
+        An empty or blank text gives ``<s> </s>``.
+
+        Returns:
+            (B, width) int32 ids, 0 behind them, and (B,) int32 how many they are.
+        """
+        inside = width - 2
+        plain: list[str] = []
+        with_specials: dict[int, list[int]] = {}  # place -> ids, of the few texts that have special strings
+        for place, text in enumerate(texts):
+            text = self._prepare(text) if text and not text.isspace() else ""
+            if self._has_specials(text):
+                with_specials[place] = self._encode_with_specials(text)[:inside]
+                text = ""
+            plain.append(text.rstrip())
+        numbers, offsets = self._bpe.encode_batch_flat(plain)
+        starts = np.frombuffer(offsets, dtype=np.uint64).astype(np.int64)  # (B + 1,) of each text's tokens
+        flat = self._id_of_number[np.frombuffer(numbers, dtype=np.uint32)]
+        counts = np.minimum(np.diff(starts), inside)
+        rows = np.zeros((len(texts), width), dtype=np.int32)
+        for row, start, count in zip(rows, starts.tolist(), counts.tolist(), strict=False):
+            row[1 : 1 + count] = flat[start : start + count]
+        for place, ids in with_specials.items():
+            rows[place, 1 : 1 + len(ids)] = ids
+            counts[place] = len(ids)
+        rows[:, 0] = self.bos_token_id
+        rows[np.arange(len(texts)), counts + 1] = self.eos_token_id
+        return rows, (counts + 2).astype(np.int32)
+
+    def tokenize(self, text: str, add_prefix_space: bool = False) -> list[str]:
+        """The tokens as they stand in ``vocab.json``, without special ones at the ends."""
+        if add_prefix_space and text and not text[0].isspace():
+            text = " " + text
+        if not text or text.isspace():
+            return []
+        return self.convert_ids_to_tokens(self.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of the ids; bytes that are no UTF-8 are replaced."""
+        pieces: list[bytes] = []
+        for id_ in ids:
+            token = self._tokens.get(int(id_), self.unk_token)
+            if token in self.all_special_tokens:
+                pieces.append(b"" if skip_special_tokens else token.encode())
+            else:
+                pieces.append(bytes(self._byte_of[character] for character in token))
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """The token of each id."""
+        return [self._tokens[int(id_)] for id_ in ids]
+
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
+        """The id of each token, that of ``<unk>`` for a token that is not in the vocabulary."""
+        return [self.vocab.get(token, self.unk_token_id) for token in tokens]
+
+    def _prepare(self, text: str, blank: bool = True) -> str:
+        """A text that is not blank as it is split: lower-case, with a blank in front."""
+        if self.do_lower_case:
+            # str.lower knows one rule that looks at more than a character: a sigma at the end of a word.
+            # Special tokens are lower-case themselves, so lower-casing them too changes nothing.
+            text = text.replace("Σ", "σ").lower()
+        return " " + text if blank and not text[0].isspace() else text
+
+    def _has_specials(self, text: str) -> bool:
+        return "<" in text and self._special.search(text) is not None
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self._id_of_number[self._bpe.encode_ordinary(text).ids].tolist()
+
+    def _encode_with_specials(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in self._special.split(text):
+            if piece in self.all_special_tokens:
+                ids.append(self.vocab[piece])
+            elif piece := piece.rstrip():  # 2.x: white space before a special token goes, behind it stays
+                ids.extend(self._encode_plain(piece))
+        return ids
+
+
+def _byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> fastokens.Tokenizer:
+    """Byte-level BPE after GPT-2, as the package wants it described: in the format of ``tokenizer.json``."""
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}  # GPT-2's pattern
+    return fastokens.Tokenizer.from_json_str(json.dumps({"version": "1.0", "pre_tokenizer": split, "model": model}))
+
+
+def tokenizer_digest(folder: str | Path) -> str | None:
+    """:meth:`RobertaTokenizer.digest` of the tokenizer in a checkpoint, lower-casing as preprocess.py does.
+
+    Returns:
+        None if ``folder`` does not have both ``vocab.json`` and ``merges.txt``.
+
+    Raises:
+        InputError: it has them, but they are damaged.
+    """
+    if not all(Path(folder, name).is_file() for name in (VOCAB_FILE, MERGES_FILE)):
+        return None
+    return RobertaTokenizer.from_pretrained(folder, do_lower_case=True).digest()
+
+
+def _read_vocab(path: Path, name: str) -> dict[str, int]:
+    vocab = read_object(path, {}, name=name)
+    tokens: dict[int, str] = {}
+    for token, id_ in vocab.items():
+        if type(id_) is not int or not 0 <= id_ <= LARGEST_ID:
+            raise InputError(
+                f"{name}: the id of {token[:40]!r} is {str(id_)[:40]!r}, expected a whole number from 0 to {LARGEST_ID}"
+            )
+        if id_ in tokens:
+            raise InputError(f"{name}: {tokens[id_][:40]!r} and {token[:40]!r} have the same id, {id_}")
+        tokens[id_] = token
+    return vocab
+
+
+def _read_merges(path: Path, name: str) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in text_lines(path, name):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split()
+        if len(pair) != 2:
+            raise InputError(f"{name}, line {number}: expected two tokens, got {len(pair)}")
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
+    """The two files of a tokenizer, wherever they are; ``downloads`` is a folder for fetched ones."""
+    if name_or_path.startswith("s3://"):
+        bucket, _, prefix = name_or_path.removeprefix("s3://").partition("/")
+        for file in (VOCAB_FILE, MERGES_FILE):
+            _fetch_s3(bucket, "/".join(filter(None, (prefix.strip("/"), file))), downloads / file)
+        return downloads / VOCAB_FILE, downloads / MERGES_FILE
+    if Path(name_or_path).is_dir():
+        paths = Path(name_or_path, VOCAB_FILE), Path(name_or_path, MERGES_FILE)
+        for path in paths:
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; a tokenizer is {VOCAB_FILE} and {MERGES_FILE}")
+        return paths
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return tuple(Path(hf_hub_download(name_or_path, file)) for file in (VOCAB_FILE, MERGES_FILE))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{name_or_path}: neither a folder here nor a model that could be fetched from the hub ({reason})"
+        ) from None
+
+
+def _fetch_s3(bucket: str, key: str, target: Path) -> None:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        with open(target, "wb") as file:
+            boto3.client("s3").download_fileobj(bucket, key, file)
+    except (BotoCoreError, ClientError) as error:
+        raise InputError(f"s3://{bucket}/{key}: cannot be read: {error}") from None
