@@ -72,15 +72,18 @@ def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def sole_writer(folder: str | Path) -> Iterator[None]:
+def sole_writer(folder: str | Path, target: Path | None = None) -> Iterator[None]:
     """Make ``folder`` if need be, and keep other processes from writing into it until the block ends.
+
+    Args:
+        target: what errors name, if not the folder.
 
     Raises:
         InputError: another process is writing there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder / LOCK_FILE, folder):
+    with claim(folder / LOCK_FILE, target or folder):
         try:
             yield
         finally:
