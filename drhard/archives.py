@@ -176,6 +176,7 @@ def _write_members(
         for name, fault, member in members
         for path in [PurePosixPath(name)]
     )
-    for name, member in _wanted(archive, beside, _CHECKPOINT_FILES):
-        with open_member(member) as source, whole_file(folder / name) as target:
-            shutil.copyfileobj(source, target, CHUNK)
+    with ExitStack() as targets:
+        for name, member in _wanted(archive, beside, _CHECKPOINT_FILES):
+            with open_member(member) as source:
+                shutil.copyfileobj(source, targets.enter_context(whole_file(folder / name)), CHUNK)
