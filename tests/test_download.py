@@ -27,6 +27,7 @@ from drhard.archives import unpack, unpack_checkpoint
 from drhard.errors import InputError
 from drhard.files import sole_writer
 from drhard.msmarco import CORPORA
+from star_tokenizer import RobertaTokenizer
 
 import numpy as np
 import pytest
@@ -440,6 +441,28 @@ def test_redirections_to_nonsense(fetched: Callable, place: bytes | None) -> Non
 def test_answers_that_are_none_are_one_sentence(fetched: Callable, answer: bytes) -> None:
     sentence = fetched(answer)
     assert isinstance(sentence, str) and sentence.isprintable() and len(sentence) < 600, sentence
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\nETag: \"x\"\r\n\r\n{}",
+        b"HTTP/1.0 200 OK\r\nContent-Length: abc\r\nETag: \"x\"\r\n\r\n{}",
+        b"HTTP/1.0 403 No\r\n\r\n<Error><Code>\x1b[2J</Code>",
+        b"SSH-2.0\r\n",
+    ],
+)
+def test_an_s3_that_answers_nonsense(site: Site, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    site.answer = answer
+    settings = {
+        "AWS_ENDPOINT_URL": site.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_MAX_ATTEMPTS": "1",
+        "AWS_DEFAULT_REGION": "us-east-1", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="s3://bucket/model/vocab.json: cannot be read: ") as error:
+        RobertaTokenizer.from_pretrained("s3://bucket/model")
+    assert str(error.value).isprintable()
 
 
 def test_wrong_bytes_are_refused_and_removed(work: Path, site: Site) -> None:
