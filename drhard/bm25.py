@@ -1,19 +1,22 @@
-"""BM25, for the negatives of a warm-up and as a baseline: words by Porter's stemmer, scores by bm25s."""
+"""BM25, for the negatives of a warm-up and as a baseline: words as Lucene finds them, scores by bm25s."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from drhard.errors import InputError
+from drhard.errors import InputError, one_line
 from drhard.files import text_lines
 from drhard.ids import read_int_dict
 from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
 from drhard.search import check_search
+from drhard.words import split, stem
 
 import bm25s
 import numpy as np
-import Stemmer
 from bm25s.tokenization import Tokenized, Tokenizer
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 
 class _TokenLists(Sequence[list[int]]):
@@ -54,7 +57,7 @@ class Bm25Index:
     def __init__(self, documents: Iterable[str], count: int, k1: float, b: float):
         if not (k1 >= 0 and 0 <= b <= 1):
             raise InputError(f"BM25 with k1 {k1} and b {b}: expected a k1 of 0 or more and a b from 0 to 1")
-        self._words = Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("porter"))
+        self._words = Tokenizer(lower=False, splitter=split, stopwords="english", stemmer=stem)
         bar = tqdm(documents, total=count, unit="doc", unit_scale=True, desc="BM25: words")
         ids = _TokenLists(self._words.streaming_tokenize(bar))
         self.count = len(ids)
@@ -82,6 +85,12 @@ class Bm25Index:
                 rows = rows[scores[rows] >= np.partition(scores[rows], len(rows) - k)[len(rows) - k]]
             rows = rows[np.argsort(-scores[rows], kind="stable")][:k]
             best_scores[query, : len(rows)], best_rows[query, : len(rows)] = scores[rows], rows
+        without = np.flatnonzero(best_rows[:, 0] < 0)
+        if len(without):
+            log.warning(
+                "%d of %d queries share no word with any document, so BM25 finds nothing for them; the first: %s",
+                len(without), len(queries), one_line(queries[without[0]]),
+            )  # fmt: skip
         return best_scores, best_rows
 
 
