@@ -114,7 +114,8 @@ def fetch_files(manifest: Manifest, dataset: str, folder: Path) -> None:
             written = download(file, folder, manifest.headers_for(file.url), progress)
         finally:
             progress.clear()
-        print(f"Wrote {', '.join(str(folder / name) for name in written)} in {_clock(time.monotonic() - begun)}")
+        if written:  # nothing if another process was quicker
+            print(f"Wrote {', '.join(str(folder / name) for name in written)} in {_clock(time.monotonic() - begun)}")
 
 
 def fetch_checkpoints(manifest: Manifest, dataset: str, folder: Path) -> None:
