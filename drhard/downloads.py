@@ -116,8 +116,8 @@ def read_manifest(path: Path) -> Manifest:
         checkpoints = [_remote_checkpoint(entry) for entry in content["checkpoints"]]
         for headers in content["headers"].values():
             _require(isinstance(headers, dict), "headers", headers)
-            for text in (*headers, *headers.values()):
-                _require(_matches("[ -~]+", text), "header", text)
+            for name, text in headers.items():
+                _require(_matches(r"[\w-]+", name) and _matches("[ -~]*", text), "header", {name: text})
     except _Unfit as error:
         raise InputError(f"{path}: {error}; {hint}") from None
     return Manifest(files, checkpoints, content["headers"])
@@ -134,7 +134,7 @@ def _remote_file(entry: Any) -> RemoteFile:
     dataset, url, size, md5s, names = _values(entry, "dataset", "url", "bytes", "md5", "files")
     _require(dataset in ("passage", "doc"), "dataset", dataset)
     _require(_matches(r"https?://[\w.-]+(:\d{1,5})?/[!-~]+", url), "url", url)
-    _require(type(size) is int and 0 <= size < 1 << 50, "bytes", size)
+    _require(type(size) is int and 1 <= size < 1 << 50, "bytes", size)
     _require(isinstance(md5s, list) and md5s and all(_matches("[0-9a-f]{32}", md5) for md5 in md5s), "md5", md5s)
     _require(isinstance(names, list) and names and all(_matches(_NAME, name) for name in names), "files", names)
     file = RemoteFile(dataset, url, size, md5s, names)
@@ -335,7 +335,7 @@ def _ask(url: str, headers: Mapping[str, str]) -> tuple[HTTPResponse | None, int
             if error.code != 416 or "Range" not in headers:
                 raise
             return None, _range(error.headers)[1]
-    raise AssertionError
+    raise AssertionError("_network ends with an exception where its block does")
 
 
 def _range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:

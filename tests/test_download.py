@@ -118,7 +118,7 @@ def manifest(work: Path, site: Site, *files: dict, checkpoints: tuple[dict, ...]
     entries = []
     for file in files:
         content = site.files.get(file["url"], b"")
-        usual = {"dataset": "passage", "bytes": len(content), "md5": [md5(content)]}
+        usual = {"dataset": "passage", "bytes": max(1, len(content)), "md5": [md5(content)]}
         entries.append({**usual, **file, "url": f"{site.url}/{file['url']}"})
     host = site.url.removeprefix("http://")
     content = {
@@ -632,6 +632,7 @@ def test_names_that_are_no_ascii(work: Path, site: Site) -> None:
         ({"bytes": -1}, "-1 is no bytes"),
         ({"bytes": "7"}, '"7" is no bytes'),
         ({"bytes": 10**300}, "is no bytes"),
+        ({"bytes": 0}, "0 is no bytes"),
         ({"md5": []}, "[] is no md5"),
         ({"md5": ["x" * 32]}, "is no md5"),
         ({"md5": 7}, "7 is no md5"),
@@ -644,6 +645,12 @@ def test_manifests_that_name_what_should_not_be_written(
     (work / "m.json").write_text(json.dumps({"files": [entry], "checkpoints": [], "headers": {}}))
     error = refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
     assert sentence in error and "--manifest names a file like data/downloads.json" in error
+
+
+@pytest.mark.parametrize("headers", [{"a.org": 7}, {"a.org": {"X: y": "z"}}, {"a.org": {"X": "y\r\nZ: z"}}])
+def test_headers_that_would_be_others(work: Path, headers: object, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "m.json").write_text(json.dumps({"files": [], "checkpoints": [], "headers": headers}))
+    assert " is no header" in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
 
 
 @pytest.mark.parametrize("folder", ["../x", "/tmp/x", "a/../../x", "", "a//b", "größe", "a\0b", 7, None])
