@@ -41,6 +41,9 @@ set_up() {
         refuse "no virtual environment could be made; on Debian and Ubuntu 'apt install python3-venv' helps" || return
     (cd "$project" && "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements") ||
         refuse "the installation failed, see above; run this again to go on" || return
+    # A pip that was killed may have left half a package, which the next one takes for installed.
+    "$python" -c 'import bm25s, faiss, ir_measures, torch, transformers' >/dev/null 2>&1 ||
+        refuse "$project/.venv: what was installed cannot be imported; remove this folder and run this again" || return
     cp "$project/$requirements" "$installed"
     exec 9>&-
     if [ "$requirements" = requirements.txt ]; then check_gpu; fi

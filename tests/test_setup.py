@@ -12,7 +12,8 @@ from conftest import PROJECT
 
 PYTHON = """#!/bin/bash
 case "$*" in
-    "-c "*) exit 0 ;;
+    "-c import sys"*) exit 0 ;;
+    "-c import "*) exit "${DAMAGED:-0}" ;;
     --version) echo Python 3.11.2 ;;
     "-m venv "*) eval "$VENV" && mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip --version") ;;
@@ -80,6 +81,7 @@ def test_it_installs_once_and_again_when_the_pins_change(project: Path) -> None:
     ("settings", "sentence"),
     [
         ({"PIP": "echo ERROR: no network >&2; exit 1"}, "error: the installation failed, see above; run this again"),
+        ({"DAMAGED": "1"}, ".venv: what was installed cannot be imported; remove this folder and run this again"),
         ({"VENV": "echo No module named venv >&2; exit 1"}, "error: no virtual environment could be made; on Debian"),
     ],
 )
