@@ -5,6 +5,7 @@ Standard library only, and Python 3.9 is enough, as for :mod:`drhard.downloads`.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import shutil
 import stat
@@ -132,7 +133,8 @@ def _unpacking(archive: Path) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # the libraries raise whatever a damaged field leads to
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+        # Of the disk, but for one that says that a place before the start of the file was looked for.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise InputError(f"{archive}: cannot be unpacked ({one_line(error)}); remove it and run this again") from None
 
