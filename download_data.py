@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from drhard.downloads import Manifest, download, download_checkpoint, import_gdown, is_checkpoint, read_manifest
-from drhard.errors import InputError, command
+from drhard.errors import command
 
 DATASETS = ("passage", "doc")
 HERE = Path(__file__).resolve().parent
@@ -94,15 +94,10 @@ def main() -> None:
     datasets = [args.dataset] if args.dataset else DATASETS
     if args.models:
         import_gdown()  # if it is missing, say so before hours of downloading, not after
-    try:
-        for dataset in datasets:
-            fetch_files(manifest, dataset, args.data_root / dataset / "dataset")
-        for dataset in datasets if args.models else ():
-            fetch_checkpoints(manifest, dataset, args.data_root / dataset)
-    except OSError as error:  # of the disk; the network's are dealt with where they happen
-        raise InputError(
-            f"{error.filename or args.data_root}: {error.strerror}; put that right and run the same command again"
-        ) from None
+    for dataset in datasets:
+        fetch_files(manifest, dataset, args.data_root / dataset / "dataset")
+    for dataset in datasets if args.models else ():
+        fetch_checkpoints(manifest, dataset, args.data_root / dataset)
 
 
 def fetch_files(manifest: Manifest, dataset: str, folder: Path) -> None:
@@ -110,17 +105,17 @@ def fetch_files(manifest: Manifest, dataset: str, folder: Path) -> None:
     for file in manifest.files:
         if file.dataset != dataset:
             continue
-        missing = file.missing(folder)
-        if not missing:
+        if not file.missing(folder):
             print(f"Already there: {', '.join(str(folder / name) for name in file.names)}")
             continue
         print(f"Fetching {file.url}", flush=True)
         begun = time.monotonic()
         try:
-            download(file, folder, manifest.headers_for(file.url), progress)
+            written = download(file, folder, manifest.headers_for(file.url), progress)
         finally:
             progress.clear()
-        print(f"Wrote {', '.join(str(folder / name) for name in missing)} in {_clock(time.monotonic() - begun)}")
+        if written:  # nothing if another process was quicker
+            print(f"Wrote {', '.join(str(folder / name) for name in written)} in {_clock(time.monotonic() - begun)}")
 
 
 def fetch_checkpoints(manifest: Manifest, dataset: str, folder: Path) -> None:

@@ -9,6 +9,7 @@ source ./setup.sh
 
 root=runs/sample
 data=$root/passage
+alone $root
 step() { # step FILE COMMAND...: run the command unless FILE, which it writes last, is there
     local target=$1
     shift

@@ -1,4 +1,4 @@
-"""BM25, for the negatives of a warm-up and as a baseline: words by Porter's stemmer, scores by bm25s."""
+"""BM25, for the negatives of a warm-up and as a baseline: words as Lucene finds them, scores by bm25s."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from drhard.ids import read_ids
 from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
 from drhard.search import check_search
 from drhard.tokens import PREPROCESS_AGAIN
+from drhard.words import split, stem
 
 import bm25s
 import numpy as np
-import Stemmer
 from bm25s.tokenization import Tokenized, Tokenizer
 from tqdm import tqdm
 
@@ -55,7 +55,7 @@ class Bm25Index:
     def __init__(self, documents: Iterable[str], count: int, k1: float, b: float):
         if not (k1 >= 0 and 0 <= b <= 1):
             raise InputError(f"BM25 with k1 {k1} and b {b}: expected a k1 of 0 or more and a b from 0 to 1")
-        self._words = Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("porter"))
+        self._words = Tokenizer(lower=False, splitter=split, stopwords="english", stemmer=stem)
         bar = tqdm(documents, total=count, unit="doc", unit_scale=True, desc="BM25: words")
         ids = _TokenLists(self._words.streaming_tokenize(bar))
         self.count = len(ids)

@@ -5,7 +5,6 @@ Standard library only, and Python 3.9 is enough: this runs before anything is in
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import logging
@@ -14,38 +13,36 @@ import re
 import shutil
 import ssl
 import sys
-import tarfile
 import time
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import IO
-from urllib.error import HTTPError
+from typing import Any, NoReturn
+from urllib import request as web
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
-from drhard.errors import InputError
+from drhard.archives import CHUNK, WEIGHTS, Progress, unpack, unpack_checkpoint
+from drhard.errors import InputError, one_line
+from drhard.files import disk_faults, partial, read_object, sole_writer, sync
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]  # "downloading" / "checking" / "unpacking", bytes done, bytes in all
-
 WAITS = (1, 2, 4, 8, 16)  # seconds before each new attempt; they begin anew when bytes have arrived
 TIMEOUT = 60  # seconds without a byte
-CHUNK = 1 << 18
 UNPACKED = 3.5  # times the packed size, to be safe: MS MARCO's 8.4 GB of documents become 22 GB
 
+# Sizes in the manifest are hints. What comes may be larger, and may unpack to more than UNPACKED where text repeats
+# itself; beyond these bounds it is another file, or one made to fill the disk.
+LARGER = 2  # times the size in the manifest
+UNPACKED_MOST = 10  # times the size in the manifest
+SLACK = 1 << 20  # bytes, for small files
+
 _PASSING = {408, 429, 500, 502, 503, 504}  # status codes that go away by themselves
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# All that loading a checkpoint needs; an archive may hold much more (optimizer states, logs).
-_CHECKPOINT_FILES = (
-    "config.json", *_WEIGHTS, "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,61 +104,128 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest such as ``data/downloads.json``. Raises InputError if it is missing or none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        files = [
-            RemoteFile(entry["dataset"], entry["url"], int(entry["bytes"]), entry["md5"], entry["files"])
-            for entry in content["files"]
-        ]
-        checkpoints = [
-            RemoteCheckpoint(
-                entry["dataset"], entry["folder"], entry.get("drive_folder") or entry["drive_file"],
-                is_archive="drive_file" in entry,
-            )
-            for entry in content["checkpoints"]
-        ]  # fmt: skip
-        return Manifest(files, checkpoints, content["headers"])
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; --manifest names a file like data/downloads.json") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a manifest like data/downloads.json ({error!r})") from None
-
-
-def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: Progress) -> None:
-    """Bring ``file`` into ``folder``, unpacked. What an earlier, stopped call has left is used.
+    """Read a manifest such as ``data/downloads.json``.
 
     Raises:
-        InputError: the server does not give it, its md5 is wrong, the disk is too small.
+        InputError: it is missing or none, or names what is no plain file name, no address of the web or no md5.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    hint = "--manifest names a file like data/downloads.json"
+    content = read_object(path, {"files": list, "checkpoints": list, "headers": dict}, hint)
+    try:
+        files = [_remote_file(entry) for entry in content["files"]]
+        checkpoints = [_remote_checkpoint(entry) for entry in content["checkpoints"]]
+        for headers in content["headers"].values():
+            _require(isinstance(headers, dict), "headers", headers)
+            for name, text in headers.items():
+                _require(_matches(r"[\w-]+", name) and _matches("[ -~]*", text), "header", {name: text})
+    except _Unfit as error:
+        raise InputError(f"{path}: {error}; {hint}") from None
+    return Manifest(files, checkpoints, content["headers"])
+
+
+class _Unfit(ValueError):
+    """Something in a manifest that is not what it should be."""
+
+
+_NAME = r"[\w-][\w.-]*"  # of a file: no path, no hidden file, and any file system can write it
+
+
+def _remote_file(entry: Any) -> RemoteFile:
+    dataset, url, size, md5s, names = _values(entry, "dataset", "url", "bytes", "md5", "files")
+    _require(dataset in ("passage", "doc"), "dataset", dataset)
+    _require(_matches(r"https?://[\w.-]+(:\d{1,5})?/[!-~]+", url), "url", url)
+    _require(type(size) is int and 1 <= size < 1 << 50, "bytes", size)
+    _require(isinstance(md5s, list) and md5s and all(_matches("[0-9a-f]{32}", md5) for md5 in md5s), "md5", md5s)
+    _require(isinstance(names, list) and names and all(_matches(_NAME, name) for name in names), "files", names)
+    file = RemoteFile(dataset, url, size, md5s, names)
+    _require(_matches(_NAME, file.archive), "url", url)
+    if names != [file.archive]:
+        packed = file.archive.endswith(".tar.gz") or (file.archive.endswith(".gz") and len(names) == 1)
+        _require(packed and len(set(names)) == len(names), "files", names)
+    return file
+
+
+def _remote_checkpoint(entry: Any) -> RemoteCheckpoint:
+    is_archive = isinstance(entry, dict) and "drive_file" in entry
+    dataset, folder, drive_id = _values(entry, "dataset", "folder", "drive_file" if is_archive else "drive_folder")
+    _require(dataset in ("passage", "doc"), "dataset", dataset)
+    _require(_matches(f"{_NAME}(/{_NAME})*", folder), "folder", folder)
+    _require(_matches(r"[\w-]+", drive_id), "id on Google Drive", drive_id)
+    return RemoteCheckpoint(dataset, folder, drive_id, is_archive)
+
+
+def _values(entry: Any, *names: str) -> list[Any]:
+    _require(isinstance(entry, dict), "entry", entry)
+    for name in names:
+        _require(name in entry, f"entry without {name!r}", entry)
+    return [entry[name] for name in names]
+
+
+def _matches(pattern: str, text: Any) -> bool:
+    return isinstance(text, str) and re.fullmatch(pattern, text, re.ASCII) is not None
+
+
+def _require(fits: bool, what: str, value: Any) -> None:
+    if not fits:
+        shown = json.dumps(value)  # ASCII, whatever it is
+        raise _Unfit(f"{shown if len(shown) <= 100 else shown[:100] + '...'} is no {what}")
+
+
+def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: Progress) -> list[str]:
+    """Bring ``file`` into ``folder``, unpacked. What an earlier, stopped call has left is used.
+
+    Returns:
+        Those of its names that were written.
+
+    Raises:
+        InputError: another process writes there, the server does not give the file, its md5 is wrong, the archive is
+            not what it should be, the disk is too small.
+    """
     archive = folder / file.archive
-    unpacked = list(file.names) != [file.archive]
-    if archive.is_file():  # put there by hand, or an earlier call was stopped while it unpacked
-        digest = md5_of(archive, progress)
-        if digest not in file.md5:
-            raise InputError(f"{archive}: its md5 is {digest}, not {_either(file.md5)}; remove it and run this again")
-    else:
-        unfinished = _partial(archive)
-        _check_space(file, folder, unfinished, unpacked)
-        fetch(file.url, unfinished, headers, progress, file.bytes)
-        digest = md5_of(unfinished, progress)
-        if digest not in file.md5:
-            unfinished.unlink()
-            raise InputError(
-                f"{file.url}: the md5 of what came is {digest}, not {_either(file.md5)}; it was damaged on its way or "
-                f"has been replaced; it is removed, run the same command again"
-            )
-        os.replace(unfinished, archive)
-    if unpacked:
-        unpack(archive, file.missing(folder), progress)
-        archive.unlink()
+    with disk_faults(archive), sole_writer(folder, archive):
+        missing = file.missing(folder)
+        if not missing:  # another process was quicker
+            return []
+        unpacked = list(file.names) != [file.archive]
+        if archive.is_file():  # put there by hand, or an earlier call was stopped while it unpacked
+            digest = md5_of(archive, progress)
+            if digest not in file.md5:
+                raise InputError(
+                    f"{archive}: its md5 is {digest}, not {_either(file.md5)}; remove it and run this again"
+                )
+        else:
+            _download_archive(file, archive, unpacked, headers, progress)
+        if unpacked:
+            unpack(archive, missing, progress, most=UNPACKED_MOST * file.bytes + SLACK)
+            archive.unlink()
+    return missing
+
+
+def _download_archive(
+    file: RemoteFile, archive: Path, unpacked: bool, headers: dict[str, str], progress: Progress
+) -> None:
+    unfinished = partial(archive)
+    _check_space(file, archive.parent, unfinished, unpacked)
+    fetch(file.url, unfinished, headers, progress, file.bytes)
+    digest = md5_of(unfinished, progress)
+    if digest not in file.md5:
+        unfinished.unlink()
+        raise InputError(
+            f"{file.url}: the md5 of what came is {digest}, not {_either(file.md5)}; it was damaged on its way or "
+            f"has been replaced; it is removed, run the same command again"
+        )
+    sync(unfinished)
+    os.replace(unfinished, archive)
 
 
 def fetch(url: str, path: Path, headers: dict[str, str], progress: Progress, size_hint: int = 0) -> None:
     """Download ``url`` to ``path``, going on from what is there; passing faults are waited out.
 
-    Raises InputError if the server refuses, or fails again and again.
+    Args:
+        size_hint: how many bytes are expected; 0 if that is not known. Much more is refused.
+
+    Raises:
+        InputError: the server refuses, fails again and again, or sends nonsense.
     """
     waits = iter(WAITS)
     most = _size(path)
@@ -191,7 +255,7 @@ def _network(url: str) -> Iterator[None]:
     try:
         yield
     except HTTPError as error:
-        answer = f"the server answers {error.code} {error.reason}"
+        answer = f"the server answers {error.code} {one_line(error.reason)}"
         if error.code in _PASSING:
             raise _PassingFault(answer) from None
         raise InputError(f"{url}: {answer}; see whether the file has moved and correct the manifest") from None
@@ -202,31 +266,46 @@ def _network(url: str) -> Iterator[None]:
                 f"{url}: Python cannot verify the certificate ({reason.verify_message}); install root certificates "
                 "(python.org's Python on macOS: 'Install Certificates.command') or point SSL_CERT_FILE to them"
             ) from None
-        raise _PassingFault(str(reason) or type(reason).__name__) from None
+        # urllib's own, of an address that it does not open: another attempt leads there again.
+        if isinstance(error, InvalidURL) or (isinstance(error, URLError) and isinstance(reason, str)):
+            _refuse_answer(url, reason)
+        raise _PassingFault(one_line(reason) or type(reason).__name__) from None
+    except (ValueError, OverflowError) as error:  # a redirection to what is no address
+        _refuse_answer(url, error)
+
+
+def _refuse_answer(url: str, reason: object) -> NoReturn:
+    raise InputError(
+        f"{url}: the server's answer makes no sense ({one_line(reason)}); see whether the file has moved and correct "
+        "the manifest"
+    ) from None
+
+
+def _open(request: web.Request) -> HTTPResponse:
+    """As urllib's urlopen, but redirections lead to the web alone, not to files, data or FTP."""
+    opener = web.OpenerDirector()
+    for handler in (
+        web.ProxyHandler, web.UnknownHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPDefaultErrorHandler,
+        web.HTTPRedirectHandler, web.HTTPErrorProcessor,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    return opener.open(request, timeout=TIMEOUT)
 
 
 def _fetch_rest(url: str, path: Path, headers: dict[str, str], progress: Progress, size_hint: int) -> None:
     """One attempt of :func:`fetch`. Raises _PassingFault if the connection ends too early."""
     done = _size(path)
-    request = Request(url, headers={**headers, "Range": f"bytes={done}-"} if done else headers)
-    response = None
-    with _network(url):
-        try:
-            response = urlopen(request, timeout=TIMEOUT)
-        except HTTPError as error:
-            if not done or error.code != 416:  # 416: no bytes from there on
-                raise
-            total = _range(error.headers["Content-Range"])[1]
-    if response is None:
-        if done != total:  # more than there is: not the beginning of this file
+    response, total = _ask(url, {**headers, "Range": f"bytes={done}-"} if done else headers)
+    if response is None:  # no bytes from there on: md5 decides whether it is whole
+        if total is not None and done != total:  # more than there is: not the beginning of this file
             path.unlink()
             _fetch_rest(url, path, headers, progress, size_hint)
         return
     with response:
         # 200 instead of 206: the server ignores ranges and sends all of it.
-        start, total = _range(response.headers["Content-Range"]) if response.status == 206 else (0, _length(response))
+        start, total = _range(response.headers) if response.status == 206 else (0, _length(response.headers))
         if start not in (0, done):
-            raise _PassingFault(f"the server sends bytes from {start} on, not from {done} on")
+            raise _PassingFault(f"the server sends another part than the one from byte {done} on")
         done = start
         with open(path, "ab" if done else "wb") as file:
             while True:
@@ -237,20 +316,39 @@ def _fetch_rest(url: str, path: Path, headers: dict[str, str], progress: Progres
                 file.write(chunk)
                 done += len(chunk)
                 progress("downloading", done, total or size_hint)
+                if size_hint and done > LARGER * size_hint + SLACK:
+                    path.unlink()
+                    raise InputError(
+                        f"{url}: the server sends more than {done} bytes, the manifest says {size_hint}; it is another "
+                        "file, correct the manifest"
+                    )
     if total is not None and done != total:
         raise _PassingFault(f"the connection ended after {done} of {total} bytes")
 
 
-def _range(header: str | None) -> tuple[int | None, int | None]:
+def _ask(url: str, headers: Mapping[str, str]) -> tuple[HTTPResponse | None, int | None]:
+    """The answer to a request; (None, size of the whole) if there are no bytes from the first wanted one on."""
+    with _network(url):
+        try:
+            return _open(web.Request(url, headers=dict(headers))), None
+        except HTTPError as error:
+            if error.code != 416 or "Range" not in headers:
+                raise
+            return None, _range(error.headers)[1]
+    raise AssertionError("_network ends with an exception where its block does")
+
+
+def _range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
     """First byte and size of the whole from ``Content-Range``, None for what it does not say."""
-    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", header or "")
+    match = re.fullmatch(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)", headers["Content-Range"] or "", re.ASCII)
     first, total = match.groups() if match else (None, None)
     return int(first) if first else None, int(total) if total and total != "*" else None
 
 
-def _length(response: HTTPResponse) -> int | None:
-    length = response.headers["Content-Length"]
-    return int(length) if length else None
+def _length(headers: Mapping[str, str]) -> int | None:
+    """``Content-Length``, None if it is not there or no number of bytes; then the md5 decides."""
+    length = headers["Content-Length"] or ""
+    return int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
 
 
 def md5_of(path: Path, progress: Progress) -> str:
@@ -262,43 +360,6 @@ def md5_of(path: Path, progress: Progress) -> str:
             done += len(chunk)
             progress("checking", done, total)
     return digest.hexdigest()
-
-
-def unpack(archive: Path, names: Sequence[str], progress: Progress) -> None:
-    """Unpack a ``.gz`` to its one name, or the members called ``names`` of a ``.tar.gz``, beside the archive.
-
-    Only these names are ever written, whatever else an archive holds. Raises InputError if one is not in it.
-    """
-    missing = set(names)
-    total = _size(archive)
-    with open(archive, "rb") as packed:
-
-        def write(source: IO[bytes], name: str) -> None:
-            unfinished = _partial(archive.with_name(name))
-            try:
-                with open(unfinished, "wb") as target:
-                    for chunk in iter(lambda: source.read(CHUNK), b""):
-                        target.write(chunk)
-                        progress("unpacking", packed.tell(), total)
-                os.replace(unfinished, archive.with_name(name))
-            finally:
-                unfinished.unlink(missing_ok=True)
-            missing.remove(name)
-
-        try:
-            if archive.name.endswith(".tar.gz"):
-                with tarfile.open(fileobj=packed, mode="r|gz") as members:
-                    for member in members:
-                        name = member.name.removeprefix("./")
-                        if name in missing and member.isfile():
-                            write(members.extractfile(member), name)
-            else:
-                with gzip.open(packed) as content:
-                    write(content, names[0])
-        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{archive}: cannot be unpacked ({error}); remove it and run this again") from None
-    if missing:
-        raise InputError(f"{archive}: holds no {', '.join(sorted(missing))}; is it the archive of the manifest?")
 
 
 def _check_space(file: RemoteFile, folder: Path, unfinished: Path, unpacked: bool) -> None:
@@ -315,37 +376,81 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
     """Bring a checkpoint from Google Drive into ``folder``, by gdown, which resumes what it has begun.
 
     Raises:
-        InputError: gdown is missing or gets nothing, or what it gets is no checkpoint.
+        InputError: another process writes there, gdown is missing or gets nothing, or what it gets is no checkpoint.
     """
     gdown = import_gdown()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is in the way and no checkpoint; move it elsewhere and run this again")
-    unfinished = _partial(folder)
-    unfinished.mkdir(parents=True, exist_ok=True)
-    archive = folder.with_name(f"{folder.name}.archive")
-    try:
-        if checkpoint.is_archive:
-            gdown.download(id=checkpoint.drive_id, output=str(archive), resume=True)
-        else:
-            gdown.download_folder(id=checkpoint.drive_id, output=str(unfinished), resume=True)
-    except Exception as error:  # gdown's own, and those of what it is built on
-        raise InputError(
-            f"{checkpoint.url}: gdown did not get it ({_first_line(error)}); Google Drive refuses files that are asked "
-            f"for often: try again in some hours, or fetch it with a browser into {folder}"
-        ) from None
-    if checkpoint.is_archive:
-        _unpack_checkpoint(archive, unfinished)
-    # Shallowest first: a Drive folder may hold the checkpoint in a folder of its own.
-    for config in sorted(unfinished.rglob("config.json"), key=lambda path: len(path.parts)):
-        if any((config.parent / name).is_file() for name in _WEIGHTS):
-            os.replace(config.parent, folder)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            archive.unlink(missing_ok=True)
+    with disk_faults(folder), sole_writer(folder.parent, folder):
+        if is_checkpoint(folder):
             return
-    kept = archive if checkpoint.is_archive else unfinished
-    raise InputError(
-        f"{kept}: what {checkpoint.url} gave holds no config.json with weights; remove it and run this again"
-    )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder}: is in the way and no checkpoint; move it elsewhere and run this again")
+        unfinished = partial(folder)
+        unfinished.mkdir(exist_ok=True)
+        archive = folder.with_name(f"{folder.name}.archive")
+        with _google_drive(checkpoint, folder):
+            if checkpoint.is_archive:
+                gdown.download(id=checkpoint.drive_id, output=str(archive), resume=True)
+            else:
+                gdown.download_folder(id=checkpoint.drive_id, output=str(unfinished), resume=True)
+            if not (archive.is_file() if checkpoint.is_archive else any(unfinished.iterdir())):
+                raise RuntimeError("nothing came")
+        if checkpoint.is_archive:
+            unpack_checkpoint(archive, unfinished)
+        whole = _find_checkpoint(unfinished)
+        if whole is None:
+            kept = archive if checkpoint.is_archive else unfinished
+            raise InputError(
+                f"{kept}: what {checkpoint.url} gave holds no config.json with whole weights; remove it and run this "
+                "again"
+            )
+        for path in whole.iterdir():
+            if path.is_file():
+                sync(path)
+        os.replace(whole, folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        archive.unlink(missing_ok=True)
+
+
+@contextmanager
+def _google_drive(checkpoint: RemoteCheckpoint, folder: Path) -> Iterator[None]:
+    """Turn whatever gdown, and what it is built on, ends with into an InputError."""
+    try:
+        with disk_faults(folder):
+            yield
+    except (InputError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"{checkpoint.url}: gdown did not get it ({one_line(error) or type(error).__name__}); Google Drive refuses "
+            f"files that are asked for often: try again in some hours, or fetch it with a browser into {folder}"
+        ) from None
+
+
+def _find_checkpoint(folder: Path) -> Path | None:
+    """The shallowest folder in ``folder`` with a config and weights: Drive may hold them in a folder of their own."""
+    for config in sorted(folder.rglob("config.json"), key=lambda path: len(path.parts)):
+        if any(_is_whole(config.parent / name) for name in WEIGHTS):
+            read_object(config, {}, "remove it and run this again")
+            return config.parent
+    return None
+
+
+def _is_whole(weights: Path) -> bool:
+    """Whether a file can be weights: Google Drive sends pages in their place, and a line may break."""
+    if not weights.is_file():
+        return False
+    if weights.suffix != ".safetensors":
+        with open(weights, "rb") as file:
+            old = file.read(2) == b"\x80\x02"  # torch.save before 1.6: a pickle, whose end is not known
+        return old or zipfile.is_zipfile(weights)
+    with open(weights, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            tensors = json.loads(file.read(size)) if size < CHUNK << 8 else None
+            ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+            return 8 + size + max(ends) == _size(weights)
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
+            return False
 
 
 def import_gdown() -> ModuleType:
@@ -365,36 +470,6 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _unpack_checkpoint(archive: Path, folder: Path) -> None:
-    """Write the checkpoint that a zip or tar archive holds, at whatever depth, flat into ``folder``."""
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as content:
-                _write_members(content.namelist(), content.open, folder)
-        elif archive.is_file() and tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as content:
-                _write_members(content.getnames(), content.extractfile, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
-        raise InputError(f"{archive}: cannot be unpacked ({error}); remove it and run this again") from None
-
-
-def _write_members(members: Sequence[str], open_member: Callable[[str], IO[bytes]], folder: Path) -> None:
-    configs = [PurePosixPath(member) for member in members if PurePosixPath(member).name == "config.json"]
-    if not configs:
-        return
-    inside = min(configs, key=lambda path: len(path.parts)).parent
-    for member in members:
-        path = PurePosixPath(member)
-        if path.parent == inside and path.name in _CHECKPOINT_FILES:
-            with open_member(member) as source, open(folder / path.name, "wb") as target:
-                shutil.copyfileobj(source, target, CHUNK)
-
-
-def _partial(path: Path) -> Path:
-    """As drhard.files.partial, which needs numpy."""
-    return path.with_name(f"{path.name}.partial")
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -402,6 +477,3 @@ def _size(path: Path) -> int:
 def _either(digests: Sequence[str]) -> str:
     return " or ".join(digests)
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,6 +14,13 @@ class InputError(Exception):
     """Something the person at the shell can put right: what is wrong, where (file and line), what to do."""
 
 
+def one_line(text: object) -> str:
+    """What came from elsewhere, fit for a sentence: one line, not too long, nothing that a terminal obeys."""
+    line = " ".join(str(text).split())
+    line = line if len(line) <= 200 else f"{line[:200]}..."
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a script's ``main``: logging to standard error, ``InputError`` to exit code 2, Ctrl-C to 130."""
 

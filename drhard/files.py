@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
-from drhard.errors import InputError
+from drhard.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +72,20 @@ def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def sole_writer(folder: str | Path) -> Iterator[BinaryIO]:
+def sole_writer(folder: str | Path, target: Path | None = None) -> Iterator[BinaryIO]:
     """Make ``folder`` if need be, and keep other processes from writing into it until the block ends.
 
     What is yielded is the locked file: the lock lasts as long as a process has it open.
+
+    Args:
+        target: what errors name, if not the folder.
 
     Raises:
         InputError: another process is writing there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder / LOCK_FILE, folder) as lock:
+    with claim(folder / LOCK_FILE, target or folder) as lock:
         try:
             yield lock
         finally:
@@ -316,7 +319,7 @@ def read_object(
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else _first_line(error)
+        reason = "nested too deep" if isinstance(error, RecursionError) else one_line(error)
         raise InputError(f"{name}: not a JSON file ({reason}){hint}") from None
     if not isinstance(content, dict):
         raise InputError(f"{name}: expected a JSON object, found {_KINDS[type(content)]}{hint}")
@@ -360,9 +363,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # Text

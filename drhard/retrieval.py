@@ -1,6 +1,7 @@
 """Encode a collection and a split's queries with one encoder and search; mine hard negatives, with BM25 too."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from drhard.bm25 import Bm25Index, document_texts, query_texts
 from drhard.embeddings import write_row_numbers
 from drhard.encoder import RobertaDot
-from drhard.errors import InputError
+from drhard.errors import InputError, one_line
 from drhard.msmarco import Corpus
 from drhard.negatives import HardNegatives, best_not_relevant
 from drhard.qrels import read_relevant_rows
@@ -20,6 +21,8 @@ from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, TokenMemmap, sample_digest
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 EXTRA = 10  # published: the run beside hard.json holds topk + 10 passages, room for relevant ones among them
 
@@ -137,6 +140,12 @@ def mine_bm25_negatives(
             yield index.search(queries[first : first + together], depth)
 
     with search_on_disk(run, made_from, len(queries), depth, passes) as found:
+        without = np.flatnonzero(found.rows[:, 0] < 0)
+        if len(without):
+            log.warning(
+                "%d of %d queries share no word with any document, so BM25 finds nothing for them; the first: %s",
+                len(without), len(queries), one_line(queries[without[0]]),
+            )  # fmt: skip
         yield _mined(found, relevant, topk)
 
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from drhard.errors import InputError
-from drhard.files import read_object, text_lines, whole_text
+from drhard.errors import InputError, one_line
+from drhard.files import disk_faults, read_object, text_lines, whole_text
 
 import fastokens
 import numpy as np
@@ -315,10 +315,11 @@ def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
 
 def _fetch_s3(bucket: str, key: str, target: Path) -> None:
     import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        with open(target, "wb") as file:
+        with disk_faults(target), open(target, "wb") as file:
             boto3.client("s3").download_fileobj(bucket, key, file)
-    except (BotoCoreError, ClientError) as error:
-        raise InputError(f"s3://{bucket}/{key}: cannot be read: {error}") from None
+    except InputError:
+        raise
+    except Exception as error:  # of boto3, botocore, s3transfer or urllib3: they have no common ancestor
+        raise InputError(f"s3://{bucket}/{key}: cannot be read: {one_line(error)}") from None

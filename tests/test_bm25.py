@@ -3,7 +3,6 @@
 import json
 import math
 import pickle
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -17,10 +16,10 @@ from drhard.negatives import HardNegatives
 from drhard.qrels import read_relevant
 from drhard.retrieval import Mined, mine_bm25_negatives
 from drhard.runs import read_run
+from drhard.words import split, stem
 
 import numpy as np
 import pytest
-import Stemmer
 from conftest import must_run
 from helpers import refused, write_tokens
 
@@ -35,9 +34,8 @@ WORDS = TEXT.split()
 
 @cache
 def words(text: str) -> list[str]:
-    """Words of two characters and more, in lower case, without stop words, stemmed."""
-    stem = Stemmer.Stemmer("porter").stemWord
-    return [stem(word) for word in re.findall(r"(?u)\b\w\w+\b", text.lower()) if word not in STOP_WORDS]
+    """Words (test_words.py has them) without stop words, stemmed."""
+    return [stem(word) for word in split(text) if word not in STOP_WORDS]
 
 
 def plain_bm25(documents: Sequence[str], query: str, k1: float, b: float) -> list[float]:
@@ -99,13 +97,31 @@ def test_ties_go_to_the_smaller_row() -> None:
     assert fewer.tolist() == [[1, 2], [1, 3]]
 
 
-def test_queries_without_a_known_word_find_nothing() -> None:
+def test_queries_without_a_known_word_find_nothing(caplog: pytest.LogCaptureFixture) -> None:
     # A document of stop words alone must not be found by a query of stop words alone.
     index = Bm25Index(["star", "the of", "the river of"], 3, 0.9, 0.4)
-    scores, rows = index.search(["zebra", "the of", "a", "?!", "", "river zebra"], 3)
-    assert rows[:5].tolist() == [[-1] * 3] * 5
-    assert not scores[:5].any()
-    assert rows[5].tolist() == [2, -1, -1]
+    with caplog.at_level("WARNING"):
+        scores, rows = index.search(["river zebra", "zebra\n", "the of", "a", "?!", ""], 3)
+    assert rows[1:].tolist() == [[-1] * 3] * 5
+    assert not scores[1:].any()
+    assert rows[0].tolist() == [2, -1, -1]
+    [warning] = [message for message in caplog.messages if "queries" in message]
+    assert warning.startswith("5 of 6 queries share no word with any document, ") and warning.endswith("first: zebra")
+    caplog.clear()
+    index.search(["star"], 3)
+    assert not any("queries" in message for message in caplog.messages)
+
+
+def test_words_of_one_letter_count() -> None:
+    _, rows = Bm25Index(["vitamin c", "vitamin d", "vitamin k", "us u"], 4, 0.9, 0.4).search(["Vitamin K's role"], 3)
+    assert rows[0].tolist() == [2, 0, 1]
+
+
+def test_sentences_without_blanks_are_found_by_their_parts() -> None:
+    documents = ["東京都の人口は千万人です。", "北京是中国的首都", "ภาษาไทยเป็นภาษา", "서울은 대한민국의 수도", "abc"]
+    queries = ["人口", "中国首都", "ภาษาไทย", "대한민국", "ＡＢＣ"]
+    _, rows = Bm25Index(documents, 5, 0.9, 0.4).search(queries, 1)
+    assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("k", [0, 4])

@@ -7,22 +7,32 @@ import json
 import os
 import re
 import resource
+import stat
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
-from drhard import downloads
+from drhard import archives, downloads
+from drhard.archives import unpack, unpack_checkpoint
 from drhard.errors import InputError
+from drhard.files import sole_writer
 from drhard.msmarco import CORPORA
+from star_tokenizer import RobertaTokenizer
 
+import numpy as np
 import pytest
+from fuzz_archives import fuzz
+from helpers import load_script, refused
+from safetensors.numpy import save_file
 
 PROJECT = Path(__file__).resolve().parent.parent
 TEXT = b"".join(b"%d\tpassage number %d\n" % (i, i * i) for i in range(20_000))  # 0.5 MB
@@ -38,6 +48,7 @@ class Site:
     fail_first: int = 0  # answers that many requests with 503
     break_first: int = 0  # closes that many answers in the middle
     stall: threading.Event | None = None  # waits in the middle of an answer
+    answer: bytes | None = None  # sent in place of all that HTTP has
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # (name, Range)
     versions: list[str | None] = field(default_factory=list)  # X-Ms-Version
 
@@ -51,6 +62,10 @@ def site() -> Iterator[Site]:
             name, wanted = self.path.lstrip("/"), self.headers["Range"]
             site.requests.append((name, wanted))
             site.versions.append(self.headers["X-Ms-Version"])
+            if site.answer is not None:
+                self.close_connection = True
+                self.wfile.write(site.answer.replace(b"SITE", site.url.encode()))
+                return None
             if site.fail_first:
                 site.fail_first -= 1
                 return self.send_error(503)
@@ -100,11 +115,11 @@ def work(tmp_path: Path) -> Path:
 
 def manifest(work: Path, site: Site, *files: dict, checkpoints: tuple[dict, ...] = ()) -> None:
     """Write ``work/manifest.json``; a file is {"url": name, "files": [...]} and what differs from the usual."""
-    usual = {"dataset": "passage", "bytes": 1000}
-    entries = [
-        {**usual, "md5": [md5(site.files.get(file["url"], b""))], **file, "url": f"{site.url}/{file['url']}"}
-        for file in files
-    ]
+    entries = []
+    for file in files:
+        content = site.files.get(file["url"], b"")
+        usual = {"dataset": "passage", "bytes": max(1, len(content)), "md5": [md5(content)]}
+        entries.append({**usual, **file, "url": f"{site.url}/{file['url']}"})
     host = site.url.removeprefix("http://")
     content = {
         "headers": {host: {"X-Ms-Version": "2019-12-12"}},
@@ -335,16 +350,119 @@ def test_a_killed_download_is_simply_run_again(work: Path, site: Site) -> None:
     deadline = time.monotonic() + 30
     while not (unfinished.exists() and unfinished.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.005)
+    assert "queries.tsv.gz: another process is writing it" in must_refuse(work)
     process.kill()
     process.wait()
     site.stall.set()
     site.stall = None
-    assert tree(work / "data") == {f"passage/dataset/{unfinished.name}"}
+    assert tree(work / "data") == {f"passage/dataset/{unfinished.name}", "passage/dataset/.lock"}
     came = unfinished.stat().st_size
     must(work)
     assert site.requests == [("queries.tsv.gz", None), ("queries.tsv.gz", f"bytes={came}-")]
     assert tree(work / "data") == {"passage/dataset/queries.tsv"}
     assert (work / "data/passage/dataset/queries.tsv").read_bytes() == TEXT
+
+
+TEN = b"0123456789"
+NUMBER = b"9" * 5000
+
+
+@pytest.fixture
+def fetched(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes | str]:
+    """A function that fetches with a part there already: what came, or the sentence in its place."""
+    monkeypatch.setattr(downloads, "WAITS", ())
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def fetch(answer: bytes, start: bytes = b"", size_hint: int = 10) -> bytes | str:
+        site.answer = answer
+        (tmp_path / "a.partial").write_bytes(start)
+        try:
+            downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, size_hint)
+        except InputError as error:
+            return str(error)
+        return (tmp_path / "a.partial").read_bytes()
+
+    return fetch
+
+
+@pytest.mark.parametrize("length", [b"abc", b"-1", NUMBER, b"\xb2", b"", b"1 0", b"0x0A"])
+def test_a_length_that_is_no_number_is_left_to_the_md5(fetched: Callable, length: bytes) -> None:
+    assert fetched(b"HTTP/1.0 200 OK\r\nContent-Length: " + length + b"\r\n\r\n" + TEN) == TEN
+
+
+@pytest.mark.parametrize(
+    "range_", [b"nonsense", b"bytes 7-9/10", b"bytes " + NUMBER + b"-/10", b"bytes 5--9/10", b"bytes */10", None]
+)
+def test_another_part_than_the_one_asked_for_is_not_appended(fetched: Callable, range_: bytes | None) -> None:
+    header = b"" if range_ is None else b"Content-Range: " + range_ + b"\r\n"
+    sentence = fetched(b"HTTP/1.0 206 Partial Content\r\n" + header + b"\r\n56789", start=TEN[:5])
+    assert "the server sends another part than the one from byte 5 on, 1 times; what has come is kept" in sentence
+    assert "bytes from" not in fetched(b"HTTP/1.0 206 OK\r\n" + header + b"\r\n56789")
+
+
+def test_the_part_asked_for_or_the_whole_is_taken(fetched: Callable) -> None:
+    assert fetched(b"HTTP/1.0 206 OK\r\nContent-Range: bytes 5-9/10\r\n\r\n56789", start=b"01234") == TEN
+    assert fetched(b"HTTP/1.0 206 OK\r\nContent-Range: bytes 0-9/10\r\n\r\n" + TEN, start=b"abc") == TEN
+    assert fetched(b"HTTP/1.0 416 No\r\nContent-Range: bytes */nonsense\r\n\r\n", start=TEN) == TEN
+
+
+def test_a_body_longer_than_promised_is_cut_and_one_without_end_refused(fetched: Callable, tmp_path: Path) -> None:
+    assert fetched(b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n" + TEN + TEN) == TEN
+    sentence = fetched(b"HTTP/1.0 200 OK\r\n\r\n" + bytes(downloads.SLACK + 3 * downloads.CHUNK))
+    assert re.search(r"/a: the server sends more than \d+ bytes, the manifest says 10; .*correct the", sentence)
+    assert not (tmp_path / "a.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        b"file:///etc/passwd", b"ftp://127.0.0.1/a", b"data:text/plain,x", b"http://", b"http://[", b"http://a:b/",
+        b"http://a..b/", b"javascript:x", b"//[::1/", None, b"SITE/a",
+        b"http://\xff\xfe/", b"gopher://\x1b[2Jx",
+    ],
+)  # fmt: skip
+def test_redirections_to_nonsense(fetched: Callable, place: bytes | None) -> None:
+    header = b"" if place is None else b"Location: " + place + b"\r\n"
+    sentence = fetched(b"HTTP/1.0 302 Fo\xfcnd \x1b[31m\r\n" + header + b"\r\n")
+    assert isinstance(sentence, str) and "/a: the server" in sentence and sentence.isprintable(), sentence
+    assert "correct the manifest" in sentence  # at once: another attempt would lead there again
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"", b"\0" * 5000, b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.0 999999 x\r\n\r\n", b"HTTP/1.0 two OK\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 1000, b"HTTP/1.0 200 OK\r\nX: " + b"y" * 100_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n01234",
+        b"HTTP/1.0 503 \xe4\x1b[2J\xff\r\n\r\n", b"HTTP/1.0 404 " + b"n" * 5000 + b"\r\n\r\n",
+    ],
+)  # fmt: skip
+def test_answers_that_are_none_are_one_sentence(fetched: Callable, answer: bytes) -> None:
+    sentence = fetched(answer)
+    assert isinstance(sentence, str) and sentence.isprintable() and len(sentence) < 600, sentence
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\nETag: \"x\"\r\n\r\n{}",
+        b"HTTP/1.0 200 OK\r\nContent-Length: abc\r\nETag: \"x\"\r\n\r\n{}",
+        b"HTTP/1.0 403 No\r\n\r\n<Error><Code>\x1b[2J</Code>",
+        b"SSH-2.0\r\n",
+    ],
+)
+def test_an_s3_that_answers_nonsense(site: Site, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    site.answer = answer
+    settings = {
+        "AWS_ENDPOINT_URL": site.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_MAX_ATTEMPTS": "1",
+        "AWS_DEFAULT_REGION": "us-east-1", "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="s3://bucket/model/vocab.json: cannot be read: ") as error:
+        RobertaTokenizer.from_pretrained("s3://bucket/model")
+    assert str(error.value).isprintable()
 
 
 def test_wrong_bytes_are_refused_and_removed(work: Path, site: Site) -> None:
@@ -403,7 +521,128 @@ def test_a_link_in_a_tar_is_not_followed(work: Path, site: Site) -> None:
         archive.addfile(link)
     site.files = {"both.tar.gz": packed.getvalue()}
     manifest(work, site, {"url": "both.tar.gz", "files": ["collection.tsv"]})
-    assert "holds no collection.tsv" in must_refuse(work)
+    assert "collection.tsv is no plain file" in must_refuse(work)
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.LNKTYPE])
+def test_what_is_no_file_in_a_tar_is_refused(tmp_path: Path, kind: bytes) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, type_ in (("first.tsv", tarfile.REGTYPE), ("collection.tsv", kind)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = type_, "first.tsv"
+            archive.addfile(member)
+    (tmp_path / "a.tar.gz").write_bytes(packed.getvalue())
+    with pytest.raises(InputError, match="a.tar.gz: cannot be unpacked .collection.tsv is no plain file."):
+        unpack(tmp_path / "a.tar.gz", ["first.tsv", "collection.tsv"], lambda *_: None, 10**6)
+    assert tree(tmp_path) == {"a.tar.gz"}  # nor what came before it
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(tar({"a.tsv": b"one", "./a.tsv": b"two"}))
+    with pytest.raises(InputError, match="a.tsv is there twice"):
+        unpack(tmp_path / "a.tar.gz", ["a.tsv"], lambda *_: None, 10**6)
+    (tmp_path / "a.tar.gz").write_bytes(tar({"/a.tsv": b"one"}))
+    with pytest.raises(InputError, match="holds no a.tsv"):
+        unpack(tmp_path / "a.tar.gz", ["a.tsv"], lambda *_: None, 10**6)
+    assert tree(tmp_path) == {"a.tar.gz"}
+
+
+@pytest.mark.parametrize(
+    "members", [{"a.tsv": bytes(10**7)}, {"a.tsv": b"", "b.tsv": bytes(10**7)}, {"n" * 10**7: b""}]
+)
+def test_bombs_end_with_a_sentence(tmp_path: Path, members: dict[str, bytes]) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(tar(members))
+    with pytest.raises(InputError, match="a.tar.gz: unpacks to more than 1 MB, far more than such a file holds"):
+        unpack(tmp_path / "a.tar.gz", ["a.tsv"], lambda *_: None, 10**6)
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(bytes(10**7)))
+    with pytest.raises(InputError, match="a.tsv.gz: unpacks to more than 1 MB"):
+        unpack(tmp_path / "a.tsv.gz", ["a.tsv"], lambda *_: None, 10**6)
+    assert tree(tmp_path) == {"a.tar.gz", "a.tsv.gz"}
+
+
+def test_the_bound_is_ten_times_what_the_manifest_says(tmp_path: Path) -> None:
+    packed = gzip.compress(bytes(3 * 10**6))
+    (tmp_path / "a.tsv.gz").write_bytes(packed)
+    file = downloads.RemoteFile("passage", "http://a.org/a.tsv.gz", len(packed), [md5(packed)], ["a.tsv"])
+    with pytest.raises(InputError, match="a.tsv.gz: unpacks to more than 1 MB"):
+        downloads.download(file, tmp_path, {}, lambda *_: None)
+    assert downloads.download(replace(file, bytes=3 * 10**5), tmp_path, {}, lambda *_: None) == ["a.tsv"]
+    assert tree(tmp_path) == {"a.tsv"}
+
+
+def test_damaged_archives_are_one_sentence(tmp_path: Path) -> None:
+    well, refused_ = fuzz(150, 0, tmp_path)  # python tests/fuzz_archives.py 10000 is the whole of it
+    assert min(well, refused_) > 20
+
+
+def test_a_full_disk_is_told_and_what_came_is_kept(work: Path, site: Site) -> None:
+    site.files = {"collection.tsv": TEXT}
+    manifest(work, site, {"url": "collection.tsv", "files": ["collection.tsv"]})
+    sentence = must_refuse(work, largest_file=300_000)
+    assert re.search(r"collection.tsv: File too large \(the disk mounted at /.* has [\d.]+ GB free\); put", sentence)
+    assert tree(work / "data") == {"passage/dataset/collection.tsv.partial"}
+    must(work)
+    assert site.requests == [("collection.tsv", None), ("collection.tsv", "bytes=300000-")]
+    assert (work / "data/passage/dataset/collection.tsv").read_bytes() == TEXT
+
+
+def test_names_that_are_no_ascii(work: Path, site: Site) -> None:
+    site.files = {"a.txt": b"a"}
+    manifest(work, site, {"url": "a.txt", "files": ["a.txt"]})
+    language = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    out = must(work, "--data_root", "Größe 数", **language)
+    assert out.isascii() and "Wrote Gr" in out
+    assert (work / "Größe 数/passage/dataset/a.txt").read_bytes() == b"a"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"files": ["../a.tsv"]}, '["../a.tsv"] is no files'),
+        ({"files": ["/tmp/a.tsv"]}, '["/tmp/a.tsv"] is no files'),
+        ({"files": ["a\n.tsv"]}, '["a\\n.tsv"] is no files'),
+        ({"files": [".."]}, '[".."] is no files'),
+        ({"files": ["größe"]}, "is no files"),
+        ({"files": ["a.tsv", "b.tsv"]}, "is no files"),
+        ({"files": []}, "[] is no files"),
+        ({"files": "a"}, '"a" is no files'),
+        ({"url": "ftp://a.org/a.gz"}, "is no url"),
+        ({"url": "http://a.org/.."}, "is no url"),
+        ({"url": "http://a.org/gr\u00f6\u00dfe.gz"}, '"http://a.org/gr\\u00f6\\u00dfe.gz" is no url'),
+        ({"url": "http://a.org/a b\r\nX: y/a.gz"}, "is no url"),
+        ({"dataset": "../passage"}, "is no dataset"),
+        ({"bytes": -1}, "-1 is no bytes"),
+        ({"bytes": "7"}, '"7" is no bytes'),
+        ({"bytes": 10**300}, "is no bytes"),
+        ({"bytes": 0}, "0 is no bytes"),
+        ({"md5": []}, "[] is no md5"),
+        ({"md5": ["x" * 32]}, "is no md5"),
+        ({"md5": 7}, "7 is no md5"),
+    ],
+)  # fmt: skip
+def test_manifests_that_name_what_should_not_be_written(
+    work: Path, change: dict[str, object], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"dataset": "passage", "url": "http://a.org/a.gz", "bytes": 7, "md5": ["0" * 32], "files": ["a"]} | change
+    (work / "m.json").write_text(json.dumps({"files": [entry], "checkpoints": [], "headers": {}}))
+    error = refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
+    assert sentence in error and "--manifest names a file like data/downloads.json" in error
+
+
+@pytest.mark.parametrize("headers", [{"a.org": 7}, {"a.org": {"X: y": "z"}}, {"a.org": {"X": "y\r\nZ: z"}}])
+def test_headers_that_would_be_others(work: Path, headers: object, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "m.json").write_text(json.dumps({"files": [], "checkpoints": [], "headers": headers}))
+    assert " is no header" in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
+
+
+@pytest.mark.parametrize("folder", ["../x", "/tmp/x", "a/../../x", "", "a//b", "größe", "a\0b", 7, None])
+def test_checkpoints_that_would_lie_elsewhere(
+    work: Path, folder: object, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    content = {"files": [], "checkpoints": [{**STAR, "folder": folder}], "headers": {}}
+    (work / "m.json").write_text(json.dumps(content))
+    assert "is no folder; --manifest" in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
 
 
 def test_too_small_a_disk(work: Path, site: Site) -> None:
@@ -420,8 +659,8 @@ def test_too_small_a_disk(work: Path, site: Site) -> None:
     [
         (["--wrong"], "unrecognized arguments: --wrong"),
         (["passages"], "invalid choice: 'passages'"),
-        (["--manifest", "none.json"], "none.json: No such file or directory"),
-        (["--manifest", "empty.json"], "empty.json: not a manifest"),
+        (["--manifest", "none.json"], "none.json: no such file"),
+        (["--manifest", "empty.json"], "empty.json: the field 'files' is missing; --manifest names a file like"),
     ],
 )
 def test_wrong_arguments(work: Path, site: Site, arguments: list[str], sentence: str) -> None:
@@ -483,7 +722,7 @@ def download_folder(id, output, resume):
 """
 WARMUP = {"dataset": "passage", "folder": "warmup", "drive_file": "id-warmup"}
 STAR = {"dataset": "passage", "folder": "trained_models/star", "drive_folder": "id-star"}
-CHECKPOINT = {"config.json": b"{}", "pytorch_model.bin": b"weights", "vocab.json": b"{}"}
+CHECKPOINT = {"config.json": b"{}", "pytorch_model.bin": b"\x80\x02weights", "vocab.json": b"{}"}
 
 
 @pytest.fixture
@@ -541,11 +780,11 @@ def test_a_tar_holds_a_checkpoint_as_well(work: Path, site: Site, drive: Path) -
 def test_models_that_cannot_be_had(work: Path, site: Site, drive: Path) -> None:
     manifest(work, site, checkpoints=(STAR,))
     sentence = must_refuse(work, "--models", **with_gdown(drive))
-    assert "https://drive.google.com/drive/folders/id-star: gdown did not get it (Failed to retrieve it)" in sentence
+    assert "https://drive.google.com/drive/folders/id-star: gdown did not get it (Failed to retrieve it" in sentence
     assert not (work / "data/passage/trained_models/star").exists()
 
     write_files(drive / "id-star", {"config.json": b"{}"})
-    assert "holds no config.json with weights" in must_refuse(work, "--models", **with_gdown(drive))
+    assert "holds no config.json with whole weights" in must_refuse(work, "--models", **with_gdown(drive))
     assert not (work / "data/passage/trained_models/star").exists()
 
     manifest(work, site, checkpoints=(WARMUP,))
@@ -589,3 +828,101 @@ def test_the_manifest_brings_all_published_checkpoints() -> None:
     assert sorted(found) == sorted(places | {"passage/warmup"})
     assert [checkpoint.folder for checkpoint in manifest.checkpoints if checkpoint.is_archive] == ["warmup"]
     assert len({checkpoint.drive_id for checkpoint in manifest.checkpoints}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "sentence"),
+    [
+        ("pass", "gdown did not get it (nothing came)"),
+        ("sys.exit(3)", "gdown did not get it (3)"),
+        ("raise KeyError", "gdown did not get it (KeyError)"),
+        ("print('Permission denied', '\\u4e00'); raise RuntimeError('\\u4e00\\x1b[2J')", "gdown did not get it"),
+        ("raise OSError(28, 'No space left on device')", "No space left on device (the disk mounted at"),
+        ("put('config.json', b'{}')", "holds no config.json with whole weights; remove it"),
+        ("put('config.json', b'{}'); put('pytorch_model.bin', b'<html>')", "holds no config.json with whole weights"),
+        ("put('config.json', b'{}'); put('pytorch_model.bin', b'PK\\3\\4 and more')", "with whole weights"),
+        ("put('config.json', b'{}'); put('model.safetensors', b'\\xff' * 8)", "with whole weights"),
+        ("put('config.json', b'{}'); put('model.safetensors', b'\\2' + bytes(7) + b'{}')", "with whole weights"),
+        ("put('config.json', b'<html>'); put('pytorch_model.bin', b'\\x80\\2')", "config.json: not a JSON file"),
+    ],
+)
+def test_a_gdown_that_misbehaves(
+    work: Path, behaviour: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def download_folder(id: str, output: str, resume: bool) -> None:
+        def put(name: str, content: bytes) -> None:
+            Path(output, name).write_bytes(content)
+
+        exec(behaviour, {"put": put, "sys": sys})
+
+    monkeypatch.setattr(downloads, "import_gdown", lambda: SimpleNamespace(download_folder=download_folder))
+    monkeypatch.setattr(load_script("download_data.py"), "import_gdown", lambda: None)
+    (work / "m.json").write_text(json.dumps({"files": [], "checkpoints": [STAR], "headers": {}}))
+    arguments = ("passage", "--models", "--manifest", work / "m.json", "--data_root", work)
+    assert sentence in refused("download_data.py", *arguments, capsys=capsys)
+    assert not (work / "passage/trained_models/star").exists()
+
+
+def test_safetensors_that_are_whole_are_a_checkpoint(tmp_path: Path) -> None:
+    save_file({"a": np.zeros((2, 3))}, tmp_path / "model.safetensors")
+    assert downloads._is_whole(tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    for cut in (0, 7, 8, 20, len(content) - 1):
+        (tmp_path / "model.safetensors").write_bytes(content[:cut])
+        assert not downloads._is_whole(tmp_path / "model.safetensors")
+
+
+def test_one_download_of_a_checkpoint_at_a_time(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "m.json").write_text(json.dumps({"files": [], "checkpoints": [STAR], "headers": {}}))
+    with sole_writer(work / "passage/trained_models"):
+        assert "trained_models/star: another process is writing it" in refused(
+            "download_data.py", "passage", "--models", "--manifest", work / "m.json", "--data_root", work, capsys=capsys
+        )
+
+
+def zip_with(name: str, content: bytes, mode: int = 0, encrypted: bool = False, twice: bool = False) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's, of names that are there twice
+        archive.writestr("config.json", b"{}")
+        for _ in range(1 + twice):
+            member = zipfile.ZipInfo(name)
+            member.external_attr = mode << 16
+            archive.writestr(member, content)
+    data = bytearray(packed.getvalue())
+    if encrypted:  # the flag of the last entry of the directory and of its local header
+        for start, offset in ((data.rindex(b"PK\1\2"), 8), (data.rindex(b"PK\3\4"), 6)):
+            data[start + offset] |= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("packed", "sentence"),
+    [
+        (zip_with("vocab.json", b"{}", encrypted=True), "vocab.json is encrypted"),
+        (zip_with("vocab.json", b"/etc/passwd", mode=stat.S_IFLNK | 0o777), "vocab.json is no plain file"),
+        (zip_with("vocab.json", b"", mode=stat.S_IFIFO | 0o666), "vocab.json is no plain file"),
+        (zip_with("vocab.json/", b""), "vocab.json is no plain file"),
+        (zip_with("vocab.json", b"{}", twice=True), "vocab.json is there twice"),
+        (zip_with("vocab.json", b"{}")[:-30], ""),
+    ],
+)
+def test_zips_with_what_is_no_file(tmp_path: Path, packed: bytes, sentence: str) -> None:
+    (tmp_path / "a.archive").write_bytes(packed)
+    (tmp_path / "out").mkdir()
+    try:
+        unpack_checkpoint(tmp_path / "a.archive", tmp_path / "out")
+    except InputError as error:
+        assert "a.archive: cannot be unpacked" in str(error) and sentence in str(error)
+    else:
+        assert not sentence
+    assert not (tmp_path / "out/vocab.json").exists()
+
+
+def test_checkpoints_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "CHECKPOINT_MOST", 1000)
+    (tmp_path / "out").mkdir()
+    for packed in (zip_with("vocab.json", bytes(2000)), tar({"config.json": b"{}", "vocab.json": bytes(10**6)})):
+        (tmp_path / "a.archive").write_bytes(packed)
+        with pytest.raises(InputError, match="too large for a checkpoint|unpacks to more than"):
+            unpack_checkpoint(tmp_path / "a.archive", tmp_path / "out")

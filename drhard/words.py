@@ -1,0 +1,112 @@
+"""The words of a text, for BM25, as Lucene's analyzers find them.
+
+English is taken apart as by its EnglishAnalyzer: words by Unicode's rules (UAX #29), a possessive 's off, lower case,
+Porter's stemmer; the 33 stop words are left to :mod:`drhard.bm25`. So "U.S.", "1.5", "don't" and "k" are words.
+
+Scripts without blanks between words become pairs of neighbouring characters, as by its CJKAnalyzer, and full-width
+forms the usual ones: 東京都 is 東京 and 京都. Three things are not Lucene's: it takes a phrase of Thai, Lao, Khmer or
+Burmese for one word, here these scripts become pairs too; composed and decomposed letters are the same (NFC), and so
+are ’ and '; emoji are no words.
+"""
+
+import re
+import sys
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+
+import Stemmer
+
+# Characters of scripts without blanks: Han, Hiragana, Katakana and Hangul as in Lucene; then those of UAX #14's class
+# SA (Thai, Lao, Burmese, Khmer, Tai Le, New Tai Lue, Tai Tham, Tai Viet, Ahom).
+_UNSPACED = (
+    (0x1100, 0x11FF), (0x3005, 0x3007), (0x3021, 0x3035), (0x3038, 0x30FF), (0x3131, 0x318E), (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA960, 0xA97C), (0xAC00, 0xD7FB), (0xF900, 0xFAFF), (0x1AFF0, 0x1B16F),
+    (0x20000, 0x3FFFF),
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0xA9E0, 0xA9FF),
+    (0xAA60, 0xAADF), (0x11700, 0x1174F),
+)  # fmt: skip
+_FIRST_UNSPACED = "\u0e00"
+
+# Between two letters, and between two digits, these are part of a word: MidLetter, MidNum and MidNumLet of UAX #29.
+_IN_LETTERS = "'.:·\u0387\u055f\u05f4\u2018\u2019\u2024\u2027"
+_IN_DIGITS = "'.,;\u037e\u0589\u060c\u060d\u066c\u07f8\u2018\u2019\u2024\u2044"
+
+_ASCII_WORD = re.compile(
+    r"(?=_*[a-z0-9])\w+(?:(?:(?<=[a-z])['.:](?=[a-z])|(?<=[0-9])['.,;](?=[0-9]))\w+)*", re.ASCII
+).findall
+_WIDE = re.compile("[\uff01-\uff9f]+")  # full-width ASCII, half-width Katakana
+
+
+def split(text: str) -> list[str]:
+    """The words of a text, in lower case and not yet stemmed, in their order."""
+    text = text.lower()
+    if text.isascii():
+        words = _ASCII_WORD(text)
+    else:
+        text = unicodedata.normalize("NFC", text).replace("’", "'")
+        text = _WIDE.sub(lambda wide: unicodedata.normalize("NFKC", wide[0]).lower(), text)
+        find, pieces = _unicode_words()
+        words = []
+        for word in find(text):
+            if word < _FIRST_UNSPACED or len(characters := pieces(word)) < 2:
+                words.append(word)
+            else:
+                words.extend(map("".join, zip(characters, characters[1:], strict=False)))
+    return [word[:-2] if word.endswith("'s") else word for word in words] if "'s" in text else words
+
+
+def stem(word: str) -> str:
+    """A word without its ending; one of two letters has none."""
+    # Snowball's Porter makes "u" of "us". Porter's own program does not, nor does Lucene's.
+    return word if len(word) < 3 else _stemmer().stemWord(word)
+
+
+@cache
+def _stemmer() -> Stemmer.Stemmer:
+    return Stemmer.Stemmer("porter")
+
+
+@cache
+def _unicode_words() -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
+    """What finds words and runs of an unspaced script, and what takes such a run apart (and nothing else)."""
+    letters, digits, joining, marks, unspaced = [], [], [], [], []
+    in_unspaced = {code for first, last in _UNSPACED if last < 0x10000 for code in range(first, last + 1)}
+    for code in range(0x10000):
+        kind = unicodedata.category(chr(code))
+        if kind[0] == "M" or (kind == "Cf" and code != 0x200B):  # but the zero-width blank, which parts words
+            marks.append(code)
+        elif kind == "Nd":
+            digits.append(code)
+        elif kind[0] == "L" or kind == "Nl":
+            (unspaced if code in in_unspaced else letters).append(code)
+        elif kind == "Pc":
+            joining.append(code)
+    # Beyond the first plane by blocks, as each further range costs time at every character.
+    beyond = "".join(_range(first, last) for first, last in _UNSPACED if last >= 0x10000)
+    letter = _ranges(letters) + "\U00010000-\U000116ff\U00011750-\U0001afef\U0001b170-\U0001d7cd\U0001e000-\U0001efff"
+    digit, join = _ranges(digits) + "\U0001d7ce-\U0001d7ff", _ranges(joining)
+    mark = _ranges(marks) + _range(0xE0000, 0xE0FFF)
+    character = f"[{_ranges(unspaced)}{beyond}][{mark}]*"
+    inside = f"[{letter}{digit}{join}{mark}]+"
+    word = (
+        f"(?=[{join}]*[{letter}{digit}])[{letter}{digit}{join}]{inside[:-1]}*"
+        f"(?:(?:(?<=[{letter}{mark}])[{_IN_LETTERS}](?=[{letter}])|(?<=[{digit}{mark}])[{_IN_DIGITS}](?=[{digit}])"
+        f'|(?<=[\u05d0-\u05ea])"(?=[\u05d0-\u05ea])){inside})*'
+    )
+    return re.compile(f"(?:{character})+|{word}").findall, re.compile(character).findall
+
+
+def _ranges(codes: list[int]) -> str:
+    """Ascending code points for a class of a regular expression."""
+    text, first = "", None
+    for code, following in zip(codes, [*codes[1:], sys.maxsize], strict=True):
+        first = code if first is None else first
+        if following != code + 1:
+            text += _range(first, code)
+            first = None
+    return text
+
+
+def _range(first: int, last: int) -> str:
+    return f"{re.escape(chr(first))}-{re.escape(chr(last))}"
