@@ -14,7 +14,7 @@ from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.msmarco import MODES
-from drhard.runs import write_run
+from drhard.runs import run_ids, write_run
 from drhard.search import SEARCH_MEMORY_GB
 from drhard.tokens import TokenMemmap, query_name
 
@@ -61,7 +61,7 @@ def main() -> None:
     dim = encode(model, queries, query_path, args.pergpu_eval_batch_size, device, dtype)
     index = choose_index(documents, args.index_factory, args.index_path, args.faiss_gpus, True, args.search_memory_gb)
     scores, rows = index.search(open_embeddings(query_path, dim, len(queries)), args.topk)
-    write_run(args.output_dir / f"{args.mode}.rank.tsv", scores, rows)
+    write_run(args.output_dir / f"{args.mode}.rank.tsv", scores, rows, run_ids(args.preprocess_dir, args.mode))
     print(f"Wrote {query_path}")
     print(f"Wrote {args.output_dir / f'{args.mode}.rank.tsv'}")
 

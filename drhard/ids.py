@@ -42,6 +42,20 @@ def read_int_dict(path: str | Path) -> dict[int, int]:
     return content
 
 
+def read_ids(path: str | Path) -> np.ndarray:
+    """Return (rows,) int64, the official id of each row, from a file such as ``pid2offset.pickle``.
+
+    Raises InputError as :func:`read_int_dict`, or if its rows are not 0, 1, 2, … in some order.
+    """
+    content = read_int_dict(path)
+    rows = np.fromiter(content.values(), np.int64, len(content))
+    if not np.array_equal(np.sort(rows), np.arange(len(rows))):
+        raise InputError(f"{path}: not a pickled dict of id -> row; run preprocess.py again")
+    ids = np.empty(len(rows), np.int64)
+    ids[rows] = np.fromiter(content.keys(), np.int64, len(content))
+    return ids
+
+
 def write_int_dict(path: str | Path, keys: np.ndarray) -> None:
     """Pickle ``{keys[i]: i}`` without ever holding the dict: 8.8 million entries would take a gigabyte.
 

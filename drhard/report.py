@@ -12,10 +12,10 @@ from drhard.embeddings import read_embedding_stamp
 from drhard.encoder import load_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import file_digest
-from drhard.metrics import measure_queries, parse_measures
+from drhard.metrics import Coverage, measure_queries, parse_measures
 from drhard.qrels import read_grades
 from drhard.recipes import Row, Table, Trial
-from drhard.runs import read_scored
+from drhard.runs import read_rankings
 from drhard.significance import compare, holm, mean_interval
 
 import numpy as np
@@ -97,9 +97,12 @@ def _measure(table: Table, trial: Trial, judged: dict[str, dict[str, dict[str, i
             raise InputError(f"{table.qrels[mode]}: no such file, though {path} is there; run preprocess.py")
         keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
         measures = parse_measures([measure.measure for measure in keys.values()])
-        values = measure_queries(measures, read_scored(path), judged[mode])
-        for key, of_query in zip(keys, values.values(), strict=True):
-            queries[key] = np.array(list(of_query.values()))
+        coverage = Coverage(path, table.qrels[mode], judged[mode])
+        values = measure_queries(measures, coverage.count(read_rankings(path)), judged[mode])
+        coverage.check()
+        if coverage.missing:
+            log.warning("%s", coverage)
+        queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
     return MeasuredTrial(
         seed=trial.seed,
         model=_digest(_weights(trial.model)) if trial.model else None,

@@ -14,7 +14,7 @@ from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.msmarco import CORPORA, MODES
 from drhard.retrieval import retrieve
-from drhard.runs import write_run
+from drhard.runs import run_ids, write_run
 from drhard.search import SEARCH_MEMORY_GB
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
@@ -65,7 +65,7 @@ def main() -> None:
         args.search_memory_gb,
         encoding_dtype(args.precision, device),
     )
-    write_run(output_dir / f"{args.mode}.rank.tsv", scores, rows)
+    write_run(output_dir / f"{args.mode}.rank.tsv", scores, rows, run_ids(root / "preprocess", args.mode))
     print(f"Wrote {output_dir / f'{args.mode}.rank.tsv'}")
 
 

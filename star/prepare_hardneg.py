@@ -19,7 +19,7 @@ from drhard.encoder import load_encoder
 from drhard.errors import InputError, command
 from drhard.msmarco import CORPORA, PASSAGE
 from drhard.retrieval import mine_bm25_negatives, mine_hard_negatives, write_hard_negatives
-from drhard.runs import write_run
+from drhard.runs import run_ids, write_run
 from drhard.search import SEARCH_MEMORY_GB
 
 BM25_TUNED = {"passage": (0.82, 0.68)}  # k1, b for MS MARCO's passages
@@ -82,7 +82,8 @@ def main() -> None:
             args.topk, args.eval_batch_size, device, gpus, args.search_memory_gb,
             encoding_dtype(args.precision, device),
         )  # fmt: skip
-    write_run(output_dir / f"{args.mode}.rank.tsv", mined.scores, mined.rows)
+    ids = run_ids(root / "preprocess", args.mode)
+    write_run(output_dir / f"{args.mode}.rank.tsv", mined.scores, mined.rows, ids)
     write_hard_negatives(output_dir / "hard.json", mined.hard)
     print(f"Wrote {output_dir / f'{args.mode}.rank.tsv'}")
     print(f"Wrote {output_dir / 'hard.json'}")
