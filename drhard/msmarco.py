@@ -53,7 +53,7 @@ MODES = tuple(PASSAGE.splits)
 
 def parse_id(field: str, prefix: str, where: str) -> int:
     """An official id as a number, ``prefix`` taken off. Raises InputError, naming ``where``, if it is none."""
-    digits = field.strip()
+    digits = field
     if digits.startswith(prefix):
         digits = digits[len(prefix) :]
         number = parse_number(digits)

@@ -204,8 +204,10 @@ def _refuse_again(path: str | Path, ranking: Ranking) -> None:
 def _numbers(path: str | Path, ranking: Ranking[str], prefix: str) -> list[int]:
     numbers = [parse_number(docid.removeprefix(prefix)) for docid in ranking.docids]
     if None in numbers or not all(docid.startswith(prefix) for docid in ranking.docids):
-        for docid, line in zip(ranking.docids, ranking.lines, strict=True):
+        return [
             parse_id(docid, prefix, f"{path}, line {line}")
+            for docid, line in zip(ranking.docids, ranking.lines, strict=True)
+        ]
     return numbers
 
 
