@@ -167,8 +167,8 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
         ):
             answer["measures"][key] = {
                 "difference": result.difference,
-                "low": None if math.isnan(result.low) else result.low,
-                "high": None if math.isnan(result.high) else result.high,
+                "low": result.low,
+                "high": result.high,
                 "t_test": t_test,
                 "randomization": randomization,
                 "seeds_better": _seeds_better(measured[question.row], measured[question.than], key),
@@ -203,7 +203,7 @@ def _answer(equal: bool, result: dict[str, Any]) -> str:
 
 
 def make_report(tables: list[Table]) -> dict[str, Any]:
-    """Everything that the report shows, in JSON's types."""
+    """Everything that the report shows, in JSON's types: null for a number that is not finite."""
     report: dict[str, Any] = {"machine": _machine(), "tables": []}
     for table in tables:
         rows = measure_table(table)
@@ -219,7 +219,16 @@ def make_report(tables: list[Table]) -> dict[str, Any]:
                 "gains": _gains(table, rows),
             }
         )
-    return report
+    return _finite(report)
+
+
+def _finite(content: Any) -> Any:
+    """``content`` with None for numbers that are not finite, which JSON does not know."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
@@ -230,7 +239,7 @@ def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
         values[key]["status"] = NOT_RUN
         if measured.trials:
             mean, half = measured.mean(key)
-            values[key] |= {"measured": mean, "half_width": None if math.isnan(half) else half, "status": ""}
+            values[key] |= {"measured": mean, "half_width": half, "status": ""}
             if expected is not None and measured.whole:
                 values[key] |= {"difference": mean - expected, "status": status(mean - expected, table)}
     return {
