@@ -55,7 +55,7 @@ def main() -> None:
                 print(f"{name:{width}}\t{qid}\t{value:.4f}")
         print(f"{name:{width}}\tall\t{of_query.mean():.4f}")
     if args.compare:
-        others = {path: measure_run(measures, path, judged, args.qrels) for path in args.compare}
+        others = [(path, measure_run(measures, path, judged, args.qrels)) for path in args.compare]
         print(f"\n{args.run} against others over {len(judged)} queries; p of paired tests, corrected after Holm\n")
         print_comparisons(values, others, width)
 
@@ -73,11 +73,11 @@ def measure_run(
 
 
 def print_comparisons(
-    values: Mapping[str, np.ndarray], others: Mapping[str, Mapping[str, np.ndarray]], width: int
+    values: Mapping[str, np.ndarray], others: Sequence[tuple[str, Mapping[str, np.ndarray]]], width: int
 ) -> None:
     rows = [
         (name, path, other[name].mean(), compare(values[name], other[name]))
-        for path, other in others.items()
+        for path, other in others
         for name in values
     ]
     t_tests = holm([row[3].t_test for row in rows])

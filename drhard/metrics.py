@@ -196,7 +196,7 @@ class Coverage:
                 )  # fmt: skip
         if self._tied:
             log.warning(
-                "%s: %d queries have documents of equal score and different grade; trec_eval's order decides, the "
-                "greater id first",
-                self.run_path, self._tied,
+                "%s: %d of %d judged queries have documents of equal score and different grade; their order decides, "
+                "as in trec_eval the greater id first",
+                self.run_path, self._tied, self.covered,
             )  # fmt: skip

@@ -213,6 +213,8 @@ def _numbers(path: str | Path, ranking: Ranking[str], prefix: str) -> list[int]:
 
 def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
     """Yield each query of a run, in the order in which they begin: (qid, [(line number, fields), …])."""
+    if not existing(path).is_file() and not Path(path).is_dir():  # a folder has a sentence of its own
+        raise InputError(f"{path}: is not a regular file; a run is read twice, write it to a file first")
     places, together = _places(path)
     if together:
         for qid, lines in itertools.groupby(_lines(path), key=_qid):

@@ -119,4 +119,4 @@ def test_ties_that_matter_are_said(caplog: pytest.LogCaptureFixture) -> None:
     ]  # fmt: skip
     covered(run, judged).check()
     [message] = caplog.messages
-    assert message.startswith("run: 2 queries have documents of equal score and different grade; trec_eval's order")
+    assert message.startswith("run: 2 of 5 judged queries have documents of equal score and different grade")

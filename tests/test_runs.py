@@ -130,6 +130,13 @@ def test_blanks_in_front_of_lines_and_queries_that_begin_alike(tmp_path: Path) -
     assert read(write(tmp_path, "1 5 1\n11 6 1\n  1 7 2\n11\t8 2\n1\t9 3\n")) == {1: [5, 7, 9], 11: [6, 8]}
 
 
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Its second reading would find nothing."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: is not a regular file; a run is read twice"):
+        next(read_rankings(tmp_path / "pipe"))
+
+
 def test_conversion_looks_rows_up_in_both_tables(tmp_path: Path) -> None:
     source = write(tmp_path, "1\t0\t1\n1\t2\t2\n0\t1\t1\n")
     target = tmp_path / "official" / "dev.rank.tsv"
@@ -186,6 +193,9 @@ def test_what_is_converted_already_is_known(tmp_path: Path) -> None:
     assert convert_run(source, target, ids, "dev", "D", "star")
     before = target.read_bytes()
     assert not convert_run(source, target, ids, "dev", "D", "star")
+    target.unlink()  # as after a death between the names of the stamp and of the run
+    assert convert_run(source, target, ids, "dev", "D", "star")
+    assert target.read_bytes() == before
     for prefix, tag in (("", "star"), ("D", "other"), ("D", None)):
         with pytest.raises(InputError, match="dev.trec: there is a run already, made from something else"):
             convert_run(source, target, ids, "dev", prefix, tag)

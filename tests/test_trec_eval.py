@@ -429,7 +429,7 @@ def test_ties_are_said_and_give_one_order(
     (tmp_path / "run").write_text("1 Q0 A 1 0.5 tag\n1 Q0 B 2 0.5 tag\n")
     call_script("trec_eval.py", tmp_path / "qrels", tmp_path / "run", "-m", "RR", "RR@10", "nDCG@10")
     assert printed_means(capsys.readouterr().out) == {"RR": 1, "RR@10": 1, "nDCG@10": 1}
-    assert any("1 queries have documents of equal score" in message for message in caplog.messages)
+    assert any("1 of 1 judged queries have documents of equal score" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("judged", ["1 0 A 1\n", "1 0 A 1\n2 0 A 1\n3 0 A 1\n"])
