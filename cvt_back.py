@@ -7,8 +7,7 @@
 import argparse
 from pathlib import Path
 
-from drhard.errors import InputError, command
-from drhard.ids import read_ids
+from drhard.errors import command
 from drhard.msmarco import CORPORA, MODES
 from drhard.runs import convert_run
 
@@ -33,14 +32,12 @@ def main() -> None:
     args = parse_arguments()
     source = args.input_dir / f"{args.mode}.rank.tsv"
     target = args.output_dir / (f"{args.mode}.trec" if args.trec else f"{args.mode}.rank.tsv")
-    if target.exists():
-        raise InputError(f"{target}: there is a run already; delete it or name another --output_dir")
-    qids = read_ids(args.preprocess_dir / f"{args.mode}-qid2offset.pickle")
-    pids = read_ids(args.preprocess_dir / "pid2offset.pickle")
     print(f"Converting {source}")
     tag = "-".join(args.input_dir.resolve().name.split()) or "run" if args.trec else None
-    convert_run(source, target, qids, pids, CORPORA[args.dataset].pid_prefix, tag)
-    print(f"Wrote {target}")
+    if convert_run(source, target, args.preprocess_dir, args.mode, CORPORA[args.dataset].pid_prefix, tag):
+        print(f"Wrote {target}")
+    else:
+        print(f"{target} is there already, made from the same run")
 
 
 if __name__ == "__main__":

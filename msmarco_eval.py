@@ -7,9 +7,11 @@ REFERENCE is a qrels file and RUN a file of qid, pid and rank: ours in row numbe
 """
 
 import argparse
+import sys
 
-from drhard.errors import InputError, command
-from drhard.metrics import mean_reciprocal_rank
+from drhard.errors import command
+from drhard.metrics import Coverage, mean_reciprocal_rank
+from drhard.numbers import COUNT
 from drhard.qrels import read_relevant
 from drhard.runs import read_run
 
@@ -21,19 +23,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference", metavar="REFERENCE")
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("cut", metavar="CUT", nargs="?", default="10", help="a number, or doc")
+    parser.add_argument("cut", metavar="CUT", nargs="?", default=10, type=parse_cut, help="a number, or doc")
     args = parser.parse_args()
-    if args.cut != "doc" and not (args.cut.isascii() and args.cut.isdigit() and int(args.cut) > 0):
-        raise InputError(f"CUT is {args.cut!r}; expected a number from 1, or doc")
-    cut, pid_prefix = (DOC_CUT, "D") if args.cut == "doc" else (int(args.cut), "")
+    cut, pid_prefix = (DOC_CUT, "D") if args.cut == "doc" else (args.cut, "")
 
-    print("Eval Started")
+    print("Eval Started", flush=True)
     relevant = read_relevant(args.reference, pid_prefix)
-    run = read_run(args.run, pid_prefix)
+    coverage = Coverage(args.run, args.reference, relevant, {f"MRR@{cut}": cut})
+    mrr = mean_reciprocal_rank(coverage.count(read_run(args.run, pid_prefix)), relevant, cut)
+    coverage.check()
+    print(coverage, file=sys.stderr)
     print("#####################")
-    print(f"MRR @{cut}: {mean_reciprocal_rank(run, relevant, cut)}")
-    print(f"QueriesRanked: {len(run)}")
+    print(f"MRR @{cut}: {mrr}")
+    print(f"QueriesRanked: {coverage.queries}")
     print("#####################")
+
+
+def parse_cut(text: str) -> float | str:
+    return text if text == "doc" else COUNT(text)
 
 
 if __name__ == "__main__":

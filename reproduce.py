@@ -20,6 +20,7 @@ from pathlib import Path
 
 from drhard.errors import InputError, command
 from drhard.files import whole_text, write_json
+from drhard.numbers import NATURAL
 from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, each_once, find_rows, read_tables
 from drhard.rendering import render_html, render_markdown, render_text
 from drhard.report import make_report
@@ -38,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     for sub in (show, run):
         sub.add_argument("row", metavar="ROW", help="such as sample:STAR; or a table, for all its rows")
         sub.add_argument("--from", dest="origin", choices=(CHECKPOINT, SCRATCH), help="the models (checkpoint)")
-        sub.add_argument("--faiss_gpus", type=int, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
+        sub.add_argument("--faiss_gpus", type=NATURAL, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
     run.add_argument("--dry_run", action="store_true", help="only say what would run")
     report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample (all)")
     report.add_argument("--output_dir", type=Path, help="also write report.md, report.json and report.html there")

@@ -11,14 +11,19 @@ over all measures and runs named.
 """
 
 import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
 
-from drhard.errors import InputError, command
-from drhard.metrics import measure_queries, parse_measures
+from drhard.errors import command
+from drhard.metrics import Coverage, measure_queries, parse_measures
+from drhard.numbers import COUNT
 from drhard.qrels import read_grades
-from drhard.runs import read_scored
+from drhard.runs import read_rankings
 from drhard.significance import compare, holm
 
 import numpy as np
+from ir_measures.measures import Measure
 
 MEASURES = ("nDCG@10", "R@100", "R@1000", "AP", "RR@10")
 
@@ -29,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("-m", "--measures", nargs="+", default=MEASURES, help="names of ir_measures (%(default)s)")
     parser.add_argument(
-        "-l", "--level_for_rel", type=int, default=1, metavar="GRADE",
+        "-l", "--level_for_rel", type=COUNT, default=1, metavar="GRADE",
         help="the lowest grade that is relevant to the binary measures; 2 for TREC DL passages (1)",
     )  # fmt: skip
     parser.add_argument("-q", "--per_query", action="store_true", help="also the value of each query")
@@ -40,42 +45,50 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
-    if args.level_for_rel < 1:
-        raise InputError(f"--level_for_rel is {args.level_for_rel}; grades that can be relevant begin at 1")
     measures = parse_measures(args.measures, args.level_for_rel)
     judged = read_grades(args.qrels)
-    values = measure_queries(measures, read_run(args.run, judged, args.qrels), judged)
+    values = measure_run(measures, args.run, judged, args.qrels)
     width = max(len("measure"), *map(len, values))
     for name, of_query in values.items():
         if args.per_query:
-            for qid, value in of_query.items():
+            for qid, value in zip(judged, of_query, strict=True):
                 print(f"{name:{width}}\t{qid}\t{value:.4f}")
-        print(f"{name:{width}}\tall\t{np.mean(list(of_query.values())):.4f}")
-    if not args.compare:
-        return
+        print(f"{name:{width}}\tall\t{of_query.mean():.4f}")
+    if args.compare:
+        others = [(path, measure_run(measures, path, judged, args.qrels)) for path in args.compare]
+        print(f"\n{args.run} against others over {len(judged)} queries; p of paired tests, corrected after Holm\n")
+        print_comparisons(values, others, width)
 
-    rows = []
-    for other in args.compare:
-        others = measure_queries(measures, read_run(other, judged, args.qrels), judged)
-        for name in values:
-            a, b = (np.array(list(of_query.values())) for of_query in (values[name], others[name]))
-            rows.append((name, other, b.mean(), compare(a, b)))
+
+def measure_run(
+    measures: Sequence[Measure], path: str, judged: Mapping[str, Mapping[str, int]], qrels: str
+) -> dict[str, np.ndarray]:
+    """The values of a run's queries, (Q,) for each measure; how run and judgements fit goes to standard error."""
+    cuts = {str(measure): measure.params["cutoff"] for measure in measures if "cutoff" in measure.params}
+    coverage = Coverage(path, qrels, judged, cuts)
+    values = measure_queries(measures, coverage.count(read_rankings(path)), judged)
+    coverage.check()
+    print(coverage, file=sys.stderr)
+    return values
+
+
+def print_comparisons(
+    values: Mapping[str, np.ndarray], others: Sequence[tuple[str, Mapping[str, np.ndarray]]], width: int
+) -> None:
+    rows = [
+        (name, path, other[name].mean(), compare(values[name], other[name]))
+        for path, other in others
+        for name in values
+    ]
     t_tests = holm([row[3].t_test for row in rows])
     randomizations = holm([row[3].randomization for row in rows])
-    print(f"\n{args.run} against others over {len(judged)} queries; p of paired tests, corrected after Holm\n")
     print(f"{'measure':{width}}  value B  difference  95 % interval    t-test  randomization  run B")
-    for (name, other, value, result), t_test, randomization in zip(rows, t_tests, randomizations, strict=True):
+    for (name, path, value, result), t_test, randomization in zip(rows, t_tests, randomizations, strict=True):
+        interval = "—               " if math.isnan(result.low) else f"{result.low:+.4f} {result.high:+.4f}"
         print(
-            f"{name:{width}}  {value:7.4f}  {result.difference:+10.4f}  {result.low:+.4f} {result.high:+.4f}  "
-            f"{t_test:6.4f}  {randomization:13.4f}  {other}"
+            f"{name:{width}}  {value:7.4f}  {result.difference:+10.4f}  {interval}  "
+            f"{t_test:6.4f}  {randomization:13.4f}  {path}"
         )
-
-
-def read_run(path: str, judged: dict[str, dict[str, int]], qrels: str) -> dict[str, dict[str, float]]:
-    run = read_scored(path)
-    if not run.keys() & judged.keys():
-        raise InputError(f"{path}: none of its queries is judged in {qrels}; rows and official ids do not mix")
-    return run
 
 
 if __name__ == "__main__":

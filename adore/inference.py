@@ -13,7 +13,7 @@ from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.flags import INDEX, PRECISION, add_flags
 from drhard.retrieval import search_embeddings
-from drhard.runs import write_run
+from drhard.runs import run_ids, write_run
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import TokenMemmap, query_name
 
@@ -48,7 +48,7 @@ def main() -> None:
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     embeddings = encoding.encode(model, queries, query_path)
     with search_embeddings(embeddings, documents, searching, run, args.topk) as found:
-        write_run(run, found.scores, found.rows)
+        write_run(run, found.scores, found.rows, run_ids(args.preprocess_dir, args.mode))
     print(f"Wrote {query_path}")
     print(f"Wrote {run}")
 

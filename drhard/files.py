@@ -323,16 +323,32 @@ def read_object(
         raise InputError(f"{name}: not a JSON file ({reason}){hint}") from None
     if not isinstance(content, dict):
         raise InputError(f"{name}: expected a JSON object, found {_KINDS[type(content)]}{hint}")
+    check_fields(name, content, fields, hint, optional)
+    return content
+
+
+def check_fields(
+    where: str,
+    content: Mapping[str, Any],
+    fields: Mapping[str, type | tuple[type, ...]],
+    hint: str = "",
+    optional: Mapping[str, type | tuple[type, ...]] | None = None,
+) -> None:
+    """Raise InputError, naming ``where``, if ``content`` lacks one of ``fields`` or has a field with another type.
+
+    Args:
+        fields, optional: as in :func:`read_object`.
+        hint: the end of the sentence.
+    """
     for field, types in {**fields, **(optional or {})}.items():
         types = types if isinstance(types, tuple) else (types,)
         if field not in content:
             if field not in fields:
                 continue
-            raise InputError(f"{name}: the field {field!r} is missing{hint}")
+            raise InputError(f"{where}: the field {field!r} is missing{hint}")
         if not _is_one_of(content[field], types):
             expected = " or ".join(_KINDS[kind] for kind in types)
-            raise InputError(f"{name}: the field {field!r} is {_shown(content[field])}, expected {expected}{hint}")
-    return content
+            raise InputError(f"{where}: the field {field!r} is {_shown(content[field])}, expected {expected}{hint}")
 
 
 _KINDS = {
@@ -348,7 +364,7 @@ def _is_one_of(value: Any, types: tuple[type, ...]) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)  # YAML has dates too
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 

@@ -124,3 +124,19 @@ def source_file(folder: Path, name: str) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+CONTROL = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f]")  # all control characters but the tab
+
+
+def split_fields(line: str, path: str | Path, number: int) -> list[str]:
+    """The fields of a line of qrels or of a run: what stands between blanks and tabs, as trec_eval splits.
+
+    Other white space, such as a no-break space, is part of a field. Raises InputError for a control character.
+    """
+    if line.replace("\t", " ").isprintable():  # so that there is no other white space
+        return line.split()
+    control = CONTROL.search(line)
+    if control:
+        raise InputError(f"{path}, line {number}: has the control character {control[0]!r}; delete it")
+    return [field for field in re.split("[ \t]+", line) if field]

@@ -23,6 +23,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
+    "text.parse_math": False,  # a name may hold dollars
     "svg.hashsalt": "drhard",  # the same report gives the same file
 }
 
@@ -105,7 +106,7 @@ def _curves(axes: Axes, curves: list[tuple[str, list[list[float]]]], tag: str) -
     palette = plt.get_cmap("tab10").colors
     colours = {name: palette[place % len(palette)] for place, name in enumerate(names)}
     for name, points in curves:
-        steps, values = np.array(points).T
+        steps, values = np.array(points, dtype=float).T  # None, a value that is not finite, becomes NaN
         axes.plot(steps, values, color=colours[name], lw=1.1, alpha=0.8, label=name)
     handles = {}
     for line in axes.get_lines():

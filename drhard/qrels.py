@@ -1,4 +1,7 @@
-"""Relevance judgements, ``qid 0 pid rel`` in tabs or blanks: official files and our own in rows."""
+"""Relevance judgements, ``qid 0 pid rel`` in tabs or blanks: official files and our own in rows.
+
+A pair that is judged twice with the same grade counts once. With two grades it is refused.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +9,11 @@ from typing import NamedTuple
 
 from drhard.errors import InputError
 from drhard.files import text_lines
-from drhard.msmarco import parse_id
+from drhard.msmarco import parse_id, split_fields
+from drhard.numbers import Range
+
+# Of trec_eval's time and memory: its code walks from 0 to the highest grade, and 2**31 - 1 takes it 16 GB.
+GRADE = Range(-1_000_000, 1_000_000)
 
 
 class Judgement(NamedTuple):
@@ -25,7 +32,7 @@ def read_judgements(path: str | Path, pid_prefix: str = "") -> Iterator[Judgemen
         pid_prefix: what official document ids begin with, "D" for MS MARCO doc.
 
     Raises:
-        InputError: the file is missing or a line is no judgement.
+        InputError: the file is missing, a line is no judgement, or a pair has two grades.
     """
     for number, qid, pid, grade in _lines(path):
         where = f"{path}, line {number}"
@@ -33,17 +40,34 @@ def read_judgements(path: str | Path, pid_prefix: str = "") -> Iterator[Judgemen
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
-    """Yield (line number, qid, pid, grade) with ids as they are written."""
+    """Yield (line number, qid, pid, grade) with ids as they are written, each pair once."""
+    judged: dict[tuple[str, str], tuple[int, int]] = {}  # (qid, pid) -> grade, line number
     for number, line in text_lines(path):
         where = f"{path}, line {number}"
-        fields = line.split()
+        fields = split_fields(line, path, number)
         if len(fields) != 4:
             raise InputError(f"{where}: expected 'qid 0 pid grade', found {len(fields)} fields")
-        try:
-            grade = int(fields[3])
-        except ValueError:
-            raise InputError(f"{where}: the grade {fields[3]!r} is not a whole number") from None
-        yield number, fields[0], fields[2], grade
+        qid, _, pid, text = fields
+        grade = _grade(text, where)
+        first_grade, first = judged.setdefault((qid, pid), (grade, number))
+        if first_grade != grade:
+            raise InputError(
+                f"{where}: query {qid} and document {pid} have grade {grade} here and {first_grade} in line {first}; "
+                "delete one of the two"
+            )
+        if first == number:
+            yield number, qid, pid, grade
+
+
+def _grade(text: str, where: str) -> int:
+    try:
+        grade = int(text) if text.isascii() and "_" not in text else None
+    except ValueError:  # no number, or one of 5,000 digits
+        grade = None
+    if grade is None:
+        raise InputError(f"{where}: the grade {text[:40]!r} is not a whole number")
+    GRADE.check(f"{where}: the grade", grade)
+    return grade
 
 
 def read_relevant(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]]:
@@ -80,7 +104,7 @@ def _relevant(path: str | Path, judgements: Iterator[Judgement]) -> dict[int, li
 def read_grades(path: str | Path) -> dict[str, dict[str, int]]:
     """Return qid -> docid -> grade, all grades, ids as they are written.
 
-    Raises InputError if the file is missing, empty, or a line is no judgement.
+    Raises InputError as :func:`read_judgements`, and if the file is empty.
     """
     grades: dict[str, dict[str, int]] = {}
     for _, qid, pid, grade in _lines(path):

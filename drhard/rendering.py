@@ -1,5 +1,7 @@
 """A report as text, as Markdown, and as one HTML page that needs nothing else."""
 
+import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import jinja2
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NONE = "—"
+MARKDOWN = re.compile(r"[\\`*_\[\]|$~]")
 ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here"}
 
 
@@ -43,7 +46,7 @@ def render_text(report: dict[str, Any]) -> str:
 def render_markdown(report: dict[str, Any]) -> str:
     """Tables of Markdown; half widths of 95 % intervals over seeds behind the means."""
     lines = ["# Reproduction", ""]
-    for table in report["tables"]:
+    for table in _escaped(report["tables"]):
         heads = [
             part for name in table["measures"].values() for part in (f"{name} expected", "measured", "difference", "")
         ]
@@ -90,6 +93,15 @@ def render_html(report: dict[str, Any]) -> str:
         for table in report["tables"]
     ]  # fmt: skip
     return template.render(tables=tables, machine=report["machine"])
+
+
+def _escaped(content: Any) -> Any:
+    """``content`` with all texts in it as Markdown shows them, on one line."""
+    if isinstance(content, str):
+        return MARKDOWN.sub(r"\\\g<0>", html.escape(" ".join(content.split()), quote=False))
+    if isinstance(content, dict):
+        return {key: _escaped(value) for key, value in content.items()}
+    return [_escaped(value) for value in content] if isinstance(content, list) else content
 
 
 def _number(value: float | None, sign: str = "") -> str:

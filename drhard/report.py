@@ -12,10 +12,10 @@ from drhard.embeddings import read_embedding_stamp
 from drhard.encoder import load_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import file_digest
-from drhard.metrics import measure_queries, parse_measures
+from drhard.metrics import Coverage, measure_queries, parse_measures
 from drhard.qrels import read_grades
 from drhard.recipes import Row, Table, Trial
-from drhard.runs import read_scored
+from drhard.runs import read_rankings
 from drhard.significance import compare, holm, mean_interval
 
 import numpy as np
@@ -97,9 +97,12 @@ def _measure(table: Table, trial: Trial, judged: dict[str, dict[str, dict[str, i
             raise InputError(f"{table.qrels[mode]}: no such file, though {path} is there; run preprocess.py")
         keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
         measures = parse_measures([measure.measure for measure in keys.values()])
-        values = measure_queries(measures, read_scored(path), judged[mode])
-        for key, of_query in zip(keys, values.values(), strict=True):
-            queries[key] = np.array(list(of_query.values()))
+        coverage = Coverage(path, table.qrels[mode], judged[mode])
+        values = measure_queries(measures, coverage.count(read_rankings(path)), judged[mode])
+        coverage.check()
+        if coverage.missing:
+            log.warning("%s", coverage)
+        queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
     return MeasuredTrial(
         seed=trial.seed,
         model=_digest(_weights(trial.model)) if trial.model else None,
@@ -164,8 +167,8 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
         ):
             answer["measures"][key] = {
                 "difference": result.difference,
-                "low": None if math.isnan(result.low) else result.low,
-                "high": None if math.isnan(result.high) else result.high,
+                "low": result.low,
+                "high": result.high,
                 "t_test": t_test,
                 "randomization": randomization,
                 "seeds_better": _seeds_better(measured[question.row], measured[question.than], key),
@@ -200,7 +203,7 @@ def _answer(equal: bool, result: dict[str, Any]) -> str:
 
 
 def make_report(tables: list[Table]) -> dict[str, Any]:
-    """Everything that the report shows, in JSON's types."""
+    """Everything that the report shows, in JSON's types: null for a number that is not finite."""
     report: dict[str, Any] = {"machine": _machine(), "tables": []}
     for table in tables:
         rows = measure_table(table)
@@ -216,7 +219,16 @@ def make_report(tables: list[Table]) -> dict[str, Any]:
                 "gains": _gains(table, rows),
             }
         )
-    return report
+    return _finite(report)
+
+
+def _finite(content: Any) -> Any:
+    """``content`` with None for numbers that are not finite, which JSON does not know."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
@@ -227,7 +239,7 @@ def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
         values[key]["status"] = NOT_RUN
         if measured.trials:
             mean, half = measured.mean(key)
-            values[key] |= {"measured": mean, "half_width": None if math.isnan(half) else half, "status": ""}
+            values[key] |= {"measured": mean, "half_width": half, "status": ""}
             if expected is not None and measured.whole:
                 values[key] |= {"difference": mean - expected, "status": status(mean - expected, table)}
     return {

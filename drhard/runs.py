@@ -1,32 +1,77 @@
-"""Runs: the ranked documents of each query, ``qid \\t pid \\t rank`` with ranks from 1, or in TREC's six columns."""
+"""Runs: the ranked documents of each query, ``qid \\t pid \\t rank`` with ranks from 1, or in TREC's six columns.
 
+They are read query by query, since all of a large run would take many gigabytes.
+"""
+
+import functools
+import hashlib
+import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
+from drhard.arrays import read_array
 from drhard.errors import InputError
-from drhard.files import text_lines, whole_file, whole_text
-from drhard.msmarco import parse_id, parse_number
+from drhard.files import existing, file_digest, partial, text_lines, whole_file, whole_text
+from drhard.ids import read_ids
+from drhard.msmarco import parse_id, parse_number, split_fields
+from drhard.provenance import read_stamp, stamp_of, write_stamp
 
 import numpy as np
 
 log = logging.getLogger(__name__)
 
+PARTS = 64  # into which a run is split whose queries are scattered over it
+STAMP_FIELDS = {"documents": str, "queries": str}
 
-def write_run(path: Path, scores: np.ndarray, rows: np.ndarray) -> None:
+
+# Written
+
+
+def write_run(path: Path, scores: np.ndarray, rows: np.ndarray, made_from: Mapping[str, str] | None = None) -> None:
     """Write a run in row numbers, ``{mode}.rank.tsv``, and beside it its scores, ``{mode}.score.npy``.
 
     Args:
         scores: (Q, k) float32; ``scores[query, rank - 1]`` is that of a line of the run.
         rows: (Q, k), the document rows of each query row, best first; -1 where there is none, at the end.
+        made_from: :func:`run_ids`, which goes into a stamp beside the run.
     """
+    stamp_of(path).unlink(missing_ok=True)  # that of a former run; without one nothing is believed of this one
     with whole_file(score_path(path)) as score_file, whole_text(path) as run:  # named together, when both are whole
         np.save(score_file, scores.astype(np.float32, copy=False))
         for query, documents in enumerate(rows):  # one by one: as Python's numbers all of them take gigabytes
             run.writelines(
                 f"{query}\t{row}\t{rank}\n" for rank, row in enumerate(documents.tolist(), start=1) if row >= 0
             )
+    if made_from:
+        write_stamp(path, made_from)
+
+
+def run_ids(preprocess_dir: Path, mode: str) -> dict[str, str]:
+    """What tells the official ids of a run's rows from others: a digest for its documents and one for its queries.
+
+    Empty if ``preprocess_dir`` has no official ids. Raises InputError as :func:`drhard.ids.read_ids`.
+    """
+    paths = id_paths(preprocess_dir, mode)
+    if not all(path.exists() for path in paths.values()):
+        return {}
+    return {name: _ids_digest(read_ids(path)) for name, path in paths.items()}
+
+
+def id_paths(preprocess_dir: Path, mode: str) -> dict[str, Path]:
+    """The files that hold the official ids of documents and of a split's queries."""
+    return {
+        "documents": preprocess_dir / "pid2offset.pickle",
+        "queries": preprocess_dir / f"{mode}-qid2offset.pickle",
+    }
+
+
+def _ids_digest(ids: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8")).hexdigest()
 
 
 def score_path(run: Path) -> Path:
@@ -34,129 +79,273 @@ def score_path(run: Path) -> Path:
     return run.with_name(f"{run.name.removesuffix('.rank.tsv')}.score.npy")
 
 
-def read_ranked(path: str | Path, pid_prefix: str = "") -> Iterator[tuple[int, int, int]]:
-    """Yield (qid, pid, rank) of each line of a run. Raises InputError if the file is missing or a line is bad.
+# Read
+
+
+Id = TypeVar("Id", int, str)
+
+
+class Ranking(NamedTuple, Generic[Id]):
+    """What a run has for one query."""
+
+    qid: Id
+    docids: list[Id]  # best first
+    scores: list[float]  # falling; minus the ranks where the run has no scores
+    lines: list[int]  # the number of the line of each document
+
+
+def read_rankings(path: str | Path) -> Iterator[Ranking[str]]:
+    """Read any run: ours or an official one (``qid pid rank``, then a score or not), or TREC's (``qid Q0 docid rank
+    score tag``), ids as they are written.
+
+    As in trec_eval, TREC's column of ranks does not count, a tag may hold blanks, and documents with equal scores are
+    ranked by their ids, the greater first.
+
+    Returns:
+        The queries in the order of the file.
+
+    Raises:
+        InputError: the file is missing or empty, or a line is bad or names a document or a rank of its query again.
+    """
+    parse = None
+    for qid, lines in _queries(path):
+        if parse is None:  # a file has one form
+            parse = _ranked if len(lines[0][1]) < 5 else _scored
+        ranking = parse(path, qid, lines)
+        if len(set(ranking.docids)) < len(lines):
+            _refuse_again(path, ranking)
+        yield ranking
+    if parse is None:
+        raise InputError(f"{path}: the run is empty")
+
+
+def read_run(path: str | Path, pid_prefix: str = "") -> Iterator[Ranking[int]]:
+    """Read a run of ``qid pid rank`` with ids that are numbers.
 
     Args:
         pid_prefix: what official document ids begin with, "D" for MS MARCO doc.
+
+    Raises:
+        InputError: as :func:`read_rankings`, or an id is no number, or a query's ranks are not 1, 2, 3, …
     """
-    for number, line in text_lines(path):
-        where = f"{path}, line {number}"
-        fields = line.split()
-        if len(fields) != 3:
-            raise InputError(f"{where}: expected 'qid <tab> pid <tab> rank', found {len(fields)} fields")
-        rank = parse_number(fields[2])
+    empty = True
+    for qid, lines in _queries(path):
+        empty = False
+        ranking = _ranked(path, qid, lines)
+        if -ranking.scores[-1] != len(lines):
+            raise InputError(
+                f"{path}, line {ranking.lines[-1]}: query {qid} has a rank {-ranking.scores[-1]:.0f} but "
+                f"{len(lines)} documents"
+            )
+        if len(set(ranking.docids)) < len(lines):
+            _refuse_again(path, ranking)
+        number = parse_id(qid, "", f"{path}, line {ranking.lines[0]}")
+        yield ranking._replace(qid=number, docids=_numbers(path, ranking, pid_prefix))
+    if empty:
+        raise InputError(f"{path}: the run is empty")
+
+
+def _ranked(path: str | Path, qid: str, lines: Sequence[tuple[int, list[str]]]) -> Ranking[str]:
+    found = []
+    for number, fields in lines:
+        if len(fields) not in (3, 4):
+            raise InputError(
+                f"{path}, line {number}: expected 'qid <tab> pid <tab> rank', found {len(fields)} fields"
+            )
+        rank = _rank(fields[2])
         if not rank:
-            raise InputError(f"{where}: the rank {fields[2][:40]!r} is not 1, 2, 3, …")
-        yield parse_id(fields[0], "", where), parse_id(fields[1], pid_prefix, where), rank
-
-
-def read_run(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]]:
-    """Read a run.
-
-    Returns:
-        qid -> pids, best first; queries in the order of the file.
-
-    Raises:
-        InputError: as :func:`read_ranked`, or a query's ranks are not 1, 2, 3, … or name a document twice.
-    """
-    ranked: dict[int, dict[int, int]] = {}
-    for number, (qid, pid, rank) in enumerate(read_ranked(path, pid_prefix), start=1):
-        pids = ranked.setdefault(qid, {})
-        if rank in pids:
+            raise InputError(f"{path}, line {number}: the rank {fields[2][:40]!r} is not 1, 2, 3, …")
+        if len(fields) == 4:
+            _score(path, number, fields[3])
+        found.append((rank, number, fields[1]))
+    found.sort()
+    for (rank, _, _), (other, number, _) in itertools.pairwise(found):
+        if rank == other:
             raise InputError(f"{path}, line {number}: query {qid} has two documents of rank {rank}")
-        pids[rank] = pid
-    run = {}
-    for qid, pids in ranked.items():
-        order = [pids[rank] for rank in sorted(pids)]
-        if max(pids) != len(pids):
-            raise InputError(f"{path}: query {qid} has {len(pids)} documents but a rank {max(pids)}")
-        if len(set(order)) != len(order):
-            twice = next(pid for pid in order if order.count(pid) > 1)
-            raise InputError(f"{path}: query {qid} has document {pid_prefix}{twice} at two ranks")
-        run[qid] = order
-    if not run:
-        raise InputError(f"{path}: the run is empty")
-    return run
+    ranks, numbers, docids = zip(*found, strict=True)
+    return Ranking(qid, list(docids), [-float(rank) for rank in ranks], list(numbers))
 
 
-def read_scored(path: str | Path) -> dict[str, dict[str, float]]:
-    """Read any run: ours or an official one (``qid pid rank``), or TREC's (``qid Q0 docid rank score tag``).
+_rank = functools.lru_cache(10_000)(parse_number)  # the same few thousand for every query
 
-    Returns:
-        qid -> docid -> score, ids as they are written; minus the rank where the run has no scores. As in
-        trec_eval, TREC's column of ranks does not count.
 
-    Raises:
-        InputError: the file is missing or empty, or a line is bad or names a document again.
-    """
-    run: dict[str, dict[str, float]] = {}
-    ranked = set()  # the queries that have ranks for scores
+def _scored(path: str | Path, qid: str, lines: Sequence[tuple[int, list[str]]]) -> Ranking[str]:
+    found = []
+    for number, fields in lines:
+        if len(fields) < 6:
+            raise InputError(
+                f"{path}, line {number}: expected 'qid Q0 docid rank score tag', found {len(fields)} fields"
+            )
+        found.append((_score(path, number, fields[4]), fields[2], number))
+    found.sort(reverse=True)
+    scores, docids, numbers = zip(*found, strict=True)
+    return Ranking(qid, list(docids), list(scores), list(numbers))
+
+
+def _score(path: str | Path, number: int, text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score) or "_" in text:
+        raise InputError(f"{path}, line {number}: the score {text[:40]!r} is not a number")
+    return score
+
+
+def _refuse_again(path: str | Path, ranking: Ranking) -> None:
+    first: dict[str, int] = {}
+    for number, docid in sorted(zip(ranking.lines, ranking.docids, strict=True)):
+        if docid in first:
+            raise InputError(
+                f"{path}, line {number}: query {ranking.qid} has document {docid} again, first in line {first[docid]}"
+            )
+        first[docid] = number
+
+
+def _numbers(path: str | Path, ranking: Ranking[str], prefix: str) -> list[int]:
+    numbers = [parse_number(docid.removeprefix(prefix)) for docid in ranking.docids]
+    if None in numbers or not all(docid.startswith(prefix) for docid in ranking.docids):
+        return [
+            parse_id(docid, prefix, f"{path}, line {line}")
+            for docid, line in zip(ranking.docids, ranking.lines, strict=True)
+        ]
+    return numbers
+
+
+def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
+    """Yield each query of a run, in the order in which they begin: (qid, [(line number, fields), …])."""
+    if not existing(path).is_file() and not Path(path).is_dir():  # a folder has a sentence of its own
+        raise InputError(f"{path}: is not a regular file; a run is read twice, write it to a file first")
+    places, together = _places(path)
+    if together:
+        for qid, lines in itertools.groupby(_lines(path), key=_qid):
+            yield qid, list(lines)
+        return
+    with ExitStack() as stack:  # split, so that a part at a time is in memory
+        open_part = functools.partial(tempfile.TemporaryFile, "w+", encoding="utf-8", newline="\n")
+        parts = [stack.enter_context(open_part()) for _ in range(PARTS)]
+        for number, fields in _lines(path):
+            part = parts[places[fields[0]] * PARTS // len(places)]
+            part.write(f"{number} {' '.join(fields)}\n")
+        for part in parts:
+            part.seek(0)
+            queries: dict[str, list[tuple[int, list[str]]]] = {}
+            for line in part:
+                number, *fields = line.rstrip("\n").split(" ")
+                queries.setdefault(fields[0], []).append((int(number), fields))
+            yield from sorted(queries.items(), key=lambda query: places[query[0]])
+
+
+def _places(path: str | Path) -> tuple[dict[str, int], bool]:
+    """The place of each query of a run, from 0 in the order in which they begin, and whether its lines are together."""
+    places: dict[str, int] = {}
+    together, prefix, qid = True, "\n", ""  # no line begins with its end
     for number, line in text_lines(path):
-        where = f"{path}, line {number}"
-        fields = line.split()
-        if len(fields) == 3:
-            qid, docid, rank = fields
-            if not parse_number(rank):
-                raise InputError(f"{where}: the rank {rank[:40]!r} is not 1, 2, 3, …")
-            score = -float(rank)
-            ranked.add(qid)
-        elif len(fields) == 6:
-            qid, _, docid, _, text, _ = fields
-            try:
-                score = float(text)
-            except ValueError:
-                score = math.nan
-            if not math.isfinite(score):
-                raise InputError(f"{where}: the score {text[:40]!r} is not a number")
-        else:
-            raise InputError(f"{where}: expected 'qid pid rank' or 'qid Q0 docid rank score tag'")
-        scores = run.setdefault(qid, {})
-        if docid in scores:
-            raise InputError(f"{where}: query {qid} has document {docid} again")
-        scores[docid] = score
-    for qid in ranked:
-        if len(set(run[qid].values())) < len(run[qid]):
-            raise InputError(f"{path}: query {qid} has two documents of one rank")
-    if not run:
-        raise InputError(f"{path}: the run is empty")
-    return run
+        if line.startswith(prefix):
+            continue
+        fields = split_fields(line, path, number)
+        if not fields:
+            raise InputError(f"{path}, line {number}: is empty; delete it")
+        if fields[0] in places and fields[0] != qid:
+            together = False
+        qid = fields[0]
+        places.setdefault(qid, len(places))
+        prefix = line[: len(qid) + 1] if line.startswith((f"{qid}\t", f"{qid} ")) else "\n"
+    return places, together
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in text_lines(path):
+        yield number, split_fields(line, path, number)
+
+
+def _qid(line: tuple[int, list[str]]) -> str:
+    return line[1][0]
+
+
+# Converted
 
 
 def convert_run(
-    source: Path,
-    target: str | Path,
-    qids: np.ndarray,
-    pids: np.ndarray,
-    pid_prefix: str,
-    trec_tag: str | None = None,
-) -> None:
-    """Write a run in row numbers as one in official ids, line by line.
+    source: Path, target: Path, preprocess_dir: Path, mode: str, pid_prefix: str, trec_tag: str | None = None
+) -> bool:
+    """Write a run in row numbers as one in official ids.
 
     Args:
-        qids, pids: (rows,) int64, the official id of each row.
+        preprocess_dir: the folder whose rows they are.
         trec_tag: write TREC's six columns, with this tag. Scores come from the file beside ``source``; equal
             ones are told apart by the least step of a float32, since trec_eval breaks ties by docid and not by
             rank. Without that file they are 1/rank, with a warning.
 
+    Returns:
+        False if ``target`` is there already, made from the same files with the same settings.
+
     Raises:
-        InputError: as :func:`read_ranked`, or a row is not in the tables or not in the file of scores.
+        InputError: as :func:`read_run`; ``source`` was made with other ids, or has a row that they or the file of
+            scores do not have; or another ``target`` is there.
     """
-    score_of = _Scores(source) if trec_tag is not None else None
+    paths = id_paths(preprocess_dir, mode)
+    ids = {name: read_ids(path) for name, path in paths.items()}
+    digests = {name: _ids_digest(ids[name]) for name in ids}
+    stamp = read_stamp(source, STAMP_FIELDS)
+    for name, path in paths.items():
+        if stamp is not None and stamp[name] != digests[name]:
+            raise InputError(f"{source}: was made with other {name} than {path} has; name its own --preprocess_dir")
+    scores = score_path(source)
+    made_from = digests | {
+        "run": file_digest(existing(source)),
+        "scores": file_digest(scores) if trec_tag is not None and scores.exists() else None,
+        "pid_prefix": pid_prefix,
+        "trec_tag": trec_tag,
+    }
+    if target.exists():
+        if _is_made_from(target, made_from):
+            return False
+        _refuse_target(target)
     with whole_text(target) as file:
-        for number, (query, document, rank) in enumerate(read_ranked(source), start=1):
-            if query >= len(qids) or document >= len(pids):
-                kind, row = ("query", query) if query >= len(qids) else ("document", document)
-                raise InputError(f"{source}, line {number}: there is no {kind} in row {row}; another --preprocess_dir?")
-            qid, docid = qids[query], f"{pid_prefix}{pids[document]}"
-            if score_of is None:
-                file.write(f"{qid}\t{docid}\t{rank}\n")
-            else:
-                file.write(f"{qid} Q0 {docid} {rank} {score_of(query, rank):.9g} {trec_tag}\n")
+        if target.exists():  # another process was quicker
+            _refuse_target(target)
+        for line in _converted(source, ids["queries"], ids["documents"], pid_prefix, trec_tag):
+            file.write(line)
+        file.flush()
+        # The stamp comes first: a run that is whole is known as such, whenever this process dies.
+        write_stamp(target, made_from | {"output": file_digest(partial(target))})
+    return True
+
+
+def _is_made_from(target: Path, made_from: Mapping[str, str | None]) -> bool:
+    text = (str, type(None))
+    stamp = read_stamp(target, {name: text for name in made_from} | {"output": str})
+    return stamp is not None and stamp == {**made_from, "output": file_digest(target)}
+
+
+def _refuse_target(target: Path) -> NoReturn:
+    raise InputError(
+        f"{target}: there is a run already, made from something else; delete it or name another --output_dir"
+    )
+
+
+def _converted(
+    source: Path, qids: np.ndarray, pids: np.ndarray, pid_prefix: str, trec_tag: str | None
+) -> Iterator[str]:
+    """Yield the lines of the run ``source`` in official ids; ``qids`` (Q,) and ``pids`` (P,) are those of each row."""
+    scores_of = _Scores(source) if trec_tag is not None else None
+    for query, documents, _, lines in read_run(source):
+        if query >= len(qids):
+            raise InputError(f"{source}, line {lines[0]}: there is no query in row {query}; another --preprocess_dir?")
+        if max(documents) >= len(pids):
+            row, line = next((row, line) for row, line in zip(documents, lines, strict=True) if row >= len(pids))
+            raise InputError(f"{source}, line {line}: there is no document in row {row}; another --preprocess_dir?")
+        qid, docids = qids[query], [f"{pid_prefix}{pid}" for pid in pids[documents].tolist()]
+        if scores_of is None:
+            yield from (f"{qid}\t{docid}\t{rank}\n" for rank, docid in enumerate(docids, start=1))
+            continue
+        for rank, (docid, score) in enumerate(zip(docids, scores_of(query, len(docids)), strict=True), start=1):
+            yield f"{qid} Q0 {docid} {rank} {score:.9g} {trec_tag}\n"
 
 
 class _Scores:
-    """Scores of a run by query row and rank, strictly falling along the ranks of a query."""
+    """Scores of a run by query row, strictly falling along the ranks of a query."""
 
     def __init__(self, run: Path):
         self.path = score_path(run)
@@ -164,10 +353,7 @@ class _Scores:
             log.warning("%s: no such file; the scores of the TREC run are 1/rank", self.path)
             self._scores = None
             return
-        try:
-            scores = np.load(self.path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"{self.path}: not a NumPy file ({error})") from None
+        scores = np.array(read_array(self.path, "retrieve again"))  # to be changed
         if scores.ndim != 2 or scores.dtype != np.float32:
             raise InputError(f"{self.path}: expected float32 scores of queries x ranks")
         with np.errstate(over="ignore"):  # faiss has the least float32 where nothing was found
@@ -176,14 +362,14 @@ class _Scores:
                 scores[:, rank] = np.minimum(scores[:, rank], below)
         self._scores = scores
 
-    def __call__(self, query: int, rank: int) -> float:
+    def __call__(self, query: int, count: int) -> list[float]:
+        """The scores of the first ``count`` ranks. Raises InputError if the file does not have them."""
         if self._scores is None:
-            return 1 / rank
-        if not (query < self._scores.shape[0] and rank <= self._scores.shape[1]):
-            raise InputError(f"{self.path}: has no score for rank {rank} of query {query}; it is another run's")
-        return float(self._scores[query, rank - 1])
-
-
-def without(ranked: np.ndarray, excluded: Sequence[int], k: int) -> list[int]:
-    """The first ``k`` of ``ranked`` (n,) that are not in ``excluded``."""
-    return ranked[~np.isin(ranked, excluded)][:k].tolist()
+            return [1 / rank for rank in range(1, count + 1)]
+        depth = self._scores.shape[1] if query < self._scores.shape[0] else 0
+        if count > depth:
+            raise InputError(f"{self.path}: has no score for rank {depth + 1} of query {query}; it is another run's")
+        scores = self._scores[query, :count]
+        if not np.isfinite(scores).all():
+            raise InputError(f"{self.path}: has scores of query {query} that are not finite; retrieve again")
+        return scores.tolist()

@@ -47,7 +47,7 @@ def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
 
 def _randomization(difference: np.ndarray) -> float:
     changed = difference[difference != 0]  # the others stay 0 whatever their sign
-    if len(changed) == 0:
+    if len(changed) < 2:  # the sum is as far from 0 with either sign
         return 1.0
     return float(
         stats.permutation_test(

@@ -13,7 +13,7 @@ from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.flags import INDEX, PRECISION, add_flags
 from drhard.retrieval import Retriever
-from drhard.runs import write_run
+from drhard.runs import run_ids, write_run
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
@@ -45,7 +45,7 @@ def main() -> None:
         f"{model_dir} on {retriever.encoding.device}"
     )
     with retriever.retrieve(passages, queries, run, args.topk) as found:
-        write_run(run, found.scores, found.rows)
+        write_run(run, found.scores, found.rows, run_ids(root / "preprocess", args.mode))
     print(f"Wrote {run}")
 
 

@@ -24,7 +24,7 @@ from drhard.negatives import write_hard_negatives
 from drhard.numbers import FRACTION, RATE
 from drhard.qrels import read_relevant_rows
 from drhard.retrieval import Mined, Retriever, mine_bm25_negatives, mine_hard_negatives
-from drhard.runs import write_run
+from drhard.runs import run_ids, write_run
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
@@ -62,7 +62,7 @@ def main() -> None:
     run = output_dir / f"{args.mode}.rank.tsv"
     mine = with_bm25 if args.retriever == "bm25" else with_encoder
     with mine(args, root, run) as mined:
-        write_run(run, mined.scores, mined.rows)
+        write_run(run, mined.scores, mined.rows, run_ids(root / "preprocess", args.mode))
         write_hard_negatives(output_dir / "hard.json", mined.hard)
     print(f"Wrote {run}")
     print(f"Wrote {output_dir / 'hard.json'}")

@@ -184,24 +184,60 @@ def test_preprocess_documents(tmp_path: Path, line: str, complaint: str) -> None
     [
         (("none.tsv", "run.tsv"), r"none\.tsv: no such file"),
         (("qrels.tsv", "none.tsv"), r"none\.tsv: no such file"),
-        (("qrels.tsv", "run.tsv", "0"), "CUT is '0'"),
-        (("qrels.tsv", "run.tsv", "ten"), "CUT is 'ten'"),
+        (("qrels.tsv", "rows.tsv"), r"rows\.tsv: none of its queries is judged in \S*qrels\.tsv"),
+        (("grades.tsv", "run.tsv"), r"grades\.tsv, line 2: query 1 and document 4 have grade 0 here and 1 in line 1"),
+        (("qrels.tsv", "twice.tsv"), r"twice\.tsv, line 2: query 1 has document 4 again"),
+        (("qrels.tsv", "nul.tsv"), r"nul\.tsv, line 1: has the control character"),
         (("qrels.tsv", "run.tsv", "doc"), r"qrels\.tsv, line 1: the id '4'"),  # official ids are asked for
         (("short.tsv", "run.tsv"), r"short\.tsv, line 2: expected"),
-        (("qrels.tsv", "short.tsv"), r"short\.tsv, line 1: expected"),
+        (("qrels.tsv", "short.tsv"), r"short\.tsv, line 1: query 1 has a rank 4 but 1 documents"),
         (("qrels.tsv", "bytes.tsv"), r"bytes\.tsv, line 1: not UTF-8"),
-        (("qrels.tsv", "."), r"\."),  # a folder
+        (("qrels.tsv", "."), "is a folder; a text file is expected"),
     ],
 )
-def test_msmarco_eval(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
-    (tmp_path / "qrels.tsv").write_text("1\t0\t4\t1\n")
-    (tmp_path / "run.tsv").write_text("1\t4\t1\n")
-    (tmp_path / "short.tsv").write_text("1\t0\t4\t1\n2\t0\n")
+def test_msmarco_eval(
+    tmp_path: Path, arguments: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "qrels.tsv": "1\t0\t4\t1\n", "run.tsv": "1\t4\t1\n", "short.tsv": "1\t0\t4\t1\n2\t0\n",
+        "rows.tsv": "0\t4\t1\n", "grades.tsv": "1\t0\t4\t1\n1\t0\t4\t0\n", "twice.tsv": "1\t4\t1\n1\t4\t2\n",
+        "nul.tsv": "1\t4\0\t1\n",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     (tmp_path / "bytes.tsv").write_bytes(b"\xff\n")
-    result = run_script("msmarco_eval.py", *arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert re.search(complaint, the_error(result.stderr))
-    assert "MRR" not in result.stdout
+    paths = [tmp_path / name for name in arguments[:2]]
+    message = refused("msmarco_eval.py", *paths, *arguments[2:], capsys=capsys)
+    assert re.search(complaint, message), message
+
+
+@pytest.mark.parametrize("cut", ["0", "ten", "1.5", "9" * 30])
+def test_msmarco_eval_refuses_cuts_that_are_none(cut: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call_script("msmarco_eval.py", "qrels.tsv", "run.tsv", cut)
+    assert ended.value.code == 2
+    assert f"argument CUT: {cut!r} is not a whole number from 1" in capsys.readouterr().err
+
+
+def test_msmarco_eval_says_what_run_and_judgements_do_not_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """On standard error; the published block stays to the letter."""
+    (tmp_path / "qrels.tsv").write_text("\ufeff1\t0\t4\t1\n2\t0\t4\t1\n", encoding="utf-8")
+    (tmp_path / "run.tsv").write_text("\ufeff1\t5\t1\n1\t4\t2\n7\t4\t1\n", encoding="utf-8")
+    call_script("msmarco_eval.py", tmp_path / "qrels.tsv", tmp_path / "run.tsv", 2)
+    printed = capsys.readouterr()
+    bar = "#####################\n"
+    assert printed.out == f"Eval Started\n{bar}MRR @2: 0.25\nQueriesRanked: 2\n{bar}"
+    assert printed.err.splitlines()[-1] == (
+        f"{tmp_path / 'run.tsv'}: lacks 1 of 2 judged queries, each counts as 0; 1 of its 2 queries are not judged and "
+        "do not count"
+    )
+    assert caplog.messages == []
+    (tmp_path / "run.tsv").write_text("1\t5\t1\n")
+    call_script("msmarco_eval.py", tmp_path / "qrels.tsv", tmp_path / "run.tsv", 2)
+    assert "none of its documents is judged" in caplog.messages[0]
+    assert "too few documents for MRR@2" in caplog.messages[1]
 
 
 class Command:
@@ -236,11 +272,25 @@ CVT_BACK_CASES = {
     "a line too short": (
         lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\n"), r"dev\.rank\.tsv, line 1: expected",
     ),
+    "a rank twice": (
+        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n0\t1\t1\n"), r"tsv, line 2: .* of rank 1",
+    ),
+    "a document twice": (
+        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n0\t0\t2\n"), r"tsv, line 2: .* again",
+    ),
+    "an empty run": (lambda folder: (folder / "in/dev.rank.tsv").write_text(""), r"dev\.rank\.tsv: the run is empty"),
+    "other ids": (
+        lambda folder: (folder / "in/dev.rank.tsv.json").write_text('{"documents": "0", "queries": "0"}'),
+        r"dev\.rank\.tsv: was made with other",
+    ),
+    "a stamp that is none": (
+        lambda folder: (folder / "in/dev.rank.tsv.json").write_text("[]"), r"dev\.rank\.tsv\.json: expected a JSON obj",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CVT_BACK_CASES)
-def test_cvt_back(tmp_path: Path, case: str) -> None:
+def test_cvt_back(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     damage, complaint = CVT_BACK_CASES[case]
     for name in ("in", "pre"):
         (tmp_path / name).mkdir()
@@ -249,9 +299,9 @@ def test_cvt_back(tmp_path: Path, case: str) -> None:
     (tmp_path / "pre/dev-qid2offset.pickle").write_bytes(pickle.dumps({7: 0}))
     damage(tmp_path)
     before = snapshot(tmp_path)
-    message = refused_process(
+    message = refused(
         "cvt_back.py", "--input_dir", tmp_path / "in", "--preprocess_dir", tmp_path / "pre",
-        "--output_dir", tmp_path / "out", "--mode", "dev", "--dataset", "passage",
+        "--output_dir", tmp_path / "out", "--mode", "dev", "--dataset", "passage", capsys=capsys,
     )  # fmt: skip
     assert re.search(complaint, message), message
     assert not new_files(tmp_path, before)

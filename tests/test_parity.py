@@ -5,6 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+from drhard.runs import run_ids
 from drhard.tokenizer import RobertaTokenizer
 
 import numpy as np
@@ -100,6 +101,8 @@ def test_star_inference(star_inferred: Path, expected: Path, corpus: str, mode: 
         ours / f"{mode}-query.memmap",
         ours / "passages.memmap",
     )
+    stamp = json.loads((ours / f"{mode}.rank.tsv.json").read_text())
+    assert stamp == run_ids(star_inferred / "data" / corpus / "preprocess", mode)
 
 
 @pytest.mark.parametrize("corpus", CORPORA)

@@ -211,12 +211,94 @@ def test_what_cannot_be_done_is_said(
     assert error.startswith("error: ")
 
 
-@pytest.mark.parametrize("content", ["", "a: [", "steps: {}\ntables: {a: {steps: b}}"])
-def test_damaged_tables_are_refused(tmp_path: Path, content: str) -> None:
+def bomb(line: str, levels: int = 30) -> str:
+    """YAML in which each name stands for ten of the one before."""
+    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join([f"a0: &a0 {line}", *lines])
+
+
+DAMAGES = {
+    "empty": "",
+    "not YAML": "a: [",
+    "no tables": "steps: {}\ntables: {a: {steps: b}}",
+    "a list": "[1, 2]",
+    "a number": "7",
+    "bytes": b"\xff\xfe",
+    "aliases": bomb("[x, x]"),
+    "merges": "a0: &a0 {x: 1}\n" + "\n".join(
+        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 30)
+    ),
+    "a circle": "steps: {}\ntables: &a {b: *a}",
+    "too deep": "a: " + "[" * 1000,
+    "many digits": TINY.replace("MRR_A", "9" * 5000),
+    "not a number": TINY.replace("MRR_A", ".nan"),
+    "infinite": TINY.replace("MRR_A", "-.inf"),
+    "a word for a number": TINY.replace("MRR_A", "good"),
+    "a date": TINY.replace("MRR_A", "2021-07-11"),
+    "an unknown measure": TINY.replace("{mrr: MRR_A}", "{mrr9: 0.5}"),
+    "a tag": TINY.replace("MRR_A", "!!python/object/apply:os.system ['true']"),
+    "a number for a title": TINY.replace("title: Tiny", "title: 7"),
+    "no title": TINY.replace("    title: Tiny\n", ""),
+    "no rows": TINY[: TINY.index("    rows:")] + "    rows: {}\n",
+    "a number for a row": TINY.replace("      C: {", "      3: {"),
+    "a row twice": TINY.replace("      C: {", "      B: {"),
+    "an unknown step": TINY.replace("[one, two]", "[one, three]"),
+    "a step that is no text": TINY.replace("[one, two]", "[one, null]"),
+    "a step without a name": TINY.replace("[one, two]", "[one, '']"),
+    "unknown steps": TINY.replace("steps: tiny", "steps: large"),
+    "an unknown mode": TINY.replace("mode: dev,", "mode: night,"),
+    "an unknown origin": TINY.replace("origins: {scratch:", "origins: {itch:"),
+    "no origin": TINY.replace('origins: {scratch: {work: "{root}"}}', "origins: {}"),
+    "a question about another row": TINY.replace("row: A, than: B}\n\"", "row: Z, than: B}\n\"").replace(
+        '"Is A better than B?", row: A', '"Is A better than B?", row: Z'),
+    "gains of another row": TINY.replace("gains: {row: A", "gains: {row: Z"),
+    "seeds that are texts": TINY.replace("seeds: [1, 2]", "seeds: [one]"),
+    "values in values": TINY.replace("values: {base: x}", "values: {base: [x]}"),
+    "a name of nothing": TINY.replace("mkdir -p {root}", "mkdir -p {rot}"),
+    "names in a circle": TINY.replace("values: {base: x}", 'values: {base: "{base}"}').replace("exit 3", "{base}"),
+    "names that grow": TINY.replace("values: {base: x}", f"values: {{base: '{'{b}' * 1000}', b: '{'{c}' * 1000}', "
+                                    f"c: '{'{d}' * 1000}', d: x}}").replace("exit 3", "{base}"),
+    "a format": TINY.replace("exit 3", "{root:>99999999999}"),
+    "an attribute": TINY.replace("exit 3", "{root.__class__}"),
+    "a control character": TINY.replace("title: Tiny", 'title: "Ti\\0ny"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_tables_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "tables.yaml"
-    path.write_text(content)
-    with pytest.raises(InputError, match="not a file of tables"):
+    content = DAMAGES[damage]
+    path.write_bytes(content if isinstance(content, bytes) else content.replace("MRR_A", "0.5").encode())
+    with pytest.raises(InputError) as error:
         read_tables(path)
+    assert str(error.value).startswith(f"{path}") and "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 300
+
+
+def test_mutated_tables_are_read_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is read can be reported: no error of a type that nobody expected."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    text = TINY.replace("MRR_A", "0.5").encode()
+    words = b"{ } [ ] : - &a *a null 1 -.inf true ' ! ? | > {{ x".split(b" ")
+    path, read = Path("tables.yaml"), 0
+    for _ in range(200):
+        mutated = bytearray(text)
+        for place in random.integers(0, len(text), random.integers(1, 4)):
+            mutated[place : place + int(random.integers(0, 6))] = words[random.integers(len(words))]
+        path.write_bytes(mutated)
+        try:
+            tables = list(read_tables(path).values())
+        except InputError:
+            continue
+        try:
+            report = make_report(tables)
+        except InputError:  # a measure that there is not
+            continue
+        for render in (render_text, render_markdown):
+            render(report)
+        read += 1
+    assert 10 < read < 190, read
 
 
 QUERIES = 40
@@ -317,6 +399,84 @@ def test_report_is_written_in_every_form(
     assert "width=device-width" in page
 
 
+NASTY = "$\\frac{$ <script>alert(1)</script> | --><b>_x_ `y`"
+
+
+def test_names_are_names_in_every_form(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Not formulas, nor HTML, nor another cell of a table."""
+    write_measured(project)
+    name = json.dumps(NASTY)
+    text = TINY.replace("MRR_A", "0.5").replace("row: A", f"row: {name}")
+    text = text.replace("      A: {", f"      {name}: {{note: {name}, ")
+    text = text.replace("title: Tiny", f"title: {name}").replace("name: MRR@10", f"name: {name}")
+    (project / "data" / "tables.yaml").write_text(text)
+    with SummaryWriter(str(project / "logs" / "A-1")) as writer:
+        writer.add_scalar("train/loss", 0.5, 1)
+        writer.add_scalar("train/loss", float("nan"), 2)
+        writer.add_scalar("train/loss", float("inf"), 3)
+    text = text.replace("cat {root}/one >", "cat {root}/one --log_dir logs/A-1 >")
+    (project / "data" / "tables.yaml").write_text(text)
+    assert reproduce(project, monkeypatch, "report", "--output_dir", "out") == 0
+    assert NASTY in capsys.readouterr().out
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is not JSON")
+
+    content = json.loads((project / "out" / "report.json").read_text(), parse_constant=refuse)
+    assert content["tables"][0]["rows"][0]["trials"][0]["curves"]["train/loss"] == [[1, 0.5], [2, None], [3, None]]
+    markdown, page = ((project / "out" / name).read_text() for name in ("report.md", "report.html"))
+    for form in (markdown, page):
+        assert "<script" not in form and "<b>" not in form
+        assert "&lt;script&gt;" in form
+    [row] = [line for line in markdown.splitlines() if line.startswith("| \\$") and "0." in line and "±" in line]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 10  # two measures of four columns, and the name
+    assert r"\$\\frac{\$" in row and r"\_x\_ \`y\`" in row
+    assert page.count("<svg") == 3
+
+
+def test_runs_that_differ_in_one_query_are_reported(project: Path) -> None:
+    """By a test that cannot tell them apart."""
+    write_measured(project)
+    work = project / "work"
+    for seed in (1, 2):
+        for mode in ("dev", "test"):
+            for row, first in (("A", "7"), ("B", "8")):
+                lines = [f"{query}\t{7 if query else first}\t1\n" for query in range(QUERIES)]
+                (work / f"{row}-{seed}" / f"{mode}.rank.tsv").write_text("".join(lines))
+    [table] = make_report(list(read_tables(project / "data" / "tables.yaml").values()))["tables"]
+    [asked] = table["questions"]
+    assert asked["measures"]["mrr"]["randomization"] == 1
+    assert asked["answer"] == "not shown"
+
+
+def test_a_single_query_is_reported(project: Path) -> None:
+    write_measured(project)
+    work = project / "work"
+    for mode in ("dev", "test"):
+        (work / f"{mode}-qrel.tsv").write_text("0\t0\t7\t1\n")
+    report = make_report(list(read_tables(project / "data" / "tables.yaml").values()))
+    [asked] = report["tables"][0]["questions"]
+    assert asked["measures"]["mrr"]["low"] is None
+    assert "(— to —)" in render_text(report)
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_run_of_other_queries_is_refused(project: Path) -> None:
+    write_measured(project)
+    (project / "work" / "A-1" / "dev.rank.tsv").write_text("4711\t7\t1\n")
+    with pytest.raises(InputError, match=r"A-1/dev\.rank\.tsv: none of its queries is judged"):
+        make_report(list(read_tables(project / "data" / "tables.yaml").values()))
+
+
+def test_a_run_that_lacks_queries_is_said(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_measured(project)
+    (project / "work" / "A-1" / "dev.rank.tsv").write_text("0\t7\t1\n")
+    make_report(list(read_tables(project / "data" / "tables.yaml").values()))
+    assert any("A-1/dev.rank.tsv: lacks 39 of 40 judged queries" in message for message in caplog.messages)
+
+
 def test_report_of_nothing_is_a_report() -> None:
     tables = [table for table in read_tables(TABLES, Path("nowhere")).values() if table.name != "sample"]
     report = make_report(tables)
@@ -333,7 +493,8 @@ def test_runs_of_other_weights_and_missing_seeds_are_not_passed_off(
     stamps = {1: weights_digest(tiny_model(1)), 2: weights_digest(tiny_model(7))}  # seed 2: another model's runs
     for seed, digest in stamps.items():
         stamp = project / "work" / f"A-{seed}" / "dev-query.memmap.json"
-        stamp.write_text(json.dumps({"model": digest}))
+        fields = {"model": digest, "tokens": "0", "length": 8, "rows": QUERIES, "dim": 16, "dtype": "float32"}
+        stamp.write_text(json.dumps(fields))
     [table] = make_report(list(read_tables(project / "data" / "tables.yaml").values()))["tables"]
     row = table["rows"][0]
     assert [trial["seed"] for trial in row["trials"]] == [1]

@@ -84,6 +84,16 @@ def test_the_same_difference_everywhere() -> None:
     assert found == (0.5, 0.5, 0.5, 0, 2 / 8)
 
 
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_one_query_that_changed_tells_nothing(count: int) -> None:
+    """Its sign may be either, so that each sum is as far from 0 as the other."""
+    a, b = np.full(count, 0.5), np.full(count, 0.5)
+    a[0] = 0.75
+    assert compare(a, b).randomization == 1
+    if count < 10:
+        assert all_signs(a - b) == 1
+
+
 def test_one_query_tells_nothing() -> None:
     found = compare(np.array([1.0]), np.array([0.5]))
     assert (found.difference, found.t_test, found.randomization) == (0.5, 1, 1)

@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import drhard.metrics
 from drhard.errors import InputError
-from drhard.metrics import measure_queries, parse_measures
+from drhard.metrics import parse_measures
 from drhard.qrels import read_grades
-from drhard.runs import read_scored
+from drhard.runs import Ranking, read_rankings
 
 import ir_measures
 import numpy as np
@@ -23,6 +24,25 @@ Scores = dict[str, dict[str, float]]
 
 DOCUMENTS = [f"D{number}" for number in range(95, 135)]  # as strings they sort otherwise than as numbers
 MEASURES = ["nDCG@10", "nDCG", "R@5", "R@100", "AP", "RR", "RR@10", "P@5", "AP(rel=3)"]
+
+
+def read_scored(path: Path) -> Scores:
+    """What read_rankings reads, as ir_measures takes it."""
+    return {qid: dict(zip(docids, scores, strict=True)) for qid, docids, scores, _ in read_rankings(path)}
+
+
+def rankings(run: Scores) -> list[Ranking[str]]:
+    """As read_rankings gives them."""
+    return [
+        Ranking(qid, ranked(of), sorted(of.values(), reverse=True), list(range(1, len(of) + 1)))
+        for qid, of in run.items()
+    ]
+
+
+def measure_queries(measures: Sequence, run: Scores, judged: Grades) -> dict[str, dict[str, float]]:
+    """The values by query."""
+    values = drhard.metrics.measure_queries(measures, rankings(run), judged)
+    return {name: dict(zip(judged, of.tolist(), strict=True)) for name, of in values.items()}
 
 
 def judgements(seed: int) -> Grades:
@@ -109,7 +129,7 @@ def test_values_are_those_of_ir_measures(seed: int, level: int) -> None:
         reference_names = ["nDCG@10", "nDCG", "R(rel=2)@5", "R(rel=2)@100", "AP(rel=2)", "RR(rel=2)", "RR(rel=2)@10",
                            "P(rel=2)@5", "AP(rel=3)"]  # fmt: skip
     names = [ir_measures.parse_measure(name) for name in reference_names]
-    means, per_query = ir_measures.calc(names, judged, run)
+    means, per_query = ir_measures.calc(names, judged, without_ties(run))  # it orders the ties of RR@10 otherwise
     values = measure_queries(parse_measures(MEASURES, level), run, judged)
     assert list(values) == list(map(str, names))
     assert all(list(of_query) == list(judged) for of_query in values.values())
@@ -156,11 +176,10 @@ def test_values_are_those_of_the_formulas(level: int) -> None:
 
 
 def test_ties_go_to_the_greater_docid() -> None:
-    """But for RR with a cut, which ir_measures takes from MS MARCO's script; so it is documented."""
+    """Of all measures alike. ir_measures by itself has RR@10 from MS MARCO's script: the smaller docid first."""
     judged, run = {"1": {"D2": 1}}, {"1": {"D10": 0.5, "D2": 0.5, "D1": 0.5}}
-    values = measure_queries(parse_measures(["RR", "AP", "P@1"]), run, judged)
-    assert [of_query["1"] for of_query in values.values()] == [1, 1, 1]
-    assert measure_queries(parse_measures(["RR@10"]), run, judged) == {"RR@10": {"1": 1 / 3}}
+    values = measure_queries(parse_measures(["RR", "AP", "P@1", "RR@10", "RR(rel=1)@1"]), run, judged)
+    assert [of_query["1"] for of_query in values.values()] == [1, 1, 1, 1, 1]
 
 
 def test_a_level_of_the_measure_itself_stays() -> None:
@@ -171,7 +190,8 @@ def test_a_level_of_the_measure_itself_stays() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nonsense", "MRR10", "", "nDCG@", "nDCG@-1", "P@0", "nDCG@0", "R", "AP(rel=0)", "AP(rel='x')", "P@1.5", "1+1"],
+    ["nonsense", "MRR10", "", "nDCG@", "nDCG@-1", "P@0", "nDCG@0", "R", "AP(rel=0)", "AP(rel='x')", "P@1.5", "1+1",
+     "R@99999999999", "AP(rel=99999999999)"],
 )
 def test_unknown_measures_are_refused(name: str) -> None:
     """P@0 would end the whole process inside trec_eval's code."""
@@ -217,13 +237,17 @@ def test_bad_grades(tmp_path: Path, text: str, complaint: str) -> None:
     [
         "4\t8\t2\n4\t7\t1\n9\t1\t1\n",  # ours, in rows
         "4 D8 2\n4 D7 1\n9 D1 1\n",  # official ids
+        "4 D8 2 0.5\n4 D7 1 0.25\n9 D1 1 7\n",  # with scores, which do not count
         "4 Q0 D8 1 -2 tag\n4 Q0 D7 2 -1.0 tag\n9\tQ0\tD1\t1\t-1e0\ttag\n",  # TREC's; its ranks do not count
+        "4 Q0 D8 1 -2 my tag\n4 Q0 D7 2 -1.0 my other tag\n9\tQ0\tD1\t1\t-1e0\ttag\n",
+        "\ufeff4 D8 2\n4 D7 1\n9 D1 1\n",
+        "4 D8 2\n9 D1 1\n4 D7 1\n",  # the lines of a query are not together
     ],
-    ids=["rows", "official", "trec"],
+    ids=["rows", "official", "official scores", "trec", "tags with blanks", "byte-order mark", "scattered"],
 )
 def test_runs_of_all_kinds(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     run = read_scored(path)
     prefix = "D" if "D" in text else ""
     assert run == {"4": {f"{prefix}8": -2, f"{prefix}7": -1}, "9": {f"{prefix}1": -1}}
@@ -233,10 +257,16 @@ def test_runs_of_all_kinds(tmp_path: Path, text: str) -> None:
     "text, complaint",
     [
         ("", "the run is empty"),
-        ("1 2 1\n\n", "line 2: expected 'qid pid rank' or 'qid Q0 docid rank score tag'"),
-        ("1 2 1 0.5\n", "line 1: expected"),
-        ("1 Q0 2 1 0.5\n", "line 1: expected"),
-        ("1 Q0 2 1 0.5 my tag\n", "line 1: expected"),
+        ("1 2 1\n\n", "line 2: is empty"),
+        ("1 2\n", "line 1: expected 'qid <tab> pid <tab> rank', found 2 fields"),
+        ("1 2 1 high\n", "line 1: the score 'high'"),
+        ("1 Q0 2 1 0.5\n", "line 1: expected 'qid Q0 docid rank score tag', found 5 fields"),
+        ("1 2 1\n1 Q0 3 1 0.5 tag\n", "line 2: expected 'qid <tab> pid <tab> rank', found 6 fields"),
+        ("1 Q0 3 1 0.5 tag\n1 2 1\n", "line 2: expected 'qid Q0 docid rank score tag', found 3 fields"),
+        ("1 Q0 2 1 1e999 tag\n", "line 1: the score '1e999'"),
+        ("1 Q0 2 1 1_0 tag\n", "line 1: the score '1_0'"),
+        ("1 Q0 2\0 1 3 tag\n", r"line 1: has the control character '\\x00'"),
+        ("1 Q0 2 1 3 a\x1ftag\n", r"line 1: has the control character '\\x1f'"),
         ("1 2 0\n", "line 1: the rank '0'"),
         ("1 2 first\n", "line 1: the rank 'first'"),
         ("1 Q0 2 1 high tag\n", "line 1: the score 'high'"),
@@ -277,7 +307,7 @@ def test_printed_values(files: Path) -> None:
         [f"{name:7}", "all"] for name in ("nDCG@10", "R@100", "R@1000", "AP", "RR@10")
     ]
     names = [ir_measures.parse_measure(name) for name in printed_means(printed)]
-    reference = ir_measures.calc_aggregate(names, judgements(0), scored_run(0))
+    reference = ir_measures.calc_aggregate(names, judgements(0), without_ties(scored_run(0)))
     assert printed_means(printed) == {str(name): float(f"{value:.4f}") for name, value in reference.items()}
 
 
@@ -371,6 +401,59 @@ def test_mrr_of_the_official_script_is_rr_10(preprocessed: Path, expected: Path,
     assert printed_means(printed) == {"RR@10": float(f"{mrr:.4f}")}
 
 
+def test_what_run_and_judgements_do_not_share_is_said(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error; standard output has the values alone, as trec_eval prints them."""
+    call_script("trec_eval.py", files / "qrels", files / "a", "-m", "AP")
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == (
+        f"{files / 'a'}: lacks 3 of 20 judged queries, each counts as 0; 1 of its 18 queries are not judged and do "
+        "not count"
+    )
+    assert re.fullmatch(r"AP     \tall\t0\.\d{4}\n", printed.out)
+
+
+def test_a_measure_deeper_than_the_run_is_said(
+    files: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    call_script("trec_eval.py", files / "qrels", files / "a", "-m", "R@1000", "R@1", "--compare", files / "b")
+    messages = [message for message in caplog.messages if "too few" in message]
+    assert [message.split(": ")[0] for message in messages] == [str(files / "a"), str(files / "b")]
+    assert messages[0].endswith("17 of 17 judged queries have too few documents for R@1000; the longest list has 28")
+
+
+def test_ties_are_said_and_give_one_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The files of trec_eval's issue 22: RR and RR@10 of one table were 1 and 0.5."""
+    (tmp_path / "qrels").write_text("1 0 B 1\n")
+    (tmp_path / "run").write_text("1 Q0 A 1 0.5 tag\n1 Q0 B 2 0.5 tag\n")
+    call_script("trec_eval.py", tmp_path / "qrels", tmp_path / "run", "-m", "RR", "RR@10", "nDCG@10")
+    assert printed_means(capsys.readouterr().out) == {"RR": 1, "RR@10": 1, "nDCG@10": 1}
+    assert any("1 of 1 judged queries have documents of equal score" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("judged", ["1 0 A 1\n", "1 0 A 1\n2 0 A 1\n3 0 A 1\n"])
+def test_runs_that_differ_in_fewer_than_two_queries_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], judged: str
+) -> None:
+    (tmp_path / "qrels").write_text(judged)
+    (tmp_path / "a").write_text("1 A 1\n2 A 1\n")
+    (tmp_path / "b").write_text("1 B 1\n1 A 2\n2 A 1\n")
+    call_script("trec_eval.py", tmp_path / "qrels", tmp_path / "a", "-m", "RR", "--compare", tmp_path / "b")
+    fields = capsys.readouterr().out.splitlines()[-1].split()
+    assert fields[2] == ("+0.5000" if len(judged) < 10 else "+0.1667")
+    assert fields[-2] == "1.0000"  # of the randomization test: either sign is as likely
+    assert "nan" not in fields
+
+
+@pytest.mark.parametrize("level", ["0", "-1", "1e3", "two", "9" * 30])
+def test_levels_that_no_grade_has_are_refused(files: Path, level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call_script("trec_eval.py", files / "qrels", files / "a", f"--level_for_rel={level}")
+    assert ended.value.code == 2
+    assert f"argument -l/--level_for_rel: {level!r} is not a whole number from 1" in capsys.readouterr().err
+
+
 def change(name: str, content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(content)
 
@@ -384,10 +467,11 @@ def change(name: str, content: str) -> Callable[[Path], object]:
         (change("a", "1 2\n"), [], r"a, line 1: expected"),
         (change("a", "500 D7 1\n"), [], r"a: none of its queries is judged in \S*qrels"),
         (change("b", "500 D7 1\n"), ["--compare", "b"], r"b: none of its queries is judged in"),
+        (change("qrels", "3 0 D7 1\n4 0 D7 1\n3 0 D7 0\n"), [], r"qrels, line 3: .* grade 0 here and 1 in line 1"),
+        (change("qrels", "3 0 D7 3000000000\n"), [], r"qrels, line 1: the grade is 3000000000"),
         (change("qrels", "1 0 2\n"), [], r"qrels, line 1: expected"),
         (None, ["-m", "nDCG@10", "bleu"], r"bleu: no measure"),
         (None, ["-m", "RBP"], r"cannot compute RBP"),
-        (None, ["-l", 0], r"--level_for_rel is 0"),
     ],
 )
 def test_bad_input(

@@ -10,7 +10,7 @@ from drhard.errors import command
 from drhard.files import write_json
 from drhard.metrics import mean_reciprocal_rank, measure_queries, parse_measures
 from drhard.qrels import read_grades, read_relevant
-from drhard.runs import read_run, read_scored
+from drhard.runs import read_rankings, read_run
 
 ROWS = {"Warm-up": "warmup", "STAR": "star", "ADORE (STAR)": "adore-star"}  # name -> folder of its runs
 
@@ -42,8 +42,8 @@ def main() -> None:
 
 
 def mean(measure: str, run: Path, qrels: Path) -> float:
-    [values] = measure_queries(parse_measures([measure]), read_scored(run), read_grades(qrels)).values()
-    return sum(values.values()) / len(values)
+    [values] = measure_queries(parse_measures([measure]), read_rankings(run), read_grades(qrels)).values()
+    return float(values.mean())
 
 
 if __name__ == "__main__":
