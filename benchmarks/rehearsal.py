@@ -32,7 +32,7 @@ from drhard.search import SEARCH_MEMORY_GB
 
 import psutil
 from measuring import ROOT, arguments, positive, save, show_machine
-from synthetic import COUNTS, HIDDEN, Counts, write_checkpoint, write_collection
+from synthetic import COUNTS, HIDDEN, Counts, write_collection, write_published
 
 OWN_GB = 3.0  # of memory, for any command
 TRAIN_DOCUMENTS = 500_000
@@ -76,7 +76,10 @@ class Plan:
     """What is rehearsed with one collection.
 
     Attributes:
-        root: of the data in the folder; ``few`` that of the collection with the first documents only.
+        train_documents: how many are searched for all training queries.
+        small: whether STAR also mines by itself.
+        bm25: whether BM25 mines.
+        root: the data root, in the folder.
     """
 
     data_type: str
@@ -88,7 +91,7 @@ class Plan:
 
     @property
     def few(self) -> str:
-        """Where all training queries are retrieved for."""
+        """The data root of the collection that is searched for all training queries."""
         return self.root if self.train_documents >= self.counts.documents else "./few"
 
     @property
@@ -98,13 +101,11 @@ class Plan:
 
     def prepare(self, folder: Path) -> None:
         """Write the texts and the checkpoints."""
-        write_checkpoint(folder / "roberta-base", seed=0)
+        write_published(folder / self.root)
         for root, counts in {self.root: self.counts, self.few: self.few_counts}.items():
-            data = folder / root / self.data_type
-            (data / "dataset").mkdir(parents=True, exist_ok=True)
-            write_collection(self.data_type, counts, data / "dataset")
-            for seed, name in enumerate(("warmup", "trained_models/star", "trained_models/adore-star"), start=1):
-                write_checkpoint(data / name, seed)
+            dataset = folder / root / self.data_type / "dataset"
+            dataset.mkdir(parents=True, exist_ok=True)
+            write_collection(self.data_type, counts, dataset)
 
     def disk_bytes(self) -> int:
         """What everything takes, roughly."""
@@ -139,12 +140,13 @@ class Plan:
 
     def _retrieval(self) -> Iterator[Command]:
         for mode in ("dev", "test", "lead", "train"):
-            root = self.few if mode == "train" else self.root
-            yield Command(
-                f"star/inference.py --data_type {self.data_type} --max_doc_length {WIDTH[self.data_type]} "
-                f"--mode {mode}" + self._at(root),
-                search=True,
-            )
+            width = WIDTH[self.data_type]
+            line = f"star/inference.py --data_type {self.data_type} --max_doc_length {width} --mode {mode}"
+            if mode == "train":
+                line += self._at(self.few)
+                if self.few != self.root:
+                    line += f" --model_dir {self.root}/{self.data_type}/trained_models/star"
+            yield Command(line, search=True)
         for mode in ("dev", "test"):
             yield self._adore_inference("trained_models/adore-star", "adore-star", "star", mode)
 
@@ -181,7 +183,13 @@ class Plan:
         data, few = f"{self.root}/{self.data_type}", f"{self.few}/{self.data_type}"
         width, trained = WIDTH[self.data_type], TRAINED_WIDTH[self.data_type]
         mine = f"star/prepare_hardneg.py --data_type {self.data_type}"
-        yield Command(f"{mine} --max_query_length 32 --max_doc_length {width} --mode train" + self._at(self.few), True)
+        # No warm-up model for documents was published.
+        start = f"{self.root}/passage/" + ("warmup" if self.data_type == "passage" else "trained_models/star")
+        yield Command(
+            f"{mine} --max_query_length 32 --max_doc_length {width} --mode train --model_dir {start}"
+            + self._at(self.few),
+            search=True,
+        )
         reason = "" if self.bm25 else "BM25 takes 10 GB and a night for all passages; --bm25 includes it"
         yield Command(f"{mine} --retriever bm25 --mode train" + self._at(self.few), left_out=reason)
         for negatives, hard in (("", True), ("in-batch", False), ("random", False), ("hard", True), ("star", False)):
@@ -191,7 +199,7 @@ class Plan:
                 f"star/train.py --do_train --max_query_length 24 --max_doc_length {trained} "
                 f"--preprocess_dir {data}/preprocess "
                 + (f"--hardneg_path {few}/warmup_retrieve/hard.json " if hard else "")
-                + f"--init_path {data}/warmup --output_dir {data}/{name}/models --logging_dir {data}/{name}/log "
+                + f"--init_path {start} --output_dir {data}/{name}/models --logging_dir {data}/{name}/log "
                 "--optimizer_str lamb --learning_rate 1e-4 --gradient_checkpointing --fp16 --max_steps 2"
                 + (f" --negatives {negatives}" if negatives else ""),
                 search=mines_itself,

@@ -6,6 +6,7 @@ makes sense: times, memory and files are what they are good for, not rankings.
 
 import gzip
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import RobertaConfig
 
+ROOT = Path(__file__).resolve().parent.parent
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 VOCABULARY = 2000  # tokens
 WORDS = 20_000
@@ -179,6 +181,18 @@ def _vocabulary() -> ByteLevelBPETokenizer:
     texts = [" " + word for word in words()]
     bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
     return bpe
+
+
+def write_published(root: Path) -> None:
+    """Write a checkpoint in place of each that download_data.sh --models fetches, and of roberta-base beside ``root``.
+
+    Args:
+        root: the data root; ``roberta-base`` lies beside it, where a command that names it finds it.
+    """
+    write_checkpoint(root.parent / "roberta-base", seed=0)
+    downloads = json.loads((ROOT / "data" / "downloads.json").read_text(encoding="utf-8"))
+    for seed, published in enumerate(downloads["checkpoints"], start=1):
+        write_checkpoint(root / published["dataset"] / published["folder"], seed)
 
 
 def write_checkpoint(folder: Path, seed: int, hidden: int = HIDDEN, dim: int = HIDDEN) -> None:
