@@ -183,26 +183,27 @@ def _vocabulary() -> ByteLevelBPETokenizer:
     return bpe
 
 
-def write_published(root: Path) -> None:
+def write_published(root: Path, dim: int = HIDDEN) -> None:
     """Write a checkpoint in place of each that download_data.sh --models fetches, and of roberta-base beside ``root``.
 
     Args:
         root: the data root; ``roberta-base`` lies beside it, where a command that names it finds it.
+        dim: of an embedding.
     """
-    write_checkpoint(root.parent / "roberta-base", seed=0)
+    write_checkpoint(root.parent / "roberta-base", 0, dim)
     downloads = json.loads((ROOT / "data" / "downloads.json").read_text(encoding="utf-8"))
     for seed, published in enumerate(downloads["checkpoints"], start=1):
-        write_checkpoint(root / published["dataset"] / published["folder"], seed)
+        write_checkpoint(root / published["dataset"] / published["folder"], seed, dim)
 
 
-def write_checkpoint(folder: Path, seed: int, hidden: int = HIDDEN, dim: int = HIDDEN) -> None:
+def write_checkpoint(folder: Path, seed: int, dim: int = HIDDEN) -> None:
     """Write an encoder of one layer with random weights so large that embeddings of different texts differ clearly."""
     folder.mkdir(parents=True, exist_ok=True)
     _vocabulary().save_model(str(folder))
     torch.manual_seed(seed)
     config = RobertaConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=2 * hidden, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=0,
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=2 * HIDDEN, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=0,
         eos_token_id=2, layer_norm_eps=1e-5, output_embedding_size=dim,
     )  # fmt: skip
     model = RobertaDot(config)
