@@ -119,14 +119,39 @@ def data_type_of(words: Sequence[str]) -> str:
     return "doc" if any("doc" in word.split("/") for word in words) else "passage"
 
 
-def every_command() -> list[Printed]:
-    """One of those that differ in their paths only."""
+def kind_of(command: Printed) -> tuple[str, ...]:
+    """What is the same for commands that differ only in paths, or in the GPUs that they name."""
+    words = without_gpus(command.words[2:])
+    plain = [
+        f"{word} {following}"
+        for word, following in zip(words, [*words[1:], "-"], strict=True)
+        if word.startswith("-") and "/" not in following and word not in ("--data_root", "--model_gpu_index")
+    ]
+    return (data_type_of(command.words), command.script or "", *sorted(plain))
+
+
+def mines_for_all_passages(command: Printed) -> bool:
+    """502,939 queries with 210 results each."""
+    dense = command.script == "star/prepare_hardneg.py" and "bm25" not in command.words
+    by_itself = command.script == "star/train.py" and not {"--hardneg_path", "--negatives"} & set(command.words)
+    return data_type_of(command.words) == "passage" and (dense or by_itself)
+
+
+def every_command() -> list[Any]:
+    """One of each kind."""
     in_prose = [Printed("in a sentence", tuple(line.split())) for line in IN_PROSE]
     kinds: dict[tuple[str, ...], Printed] = {}
     for command in [*ours([*documented.in_documents(), *documented.in_scripts(), *in_prose]), *reproduced()]:
-        plain = (word for word in command.words[2:] if "/" not in word and word != "--data_root")
-        kinds.setdefault((data_type_of(command.words), command.script or "", *plain), command)
-    return list(kinds.values())
+        kinds.setdefault(kind_of(command), command)
+    refused = pytest.mark.xfail(raises=SystemExit, strict=True, reason="results beyond half of --search_memory_gb")
+    return [
+        pytest.param(command, marks=[refused] if mines_for_all_passages(command) else [], id=shown(command))
+        for command in kinds.values()
+    ]
+
+
+def shown(command: Printed) -> str:
+    return f"{command.where}: {' '.join(command.words[1:])}"[:80]
 
 
 def provide(command: Printed, folder: Path) -> set[Path]:
@@ -162,9 +187,7 @@ def judgements_once(path: Path, *counts: int) -> dict[int, list[int]]:
     return judgements(str(Path(path).parent.absolute()), *counts)
 
 
-@pytest.mark.parametrize(
-    "command", every_command(), ids=lambda command: f"{command.where}: {' '.join(command.words[1:])}"[:80]
-)
+@pytest.mark.parametrize("command", every_command())
 def test_checks_pass_at_full_size(command: Printed, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     words = without_gpus(command.words[2:])
