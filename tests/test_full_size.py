@@ -12,8 +12,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from drhard.ids import write_int_dict
 from drhard.msmarco import CORPORA
 from drhard.qrels import read_relevant_rows
 from drhard.recipes import read_tables
+from drhard.sampling import read_hard_negatives
 from drhard.tokens import PASSAGES, query_name
 
 import documented
@@ -177,14 +178,16 @@ def provide(command: Printed, folder: Path) -> set[Path]:
     return work
 
 
-@cache
-def judgements(folder: str, *counts: int) -> dict[int, list[int]]:
-    """:func:`drhard.qrels.read_relevant_rows`, once for each file: it takes a second."""
-    return read_relevant_rows(Path(folder, "train-qrel.tsv"), *counts)
+READ_ONCE: dict[tuple[Any, ...], Any] = {}
 
 
-def judgements_once(path: Path, *counts: int) -> dict[int, list[int]]:
-    return judgements(str(Path(path).parent.absolute()), *counts)
+def once(read: Callable[..., Any], path: Path, *arguments: Any) -> Any:
+    """What a reader of a large file returns, read once for all tests: it takes a second."""
+    counts = [argument if isinstance(argument, int) else len(argument) for argument in arguments]
+    key = (read.__name__, Path(path).stat().st_ino, *counts)
+    if key not in READ_ONCE:
+        READ_ONCE[key] = read(path, *arguments)
+    return READ_ONCE[key]
 
 
 @pytest.mark.parametrize("command", every_command())
@@ -205,8 +208,9 @@ def test_checks_pass_at_full_size(command: Printed, folder: Path, monkeypatch: p
     monkeypatch.setattr(AdoreTraining, "run", begin)
     load_script(command.script)
     for module in list(sys.modules.values()):
-        if getattr(module, "read_relevant_rows", None) is read_relevant_rows and module.__name__ != __name__:
-            monkeypatch.setattr(module, "read_relevant_rows", judgements_once)
+        for read in (read_relevant_rows, read_hard_negatives):
+            if vars(module).get(read.__name__) is read and module.__name__ != __name__:
+                monkeypatch.setattr(module, read.__name__, partial(once, read))
     # No machine has room for all embeddings.
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0, total=0))
     with pytest.raises(WorkBegins):
