@@ -22,9 +22,7 @@ from drhard.adore import AdoreTraining
 from drhard.encoder import RobertaDot
 from drhard.ids import write_int_dict
 from drhard.msmarco import CORPORA
-from drhard.qrels import read_relevant_rows
 from drhard.recipes import read_tables
-from drhard.sampling import read_hard_negatives
 from drhard.tokens import PASSAGES, query_name
 
 import documented
@@ -178,6 +176,7 @@ def provide(command: Printed, folder: Path) -> set[Path]:
     return work
 
 
+READERS = {"read_relevant_rows", "read_hard_negatives"}
 READ_ONCE: dict[tuple[Any, ...], Any] = {}
 
 
@@ -208,9 +207,8 @@ def test_checks_pass_at_full_size(command: Printed, folder: Path, monkeypatch: p
     monkeypatch.setattr(AdoreTraining, "run", begin)
     load_script(command.script)
     for module in list(sys.modules.values()):
-        for read in (read_relevant_rows, read_hard_negatives):
-            if vars(module).get(read.__name__) is read and module.__name__ != __name__:
-                monkeypatch.setattr(module, read.__name__, partial(once, read))
+        for name in READERS & vars(module).keys():
+            monkeypatch.setattr(module, name, partial(once, vars(module)[name]))
     # No machine has room for all embeddings.
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0, total=0))
     with pytest.raises(WorkBegins):
