@@ -115,12 +115,12 @@ def rehearse(module: ModuleType, folder: Path, *flags: Any) -> None:
 
 
 def test_rehearsal(tmp_path: Path, rehearsal: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--scale", 0.0005)
+    flags = ("--scale", 0.001)
     rehearse(rehearsal, tmp_path, *flags, "--output", tmp_path / "results.json")
     table, printed = (tmp_path / "rehearsal.md").read_text(), capsys.readouterr().out.splitlines()
     assert set(table.splitlines()) <= set(printed)
-    assert "passage: 4,421 documents, 266 training judgements" in table
-    assert "doc: 1,607 documents, 184 training judgements" in table
+    assert "passage: 8,842 documents, 533 training judgements" in table
+    assert "doc: 3,214 documents, 367 training judgements" in table
     assert len(rehearsal.ran) == len(json.loads((tmp_path / "results.json").read_text())["results"])
     for root in (tmp_path / "data" / "passage", tmp_path / "data" / "doc"):
         assert {"bm25_retrieve", "star_train", "official_runs"} <= {path.name for path in root.iterdir()}
