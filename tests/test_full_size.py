@@ -9,6 +9,7 @@ import builtins
 import io
 import json
 import os
+import pickle
 import shlex
 import shutil
 import sys
@@ -20,7 +21,6 @@ from typing import Any
 
 from drhard.adore import AdoreTraining
 from drhard.encoder import RobertaDot
-from drhard.ids import write_int_dict
 from drhard.msmarco import CORPORA
 from drhard.recipes import read_tables
 from drhard.tokens import PASSAGES, query_name
@@ -85,7 +85,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for mode, split in corpus.splits.items():
             queries = counts.judged.get(mode, counts.queries[mode])
             write_tokens(root / "preprocess", query_name(mode), queries)
-            write_int_dict(root / "preprocess" / f"{mode}-qid2offset.pickle", np.arange(queries))
+            ids = pickle.dumps({row: row for row in range(queries)}, protocol=3)
+            (root / "preprocess" / f"{mode}-qid2offset.pickle").write_bytes(ids)
             with open(root / "dataset" / split.queries, "w") as file:
                 file.writelines(f"{qid}\ttext\n" for qid in range(counts.queries[mode]))
             if split.qrels:
