@@ -1,11 +1,16 @@
 """The benchmarks run, at a small size, find the same as the published way, and write what they print."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import documented
 import pytest
 from conftest import must_run, run_script
+from helpers import ROOT, call_script, load_script
+from test_walkthrough import SIZES
 
 
 def run_benchmark(name: str, folder: Path, *flags: Any) -> tuple[str, dict[str, Any]]:
@@ -84,3 +89,132 @@ def test_too_little_is_refused(tmp_path: Path, flags: tuple[Any, ...], sentence:
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == sentence
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def rehearsal(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module, whose commands run in this process, in small batches: starting so many would take minutes."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = load_script("benchmarks/rehearsal.py")
+    ran: list[str] = []
+
+    def in_process(words: list[str], folder: Path, log: Path, stop: bool = False) -> dict[str, Any]:
+        ran.append(" ".join(words))
+        call_script(*words, *SIZES.get(words[0], ()))
+        return {"seconds": 1.0, "peak_gb": 0.5, "disk_gb": 0.1, "code": 0, "stopped": False}
+
+    monkeypatch.setattr(module, "measure", in_process)
+    module.ran = ran
+    return module
+
+
+def rehearse(module: ModuleType, folder: Path, *flags: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["rehearsal.py", "--folder", str(folder), *map(str, flags)])
+        module.main()
+
+
+def test_rehearsal(tmp_path: Path, rehearsal: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--scale", 0.001)
+    rehearse(rehearsal, tmp_path, *flags, "--output", tmp_path / "results.json")
+    table, printed = (tmp_path / "rehearsal.md").read_text(), capsys.readouterr().out.splitlines()
+    assert set(table.splitlines()) <= set(printed)
+    assert "passage: 8,842 documents, 533 training judgements" in table
+    assert "doc: 3,214 documents, 367 training judgements" in table
+    assert len(rehearsal.ran) == len(json.loads((tmp_path / "results.json").read_text())["results"])
+    for root in (tmp_path / "data" / "passage", tmp_path / "data" / "doc"):
+        assert {"bm25_retrieve", "star_train", "official_runs"} <= {path.name for path in root.iterdir()}
+        assert (root / "evaluate" / "star_train" / "dev.rank.tsv").exists()
+    ran = len(rehearsal.ran)
+    rehearse(rehearsal, tmp_path, *flags)  # everything has its result
+    assert len(rehearsal.ran) == ran
+    with pytest.raises(SystemExit):
+        rehearse(rehearsal, tmp_path, "--scale", 0.002)
+    assert "is of a rehearsal with" in capsys.readouterr().err
+
+
+def test_rehearsal_has_every_flag_that_is_documented(rehearsal: ModuleType) -> None:
+    """But for GPUs and folders; what stands for a count of MS MARCO's is in it too."""
+    plans = [rehearsal.Plan(name, counts, 10**6, True, True) for name, counts in rehearsal.COUNTS.items()]
+    rehearsed: dict[str, set[str]] = {}
+    for plan in plans:
+        for step in plan.commands():
+            words = step.line.split()
+            rehearsed.setdefault(words[0], set()).update(word for word in words if word.startswith("-"))
+    assert set(rehearsed) == set(documented.SCRIPTS)
+    for printed in documented.in_documents():
+        if printed.script in documented.SCRIPTS:
+            flags = {word for word in printed.words if word.startswith("-")} - {"--faiss_gpu_index", "--output_dir"}
+            assert flags <= rehearsed[printed.script], printed
+    counts = plans[0].counts
+    assert (counts.documents, counts.judged, counts.queries["lead"], counts.judgements["train"]) == (
+        8_841_823, {"train": 502_939, "dev": 6_980, "test": 43}, 6_837, 532_761,
+    )  # fmt: skip
+    counts = plans[1].counts
+    assert (counts.documents, counts.judged, counts.queries["lead"], counts.judgements["train"]) == (
+        3_213_835, {"train": 367_013, "dev": 5_193, "test": 43}, 5_793, 367_013,
+    )  # fmt: skip
+
+
+def test_rehearsal_at_full_size_leaves_out_and_retrieves_among_fewer(rehearsal: ModuleType) -> None:
+    steps = list(rehearsal.Plan("passage", rehearsal.COUNTS["passage"], 500_000, False, False).commands())
+    left_out = [step.line for step in steps if step.left_out]
+    assert len(left_out) == 2
+    assert all("bm25" in line or "--negatives star" in line for line in left_out)
+    for step in steps:
+        assert ("--mode train" in step.line) == ("--data_root ./few" in step.line and "preprocess.py" not in step.line)
+
+
+def test_rehearsal_measures_all_processes_and_stops_what_is_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = load_script("benchmarks/rehearsal.py")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "work").mkdir()
+    child = "import sys, time; held = b'x' * 100_000_000; print('loss=1', flush=True); time.sleep(60)"
+    (tmp_path / "parent.py").write_text(
+        f"import subprocess, sys, time\nheld = b'x' * 100_000_000\nopen('file', 'wb').write(held)\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    child.kill()\n    sys.exit(130)\n"
+    )
+    result = module.measure(["parent.py"], tmp_path / "work", tmp_path / "work" / "logs" / "log", stop=True)
+    assert result["stopped"] and result["code"] == 130
+    assert 0.2 <= result["peak_gb"] < 0.3
+    assert 0.1 <= result["disk_gb"] < 0.11
+    assert result["seconds"] < 30
+
+
+def test_rehearsal_stops_at_a_failure_and_goes_on_there(
+    tmp_path: Path, rehearsal: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = iter([0, 2, 0, 0])
+
+    def two_commands(plan: Any) -> list[Any]:
+        return [rehearsal.Command("one.py"), rehearsal.Command("two.py", search=True)]
+
+    def measure(words: list[str], folder: Path, log: Path, stop: bool = False) -> dict[str, Any]:
+        rehearsal.ran.append(words[0])
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("error: too much\n")
+        return {"seconds": 1.0, "peak_gb": 4.0, "disk_gb": 0.0, "code": next(results), "stopped": False}
+
+    monkeypatch.setattr(rehearsal.Plan, "prepare", lambda plan, folder: None)
+    monkeypatch.setattr(rehearsal.Plan, "commands", two_commands)
+    monkeypatch.setattr(rehearsal, "measure", measure)
+    for expected in ("ended with exit code 2: error: too much", "1 commands took more memory than their limit: one.py"):
+        with pytest.raises(SystemExit):
+            rehearse(rehearsal, tmp_path, "--scale", 0.001, "--data_type", "passage")
+        assert expected in capsys.readouterr().err.replace("passage: ", "")
+    assert rehearsal.ran == ["one.py", "two.py", "two.py"]
+    assert "4.00 **over**" in (tmp_path / "rehearsal.md").read_text()
+
+
+def test_rehearsal_needs_room(
+    tmp_path: Path, rehearsal: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
+    with pytest.raises(SystemExit):
+        rehearse(rehearsal, tmp_path)
+    assert "GB, its disk has 1.0" in capsys.readouterr().err

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import IO
 
 import drhard.runs
+from drhard import ids
 from drhard.errors import InputError
 from drhard.files import whole_text
-from drhard import ids
 from drhard.runs import Ranking, convert_run, read_rankings, read_run, run_ids, write_run
 
 import ir_measures

@@ -1,0 +1,111 @@
+"""Every command that README.md and docs/ print, run in their order in one folder, as printed but for sizes.
+
+What stands in for what: downloads are a synthetic collection and tiny checkpoints, in the very folders that
+download_data.sh fills; ``roberta-base`` is a folder of that name; training stops after a few steps; flags that name
+GPUs are left out where there are none.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import documented
+import pytest
+import torch
+from documented import Printed
+from helpers import ROOT, call_script, load_script
+
+SIZES = {  # appended
+    "star/train.py": ("--max_steps", "2", "--per_device_train_batch_size", "4"),
+    "adore/train.py": ("--per_gpu_batch_size", "8", "--logging_steps", "1"),
+}
+GPU_FLAGS = ("--faiss_gpu_index", "--faiss_gpus")
+ELSEWHERE = (  # what sets up, and what other tests run
+    "python3 -m venv", "pip install", "bash quickstart.sh", "bash run_tests.sh", "python benchmarks/",
+    "python reproduce.py",
+)  # fmt: skip
+QUERIES = {"train": 40, "dev": 100, "test": 5}  # judged, of 500 documents; enough for two runs to differ
+
+
+def without_gpus(words: tuple[str, ...]) -> list[str]:
+    """The words without the flags that name GPUs which are not there, and their numbers."""
+    kept, dropping = [], False
+    for word in words:
+        dropping = word in GPU_FLAGS or (dropping and word.isdigit())
+        if not dropping or torch.cuda.device_count() > 3:
+            kept.append(word)
+    return kept
+
+
+def run(command: Printed) -> None:
+    """Run a command in this process; fail with the place where it is printed."""
+    script = command.script
+    words = [*without_gpus(command.words[2:]), *SIZES.get(script, ())]
+    try:
+        call_script(script, *words)
+    except SystemExit as end:
+        pytest.fail(f"{command.where}: 'python {script} {' '.join(words)}' ended with exit code {end.code}")
+
+
+def ours(commands: list[Printed]) -> Iterator[Printed]:
+    """Those that the walk-through runs here, each once; fails for a command of a kind that is not known."""
+    seen = set()
+    for command in commands:
+        line = " ".join(command.words)
+        if command.script in documented.SCRIPTS:
+            if line not in seen:
+                seen.add(line)
+                yield command
+        elif not (line.startswith(ELSEWHERE) or line.split()[:2] == ["bash", "download_data.sh"]):
+            pytest.fail(f"{command.where}: '{line}' is run by no test; teach one to run it")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory after the downloads."""
+    folder = tmp_path_factory.mktemp("walkthrough")
+    synthetic = load_script("benchmarks/synthetic.py")
+    synthetic.write_published(folder / "data")
+    for data_type, counts in synthetic.COUNTS.items():
+        (folder / "data" / data_type / "dataset").mkdir(parents=True)
+        few = synthetic.Counts(500, counts.scaled(0).queries | QUERIES, QUERIES, QUERIES)
+        synthetic.write_collection(data_type, few, folder / "data" / data_type / "dataset")
+    return folder
+
+
+def test_every_printed_command_runs_after_those_before_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    commands = list(ours(documented.in_documents()))
+    assert {command.script for command in commands} == set(documented.SCRIPTS)
+    for command in commands:
+        run(command)
+    # What the README says of documents: the commands behind the sentence, with doc for passage.
+    said = "For documents, put `doc` for `passage`, 512 for `--max_doc_length`, and the cut 100"
+    text, = (path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")) if said in path.read_text())
+    for command in ours(documented.in_text(text.partition(said)[2], "for documents")):
+        run(for_documents(command))
+    # And of the STAR model that was trained just now, in place of the published one.
+    assert "put `star_train/models` for `trained_models/star`, `evaluate/star_train` for `evaluate/star`" in text
+    for command in commands:
+        line = " ".join(command.words)
+        if "adore_train" in line and "passage" in line:
+            run(from_own_star(command))
+
+
+def for_documents(command: Printed) -> Printed:
+    words = [re.sub(r"\bpassage\b", "doc", word) for word in command.words]
+    if "--max_doc_length" in words:
+        words[words.index("--max_doc_length") + 1] = "512"
+    if command.script == "msmarco_eval.py":
+        words.append("100")
+    return Printed(command.where, tuple(words))
+
+
+def from_own_star(command: Printed) -> Printed:
+    words = [
+        word.replace("trained_models/star", "star_train/models")
+        .replace("evaluate/star/", "evaluate/star_train/")
+        .replace("adore_train", "adore_own")
+        for word in command.words
+    ]
+    return Printed(command.where, tuple(words))
