@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from processes import adopt_orphans, end_with_parent, load_everything
-from scripts_under_test import Size, World
+from scripts_under_test import Size, World, logs_of
 from tqdm import tqdm
 
 KEPT_OF_A_KIND = 3  # folders of findings; of the others the texts alone are kept
@@ -57,10 +57,10 @@ class Case:
     number: int
     random: random.Random
     folder: Path
-    world: World
 
 
 Campaign = Callable[[Case], Outcome]
+REAL = 0.1  # of the cases run processes of their own, not forks
 
 
 def parse_arguments(description: str, count: int, subjects: Iterable[str]) -> argparse.Namespace:
@@ -76,13 +76,13 @@ def parse_arguments(description: str, count: int, subjects: Iterable[str]) -> ar
 
 
 class Campaigner:
-    """Runs campaigns in one world; a folder of its own, removed at the end."""
+    """Runs campaigns in a folder of its own, which is removed at the end."""
 
-    def __init__(self, size: Size, output: Path | None = None, jobs: int = 2, seed: int = 0):
+    def __init__(self, output: Path | None = None, jobs: int = 2, seed: int = 0):
         load_everything()
         # Not a TemporaryDirectory: every fork that runs its exit functions would remove it.
         self._folder = Path(tempfile.mkdtemp(prefix="campaign-"))
-        self.world = World(self._folder / "world", size)
+        self._worlds: dict[Size, World] = {}
         self.jobs, self.seed, self.output = jobs, seed, output
         self.keep = output.with_name(f"{output.name}.findings").absolute() if output else None
 
@@ -91,6 +91,12 @@ class Campaigner:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def world(self, size: Size) -> World:
+        """The world of a size."""
+        if size not in self._worlds:
+            self._worlds[size] = World(self._folder / f"world-{size.passages}", size)
+        return self._worlds[size]
 
     def run(self, name: str, campaign: Campaign, count: int, numbers: Sequence[int] = ()) -> list[Outcome]:
         """Run cases until ``count`` of them count, or those ``numbers``; print and write down how they went."""
@@ -105,7 +111,7 @@ class Campaigner:
         outcomes: list[Outcome] = []
         counted = 0
         kept: Counter[str] = Counter()
-        with tqdm(total=wanted, desc=name, unit="case", disable=None) as bar:
+        with tqdm(total=wanted, desc=name, unit="case", mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
             for worker in workers:
                 worker.send((next(todo, None), ()))
             while workers:
@@ -145,12 +151,13 @@ class Campaigner:
                     theirs.send(None)
                     break
                 folder = cases / str(number)
-                case = Case(number, random.Random(f"{name} {self.seed} {number}"), folder, self.world)
+                case = Case(number, random.Random(f"{name} {self.seed} {number}"), folder)
                 outcome = campaign(case)
                 kinds = {finding.kind for finding in outcome.findings}
                 if self.keep and (keep_all or kinds - set(full)):
                     outcome.kept = str(self._keep(name, folder, outcome))
-                self.world.remove(folder)
+                for part in (folder, logs_of(folder)):
+                    shutil.rmtree(part, ignore_errors=True)
                 theirs.send(outcome)
         except BaseException:
             theirs.send(traceback.format_exc())
@@ -161,9 +168,9 @@ class Campaigner:
         place = self.keep / name / str(outcome.number)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        for part in (folder, folder.with_name(f"{folder.name}.logs")):
+        for part, kept in ((folder, "files"), (logs_of(folder), "logs")):
             if part.exists():
-                shutil.copytree(part, place / part.suffix.lstrip(".") / "files", symlinks=True)
+                shutil.copytree(part, place / kept, symlinks=True)
         (place / "outcome.json").write_text(json.dumps(asdict(outcome), indent=1))
         return place
 

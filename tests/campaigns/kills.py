@@ -10,11 +10,10 @@ names must be whole. It is run again with the same command: exit code 0, the fil
 import signal
 from pathlib import Path
 
-from campaign import Campaigner, Campaign, Case, Finding, Outcome, end, parse_arguments
+from campaign import REAL, Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
 from processes import FolderWatch, Hanging, Running, reap
 from scripts_under_test import SCRIPTS, Script, Size, World, signature, the_error
 
-REAL = 0.1  # of the runs are processes of their own, not forks
 SIGNALS = {signal.SIGKILL: 0.8, signal.SIGTERM: 0.1, signal.SIGINT: 0.1}
 START_SECONDS = 4.0  # of a process of its own, for importing
 
@@ -34,30 +33,30 @@ def kills(world: World, names: list[str]) -> Campaign:
         script = SCRIPTS[name]
         outcome = Outcome(case.number, name, "", how="")
         world.prepare(script, case.folder)
+        real = case.random.random() < REAL
         times = 1 if case.random.random() < 0.75 else case.random.randint(2, 3)
         hits, how = 0, []
         for run in range(times):
-            hit, description, findings = _kill_once(case, script, run)
+            hit, description, findings = _kill_once(world, case, script, run, real)
             how.append(description)
             outcome.findings += findings
             hits += hit
             if not hit:
                 break
-        outcome.how = "; ".join(how)
+        outcome.how = "; ".join(how) + " (processes of their own)" * real
         outcome.counts = hits > 0
         outcome.result = f"killed {hits} times" if hits > 1 else "killed" if hits else "too late"
-        outcome.findings += _run_again(case, script, times)
+        outcome.findings += _run_again(world, case, script, times, real)
         return outcome
 
     return campaign
 
 
-def _kill_once(case: Case, script: Script, run: int) -> tuple[bool, str, list[Finding]]:
+def _kill_once(world: World, case: Case, script: Script, run: int, real: bool) -> tuple[bool, str, list[Finding]]:
     """Start a script and kill it; return whether it was hit, how, and what is wrong then."""
-    world, dice = case.world, case.random
+    dice = case.random
     unbroken = world.unbroken[script.name]
     number = dice.choices(list(SIGNALS), list(SIGNALS.values()))[0]
-    real = dice.random() < REAL
     way = dice.choice(("time", "change") if real else ("time", "change", "file"))
     with FolderWatch(case.folder) as changes:
         if way == "file":
@@ -76,8 +75,6 @@ def _kill_once(case: Case, script: Script, run: int) -> tuple[bool, str, list[Fi
                 how = f"{number.name} at change {at} of {unbroken.watched}"
                 changes.wait(running, at)
             hit = running.send(number)
-        if real:
-            how += " (a process of its own)"
         findings = []
         try:
             ended = running.wait()
@@ -98,10 +95,10 @@ def _kill_once(case: Case, script: Script, run: int) -> tuple[bool, str, list[Fi
     return hit, how, findings
 
 
-def _run_again(case: Case, script: Script, run: int) -> list[Finding]:
+def _run_again(world: World, case: Case, script: Script, run: int, real: bool) -> list[Finding]:
     """Run a script that was killed to its end; return what is wrong."""
     try:
-        ended = case.world.run(script, case.folder, run)
+        ended = world.run(script, case.folder, run, real=real)
     except Hanging as error:
         return [Finding("hangs when run again", str(error))]
     left = reap()
@@ -109,16 +106,16 @@ def _run_again(case: Case, script: Script, run: int) -> list[Finding]:
     if ended.code:
         said = "" if the_error(ended.stderr) else "not one sentence, "
         return [*findings, Finding(f"run again: {said}{signature(ended)}", ended.describe())]
-    problems = case.world.compare(script, case.folder)
-    if script.prints and ended.stdout != case.world.unbroken[script.name].stdout:
+    problems = world.compare(script, case.folder)
+    if script.prints and ended.stdout.replace(str(case.folder), "") != world.unbroken[script.name].stdout:
         problems.append("another output")
     return findings + [Finding(f"run again: {problem}", ended.describe()) for problem in problems]
 
 
 def main() -> None:
     args = parse_arguments(__doc__, 500, SCRIPTS)
-    with Campaigner(Size(), args.output, args.jobs, args.seed) as campaigner:
-        campaign = kills(campaigner.world, args.only or list(SCRIPTS))
+    with Campaigner(args.output, args.jobs, args.seed) as campaigner:
+        campaign = kills(campaigner.world(Size()), args.only or list(SCRIPTS))
         end(campaigner.run("kills", campaign, args.count, args.numbers or ()))
 
 

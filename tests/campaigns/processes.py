@@ -7,6 +7,7 @@ runs it with its own arguments, folder, session and output files. ``real=True`` 
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import importlib
 import os
 import resource
@@ -15,6 +16,7 @@ import select
 import signal
 import struct
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -36,6 +38,10 @@ HEAVY = (
 )  # fmt: skip
 OURS = sorted(path.stem for path in (PROJECT / "drhard").glob("*.py") if path.stem != "__init__")
 HANG_SECONDS = 120
+PIPE_BYTES = 1 << 20
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
+PROGRAMS = {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.startfile", "pty.spawn"}
+OUTSIDE = 98  # exit code of a process that was not to leave its folder
 LEFT_SECONDS = 10  # in which the workers of a process that was killed have to end
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -98,6 +104,7 @@ class Running:
 
     pid: int
     logs: Path
+    pipes: dict[str, int] = field(default_factory=dict)  # "stdout" and "stderr" where they are no files
     begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self):
@@ -126,6 +133,10 @@ class Running:
         _, status = os.waitpid(self.pid, 0)
         seconds = time.monotonic() - self.begun
         os.close(self.pidfd)
+        for name, pipe in self.pipes.items():
+            with contextlib.suppress(BlockingIOError):  # nothing was said, and a child still lives
+                (self.logs / name).write_bytes(os.read(pipe, PIPE_BYTES))
+            os.close(pipe)
         out, err, events = (self.logs / name for name in ("stdout", "stderr", "events"))
         count = int(events.read_text()) if events.exists() and events.stat().st_size else None
         texts = (path.read_text(encoding="utf-8", errors="backslashreplace") for path in (out, err))
@@ -139,6 +150,7 @@ class Hanging(Exception):
 def start(
     script: Path, arguments: Sequence[str], folder: Path, logs: Path, *, real: bool = False,
     limits: Limits | None = None, die_at: tuple[int, int] | None = None, prepare: Callable[[], None] | None = None,
+    confine: bool = False,
 ) -> Running:  # fmt: skip
     """Start a script.
 
@@ -149,36 +161,52 @@ def start(
         die_at: (number of a file event, signal): the process sends itself the signal just before it makes, opens for
             writing, renames or removes a name under ``folder`` for that time (fork only).
         prepare: called in the fork before the script runs.
+        confine: end it, with ``OUTSIDE``, when it starts a program, or changes a file outside of ``folder`` and of the
+            folder for temporary files (fork only).
     """
     logs.mkdir(parents=True, exist_ok=True)
     for name in ("stdout", "stderr", "events"):
         (logs / name).write_text("")
     sys.stdout.flush()
     sys.stderr.flush()
+    limits = limits or Limits()
+    pipes, ends = _pipes() if limits.file_size is not None else ({}, {})  # the limit is not for what it prints
     pid = os.fork()
     if pid == 0:
         try:
-            _enter(folder, logs, limits or Limits())
+            _enter(folder, logs, limits, ends)
             if real:
                 os.execve(sys.executable, [sys.executable, str(script), *arguments], os.environ)
-            if not limits or limits.file_size is None:
-                _count_file_events(folder, logs / "events", die_at)
+            if limits.file_size is None:
+                _count_file_events(folder, logs / "events", die_at, confine)
             if prepare:
                 prepare()
             _run(script, arguments)
         finally:
             os._exit(99)
-    return Running(pid, logs)
+    for descriptor in ends.values():
+        os.close(descriptor)
+    return Running(pid, logs, pipes)
 
 
-def _enter(folder: Path, logs: Path, limits: Limits) -> None:
+def _pipes() -> tuple[dict[str, int], dict[str, int]]:
+    """The ends to read from and to write to of pipes that hold all that a script prints."""
+    readers, writers = {}, {}
+    for name in ("stdout", "stderr"):
+        readers[name], writers[name] = os.pipe()
+        fcntl.fcntl(writers[name], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(readers[name], False)
+    return readers, writers
+
+
+def _enter(folder: Path, logs: Path, limits: Limits, pipes: dict[str, int]) -> None:
     end_with_parent()
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(logs / name, os.O_WRONLY | os.O_APPEND), descriptor)
+        os.dup2(pipes.get(name) or os.open(logs / name, os.O_WRONLY | os.O_APPEND), descriptor)
     for descriptor in os.listdir("/proc/self/fd"):
         if int(descriptor) > 2:
             with contextlib.suppress(OSError):
@@ -225,34 +253,37 @@ def _run(script: Path, arguments: Sequence[str]) -> None:
     os._exit(code & 0xFF)
 
 
-def _count_file_events(folder: Path, counted: Path, die_at: tuple[int, int] | None) -> None:
+def _count_file_events(folder: Path, counted: Path, die_at: tuple[int, int] | None, confine: bool) -> None:
     """Count what this process does to names under ``folder``; at a number of them, let it die."""
+    sys.dont_write_bytecode = True
     inside = f"{folder}{os.sep}"
-    count = 0
-    process = os.getpid()
-    counts = os.open(counted, os.O_WRONLY)
-    busy = False
+    allowed = (inside, f"{tempfile.gettempdir()}{os.sep}", "/dev/", "/proc/")
+    process, counts = os.getpid(), os.open(counted, os.O_WRONLY)
+    count, busy = 0, False
 
-    def under(path: object) -> bool:
-        if isinstance(path, bytes):
-            path = os.fsdecode(path)
-        return isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(inside)
+    def stop(what: str) -> None:
+        os.write(2, f"Outside: {what}\n".encode())
+        os._exit(OUTSIDE)
+
+    def changed(event: str, arguments: tuple) -> str | None:
+        path = arguments[0] if event in CHANGES or event == "open" else None
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return None
+        path = os.fsdecode(path) if isinstance(path, bytes) else path
+        return os.path.abspath(path) if isinstance(path, (str, os.PathLike)) else None
 
     def heed(event: str, arguments: tuple) -> None:
         nonlocal count, busy
-        if busy:
-            return
-        if event == "open":
-            path, _, flags = arguments
-            if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                return
-        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
-            path = arguments[0]
-        else:
+        if busy or os.getpid() != process:
             return
         busy = True
         try:
-            if os.getpid() != process or not under(path):
+            path = changed(event, arguments)
+            if confine and event in PROGRAMS:
+                stop(f"{event} {arguments[:2]}")
+            if confine and path and not path.startswith(allowed):
+                stop(f"{event} {path}")
+            if path is None or not path.startswith(inside):
                 return
             count += 1
             os.pwrite(counts, str(count).encode(), 0)

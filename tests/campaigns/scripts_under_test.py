@@ -63,8 +63,8 @@ class Script:
 def _star(*flags: str) -> tuple[str, ...]:
     return (
         "--do_train", *LENGTHS, "--preprocess_dir", PREPROCESS, "--init_path", WARMUP, "--output_dir", "out/models",
-        "--logging_dir", "out/log", "--per_device_train_batch_size", "8", "--num_train_epochs", "3", "--save_steps", "4",
-        "--warmup_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "3", "--no_cuda", *flags,
+        "--logging_dir", "out/log", "--per_device_train_batch_size", "8", "--num_train_epochs", "3", "--save_steps",
+        "4", "--warmup_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "3", "--no_cuda", *flags,
     )  # fmt: skip
 
 
@@ -145,16 +145,16 @@ SCRIPTS = {
              "dev.rank.tsv": f"star-inference/{EMBEDDINGS}/dev.rank.tsv"}, prints=True,
         ),
         Script(
-            "trec-eval", "trec_eval.py", ("qrels.tsv", "dev.rank.tsv", "-q", "--compare", "bm25.rank.tsv"),
+            "trec-eval", "trec_eval.py", ("qrels.tsv", "dev.rank.tsv", "-q", "--compare", "other.rank.tsv"),
             {"qrels.tsv": f"preprocess-passage/{PREPROCESS}/dev-qrel.tsv",
              "dev.rank.tsv": f"star-inference/{EMBEDDINGS}/dev.rank.tsv",
-             "bm25.rank.tsv": "adore-inference-index/out/evaluate/dev.rank.tsv"}, prints=True,
+             "other.rank.tsv": "base/other/dev.rank.tsv"}, prints=True,
         ),
         Script(
             "reproduce-report", "reproduce.py", ("report", "--output_dir", "out"),
             {"data/tables.yaml": "base/tables.yaml", "runs/preprocess": TOKENS[PREPROCESS], "runs/model": "base/model",
              "runs/log": "adore-train/out/log", "runs/evaluate": f"star-inference/{EMBEDDINGS}",
-             "runs/other": "adore-inference-index/out/evaluate"},
+             "runs/other": "base/other"},
             copies=("reproduce.py",), prints=True,
         ),
         Script(
@@ -204,15 +204,17 @@ class Size:
 SMALL = Size(passages=120, documents=40, queries=24)
 
 
+TEXT = "where is the river rhine does it end in alps or sea a star ball of plasma gravity holds an encoder turns text"
+
+
 def write_base(folder: Path, size: Size) -> None:
     """Write what the first scripts read. Called in a process of its own, as it computes with torch."""
     sys.path.append(str(PROJECT / "tests"))
+    import numpy as np
     from helpers import save_tiny, save_vocabulary
 
-    import numpy as np
-
     random = np.random.default_rng(0)
-    words = "rhine river alps sea star ball plasma gravity encoder text vector query where does it end rises".split()
+    words = TEXT.split()
 
     def text(least: int, most: int) -> str:
         return " ".join(random.choice(words, random.integers(least, most)))
@@ -241,6 +243,8 @@ def write_base(folder: Path, size: Size) -> None:
             strict=True,
         ):  # fmt: skip
             judged = {qid: random.choice(ids, 3, replace=False).tolist() for qid in splits[mode]}
+            if (corpus, mode) == ("passage", "dev"):
+                relevant_rows = [ids.index(pids[0]) for pids in judged.values()]
             written[of_queries] = [f"{qid}\t{text(2, 6)}" for qid in (*judged, 99_999)]
             blank = " " if mode == "test" or prefix else "\t"
             written[of_qrels] = [
@@ -252,6 +256,13 @@ def write_base(folder: Path, size: Size) -> None:
         for name, content in written.items():
             (folder / corpus / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
     (folder / "tables.yaml").write_text(TABLES, encoding="utf-8")
+    (folder / "other").mkdir()  # a run in rows that finds the relevant passages at random ranks
+    run = []
+    for row in range(dev):
+        rows = random.choice(size.passages, 20, replace=False).tolist()
+        rows[random.integers(20)] = relevant_rows[row]
+        run += [f"{row}\t{pid}\t{rank}\n" for rank, pid in enumerate(dict.fromkeys(rows), start=1)]
+    (folder / "other" / "dev.rank.tsv").write_text("".join(run))
 
 
 TABLES = """
@@ -358,7 +369,11 @@ def serve(folder: Path) -> str:
         def log_message(self, *_: object) -> None:
             pass
 
-    return _serve(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            pass  # the client was killed
+
+    return _serve(Server(("127.0.0.1", 0), Handler))
 
 
 def serve_raw(folder: Path) -> str:
@@ -372,6 +387,7 @@ def serve_raw(folder: Path) -> str:
             while self.rfile.readline(65536).strip():
                 pass
             path = folder / os.fsdecode(words[1]).lstrip("/") if len(words) > 1 else folder
+            path = path if path.is_file() else path.parent  # PATH/NAME, so that a client sees the name
             if path.is_file():
                 self.wfile.write(path.read_bytes())
 
@@ -379,7 +395,7 @@ def serve_raw(folder: Path) -> str:
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            pass  # the client has gone
+            pass
 
     return _serve(Server(("127.0.0.1", 0), Handler))
 
@@ -443,7 +459,8 @@ class World:
             raise RuntimeError(f"the unbroken run of {name}: {ended.describe()}")
         used = sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_symlink())
         files = snapshot(folder)
-        self.unbroken[name] = Unbroken(files, ended.stdout, ended.seconds, ended.file_events or 0, used, watched)
+        stdout = ended.stdout.replace(str(folder), "")
+        self.unbroken[name] = Unbroken(files, stdout, ended.seconds, ended.file_events or 0, used, watched)
 
     def prepare(self, script: Script, folder: Path) -> None:
         """Make a working folder with the inputs of a script."""
@@ -459,7 +476,7 @@ class World:
     def start(self, script: Script, folder: Path, run: int = 0, real: bool = False, **options: Any) -> Running:
         """Start a script in ``folder``; ``run`` numbers the runs there."""
         path = (folder if script.script in script.copies else PROJECT) / script.script
-        logs = folder.with_name(f"{folder.name}.logs") / str(run)
+        logs = logs_of(folder) / str(run)
         return start(path, script.arguments, folder, logs, real=real, **options)
 
     def run(self, script: Script, folder: Path, run: int = 0, **options: Any) -> Ended:
@@ -488,10 +505,10 @@ class World:
                 problems.append(f"{name} has its final name but is not whole")
         return problems
 
-    def remove(self, folder: Path) -> None:
-        """Remove the folder of a case."""
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(folder.with_name(f"{folder.name}.logs"), ignore_errors=True)
+
+def logs_of(folder: Path) -> Path:
+    """Where what the runs in a folder print is written: beside it, not on its disk."""
+    return folder.with_name(f"{folder.name}.logs")
 
 
 # What a script that was stopped may leave: files under names that say so.
