@@ -24,7 +24,7 @@ NAMES = [name for name, script in SCRIPTS.items() if not script.prints]
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ENOUGH = 256 << 20
 LIMITED_FILES = 0.25  # of the cases limit each file and not the disk
-SENTENCE = re.compile(r"error: .*?[\w.-]+\.?[\w-]*: .*(disk|space|File too large)")
+SENTENCE = re.compile(r"error: .*?[\w.-]+\.?[\w-]*: .*(disk|space|free|File too large)")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, MS_REC, MS_PRIVATE, MS_REMOUNT, MNT_DETACH = 0x20000, 0x4000, 0x40000, 0x20, 2

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import fcntl
+import gc
 import importlib
 import os
 import resource
@@ -56,6 +57,8 @@ def load_everything() -> None:
     # What Trainer and from_pretrained import when they are first used.
     for module in ("transformers.modeling_utils", "transformers.models.roberta.modeling_roberta"):
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # or every fork copies all that is there when it collects its garbage
     with open("/proc/self/status") as status:
         threads = next(int(line.split()[1]) for line in status if line.startswith("Threads:"))
     if threads > 1:

@@ -590,6 +590,9 @@ def the_error(stderr: str) -> str | None:
     """The one ``error:`` sentence at the end of ``stderr``, None if there is none, more, or a traceback."""
     lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
+    if len(errors) == 2 and errors[1].startswith("error: the command above ended with"):  # of reproduce.py, behind it
+        errors.pop()
+        lines.pop()
     if "Traceback" in stderr or len(errors) != 1 or lines[-1] != errors[0]:
         return None
     return errors[0]
