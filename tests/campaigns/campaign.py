@@ -76,10 +76,17 @@ def parse_arguments(description: str, count: int, subjects: Iterable[str]) -> ar
 
 
 class Campaigner:
-    """Runs campaigns in a folder of its own, which is removed at the end."""
+    """Runs campaigns in a folder of its own, which is removed at the end.
 
-    def __init__(self, output: Path | None = None, jobs: int = 2, seed: int = 0):
-        load_everything()
+    Args:
+        output: FILE.json; what a campaign found goes into FILE-NAME.json, the folders of its cases into
+            FILE.json.findings.
+        load: import all libraries first; not for scripts that use none.
+    """
+
+    def __init__(self, output: Path | None = None, jobs: int = 2, seed: int = 0, load: bool = True):
+        if load:
+            load_everything()
         # Not a TemporaryDirectory: every fork that runs its exit functions would remove it.
         self._folder = Path(tempfile.mkdtemp(prefix="campaign-"))
         self._worlds: dict[Size, World] = {}
@@ -111,26 +118,29 @@ class Campaigner:
         outcomes: list[Outcome] = []
         counted = 0
         kept: Counter[str] = Counter()
+        idle, busy = list(workers), 0
         with tqdm(total=wanted, desc=name, unit="case", mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
-            for worker in workers:
-                worker.send((next(todo, None), ()))
-            while workers:
-                for worker in wait(workers):
+            while True:
+                while idle and counted + busy < wanted and (number := next(todo, None)) is not None:
+                    full = tuple(kind for kind, times in kept.items() if times >= KEPT_OF_A_KIND)
+                    idle.pop().send((number, full))
+                    busy += 1
+                if not busy:
+                    break
+                for worker in wait([worker for worker in workers if worker not in idle]):
                     outcome = worker.recv()  # EOFError: the worker has died
-                    if outcome is None:
-                        workers.remove(worker)
-                        continue
                     if isinstance(outcome, str):
                         raise RuntimeError(f"{name}: a case broke the campaign itself\n{outcome}")
+                    idle.append(worker)
+                    busy -= 1
                     outcomes.append(outcome)
                     kept.update({finding.kind for finding in outcome.findings})
-                    counted += outcome.counts or bool(numbers)
-                    bar.update(int(outcome.counts or bool(numbers)))
-                    bar.set_postfix(findings=sum(len(found.findings) for found in outcomes))
-                    enough = counted + len(workers) - 1 >= wanted and not numbers
-                    number = None if enough and counted >= wanted else next(todo, None)
-                    full = tuple(kind for kind, times in kept.items() if times >= KEPT_OF_A_KIND)
-                    worker.send((number, full))
+                    counts = int(outcome.counts or bool(numbers))
+                    counted += counts
+                    bar.set_postfix(findings=sum(len(found.findings) for found in outcomes), refresh=False)
+                    bar.update(counts)
+        for worker in workers:
+            worker.send((None, ()))
         self._tell(name, outcomes, time.monotonic() - begun)
         return outcomes
 
@@ -148,7 +158,6 @@ class Campaigner:
             while True:
                 number, full = theirs.recv()
                 if number is None:
-                    theirs.send(None)
                     break
                 folder = cases / str(number)
                 case = Case(number, random.Random(f"{name} {self.seed} {number}"), folder)

@@ -301,13 +301,13 @@ def _count_file_events(folder: Path, counted: Path, die_at: tuple[int, int] | No
 # What is left behind
 
 
-def reap(seconds: float = LEFT_SECONDS) -> list[str]:
+def reap(seconds: float | None = None) -> list[str]:
     """Wait until all children of this process have ended, orphans that it adopted included.
 
     Returns:
-        The command lines of those that live on after ``seconds``; they are killed.
+        The command lines of those that live on after ``seconds`` (LEFT_SECONDS); they are killed.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + (LEFT_SECONDS if seconds is None else seconds)
     pause = 0.001
     while _reap_ended():
         if time.monotonic() > until:

@@ -17,7 +17,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -435,9 +435,10 @@ class World:
     size: Size
     unbroken: dict[str, Unbroken] = field(default_factory=dict)
 
-    def make(self, names: Iterator[str], watch: Callable[[Path, Running], int] | None = None) -> None:
+    def make(self, names: Iterable[str], watch: Callable[[Path, Running], int] | None = None) -> None:
         """Make the unbroken runs of the scripts ``names`` and of those whose files they read."""
-        if not (self.root / "base").exists():
+        names = list(names)
+        if any((SCRIPTS | OTHERS)[name].inputs for name in names) and not (self.root / "base").exists():
             (self.root / "base").mkdir(parents=True)
             _in_a_fork(lambda: write_base(self.root / "base", self.size))
             write_downloads(self.root / "base", serve(self.root / "base" / "site"))
@@ -603,9 +604,8 @@ def signature(ended: Ended) -> str:
     lines = [line for line in ended.stderr.splitlines() if line.strip()]
     if "Traceback" in ended.stderr:
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Warning|Exit|Fault)\b", line)]
-        places = re.findall(r'File "(?:[^"]*/)?((?:drhard|star|adore)/\w+\.py|[a-z_]+\.py)", line (\d+)', ended.stderr)
-        ours = [place for place in places if (PROJECT / place[0]).exists()]
-        where = f" in {ours[-1][0]}:{ours[-1][1]}" if ours else ""
+        places = re.findall(rf'File "{re.escape(str(PROJECT))}/(?!\.venv)([^"]+)", line (\d+)', ended.stderr)
+        where = f" in {places[-1][0]}:{places[-1][1]}" if places else ""
         return f"exit {ended.code}, traceback: {_general(errors[-1] if errors else lines[-1])}{where}"
     return f"exit {ended.code}: {_general(lines[-1] if lines else 'nothing said')}"
 
