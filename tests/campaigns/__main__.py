@@ -8,7 +8,7 @@ Each is a program of its own too: kills.py, pairs.py, disks.py, mutations.py. Ex
 import argparse
 from pathlib import Path
 
-from campaign import Campaigner, end
+from campaign import REAL, Campaigner, end
 from disks import NAMES as WRITERS
 from disks import disks
 from kills import kills
@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="FILE-kills.json and so on get the figures")
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, metavar="SCRIPT", help=", ".join(SCRIPTS))
     parser.add_argument("--small", action="store_true", help="a collection of 120 passages everywhere, not of 20,000")
+    parser.add_argument("--real", type=float, default=REAL, help="share of processes that are no forks (%(default)s)")
     return parser.parse_args()
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     args = parse_arguments()
     scripts = args.only or list(SCRIPTS)
     outcomes = []
-    with Campaigner(args.output, args.jobs, args.seed) as campaigner:
+    with Campaigner(args.output, args.jobs, args.seed, real=args.real) as campaigner:
         world = campaigner.world(SMALL if args.small else Size())
         for name, make, subjects in (
             ("kills", kills, scripts),

@@ -52,15 +52,16 @@ class Outcome:
 
 @dataclass
 class Case:
-    """A case under way: its number, its own random numbers, its folder."""
+    """A case under way: its number, its own random numbers, its folder, whether its processes are no forks."""
 
     number: int
     random: random.Random
     folder: Path
+    real: bool
 
 
 Campaign = Callable[[Case], Outcome]
-REAL = 0.1  # of the cases run processes of their own, not forks
+REAL = 0.1  # of the cases run processes of their own and not forks, which must not make a difference
 
 
 def parse_arguments(description: str, count: int, subjects: Iterable[str]) -> argparse.Namespace:
@@ -82,15 +83,17 @@ class Campaigner:
         output: FILE.json; what a campaign found goes into FILE-NAME.json, the folders of its cases into
             FILE.json.findings.
         load: import all libraries first; not for scripts that use none.
+        real: the share of the cases with processes of their own.
     """
 
-    def __init__(self, output: Path | None = None, jobs: int = 2, seed: int = 0, load: bool = True):
+    def __init__(self, output: Path | None = None, jobs: int = 2, seed: int = 0, load: bool = True,
+                 real: float = REAL):  # fmt: skip
         if load:
             load_everything()
         # Not a TemporaryDirectory: every fork that runs its exit functions would remove it.
         self._folder = Path(tempfile.mkdtemp(prefix="campaign-"))
         self._worlds: dict[Size, World] = {}
-        self.jobs, self.seed, self.output = jobs, seed, output
+        self.jobs, self.seed, self.output, self.real = jobs, seed, output, real
         self.keep = output.with_name(f"{output.name}.findings").absolute() if output else None
 
     def __enter__(self) -> "Campaigner":
@@ -160,7 +163,8 @@ class Campaigner:
                 if number is None:
                     break
                 folder = cases / str(number)
-                case = Case(number, random.Random(f"{name} {self.seed} {number}"), folder)
+                dice = random.Random(f"{name} {self.seed} {number}")
+                case = Case(number, dice, folder, dice.random() < self.real)
                 outcome = campaign(case)
                 kinds = {finding.kind for finding in outcome.findings}
                 if self.keep and (keep_all or kinds - set(full)):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaign import REAL, Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
+from campaign import Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
 from processes import Ended, Hanging, Limits, reap
 from scripts_under_test import SCRIPTS, Script, Size, World, signature, the_error
 
@@ -97,8 +97,7 @@ def disks(world: World, names: list[str]) -> Campaign:
     def campaign(case: Case) -> Outcome:
         name = names[case.number % len(names)]
         outcome = Outcome(case.number, name, "")
-        real = case.random.random() < REAL
-        trial = _Trial(world, SCRIPTS[name], case.folder, real, outcome)
+        trial = _Trial(world, SCRIPTS[name], case.folder, case.real, outcome)
         if mounts and case.random.random() > LIMITED_FILES:
             size = PAGE * case.random.randint(1, max(peaks.disk[name] // PAGE - 1, 1))
             outcome.how = f"a disk of {size} bytes of {peaks.disk[name]}"
@@ -111,7 +110,7 @@ def disks(world: World, names: list[str]) -> Campaign:
             outcome.how = f"files of {size} bytes of {peaks.file[name]}"
             if trial.fill(Limits(file_size=size)):
                 trial.go_on()
-        outcome.how += " (processes of their own)" * real
+        outcome.how += " (processes of their own)" * case.real
         return outcome
 
     return campaign

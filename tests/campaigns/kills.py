@@ -10,7 +10,7 @@ names must be whole. It is run again with the same command: exit code 0, the fil
 import signal
 from pathlib import Path
 
-from campaign import REAL, Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
+from campaign import Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
 from processes import FolderWatch, Hanging, Running, reap
 from scripts_under_test import SCRIPTS, Script, Size, World, signature, the_error
 
@@ -33,31 +33,30 @@ def kills(world: World, names: list[str]) -> Campaign:
         script = SCRIPTS[name]
         outcome = Outcome(case.number, name, "", how="")
         world.prepare(script, case.folder)
-        real = case.random.random() < REAL
         times = 1 if case.random.random() < 0.75 else case.random.randint(2, 3)
         hits, how = 0, []
         for run in range(times):
-            hit, description, findings = _kill_once(world, case, script, run, real)
+            hit, description, findings = _kill_once(world, case, script, run)
             how.append(description)
             outcome.findings += findings
             hits += hit
             if not hit:
                 break
-        outcome.how = "; ".join(how) + " (processes of their own)" * real
+        outcome.how = "; ".join(how) + " (processes of their own)" * case.real
         outcome.counts = hits > 0
         outcome.result = f"killed {hits} times" if hits > 1 else "killed" if hits else "too late"
-        outcome.findings += _run_again(world, case, script, times, real)
+        outcome.findings += _run_again(world, case, script, times)
         return outcome
 
     return campaign
 
 
-def _kill_once(world: World, case: Case, script: Script, run: int, real: bool) -> tuple[bool, str, list[Finding]]:
+def _kill_once(world: World, case: Case, script: Script, run: int) -> tuple[bool, str, list[Finding]]:
     """Start a script and kill it; return whether it was hit, how, and what is wrong then."""
     dice = case.random
     unbroken = world.unbroken[script.name]
     number = dice.choices(list(SIGNALS), list(SIGNALS.values()))[0]
-    way = dice.choice(("time", "change") if real else ("time", "change", "file"))
+    way = dice.choice(("time", "change") if case.real else ("time", "change", "file"))
     with FolderWatch(case.folder) as changes:
         if way == "file":
             at = dice.randint(1, max(unbroken.file_events, 1))
@@ -65,9 +64,9 @@ def _kill_once(world: World, case: Case, script: Script, run: int, real: bool) -
             running = world.start(script, case.folder, run, die_at=(at, number))
             hit = True
         else:
-            running = world.start(script, case.folder, run, real=real)
+            running = world.start(script, case.folder, run, real=case.real)
             if way == "time":
-                at = dice.uniform(0, unbroken.seconds + (START_SECONDS if real else 0))
+                at = dice.uniform(0, unbroken.seconds + (START_SECONDS if case.real else 0))
                 how = f"{number.name} after {at:.3f} s of {unbroken.seconds:.3f}"
                 running.ended_within(at)
             else:
@@ -95,10 +94,10 @@ def _kill_once(world: World, case: Case, script: Script, run: int, real: bool) -
     return hit, how, findings
 
 
-def _run_again(world: World, case: Case, script: Script, run: int, real: bool) -> list[Finding]:
+def _run_again(world: World, case: Case, script: Script, run: int) -> list[Finding]:
     """Run a script that was killed to its end; return what is wrong."""
     try:
-        ended = world.run(script, case.folder, run, real=real)
+        ended = world.run(script, case.folder, run, real=case.real)
     except Hanging as error:
         return [Finding("hangs when run again", str(error))]
     left = reap()

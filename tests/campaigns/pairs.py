@@ -10,7 +10,7 @@ of the two commands one after the other.
 from collections.abc import Callable
 from functools import partial
 
-from campaign import REAL, Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
+from campaign import Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
 from processes import Hanging, Running, reap
 from scripts_under_test import OTHERS, PAIRS, SCRIPTS, Digests, Script, Size, World, signature, snapshot, the_error
 
@@ -30,11 +30,10 @@ def pairs(world: World, names: list[str]) -> Campaign:
         outcome = Outcome(case.number, name, "")
         for script in scripts:
             world.prepare(script, case.folder)
-        real = case.random.random() < REAL
         offset = case.random.uniform(0, FIRST_DONE) * world.unbroken[scripts[0].name].seconds
         offset *= case.random.choice((0, 0.2, 1, 1))  # often close together, where both find nothing there
-        outcome.how = f"the second {offset:.3f} s after the first" + " (processes of their own)" * real
-        _run_both(partial(world.start, folder=case.folder, real=real), scripts, offset, outcome)
+        outcome.how = f"the second {offset:.3f} s after the first" + " (processes of their own)" * case.real
+        _run_both(partial(world.start, folder=case.folder, real=case.real), scripts, offset, outcome)
         if not outcome.findings:
             problems = world.compare(scripts[0], case.folder, expected[name])
             outcome.findings = [Finding(f"files: {problem}", outcome.result) for problem in problems]
