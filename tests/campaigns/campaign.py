@@ -121,6 +121,8 @@ class Campaigner:
         outcomes: list[Outcome] = []
         counted = 0
         kept: Counter[str] = Counter()
+        for world in self._worlds.values():
+            world.check()
         idle, busy = list(workers), 0
         with tqdm(total=wanted, desc=name, unit="case", mininterval=0.5 if sys.stderr.isatty() else 20) as bar:
             while True:
@@ -144,6 +146,8 @@ class Campaigner:
                     bar.update(counts)
         for worker in workers:
             worker.send((None, ()))
+        for world in self._worlds.values():
+            world.check()
         self._tell(name, outcomes, time.monotonic() - begun)
         return outcomes
 

@@ -26,6 +26,8 @@ ENOUGH = 256 << 20
 LIMITED_FILES = 0.25  # of the cases limit each file and not the disk
 SENTENCE = re.compile(r"error: .*?[\w.-]+\.?[\w-]*: .*(disk|space|free|File too large)")
 
+NO_LIMITS = Limits()
+
 _libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, MS_REC, MS_PRIVATE, MS_REMOUNT, MNT_DETACH = 0x20000, 0x4000, 0x40000, 0x20, 2
 
@@ -102,7 +104,7 @@ def disks(world: World, names: list[str]) -> Campaign:
             size = PAGE * case.random.randint(1, max(peaks.disk[name] // PAGE - 1, 1))
             outcome.how = f"a disk of {size} bytes of {peaks.disk[name]}"
             with disk(case.folder, size):
-                if trial.fill(None):
+                if trial.fill():
                     resize(case.folder, ENOUGH)
                     trial.go_on()
         else:
@@ -129,7 +131,7 @@ class _Trial:
     def _find(self, kind: str, ended: Ended) -> None:
         self.outcome.findings.append(Finding(kind, ended.describe()))
 
-    def _run(self, run: int, limits: Limits | None = None) -> Ended | None:
+    def _run(self, run: int, limits: Limits = NO_LIMITS) -> Ended | None:
         try:
             return self.world.run(self.script, self.folder, run, real=self.real, limits=limits)
         except Hanging as error:
@@ -140,10 +142,10 @@ class _Trial:
             if left:
                 self.outcome.findings.append(Finding("processes left", "\n".join(left)))
 
-    def fill(self, limits: Limits | None) -> bool:
+    def fill(self, limits: Limits = NO_LIMITS) -> bool:
         """Run the script where there is too little room; False if there was enough."""
         self.world.prepare(self.script, self.folder)
-        self.outcome.result = "file limited" if limits else "disk full"
+        self.outcome.result = "disk full" if limits == NO_LIMITS else "file limited"
         ended = self._run(0, limits)
         if ended is None:
             return True

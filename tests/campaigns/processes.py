@@ -150,40 +150,45 @@ class Hanging(Exception):
     """A run that does not end."""
 
 
-def start(
-    script: Path, arguments: Sequence[str], folder: Path, logs: Path, *, real: bool = False,
-    limits: Limits | None = None, die_at: tuple[int, int] | None = None, prepare: Callable[[], None] | None = None,
-    confine: bool = False,
-) -> Running:  # fmt: skip
-    """Start a script.
+@dataclass(frozen=True)
+class Way:
+    """How a script is run.
 
-    Args:
-        folder: its current directory.
-        logs: a folder for what it prints.
-        real: start a new Python instead of forking this one.
+    Attributes:
+        real: a new Python is started; if not, this one is forked.
         die_at: (number of a file event, signal): the process sends itself the signal just before it makes, opens for
-            writing, renames or removes a name under ``folder`` for that time (fork only).
+            writing, renames or removes a name under its folder for that time (fork only).
         prepare: called in the fork before the script runs.
-        confine: end it, with ``OUTSIDE``, when it starts a program, or changes a file outside of ``folder`` and of the
+        confine: end it, with ``OUTSIDE``, when it starts a program, or changes a file outside of its folder and of the
             folder for temporary files (fork only).
     """
+
+    real: bool = False
+    limits: Limits = Limits()
+    die_at: tuple[int, int] | None = None
+    prepare: Callable[[], None] | None = None
+    confine: bool = False
+
+
+def start(script: Path, arguments: Sequence[str], folder: Path, logs: Path, way: Way) -> Running:
+    """Start a script in ``folder``; what it prints goes into the folder ``logs``."""
     logs.mkdir(parents=True, exist_ok=True)
     for name in ("stdout", "stderr", "events"):
         (logs / name).write_text("")
     sys.stdout.flush()
     sys.stderr.flush()
-    limits = limits or Limits()
-    pipes, ends = _pipes() if limits.file_size is not None else ({}, {})  # the limit is not for what it prints
+    # A limit on files is not one on what it prints.
+    pipes, ends = _pipes() if way.limits.file_size is not None else ({}, {})
     pid = os.fork()
     if pid == 0:
         try:
-            _enter(folder, logs, limits, ends)
-            if real:
+            _enter(folder, logs, way.limits, ends)
+            if way.real:
                 os.execve(sys.executable, [sys.executable, str(script), *arguments], os.environ)
-            if limits.file_size is None:
-                _count_file_events(folder, logs / "events", die_at, confine)
-            if prepare:
-                prepare()
+            if way.limits.file_size is None:
+                _count_file_events(folder, logs / "events", way)
+            if way.prepare:
+                way.prepare()
             _run(script, arguments)
         finally:
             os._exit(99)
@@ -256,7 +261,7 @@ def _run(script: Path, arguments: Sequence[str]) -> None:
     os._exit(code & 0xFF)
 
 
-def _count_file_events(folder: Path, counted: Path, die_at: tuple[int, int] | None, confine: bool) -> None:
+def _count_file_events(folder: Path, counted: Path, way: Way) -> None:
     """Count what this process does to names under ``folder``; at a number of them, let it die."""
     sys.dont_write_bytecode = True
     inside = f"{folder}{os.sep}"
@@ -282,9 +287,9 @@ def _count_file_events(folder: Path, counted: Path, die_at: tuple[int, int] | No
         busy = True
         try:
             path = changed(event, arguments)
-            if confine and event in PROGRAMS:
+            if way.confine and event in PROGRAMS:
                 stop(f"{event} {arguments[:2]}")
-            if confine and path and not path.startswith(allowed):
+            if way.confine and path and not path.startswith(allowed):
                 stop(f"{event} {path}")
             if path is None or not path.startswith(inside):
                 return
@@ -292,8 +297,8 @@ def _count_file_events(folder: Path, counted: Path, die_at: tuple[int, int] | No
             os.pwrite(counts, str(count).encode(), 0)
         finally:
             busy = False
-        if die_at and count == die_at[0]:
-            os.kill(process, die_at[1])
+        if way.die_at and count == way.die_at[0]:
+            os.kill(process, way.die_at[1])
 
     sys.addaudithook(heed)
 

@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from processes import PROJECT, Ended, Running, end_with_parent, start
+from processes import PROJECT, Ended, Running, Way, end_with_parent, start
 
 Digests = dict[str, str]  # path in a folder -> digest of the file's content
 
@@ -210,59 +210,59 @@ TEXT = "where is the river rhine does it end in alps or sea a star ball of plasm
 def write_base(folder: Path, size: Size) -> None:
     """Write what the first scripts read. Called in a process of its own, as it computes with torch."""
     sys.path.append(str(PROJECT / "tests"))
+    from drhard.msmarco import DOC, PASSAGE
+
     import numpy as np
     from helpers import save_tiny, save_vocabulary
 
-    random = np.random.default_rng(0)
-    words = TEXT.split()
-
-    def text(least: int, most: int) -> str:
-        return " ".join(random.choice(words, random.integers(least, most)))
-
+    dice = np.random.default_rng(0)
     save_vocabulary(folder / "vocabulary")
     for name, seed in (("warmup", 1), ("model", 2)):
         save_vocabulary(save_tiny(folder / name, seed, dropout=0.1, num_hidden_layers=1))
-    queries, dev = size.queries, size.queries // 2
-    splits = {"train": range(1000, 1000 + queries), "dev": range(5000, 5000 + dev), "test": range(9000, 9000 + dev)}
-    for corpus, count, prefix, names in (
-        ("passage", size.passages, "", ("collection.tsv", "queries.train.tsv", "qrels.train.tsv",
-         "queries.dev.small.tsv", "qrels.dev.small.tsv", "2019qrels-pass.txt", "queries.eval.small.tsv")),
-        ("doc", size.documents, "D", ("msmarco-docs.tsv", "msmarco-doctrain-queries.tsv", "msmarco-doctrain-qrels.tsv",
-         "msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv", "2019qrels-docs.txt", "docleaderboard-queries.tsv")),
-    ):  # fmt: skip
-        (folder / corpus).mkdir()
-        ids = (random.permutation(count) * 3 + 7).tolist()
-        collection, *others = names
-        lines = (
-            f"{prefix}{pid}\t" + (text(2, 7) if not prefix else f"http://x/{pid}\t{text(1, 4)}\t{text(10, 40)}")
-            for pid in ids
-        )
-        written = {collection: lines}
-        for mode, (of_queries, of_qrels) in zip(
-            splits, ((others[0], others[1]), (others[2], others[3]), ("msmarco-test2019-queries.tsv", others[4])),
-            strict=True,
-        ):  # fmt: skip
-            judged = {qid: random.choice(ids, 3, replace=False).tolist() for qid in splits[mode]}
-            if (corpus, mode) == ("passage", "dev"):
-                relevant_rows = [ids.index(pids[0]) for pids in judged.values()]
-            written[of_queries] = [f"{qid}\t{text(2, 6)}" for qid in (*judged, 99_999)]
-            blank = " " if mode == "test" or prefix else "\t"
-            written[of_qrels] = [
-                blank.join((str(qid), "0", f"{prefix}{pid}", str(grade if mode == "test" else 1)))
-                for qid, pids in judged.items()
-                for grade, pid in enumerate(pids[: 3 if mode == "test" else 1], start=1)
-            ]
-        written[others[5]] = [f"{qid}\t{text(2, 6)}" for qid in range(7000, 7010)]
-        for name, content in written.items():
-            (folder / corpus / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
+    relevant = _write_corpus(folder / "passage", PASSAGE, size.passages, size.queries, dice)
+    _write_corpus(folder / "doc", DOC, size.documents, size.queries, dice)
     (folder / "tables.yaml").write_text(TABLES, encoding="utf-8")
     (folder / "other").mkdir()  # a run in rows that finds the relevant passages at random ranks
     run = []
-    for row in range(dev):
-        rows = random.choice(size.passages, 20, replace=False).tolist()
-        rows[random.integers(20)] = relevant_rows[row]
-        run += [f"{row}\t{pid}\t{rank}\n" for rank, pid in enumerate(dict.fromkeys(rows), start=1)]
-    (folder / "other" / "dev.rank.tsv").write_text("".join(run))
+    for row, found in enumerate(relevant):
+        rows = dice.choice(size.passages, 20, replace=False).tolist()
+        rows[dice.integers(20)] = found
+        run += [f"{row}\t{pid}\t{rank}" for rank, pid in enumerate(dict.fromkeys(rows), start=1)]
+    _write_lines(folder / "other" / "dev.rank.tsv", run)
+
+
+def _write_corpus(folder: Path, corpus: Any, count: int, queries: int, dice: Any) -> list[int]:
+    """Write the official files of a collection with random texts; return the row relevant to each dev query."""
+    words, prefix = TEXT.split(), corpus.pid_prefix
+
+    def text(least: int, most: int) -> str:
+        return " ".join(dice.choice(words, dice.integers(least, most)))
+
+    folder.mkdir()
+    pids = (dice.permutation(count) * 3 + 7).tolist()
+    relevant = []
+    body = (lambda pid: f"http://x/{pid}\t{text(1, 4)}\t{text(10, 40)}") if prefix else lambda _: text(2, 7)
+    _write_lines(folder / corpus.collection, [f"{prefix}{pid}\t{body(pid)}" for pid in pids])
+    for number, (mode, split) in enumerate(corpus.splits.items(), start=1):
+        qids = range(2000 * number, 2000 * number + (queries if mode == "train" else queries // 2))
+        _write_lines(folder / split.queries, [f"{qid}\t{text(2, 6)}" for qid in (*qids, 99_999)])
+        if split.qrels is None:
+            continue
+        grades = (1, 2, 3) if mode == "test" else (1,)
+        judged = {qid: dice.choice(count, len(grades), replace=False).tolist() for qid in qids}
+        separator = "\t" if mode != "test" and not prefix else " "
+        _write_lines(
+            folder / split.qrels,
+            [separator.join((str(qid), "0", f"{prefix}{pids[row]}", str(grade)))
+             for qid, rows in judged.items() for row, grade in zip(rows, grades, strict=True)],
+        )  # fmt: skip
+        if mode == "dev":
+            relevant = [rows[0] for rows in judged.values()]
+    return relevant
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 TABLES = """
@@ -434,6 +434,7 @@ class World:
     root: Path
     size: Size
     unbroken: dict[str, Unbroken] = field(default_factory=dict)
+    _checked: Digests = field(default_factory=dict)
 
     def make(self, names: Iterable[str], watch: Callable[[Path, Running], int] | None = None) -> None:
         """Make the unbroken runs of the scripts ``names`` and of those whose files they read."""
@@ -463,6 +464,14 @@ class World:
         stdout = ended.stdout.replace(str(folder), "")
         self.unbroken[name] = Unbroken(files, stdout, ended.seconds, ended.file_events or 0, used, watched)
 
+    def check(self) -> None:
+        """Raise RuntimeError if anything in the world, which is the input of all cases, has changed since last time."""
+        found = snapshot(self.root)
+        changed = [name for name, digest in self._checked.items() if found.get(name) != digest]
+        if changed:
+            raise RuntimeError(f"scripts have changed their input: {changed}")
+        self._checked = found
+
     def prepare(self, script: Script, folder: Path) -> None:
         """Make a working folder with the inputs of a script."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -474,15 +483,14 @@ class World:
         for name in script.copies:
             shutil.copy(PROJECT / name, folder / name)
 
-    def start(self, script: Script, folder: Path, run: int = 0, real: bool = False, **options: Any) -> Running:
-        """Start a script in ``folder``; ``run`` numbers the runs there."""
+    def start(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Running:
+        """Start a script in ``folder``; ``run`` numbers the runs there, ``way`` is that of :class:`processes.Way`."""
         path = (folder if script.script in script.copies else PROJECT) / script.script
-        logs = logs_of(folder) / str(run)
-        return start(path, script.arguments, folder, logs, real=real, **options)
+        return start(path, script.arguments, folder, logs_of(folder) / str(run), Way(**way))
 
-    def run(self, script: Script, folder: Path, run: int = 0, **options: Any) -> Ended:
+    def run(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Ended:
         """Run a script in ``folder`` to its end. Raises Hanging."""
-        return self.start(script, folder, run, **options).wait()
+        return self.start(script, folder, run, **way).wait()
 
     def compare(self, script: Script, folder: Path, files: Digests | None = None) -> list[str]:
         """What differs between a folder whose script has ended well and the unbroken run."""
