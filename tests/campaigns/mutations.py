@@ -168,7 +168,7 @@ def mutations(world: World, names: list[str]) -> Campaign:
         script = SCRIPTS[target.script]
         limits = Limits(more_memory=MORE_MEMORY)
         running = world.start(script, case.folder, limits=limits, confine=True, prepare=_prepare(target))
-        ended = _judge(case, running, outcome)
+        ended = _judge(case, running, outcome, target)
         if sample and ended:
             outcome.findings += _differs(ended, world.run(script, twin, real=True))
             reap()
@@ -207,7 +207,7 @@ def _prepare(target: Target) -> Callable[[], None]:
     return prepare
 
 
-def _judge(case: Case, running: Running, outcome: Outcome) -> Ended | None:
+def _judge(case: Case, running: Running, outcome: Outcome, target: Target) -> Ended | None:
     """Wait for the end of a run and say what it was; None if it hangs."""
     try:
         ended = running.wait(SECONDS)
@@ -220,7 +220,7 @@ def _judge(case: Case, running: Running, outcome: Outcome) -> Ended | None:
     sentence = the_error(ended.stderr)
     if ended.code == 0:
         outcome.result = "accepted"
-        kind = nonsense(case.folder, ended)
+        kind = nonsense(case.folder, ended, case.folder / target.path)
     elif ended.code == 2 and sentence:
         outcome.result = "refused"
         kind = f"takes more than {MORE_MEMORY >> 30} GB: {sentence[:100]}" if MEMORY in sentence else None
@@ -241,8 +241,11 @@ def _judge(case: Case, running: Running, outcome: Outcome) -> Ended | None:
     return ended
 
 
-def nonsense(folder: Path, ended: Ended) -> str | None:
-    """What makes no sense in what a run that ended well has written and printed; None if it does."""
+def nonsense(folder: Path, ended: Ended, damaged: Path) -> str | None:
+    """What makes no sense in what a run that ended well has written and printed; None if it does.
+
+    The damaged file itself is not judged: where one number has become another, nobody can tell.
+    """
     import numpy as np
     from safetensors.numpy import load_file
 
@@ -254,6 +257,8 @@ def nonsense(folder: Path, ended: Ended) -> str | None:
     written = [*folder.glob("out/**/*"), *folder.glob("data/passage/evaluate/**/*"),
                *folder.glob("data/passage/*_retrieve/*")]  # fmt: skip
     for path in written:
+        if path == damaged:
+            continue
         if path.name.endswith("rank.tsv") and not path.stat().st_size:
             return f"{path.name} is empty"
         if path.name.endswith(".score.npy") and not np.isfinite(np.load(path)).all():
