@@ -72,7 +72,10 @@ def parse_arguments(description: str, count: int, subjects: Iterable[str]) -> ar
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (%(default)s)")
     parser.add_argument("--output", type=Path, help="a JSON file for the figures; FILE.findings gets the folders")
     parser.add_argument("--only", nargs="+", choices=sorted(subjects), metavar="NAME", help=", ".join(sorted(subjects)))
-    parser.add_argument("--numbers", type=int, nargs="+", metavar="N", help="these cases alone, their folders kept")
+    parser.add_argument(
+        "--numbers", type=int, nargs="+", metavar="N",
+        help="these cases alone, of a campaign with the same --only and --seed; --output keeps their folders",
+    )  # fmt: skip
     return parser.parse_args()
 
 

@@ -56,7 +56,8 @@ def _kill_once(world: World, case: Case, script: Script, run: int) -> tuple[bool
     dice = case.random
     unbroken = world.unbroken[script.name]
     number = dice.choices(list(SIGNALS), list(SIGNALS.values()))[0]
-    way = dice.choice(("time", "change") if case.real else ("time", "change", "file"))
+    ways = ["time"] + ["change"] * bool(unbroken.watched) + ["file"] * bool(unbroken.file_events and not case.real)
+    way = dice.choice(ways)
     with FolderWatch(case.folder) as changes:
         if way == "file":
             at = dice.randint(1, max(unbroken.file_events, 1))
