@@ -1,0 +1,391 @@
+"""Run scripts on files that were damaged at random.
+
+    python tests/campaigns/mutations.py --count 20000
+
+Allowed are exit code 0 with a result that makes sense, and exit code 2 with one sentence. A traceback, another exit
+code, a signal, numbers that are not finite, more memory or time than a tiny file can need, a program started or a file
+changed outside of the working folder are findings. The seed and the number of a case decide what is done in it.
+"""
+
+import atexit
+import hashlib
+import json
+import multiprocessing
+import random
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from campaign import Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
+from mutators import BYTES, FLOATS, GZIP, HTTP, JSON, NPY, PICKLE, SAFETENSORS, TAR, TEXT, ZIP, Mutator, mutate
+from processes import OUTSIDE, Ended, Hanging, Limits, Running, reap
+from scripts_under_test import (
+    EMBEDDINGS,
+    MODEL,
+    PREPROCESS,
+    SCRIPTS,
+    SMALL,
+    Script,
+    World,
+    logs_of,
+    serve_raw,
+    signature,
+    the_error,
+)
+
+MORE_MEMORY = 3 << 30
+SECONDS = 60
+SAMPLE = 1 / 50  # of the cases with processes of their own, which take a hundred times as long
+MEMORY = "the memory is not enough"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file that is damaged and the script that reads it.
+
+    Attributes:
+        state: "" for a working folder with the inputs alone, "done" for one where the script has ended, "stopped" for
+            one where it was stopped in the middle.
+        weight: how often it comes, beside the others.
+    """
+
+    script: str
+    path: str
+    mutators: tuple[Mutator, ...]
+    weight: float = 1
+    state: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.script}{f' ({self.state})' if self.state else ''}: {self.path.removeprefix('data/')}"
+
+
+DATASET = "data/passage/dataset"
+DOCS = "data/doc/dataset"
+BIN = "pytorch_model.bin"
+QUICK, SLOW = 10, 0.5
+
+TARGETS = {
+    target.name: target
+    for target in (
+        # Evaluation, which takes milliseconds
+        Target("msmarco-eval", "qrels.tsv", TEXT, QUICK),
+        Target("msmarco-eval", "dev.rank.tsv", TEXT, QUICK),
+        Target("trec-eval", "qrels.tsv", TEXT, QUICK),
+        Target("trec-eval", "dev.rank.tsv", TEXT, QUICK),
+        Target("trec-eval", "run.trec", TEXT, QUICK),
+        Target("cvt-back", "run/dev.rank.tsv", TEXT, QUICK),
+        Target("cvt-back", f"{PREPROCESS}/pid2offset.pickle", PICKLE, QUICK),
+        Target("cvt-back", f"{PREPROCESS}/dev-qid2offset.pickle", PICKLE, QUICK),
+        Target("cvt-back-trec", "run/dev.rank.tsv", TEXT, QUICK),
+        Target("cvt-back-trec", "run/dev.score.npy", NPY, QUICK),
+        # Texts
+        Target("preprocess-passage", f"{DATASET}/collection.tsv", TEXT, 2),
+        Target("preprocess-passage", f"{DATASET}/collection.tsv.gz", GZIP),
+        Target("preprocess-passage", f"{DATASET}/queries.train.tsv", TEXT),
+        Target("preprocess-passage", f"{DATASET}/qrels.train.tsv", TEXT),
+        Target("preprocess-passage", f"{DATASET}/2019qrels-pass.txt", TEXT),
+        Target("preprocess-passage", "base/vocab.json", JSON),
+        Target("preprocess-passage", "base/merges.txt", TEXT),
+        Target("preprocess-doc", f"{DOCS}/msmarco-docs.tsv", TEXT),
+        Target("preprocess-doc", f"{DOCS}/msmarco-docdev-qrels.tsv", TEXT),
+        Target("mine-bm25", f"{DATASET}/collection.tsv", TEXT),
+        Target("mine-bm25", f"{DATASET}/queries.train.tsv", TEXT),
+        Target("mine-bm25", f"{PREPROCESS}/train-qrel.tsv", TEXT),
+        Target("mine-bm25", f"{PREPROCESS}/pid2offset.pickle", PICKLE),
+        # Tokens and models
+        Target("star-inference", f"{PREPROCESS}/passages_meta", JSON, 2),
+        Target("star-inference", f"{PREPROCESS}/passages_length.npy", NPY),
+        Target("star-inference", f"{PREPROCESS}/passages.memmap", BYTES),
+        Target("star-inference", f"{PREPROCESS}/dev-query_meta", JSON),
+        Target("star-inference", f"{PREPROCESS}/dev-query_length.npy", NPY),
+        Target("star-inference", f"{MODEL}/config.json", JSON, 3),
+        Target("star-inference", f"{MODEL}/model.safetensors", SAFETENSORS, 2),
+        Target("star-inference", f"{MODEL}/{BIN}", ZIP, 2),
+        Target("star-inference", f"{EMBEDDINGS}/passages.memmap", FLOATS, 1, "done"),
+        Target("star-inference", f"{EMBEDDINGS}/passages.memmap.json", JSON, 1, "done"),
+        Target("star-inference", f"{EMBEDDINGS}/dev-query.memmap.json", JSON, 1, "done"),
+        Target("adore-inference", f"{EMBEDDINGS}/passages.memmap", FLOATS, 2),
+        Target("adore-inference", f"{EMBEDDINGS}/passages.memmap.json", JSON),
+        Target("adore-inference", f"{MODEL}/config.json", JSON),
+        Target("adore-inference-index", "out/index.faiss", BYTES, 3, "done"),
+        Target("adore-inference-index", "out/index.faiss.json", JSON, 1, "done"),
+        Target("mine-dense", f"{PREPROCESS}/train-qrel.tsv", TEXT),
+        Target("mine-dense", "data/passage/warmup/config.json", JSON),
+        # Training
+        Target("star-train", "data/passage/warmup_retrieve/hard.json", JSON, 2),
+        Target("star-train", f"{PREPROCESS}/train-qrel.tsv", TEXT, SLOW),
+        Target("star-train", f"{PREPROCESS}/train-query_meta", JSON, SLOW),
+        Target("star-train", "data/passage/warmup/config.json", JSON, SLOW),
+        Target("star-train", "data/passage/warmup/model.safetensors", SAFETENSORS, SLOW),
+        Target("star-train", "out/models/training.json", JSON, SLOW, "stopped"),
+        *(
+            Target("star-train", f"out/models/checkpoint-4/{name}", mutators, SLOW, "stopped")
+            for name, mutators in (
+                ("trainer_state.json", JSON), ("config.json", JSON), ("model.safetensors", SAFETENSORS),
+                ("optimizer.pt", ZIP), ("scheduler.pt", ZIP), ("rng_state.pth", ZIP),
+            )
+        ),
+        Target("adore-train", f"{EMBEDDINGS}/passages.memmap", FLOATS),
+        Target("adore-train", f"{PREPROCESS}/train-qrel.tsv", TEXT, SLOW),
+        Target("adore-train", f"{PREPROCESS}/train-query_length.npy", NPY),
+        Target("adore-train", f"{MODEL}/model.safetensors", SAFETENSORS, SLOW),
+        Target("adore-train", "out/models/training_state.pt", ZIP, 2, "stopped"),
+        Target("adore-train-index", "out/index.faiss", BYTES, SLOW, "stopped"),
+        # Reports and downloads
+        Target("reproduce-report", "data/tables.yaml", TEXT, SLOW),
+        Target("reproduce-report", "runs/evaluate/dev.rank.tsv", TEXT, SLOW),
+        Target("reproduce-report", "runs/evaluate/dev-query.memmap.json", JSON, SLOW),
+        Target("reproduce-report", "runs/log/events", BYTES, SLOW),
+        Target("download", "downloads.json", JSON, 6),
+        Target("download", "collection.tar.gz", TAR, 8),
+        Target("download", "msmarco-docs.tsv.gz", GZIP, 5),
+        Target("download", "answer", HTTP, 8),
+    )
+}  # fmt: skip
+
+
+def mutations(world: World, names: list[str]) -> Campaign:
+    """The campaign over the targets ``names``."""
+    templates = Templates(world, names)
+    weights = [TARGETS[name].weight for name in names]
+
+    def campaign(case: Case) -> Outcome:
+        target = TARGETS[case.random.choices(names, weights)[0]]
+        outcome = Outcome(case.number, target.name, "")
+        outcome.how = templates.damage(target, case.folder, case.random)
+        twin = case.folder.with_name(f"{case.number}-twin")
+        # Too: and not in place of the fork. Not where a damaged manifest could reach the net.
+        sample = case.real and case.random.random() < SAMPLE and target.script != "download"
+        if sample:
+            shutil.copytree(case.folder, twin)
+        script = SCRIPTS[target.script]
+        limits = Limits(more_memory=MORE_MEMORY)
+        running = world.start(script, case.folder, limits=limits, confine=True, prepare=_prepare(target))
+        ended = _judge(case, running, outcome, target)
+        if sample and ended:
+            outcome.findings += _differs(ended, world.run(script, twin, real=True))
+            reap()
+            for folder in (twin, logs_of(twin)):
+                shutil.rmtree(folder)
+        return outcome
+
+    return campaign
+
+
+def _differs(fork: Ended, real: Ended) -> list[Finding]:
+    """What is wrong if a process of its own ends otherwise than the fork did."""
+    if (fork.code, the_error(fork.stderr)) == (real.code, the_error(real.stderr)):
+        return []
+    return [Finding("a process of its own ends otherwise", f"{fork.describe()}\n---\n{real.describe()}")]
+
+
+def _prepare(target: Target) -> Callable[[], None]:
+    """What a fork does before its script: nothing that a damaged file could change takes long."""
+
+    def prepare() -> None:
+        atexit._clear()  # of what was imported before the fork
+        context = multiprocessing.get_context
+        multiprocessing.get_context = lambda method=None: context("fork")  # workers that have imported everything
+        if target.script == "download":
+            time.sleep = lambda seconds: None  # between attempts
+            connect = socket.create_connection
+
+            def local(address: tuple[str, int], *arguments: object, **options: object) -> socket.socket:
+                if address[0] != "127.0.0.1":
+                    raise OSError(101, "Network is unreachable")
+                return connect(address, *arguments, **options)
+
+            socket.create_connection = local
+
+    return prepare
+
+
+def _judge(case: Case, running: Running, outcome: Outcome, target: Target) -> Ended | None:
+    """Wait for the end of a run and say what it was; None if it hangs."""
+    try:
+        ended = running.wait(SECONDS)
+    except Hanging as error:
+        outcome.result = "hangs"
+        outcome.findings.append(Finding("hangs", str(error)))
+        reap(0)
+        return None
+    left = reap(2)
+    sentence = the_error(ended.stderr)
+    if ended.code == 0:
+        outcome.result = "accepted"
+        kind = nonsense(case.folder, ended, case.folder / target.path)
+    elif ended.code == 2 and sentence:
+        outcome.result = "refused"
+        kind = f"takes more than {MORE_MEMORY >> 30} GB: {sentence[:100]}" if MEMORY in sentence else None
+    else:
+        kind = signature(ended)
+        outcome.result = (
+            "traceback" if "Traceback" in ended.stderr
+            else "signal" if ended.code < 0
+            else "outside" if ended.code == OUTSIDE
+            else "no sentence"
+        )  # fmt: skip
+    if kind:
+        outcome.findings.append(Finding(kind, ended.describe()))
+        if outcome.result in ("accepted", "refused"):
+            outcome.result = "nonsense" if ended.code == 0 else "memory"
+    if left:
+        outcome.findings.append(Finding("processes left", "\n".join(left)))
+    return ended
+
+
+def nonsense(folder: Path, ended: Ended, damaged: Path) -> str | None:
+    """What makes no sense in what a run that ended well has written and printed; None if it does.
+
+    The damaged file itself is not judged: where one number has become another, nobody can tell.
+    """
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    if re.search(r"(?<![\w-])[-+]?(nan|inf|infinity)\b", ended.stdout, re.IGNORECASE):
+        return "prints a number that is not finite"
+    for value in re.findall(r"(?:^MRR @\d+: |^\S+\s+\S+\s+)(-?[\d.]+(?:e-?\d+)?)$", ended.stdout, re.MULTILINE):
+        if not 0 <= float(value) <= 1:
+            return "prints a measure that is not within 0 and 1"
+    written = [*folder.glob("out/**/*"), *folder.glob("data/passage/evaluate/**/*"),
+               *folder.glob("data/passage/*_retrieve/*")]  # fmt: skip
+    for path in written:
+        if path == damaged:
+            continue
+        if path.name.endswith("rank.tsv") and not path.stat().st_size:
+            return f"{path.name} is empty"
+        if path.name.endswith(".score.npy") and not np.isfinite(np.load(path)).all():
+            return f"{path.name} holds numbers that are not finite"
+        if path.name == "model.safetensors" and "checkpoint-" not in str(path):
+            for tensor in load_file(path).values():
+                if not np.isfinite(tensor).all():
+                    return "weights that are not finite"
+        if path.name.endswith((".memmap", "qembed.memmap")) and not path.name.endswith("-id.memmap"):
+            numbers = np.fromfile(path, dtype=np.float32)
+            if not np.isfinite(numbers).all():
+                return f"{path.name} holds numbers that are not finite"
+    return None
+
+
+# What the cases start from
+
+
+class Templates:
+    """A folder for each target, copied for each case: the inputs of its script, and its files where it has run."""
+
+    def __init__(self, world: World, names: list[str]):
+        world.make(dict.fromkeys(["cvt-back-trec", *(TARGETS[name].script for name in names)]))
+        self.world = world
+        self._raw = serve_raw(world.root.parent)
+        for target in {(TARGETS[name].script, TARGETS[name].state): TARGETS[name] for name in names}.values():
+            self._make(target)
+
+    def folder(self, target: Target) -> Path:
+        """The template of a target."""
+        return self.world.root / f"{target.script}.template{target.state}"
+
+    def damage(self, target: Target, folder: Path, dice: random.Random) -> str:
+        """Make ``folder`` from the template and damage the target's file there; return how."""
+        shutil.copytree(self.folder(target), folder, symlinks=True)
+        if target.script == "download":
+            return self._damage_download(target, folder, dice)
+        path = self._path(target, folder)
+        damaged, how = mutate(path.read_bytes(), target.mutators, dice)
+        path.write_bytes(damaged)
+        return how
+
+    def _path(self, target: Target, folder: Path) -> Path:
+        """The file in ``folder`` that is damaged; some have to be made first."""
+        path = folder / target.path
+        if target.path.endswith(BIN):
+            self._safetensors_to_bin(path)
+        elif target.path == "runs/log/events":
+            return next(path.parent.glob("events.*"))
+        elif target.path == "run.trec":
+            shutil.copy(self.world.root / "cvt-back-trec" / "out" / "dev.trec", folder / "dev.rank.tsv")
+            return folder / "dev.rank.tsv"
+        elif target.path.endswith("collection.tsv.gz"):
+            import gzip
+
+            text = path.with_suffix("")
+            path.write_bytes(gzip.compress(text.read_bytes(), mtime=0))
+            text.unlink()
+        return path
+
+    def _damage_download(self, target: Target, folder: Path, dice: random.Random) -> str:
+        """Write the answers of a server and a manifest, one of them damaged; return how."""
+        url = f"{self._raw}/{folder.relative_to(self.world.root.parent)}"
+        manifest = json.loads((folder / "downloads.json").read_text())
+        how = ""
+        for file in manifest["files"]:
+            name = file["url"].rpartition("/")[2]
+            content = (self.world.root / "base" / "site" / name).read_bytes()
+            if name == target.path:
+                content, how = mutate(content, target.mutators, dice)
+                file |= {"bytes": len(content), "md5": [hashlib.md5(content).hexdigest()]}
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content
+            if target.path == "answer" and name == "qrels.tsv":
+                answer, how = mutate(answer, target.mutators, dice)
+            (folder / f"answer-{name}").write_bytes(answer)
+            file["url"] = f"{url}/answer-{name}/{name}"
+        text = json.dumps(manifest).encode()
+        if target.path == "downloads.json":
+            text, how = mutate(text, target.mutators, dice)
+        (folder / "downloads.json").write_bytes(text)
+        return how
+
+    def _safetensors_to_bin(self, path: Path) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        weights = path.with_name("model.safetensors")
+        torch.save(load_file(weights), path)
+        weights.unlink()
+
+    def _make(self, target: Target) -> None:
+        script, folder = SCRIPTS[target.script], self.folder(target)
+        made = folder.with_suffix(f".making{target.state}")
+        self.world.prepare(script, made)
+        if target.state == "done":
+            _must(self.world.run(script, made))
+        elif target.state == "stopped":
+            self._stop(script, made)
+        shutil.copytree(made, folder, symlinks=False)
+
+    def _stop(self, script: Script, folder: Path) -> None:
+        """Stop a training in the middle, so that there is something to go on from."""
+        if script.name == "star-train":
+            events = range(self.world.unbroken[script.name].file_events // 3, 10_000)
+            number = signal.SIGKILL
+        else:  # writes its state when it is told to end
+            events = range(self.world.unbroken[script.name].file_events // 2, 10_000)
+            number = signal.SIGTERM
+        for event in events:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.world.prepare(script, folder)
+            self.world.start(script, folder, die_at=(event, number)).wait()
+            if (folder / "out/models/checkpoint-4/trainer_state.json").exists() or number == signal.SIGTERM:
+                return
+
+
+def _must(ended: Ended) -> None:
+    if ended.code:
+        raise RuntimeError(ended.describe())
+
+
+def main() -> None:
+    args = parse_arguments(__doc__, 20_000, TARGETS)
+    with Campaigner(args.output, args.jobs, args.seed) as campaigner:
+        campaign = mutations(campaigner.world(SMALL), args.only or list(TARGETS))
+        end(campaigner.run("mutations", campaign, args.count, args.numbers or ()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,625 @@
+"""Every script of the project in a tiny world: what it reads, how it is called, and what it leaves when it is whole.
+
+A script's unbroken run is made once, in a folder of its own; its files are the input of those that come after it and
+what broken runs are compared with.
+"""
+
+import fnmatch
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import socketserver
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from processes import PROJECT, Ended, Running, Way, end_with_parent, start
+
+Digests = dict[str, str]  # path in a folder -> digest of the file's content
+
+PREPROCESS, WARMUP, MODEL = "data/passage/preprocess", "data/passage/warmup", "data/passage/trained_models/star"
+EMBEDDINGS = "data/passage/evaluate/star"
+LENGTHS = ("--max_query_length", "12", "--max_doc_length", "16")
+
+
+@dataclass(frozen=True)
+class Script:
+    """A command of the project.
+
+    Attributes:
+        inputs: path in the working folder -> path in the world, ``base/...`` or ``NAME/...`` of another script.
+        leaves: patterns of files that it may leave when it is stopped, beside those of all scripts.
+        prints: whether what it prints is its result.
+        workers: whether it starts processes.
+        copies: inputs that are copied and not linked.
+    """
+
+    name: str
+    script: str
+    arguments: tuple[str, ...]
+    inputs: Mapping[str, str]
+    leaves: tuple[str, ...] = ()
+    prints: bool = False
+    workers: bool = False
+    copies: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> list[str]:
+        """The scripts whose files it reads."""
+        origins = (path.split("/")[0] for path in self.inputs.values())
+        return [name for name in dict.fromkeys(origins) if name != "base"]
+
+
+def _star(*flags: str) -> tuple[str, ...]:
+    return (
+        "--do_train", *LENGTHS, "--preprocess_dir", PREPROCESS, "--init_path", WARMUP, "--output_dir", "out/models",
+        "--logging_dir", "out/log", "--per_device_train_batch_size", "8", "--num_train_epochs", "3", "--save_steps",
+        "4", "--warmup_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "3", "--no_cuda", *flags,
+    )  # fmt: skip
+
+
+def _adore(*flags: str) -> tuple[str, ...]:
+    return (
+        "--metric_cut", "20", "--init_path", MODEL, "--pembed_path", f"{EMBEDDINGS}/passages.memmap",
+        "--model_save_dir", "out/models", "--log_dir", "out/log", "--preprocess_dir", PREPROCESS, "--neg_topk", "20",
+        "--max_seq_length", "12", "--per_gpu_batch_size", "8", "--warmup_steps", "2", "--num_train_epochs", "3",
+        "--save_steps", "5", "--logging_steps", "2", "--learning_rate", "1e-3", *flags,
+    )  # fmt: skip
+
+
+def _retrieve(mode: str, *flags: str) -> tuple[str, ...]:
+    return (
+        "--model_dir", MODEL, "--output_dir", "out/evaluate", "--preprocess_dir", PREPROCESS, "--mode", mode, "--topk",
+        "20", "--dmemmap_path", f"{EMBEDDINGS}/passages.memmap", "--max_seq_length", "12", "--no_cuda", *flags,
+    )  # fmt: skip
+
+
+def _encode(mode: str, *flags: str) -> tuple[str, ...]:
+    return ("--data_type", "passage", *LENGTHS, "--mode", mode, "--topk", "20", "--no_cuda", *flags)
+
+
+TOKENS = {PREPROCESS: f"preprocess-passage/{PREPROCESS}"}
+STAR_INPUTS = TOKENS | {WARMUP: "base/warmup"}
+MINED = {"data/passage/warmup_retrieve/hard.json": "mine-dense/data/passage/warmup_retrieve/hard.json"}
+ADORE_INPUTS = TOKENS | {MODEL: "base/model", EMBEDDINGS: f"star-inference/{EMBEDDINGS}"}
+COMPRESSED = ("--index_factory", "IVF8,SQ8", "--index_path", "out/index.faiss")
+CONVERT = {PREPROCESS: TOKENS[PREPROCESS], "run": f"star-inference/{EMBEDDINGS}"}
+CHECKPOINTS = ("out/models/checkpoint-*",)  # Trainer writes into them; what is not whole there is passed over
+
+SCRIPTS = {
+    script.name: script
+    for script in (
+        Script(
+            "preprocess-passage", "preprocess.py",
+            ("--data_type", "1", "--model_name_or_path", "base", "--max_seq_length", "16", "--max_query_length", "12",
+             "--threads", "2"),
+            {"data/passage/dataset": "base/passage", "base": "base/vocabulary"}, workers=True,
+        ),
+        Script(
+            "preprocess-doc", "preprocess.py",
+            ("--data_type", "0", "--model_name_or_path", "base", "--max_seq_length", "32", "--threads", "1"),
+            {"data/doc/dataset": "base/doc", "base": "base/vocabulary"}, workers=True,
+        ),
+        Script("star-inference", "star/inference.py", _encode("dev"), TOKENS | {MODEL: "base/model"}),
+        Script("mine-dense", "star/prepare_hardneg.py", _encode("train"), STAR_INPUTS),
+        Script(
+            "mine-bm25", "star/prepare_hardneg.py", ("--data_type", "passage", "--retriever", "bm25", "--mode", "train",
+                                                     "--topk", "20"),
+            TOKENS | {"data/passage/dataset": "base/passage"},
+        ),
+        Script(
+            "star-train", "star/train.py", _star("--hardneg_path", next(iter(MINED))), STAR_INPUTS | MINED,
+            leaves=CHECKPOINTS,
+        ),
+        Script("star-train-mining", "star/train.py", _star(), STAR_INPUTS, leaves=CHECKPOINTS),
+        Script("adore-train", "adore/train.py", _adore(), ADORE_INPUTS, leaves=("out/models/training_state.pt",)),
+        Script(
+            "adore-train-index", "adore/train.py", _adore(*COMPRESSED), ADORE_INPUTS,
+            leaves=("out/models/training_state.pt",),
+        ),
+        Script("adore-inference", "adore/inference.py", _retrieve("dev"), ADORE_INPUTS),
+        Script("adore-inference-index", "adore/inference.py", _retrieve("dev", *COMPRESSED), ADORE_INPUTS),
+        Script(
+            "cvt-back", "cvt_back.py",
+            ("--input_dir", "run", "--preprocess_dir", PREPROCESS, "--output_dir", "out", "--mode", "dev", "--dataset",
+             "passage"), CONVERT,
+        ),
+        Script(
+            "cvt-back-trec", "cvt_back.py",
+            ("--input_dir", "run", "--preprocess_dir", PREPROCESS, "--output_dir", "out", "--mode", "dev", "--dataset",
+             "passage", "--trec"), CONVERT,
+        ),
+        Script(
+            "msmarco-eval", "msmarco_eval.py", ("qrels.tsv", "dev.rank.tsv"),
+            {"qrels.tsv": f"preprocess-passage/{PREPROCESS}/dev-qrel.tsv",
+             "dev.rank.tsv": f"star-inference/{EMBEDDINGS}/dev.rank.tsv"}, prints=True,
+        ),
+        Script(
+            "trec-eval", "trec_eval.py", ("qrels.tsv", "dev.rank.tsv", "-q", "--compare", "other.rank.tsv"),
+            {"qrels.tsv": f"preprocess-passage/{PREPROCESS}/dev-qrel.tsv",
+             "dev.rank.tsv": f"star-inference/{EMBEDDINGS}/dev.rank.tsv",
+             "other.rank.tsv": "base/other/dev.rank.tsv"}, prints=True,
+        ),
+        Script(
+            "reproduce-report", "reproduce.py", ("report", "--output_dir", "out"),
+            {"data/tables.yaml": "base/tables.yaml", "runs/preprocess": TOKENS[PREPROCESS], "runs/model": "base/model",
+             "runs/log": "adore-train/out/log", "runs/evaluate": f"star-inference/{EMBEDDINGS}",
+             "runs/other": "base/other"},
+            copies=("reproduce.py",), prints=True,
+        ),
+        Script(
+            "reproduce-run", "reproduce.py", ("run", "tiny:made"),
+            {"data/tables.yaml": "base/tables.yaml", PREPROCESS: TOKENS[PREPROCESS],
+             "run": f"star-inference/{EMBEDDINGS}"},
+            copies=("reproduce.py",), workers=True,
+        ),
+        Script(
+            "download", "download_data.py", ("--manifest", "downloads.json"), {"downloads.json": "base/downloads.json"},
+            leaves=("data/*/dataset/*.tar.gz", "data/*/dataset/*.gz"),
+        ),
+    )
+}  # fmt: skip
+
+# The same scripts on other splits of one folder, for two at once.
+OTHERS = {
+    script.name: script
+    for script in (
+        Script("star-inference-test", "star/inference.py", _encode("test"), SCRIPTS["star-inference"].inputs),
+        Script(
+            "mine-there", "star/prepare_hardneg.py",
+            _encode("train", "--model_dir", MODEL, "--output_dir", EMBEDDINGS), SCRIPTS["star-inference"].inputs,
+        ),
+        Script("adore-inference-index-test", "adore/inference.py", _retrieve("test", *COMPRESSED), ADORE_INPUTS),
+    )
+}  # fmt: skip
+PAIRS = [(name, name) for name in SCRIPTS if not SCRIPTS[name].prints] + [
+    ("star-inference", "star-inference-test"),
+    ("star-inference", "mine-there"),
+    ("adore-inference-index", "adore-inference-index-test"),
+    ("adore-train-index", "adore-inference-index-test"),
+]
+
+# The base: texts, a vocabulary, two encoders, a server
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the world is."""
+
+    passages: int = 20_000  # three windows of encoding
+    documents: int = 300
+    queries: int = 48  # training queries; half as many dev queries
+
+
+SMALL = Size(passages=120, documents=40, queries=24)
+
+
+TEXT = "where is the river rhine does it end in alps or sea a star ball of plasma gravity holds an encoder turns text"
+
+
+def write_base(folder: Path, size: Size) -> None:
+    """Write what the first scripts read. Called in a process of its own, as it computes with torch."""
+    sys.path.append(str(PROJECT / "tests"))
+    from drhard.msmarco import DOC, PASSAGE
+
+    import numpy as np
+    from helpers import save_tiny, save_vocabulary
+
+    dice = np.random.default_rng(0)
+    save_vocabulary(folder / "vocabulary")
+    for name, seed in (("warmup", 1), ("model", 2)):
+        save_vocabulary(save_tiny(folder / name, seed, dropout=0.1, num_hidden_layers=1))
+    relevant = _write_corpus(folder / "passage", PASSAGE, size.passages, size.queries, dice)
+    _write_corpus(folder / "doc", DOC, size.documents, size.queries, dice)
+    (folder / "tables.yaml").write_text(TABLES, encoding="utf-8")
+    (folder / "other").mkdir()  # a run in rows that finds the relevant passages at random ranks
+    run = []
+    for row, found in enumerate(relevant):
+        rows = dice.choice(size.passages, 20, replace=False).tolist()
+        rows[dice.integers(20)] = found
+        run += [f"{row}\t{pid}\t{rank}" for rank, pid in enumerate(dict.fromkeys(rows), start=1)]
+    _write_lines(folder / "other" / "dev.rank.tsv", run)
+
+
+def _write_corpus(folder: Path, corpus: Any, count: int, queries: int, dice: Any) -> list[int]:
+    """Write the official files of a collection with random texts; return the row relevant to each dev query."""
+    words, prefix = TEXT.split(), corpus.pid_prefix
+
+    def text(least: int, most: int) -> str:
+        return " ".join(dice.choice(words, dice.integers(least, most)))
+
+    folder.mkdir()
+    pids = (dice.permutation(count) * 3 + 7).tolist()
+    relevant = []
+    body = (lambda pid: f"http://x/{pid}\t{text(1, 4)}\t{text(10, 40)}") if prefix else lambda _: text(2, 7)
+    _write_lines(folder / corpus.collection, [f"{prefix}{pid}\t{body(pid)}" for pid in pids])
+    for number, (mode, split) in enumerate(corpus.splits.items(), start=1):
+        qids = range(2000 * number, 2000 * number + (queries if mode == "train" else queries // 2))
+        _write_lines(folder / split.queries, [f"{qid}\t{text(2, 6)}" for qid in (*qids, 99_999)])
+        if split.qrels is None:
+            continue
+        grades = (1, 2, 3) if mode == "test" else (1,)
+        judged = {qid: dice.choice(count, len(grades), replace=False).tolist() for qid in qids}
+        separator = "\t" if mode != "test" and not prefix else " "
+        _write_lines(
+            folder / split.qrels,
+            [separator.join((str(qid), "0", f"{prefix}{pids[row]}", str(grade)))
+             for qid, rows in judged.items() for row, grade in zip(rows, grades, strict=True)],
+        )  # fmt: skip
+        if mode == "dev":
+            relevant = [rows[0] for rows in judged.values()]
+    return relevant
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+TABLES = """
+steps:
+  tiny:
+    converted:
+      makes: "made/{mode}.rank.tsv"
+      command: python PROJECT/cvt_back.py --input_dir run --preprocess_dir data/passage/preprocess
+        --output_dir made --mode {mode} --dataset passage
+    trec:
+      makes: "made/{mode}.trec"
+      command: python PROJECT/cvt_back.py --input_dir run --preprocess_dir data/passage/preprocess
+        --output_dir made --mode {mode} --dataset passage --trec
+tables:
+  tiny:
+    title: A tiny table
+    source: of the campaigns
+    steps: tiny
+    root: runs
+    origins: {scratch: {}}
+    values: {}
+    measures:
+      mrr: {name: "dev MRR@10", mode: dev, measure: RR@10}
+      ndcg10: {name: "dev nDCG@10", mode: dev, measure: nDCG@10}
+    gains: {row: one, than: other}
+    tolerance: {ok: 0.0005, close: 0.01}
+    qrels: "{root}/preprocess/{mode}-qrel.tsv"
+    questions:
+      - {question: "Is one better than the other?", row: one, than: other}
+    rows:
+      one:
+        values: {}
+        model: "{root}/model"
+        run: "{root}/evaluate/{mode}.rank.tsv"
+        expected: {mrr: 0.1, ndcg10: 0.1}
+        scratch: [converted mode=dev]
+      other:
+        values: {}
+        run: "{root}/other/{mode}.rank.tsv"
+        scratch: [converted mode=dev]
+      made:
+        values: {}
+        run: "made/{mode}.rank.tsv"
+        scratch: [converted mode=dev, trec mode=dev]
+""".replace("PROJECT", str(PROJECT))
+
+
+def write_downloads(folder: Path, url: str) -> None:
+    """Write a site of three archives, each half a megabyte, and its manifest."""
+    import random
+
+    random = random.Random(0)
+    site = folder / "site"
+    site.mkdir()
+    texts = {
+        name: "".join(f"{number}\t{random.getrandbits(200):x}\n" for number in range(8000)).encode()
+        for name in ("collection.tsv", "queries.train.tsv", "msmarco-docs.tsv", "qrels.tsv")
+    }
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name in ("collection.tsv", "queries.train.tsv"):
+            member = tarfile.TarInfo(name)
+            member.size = len(texts[name])
+            archive.addfile(member, io.BytesIO(texts[name]))
+    served = {
+        ("passage", "collection.tar.gz", ("collection.tsv", "queries.train.tsv")): packed.getvalue(),
+        ("passage", "qrels.tsv", ("qrels.tsv",)): texts["qrels.tsv"],
+        ("doc", "msmarco-docs.tsv.gz", ("msmarco-docs.tsv",)): gzip.compress(texts["msmarco-docs.tsv"], mtime=0),
+    }
+    files = []
+    for (dataset, name, names), content in served.items():
+        (site / name).write_bytes(content)
+        md5 = hashlib.md5(content).hexdigest()
+        files.append({"dataset": dataset, "url": f"{url}/{name}", "bytes": len(content), "md5": [md5], "files": names})
+    manifest = {"headers": {}, "files": files, "checkpoints": []}
+    (folder / "downloads.json").write_text(json.dumps(manifest, indent=1))
+
+
+def serve(folder: Path) -> str:
+    """Serve ``folder``, slowly, from a process that ends with this one; return its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = folder / self.path.lstrip("/")
+            if not path.is_file():
+                return self.send_error(404)
+            content, wanted = path.read_bytes(), self.headers["Range"]
+            first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            if first >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(content) - first))
+            if first:
+                self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            for start_ in range(first, len(content), 1 << 15):
+                self.wfile.write(content[start_ : start_ + (1 << 15)])
+                time.sleep(0.01)
+            return None
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            pass  # the client was killed
+
+    return _serve(Server(("127.0.0.1", 0), Handler))
+
+
+def serve_raw(folder: Path) -> str:
+    """Answer a request for ``/PATH`` with the bytes of ``folder/PATH``, head and all, from a process of its own."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        timeout = 10
+
+        def handle(self) -> None:
+            words = self.rfile.readline(4096).split()
+            while self.rfile.readline(65536).strip():
+                pass
+            path = folder / os.fsdecode(words[1]).lstrip("/") if len(words) > 1 else folder
+            path = path if path.is_file() else path.parent  # PATH/NAME, so that a client sees the name
+            if path.is_file():
+                self.wfile.write(path.read_bytes())
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            pass
+
+    return _serve(Server(("127.0.0.1", 0), Handler))
+
+
+def _serve(server: socketserver.BaseServer) -> str:
+    if os.fork() == 0:
+        try:
+            end_with_parent()
+            server.serve_forever(poll_interval=0.5)
+        finally:
+            os._exit(0)
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    server.socket.close()
+    return address
+
+
+# The world
+
+
+@dataclass
+class Unbroken:
+    """What a run that nothing broke gave."""
+
+    files: Digests
+    stdout: str
+    seconds: float
+    file_events: int
+    bytes: int = 0  # on the disk
+    watched: int = 0  # events that FolderWatch saw
+
+
+@dataclass
+class World:
+    """A folder with the base, the unbroken runs, and the folders of the cases."""
+
+    root: Path
+    size: Size
+    unbroken: dict[str, Unbroken] = field(default_factory=dict)
+    _checked: Digests = field(default_factory=dict)
+
+    def make(self, names: Iterable[str], watch: Callable[[Path, Running], int] | None = None) -> None:
+        """Make the unbroken runs of the scripts ``names`` and of those whose files they read."""
+        names = list(names)
+        if any((SCRIPTS | OTHERS)[name].inputs for name in names) and not (self.root / "base").exists():
+            (self.root / "base").mkdir(parents=True)
+            _in_a_fork(lambda: write_base(self.root / "base", self.size))
+            write_downloads(self.root / "base", serve(self.root / "base" / "site"))
+        for name in names:
+            self._make(name, watch)
+
+    def _make(self, name: str, watch: Callable[[Path, Running], int] | None) -> None:
+        if name in self.unbroken:
+            return
+        script = (SCRIPTS | OTHERS)[name]
+        for needed in script.needs:
+            self._make(needed, watch)
+        folder = self.root / name
+        self.prepare(script, folder)
+        running = self.start(script, folder)
+        watched = watch(folder, running) if watch else 0
+        ended = running.wait()
+        if ended.code:
+            raise RuntimeError(f"the unbroken run of {name}: {ended.describe()}")
+        used = sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_symlink())
+        files = snapshot(folder)
+        stdout = ended.stdout.replace(str(folder), "")
+        self.unbroken[name] = Unbroken(files, stdout, ended.seconds, ended.file_events or 0, used, watched)
+
+    def check(self) -> None:
+        """Raise RuntimeError if anything in the world, which is the input of all cases, has changed since last time."""
+        found = snapshot(self.root)
+        changed = [name for name, digest in self._checked.items() if found.get(name) != digest]
+        if changed:
+            raise RuntimeError(f"scripts have changed their input: {changed}")
+        self._checked = found
+
+    def prepare(self, script: Script, folder: Path) -> None:
+        """Make a working folder with the inputs of a script."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, origin in script.inputs.items():
+            place = folder / name
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.symlink_to(self.root / origin)
+        for name in script.copies:
+            shutil.copy(PROJECT / name, folder / name)
+
+    def start(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Running:
+        """Start a script in ``folder``; ``run`` numbers the runs there, ``way`` is that of :class:`processes.Way`."""
+        path = (folder if script.script in script.copies else PROJECT) / script.script
+        return start(path, script.arguments, folder, logs_of(folder) / str(run), Way(**way))
+
+    def run(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Ended:
+        """Run a script in ``folder`` to its end. Raises Hanging."""
+        return self.start(script, folder, run, **way).wait()
+
+    def compare(self, script: Script, folder: Path, files: Digests | None = None) -> list[str]:
+        """What differs between a folder whose script has ended well and the unbroken run."""
+        expected = self.unbroken[script.name].files if files is None else files
+        found = snapshot(folder)
+        problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+        problems += [f"{name} is not that of an unbroken run" for name in expected.keys() & found.keys()
+                     if expected[name] != found[name]]  # fmt: skip
+        return problems + [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
+
+    def compare_stopped(self, script: Script, folder: Path, files: Digests | None = None) -> list[str]:
+        """What is wrong in a folder whose script was stopped: what has its final name is whole, or may be left."""
+        expected = self.unbroken[script.name].files if files is None else files
+        problems = []
+        for name, digest in snapshot(folder).items():
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in (*UNFINISHED, *script.leaves)):
+                continue
+            if name not in expected:
+                problems.append(f"{name} was left, which an unbroken run does not have")
+            elif expected[name] != digest:
+                problems.append(f"{name} has its final name but is not whole")
+        return problems
+
+
+def logs_of(folder: Path) -> Path:
+    """Where what the runs in a folder print is written: beside it, not on its disk."""
+    return folder.with_name(f"{folder.name}.logs")
+
+
+# What a script that was stopped may leave: files under names that say so.
+UNFINISHED = ("*.partial", "*.partial/*", "*/.partial-*", ".partial-*", "*.lock", "*.partial*")
+
+
+def _in_a_fork(work: Callable[[], None]) -> None:
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
+    if os.waitpid(pid, 0)[1]:
+        raise RuntimeError("the world could not be made")
+
+
+# Comparing
+
+# Not compared: TensorBoard's files are named by the time, training_args.bin and report.* hold paths and versions.
+IGNORED = re.compile(r"(^|/)(events\.out\.tfevents\.|training_args\.bin$|reproduce\.py$)")
+LOGS_OF_STATE = ("log_history", "total_flos")  # of trainer_state.json
+
+
+def snapshot(folder: Path) -> Digests:
+    """Path and digest of every file under ``folder``, without what is linked into it or ignored."""
+    found = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in names:
+            path = Path(parent, name)
+            relative = path.relative_to(folder).as_posix()
+            if not path.is_symlink() and not IGNORED.search(relative):
+                found[relative] = digest_of(path)
+    return found
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file; of files whose bytes may differ though their content does not, that of the content."""
+    content = path.read_bytes()
+    try:
+        if path.name == "trainer_state.json":
+            state = json.loads(content)
+            content = json.dumps({key: state[key] for key in state if key not in LOGS_OF_STATE}).encode()
+        elif path.suffix in (".pt", ".pth", ".bin") and zipfile.is_zipfile(path):
+            import torch
+
+            content = json.dumps(_structure(torch.load(path, map_location="cpu", weights_only=False))).encode()
+    except Exception:  # not whole: its bytes
+        pass
+    return hashlib.sha256(content).hexdigest()
+
+
+def _structure(value: Any) -> Any:
+    """``value`` in JSON's types, arrays and tensors by their digests."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        value = value.numpy()
+    if isinstance(value, np.ndarray):
+        return [str(value.dtype), list(value.shape), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
+    if isinstance(value, Mapping):
+        return [[repr(key), _structure(item)] for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_structure(item) for item in value]
+    return repr(value)
+
+
+def the_error(stderr: str) -> str | None:
+    """The one ``error:`` sentence at the end of ``stderr``, None if there is none, more, or a traceback."""
+    lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    if len(errors) == 2 and errors[1].startswith("error: the command above ended with"):  # of reproduce.py, behind it
+        errors.pop()
+        lines.pop()
+    if "Traceback" in stderr or len(errors) != 1 or lines[-1] != errors[0]:
+        return None
+    return errors[0]
+
+
+def signature(ended: Ended) -> str:
+    """The kind of a bad end: exit code, and the error with the innermost line of the project that it came from."""
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    if "Traceback" in ended.stderr:
+        errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Warning|Exit|Fault)\b", line)]
+        places = re.findall(rf'File "{re.escape(str(PROJECT))}/(?!\.venv)([^"]+)", line (\d+)', ended.stderr)
+        where = f" in {places[-1][0]}:{places[-1][1]}" if places else ""
+        return f"exit {ended.code}, traceback: {_general(errors[-1] if errors else lines[-1])}{where}"
+    return f"exit {ended.code}: {_general(lines[-1] if lines else 'nothing said')}"
+
+
+def _general(line: str) -> str:
+    line = re.sub(r"\b[0-9a-f]{12,}\b", "#", line)
+    return re.sub(r"\d+", "#", line)[:110]
+
+
