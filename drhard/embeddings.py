@@ -85,10 +85,12 @@ def encode(
             _check(path, stamp)
             return dim
         done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
-        if not (done and _has_stamp(path, stamp, unfinished)):
+        if done and _has_stamp(path, stamp, unfinished):
+            file.truncate(done * row_bytes)
+        else:
             done = 0
+            file.truncate(0)  # before the stamp, which would else speak for the rows of another
             write_stamp(path, stamp)
-        file.truncate(done * row_bytes)
         try:
             with (
                 ThreadPoolExecutor(1) as writer,

@@ -10,9 +10,10 @@ from typing import Any
 
 from drhard.embeddings import read_embedding_stamp
 from drhard.encoder import load_encoder, weights_digest
-from drhard.errors import InputError
+from drhard.errors import InputError, one_line
 from drhard.files import file_digest
 from drhard.metrics import Coverage, measure_queries, parse_measures
+from drhard.pretrained import weights_files
 from drhard.qrels import read_grades
 from drhard.recipes import Row, Table, Trial
 from drhard.runs import read_rankings
@@ -105,7 +106,7 @@ def _measure(table: Table, trial: Trial, judged: dict[str, dict[str, dict[str, i
         queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
     return MeasuredTrial(
         seed=trial.seed,
-        model=_digest(_weights(trial.model)) if trial.model else None,
+        model=_digest(weights_files(trial.model)[0]) if trial.model else None,
         runs={mode: _digest(path) for mode, path in trial.runs.items()},
         queries=queries,
         curves=_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
@@ -127,10 +128,6 @@ def _made_by_its_model(trial: Trial) -> bool:
                 log.warning("%s: was made by other weights than those in %s; it is left out", run, trial.model)
                 return False
     return True
-
-
-def _weights(folder: Path) -> Path:
-    return next(folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists())
 
 
 def _digest(path: Path) -> dict[str, str]:
@@ -287,7 +284,11 @@ def _gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
 def _curves(log_dir: Path) -> dict[str, list[list[float]]]:
     """TensorBoard's scalars of a training, those of CURVES that are there: tag -> [step, value] pairs."""
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
-    events.Reload()
+    try:
+        events.Reload()
+    except Exception as error:  # of a damaged file, of many kinds
+        log.warning("%s: has no curves that TensorBoard can read (%s)", log_dir, one_line(error))
+        return {}
     there = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
     curves = {}
     for tag in there:

@@ -15,6 +15,7 @@ transformers' TrainingArguments; drhard/trainer_flags.py says which work, and wh
 
 import json
 import logging
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +192,10 @@ def parse_arguments() -> tuple[DataArguments, StarTrainingArguments, SearchSetti
     data_args, args, search_flags = parser.parse_args_into_dataclasses(look_for_args_file=False)
     if not args.do_train:
         raise InputError("nothing to do: give --do_train")
+    if not (data_args.mined and data_args.hardneg_path is None):
+        for flag in ("--search_memory_gb", "--not_faiss_cuda"):
+            if any(word.partition("=")[0] == flag for word in sys.argv[1:]):
+                raise InputError(f"{flag} is for mining, and nothing is mined here; leave it out")
     return data_args, args, SearchSettings.from_flags(search_flags, args.no_cuda)
 
 

@@ -21,7 +21,7 @@ def star(monkeypatch: pytest.MonkeyPatch, *flags: object) -> tuple:
     """The flags of star/train.py as it reads them."""
     words = ["--do_train", "--no_cuda", *NEEDED, *flags]
     monkeypatch.setattr("sys.argv", ["train.py", *map(str, words)])
-    return load_script("star/train.py").parse_arguments()
+    return load_script("star/train.py").parse_arguments()[:2]
 
 
 def other_value(name: str) -> str:
@@ -128,6 +128,8 @@ REFUSED_TOGETHER = {
     "--lr_scheduler_kwargs {": "--lr_scheduler_kwargs: not JSON (",
     "--logging_steps 2.5": "--logging_steps must be an integer if bigger than 1: 2.5",
     "--negatives random --hardneg_path hard.json": "--negatives random has no use for --hardneg_path",
+    "--hardneg_path hard.json --search_memory_gb 3": "--search_memory_gb is for mining, and nothing is mined here",
+    "--negatives in-batch --not_faiss_cuda": "--not_faiss_cuda is for mining, and nothing is mined here",
 }
 
 
