@@ -35,6 +35,8 @@ from test_walkthrough import ours, without_gpus
 from transformers import Trainer
 
 DIM = 64  # of an embedding: reading samples of a file with holes of 27 GB takes seconds
+LENGTH = 20  # tokens of each text
+LOOKED_AT = 200  # rows of which opening a memmap looks at the end
 TOKENS = {PASSAGES: 512}  # width of a row; 64 of a query
 IN_PROSE = (  # documented in sentences
     "python star/train.py --do_train --max_query_length 24 --max_doc_length 120 --init_path ./data/passage/warmup "
@@ -65,7 +67,10 @@ def hole(path: Path, size: int) -> None:
 def write_tokens(folder: Path, name: str, rows: int) -> None:
     width = TOKENS.get(name, 64)
     hole(folder / f"{name}.memmap", rows * width * 4)
-    np.save(folder / f"{name}_length.npy", np.full(rows, 20, dtype=np.int32))
+    tokens = np.memmap(folder / f"{name}.memmap", dtype=np.int32, mode="r+", shape=(rows, width))
+    tokens[np.linspace(0, rows - 1, min(rows, LOOKED_AT)).astype(np.int64), LENGTH - 1] = 2  # </s>
+    tokens.flush()
+    np.save(folder / f"{name}_length.npy", np.full(rows, LENGTH, dtype=np.int32))
     (folder / f"{name}_meta").write_text(
         json.dumps({"type": "int32", "total_number": rows, "embedding_size": width})
     )
