@@ -275,6 +275,7 @@ def test_how_many_queries_get_fewer_is_said_once(
 ) -> None:
     sentence = "the index finds fewer than the 200 documents asked for, for 9 of 9 queries; "
     sentence += "a greater --nprobe finds more"
+    caplog.set_level("WARNING", "drhard")
     index = open_index(documents, "IVF8,Flat")
     for scores, _ in index.passes(queries, 200):
         assert len(scores) == 9
