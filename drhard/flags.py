@@ -69,7 +69,7 @@ def add_flags(parser: ArgumentParser, *names: str, **different: Mapping[str, Any
     Args:
         different: what a script has otherwise, by the flag's name without its dashes: ``topk={"default": 200}``.
     """
-    half = parser.add_mutually_exclusive_group()
+    half = parser.add_mutually_exclusive_group() if set(PRECISION) & set(names) else parser
     for name in names:
         (half if name in PRECISION else parser).add_argument(name, **FLAGS[name] | different.pop(name[2:], {}))
     assert not different, different

@@ -46,17 +46,16 @@ def search_on_disk(
     Raises:
         InputError: another process makes the run, or the disk takes no more.
     """
-    path = run.with_name(f"{run.name}.found")
+    path = partial(run.with_name(f"{run.name}.found"))
     record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # of a query
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with claim(partial(path), run) as file:
-        with disk_faults(path):
+        with claim(path, run) as file:
             _search(file, path, dict(made_from, k=k), queries, record, search)
-        found = np.memmap(partial(path), dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
-        yield Results(found["scores"], found["rows"])
-        stamp_of(path).unlink(missing_ok=True)
-        partial(path).unlink()
+            found = np.memmap(path, dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
+            yield Results(found["scores"], found["rows"])
+            stamp_of(path).unlink(missing_ok=True)
+            path.unlink()
 
 
 def _search(
@@ -67,7 +66,7 @@ def _search(
     record: np.dtype,
     search: Callable[[int], Parts],
 ) -> None:
-    """Complete ``file``, the unfinished ``path``, to one ``record`` for each query."""
+    """Complete ``file``, which is open at ``path``, to one ``record`` for each query."""
     done = min(os.fstat(file.fileno()).st_size // record.itemsize, queries) if _is_of(path, made_from) else 0
     file.truncate(done * record.itemsize)
     if not done:

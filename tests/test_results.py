@@ -51,7 +51,7 @@ def test_a_search_that_was_stopped_resumes_after_its_last_pass(tmp_path: Path) -
     run = tmp_path / "dev.rank.tsv"
     with pytest.raises(Killed):
         search(run, Search(last=2))
-    left = [f"dev.rank.tsv.found.{end}" for end in ("json", "partial")]
+    left = [f"dev.rank.tsv.found.{end}" for end in ("partial", "partial.json")]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
     with open(tmp_path / "dev.rank.tsv.found.partial", "ab") as file:
         file.write(b"half of")  # what a pass that was cut off has left
@@ -71,7 +71,7 @@ def test_a_search_that_was_stopped_while_the_run_was_written_is_not_repeated(tmp
 
 @pytest.mark.parametrize("change", ["made from", "depth", "stamp damaged", "stamp gone"])
 def test_results_of_something_else_are_not_resumed(tmp_path: Path, change: str) -> None:
-    stamp = tmp_path / "run.found.json"
+    stamp = tmp_path / "run.found.partial.json"
     wrong = np.zeros((QUERIES, 2 if change == "depth" else K))
     made_from = {"queries": "others"} if change == "made from" else MADE_FROM
     with pytest.raises(Killed), search_on_disk(
