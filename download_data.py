@@ -17,7 +17,15 @@ import sys
 import time
 from pathlib import Path
 
-from drhard.downloads import Manifest, download, download_checkpoint, import_gdown, is_checkpoint, read_manifest
+from drhard.downloads import (
+    Manifest,
+    download,
+    download_checkpoint,
+    forget_archive,
+    import_gdown,
+    is_checkpoint,
+    read_manifest,
+)
 from drhard.errors import command
 
 DATASETS = ("passage", "doc")
@@ -106,6 +114,7 @@ def fetch_files(manifest: Manifest, dataset: str, folder: Path) -> None:
         if file.dataset != dataset:
             continue
         if not file.missing(folder):
+            forget_archive(file, folder)
             print(f"Already there: {', '.join(str(folder / name) for name in file.names)}")
             continue
         print(f"Fetching {file.url}", flush=True)

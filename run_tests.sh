@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh
 "$python" -m ruff check .
-exec "$python" -m pytest "$@"
+# Two test files at a time: most of a test is the start of Python with torch.
+exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

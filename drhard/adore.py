@@ -1,7 +1,6 @@
 """ADORE: the query encoder trained with the hard negatives that its own retrieval brings up at every step."""
 
 import logging
-import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from drhard.encoder import RobertaDot, check_tokens, save_encoder, weights_digest
 from drhard.errors import InputError
-from drhard.files import whole_file
+from drhard.files import remove_unfinished, whole_file
 from drhard.losses import adore_loss
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
 from drhard.search import Index
@@ -344,8 +343,8 @@ class AdoreTraining:
             InputError: the state in the folder is damaged, or that of a training with other settings.
         """
         folder = self.output.save_dir
-        for left in (*folder.glob("epoch-*.partial"), *folder.glob("checkpoint-*.partial")):  # by a killed process
-            shutil.rmtree(left, ignore_errors=True)
+        for pattern in ("epoch-*", "checkpoint-*"):
+            remove_unfinished(folder, pattern)
         if not self.state_path.exists():
             if any(folder.glob("epoch-*")) or any(folder.glob("checkpoint-*")):
                 raise InputError(f"{folder}: there are checkpoints of another training; {WAY_OUT}")

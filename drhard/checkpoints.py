@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import file_digest, read_object, remove_folder, write_json
+from drhard.files import file_digest, read_object, remove_folder, remove_unfinished, write_json
 from drhard.training import check_record, record_digest
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,7 @@ def open_training(
     """
     if overwrite:
         _remove_training(output_dir)
-    for left in output_dir.glob("checkpoint-*.partial"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    remove_unfinished(output_dir, "checkpoint-*")
     finished = (output_dir / "config.json").exists()
     checkpoints = _checkpoints(output_dir)
     if finished or checkpoints:

@@ -184,7 +184,8 @@ def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: 
     archive = folder / file.archive
     with disk_faults(archive), sole_writer(folder, archive):
         missing = file.missing(folder)
-        if not missing:  # another process was quicker
+        if not missing:
+            forget_archive(file, folder)
             return []
         unpacked = list(file.names) != [file.archive]
         if archive.is_file():  # put there by hand, or an earlier call was stopped while it unpacked
@@ -197,8 +198,14 @@ def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: 
             _download_archive(file, archive, unpacked, headers, progress)
         if unpacked:
             unpack(archive, missing, progress, most=UNPACKED_MOST * file.bytes + SLACK)
-            archive.unlink()
+            forget_archive(file, folder)
     return missing
+
+
+def forget_archive(file: RemoteFile, folder: Path) -> None:
+    """Remove the archive of ``file``, all of whose names are there, if a process was killed before it could."""
+    if list(file.names) != [file.archive]:
+        (folder / file.archive).unlink(missing_ok=True)
 
 
 def _download_archive(

@@ -26,12 +26,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        logging.getLogger("drhard").setLevel(logging.INFO)
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII alone shows the rest as \\uXXXX
-                stream.reconfigure(errors="backslashreplace")
         try:
+            _prepare_output()
             main()
             sys.stdout.flush()  # while a full disk can still be told of
         except InputError as error:
@@ -53,6 +49,14 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(130)
 
     return run
+
+
+def _prepare_output() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("drhard").setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII alone shows the rest as \\uXXXX
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end(sentence: str) -> NoReturn:

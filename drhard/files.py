@@ -175,6 +175,14 @@ def whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
                 lock.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Remove what killed writers of folders ``pattern`` left in ``folder``. Its sole writer calls it."""
+    for left in folder.glob(f"{pattern}.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    for lock in folder.glob(f"{pattern}.partial.lock"):
+        lock.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder. Its name goes first, so that no part of it is ever taken for the whole."""
     shutil.rmtree(partial(folder), ignore_errors=True)

@@ -59,9 +59,10 @@ def _mount(folder: Path, size: int, flags: int) -> None:
 
 
 class Peaks:
-    """The greatest number of bytes that each unbroken run took on its disk, and that its largest file had."""
+    """What each unbroken run took on its disk before it began and at most, and its largest file, in bytes."""
 
     def __init__(self, world: World, names: list[str], mounts: bool):
+        self.start: dict[str, int] = {}
         self.disk: dict[str, int] = {}
         self.file: dict[str, int] = {}
         for name in names:
@@ -74,11 +75,11 @@ class Peaks:
 
     def _measure(self, world: World, script: Script, folder: Path) -> None:
         world.prepare(script, folder)
+        self.start[script.name] = most = _used(folder)
         running = world.start(script, folder)
-        most = largest = 0
+        largest = 0
         while not running.ended_within(0.003):
-            used = os.statvfs(folder)
-            most = max(most, (used.f_blocks - used.f_bfree) * used.f_frsize)
+            most = max(most, _used(folder))
         ended = running.wait()
         if ended.code or world.compare(script, folder):
             raise RuntimeError(f"{script.name} on a disk with room: {ended.describe()}")
@@ -86,6 +87,11 @@ class Peaks:
             if path.is_file() and not path.is_symlink():
                 largest = max(largest, path.stat().st_size)
         self.disk[script.name], self.file[script.name] = most, largest
+
+
+def _used(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
 
 
 def disks(world: World, names: list[str]) -> Campaign:
@@ -101,7 +107,8 @@ def disks(world: World, names: list[str]) -> Campaign:
         outcome = Outcome(case.number, name, "")
         trial = _Trial(world, SCRIPTS[name], case.folder, case.real, outcome)
         if mounts and case.random.random() > LIMITED_FILES:
-            size = PAGE * case.random.randint(1, max(peaks.disk[name] // PAGE - 1, 1))
+            room = (peaks.disk[name] - peaks.start[name]) // PAGE
+            size = peaks.start[name] + PAGE * case.random.randint(1, max(room - 1, 1))
             outcome.how = f"a disk of {size} bytes of {peaks.disk[name]}"
             with disk(case.folder, size):
                 if trial.fill():
