@@ -6,7 +6,6 @@ has a seal too. ``training.json`` there says what the training was begun with.
 """
 
 import logging
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
