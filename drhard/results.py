@@ -44,7 +44,7 @@ def search_on_disk(
             :meth:`drhard.search.Index.passes` does.
 
     Raises:
-        InputError: another process makes the run, or the disk takes no more.
+        InputError: another process makes the run, a score is not finite, or the disk takes no more.
     """
     path = partial(run.with_name(f"{run.name}.found"))
     record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # of a query
@@ -81,6 +81,10 @@ def _search(
             part = slice(first, first + at_once)
             block = np.empty(len(rows[part]), dtype=record)
             block["scores"], block["rows"] = scores[part], rows[part]
+            if not (np.isfinite(block["scores"]) | (block["rows"] < 0)).all():
+                raise InputError(
+                    f"{path}: a score is not finite; embeddings or an index have numbers that are too large, make them anew"
+                )
             file.write(block)
         file.flush()
         os.fsync(file.fileno())

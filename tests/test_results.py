@@ -99,3 +99,13 @@ def test_the_second_of_two_is_refused_until_the_run_is_written(tmp_path: Path) -
         with pytest.raises(InputError, match=r"dev\.rank\.tsv: another process is writing it"):
             search(run, Search(), {"queries": "others"})
         np.testing.assert_array_equal(found.rows, ROWS)
+
+
+def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """Embeddings that are finite can be so large that their products are not."""
+
+    def search(_: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield np.array([[np.inf, 1]], dtype=np.float32), np.array([[3, 0]])
+
+    with pytest.raises(InputError, match="a score is not finite"), search_on_disk(tmp_path / "run", {}, 1, 2, search):
+        pass

@@ -249,7 +249,7 @@ def nonsense(folder: Path, ended: Ended, damaged: Path) -> str | None:
     import numpy as np
     from safetensors.numpy import load_file
 
-    if re.search(r"(?<![\w-])[-+]?(nan|inf|infinity)\b", ended.stdout, re.IGNORECASE):
+    if re.search(r"\s[-+]?(nan|inf|infinity)\b(?!\t)", ended.stdout, re.IGNORECASE):  # and no id before its value
         return "prints a number that is not finite"
     for value in re.findall(r"(?:^MRR @\d+: |^\S+\s+\S+\s+)(-?[\d.]+(?:e-?\d+)?)$", ended.stdout, re.MULTILINE):
         if not 0 <= float(value) <= 1:

@@ -287,9 +287,9 @@ def _count_file_events(folder: Path, counted: Path, way: Way) -> None:
         busy = True
         try:
             path = changed(event, arguments)
-            if way.confine and event in PROGRAMS:
+            if way.confine and event in PROGRAMS and arguments[0] != "nvidia-smi":  # which only reads
                 stop(f"{event} {arguments[:2]}")
-            if way.confine and path and not path.startswith(allowed):
+            if way.confine and path and not f"{path}{os.sep}".startswith(allowed):
                 stop(f"{event} {path}")
             if path is None or not path.startswith(inside):
                 return
