@@ -83,7 +83,7 @@ def _search(
             block["scores"], block["rows"] = scores[part], rows[part]
             if not (np.isfinite(block["scores"]) | (block["rows"] < 0)).all():
                 raise InputError(
-                    f"{path}: a score is not finite; embeddings or an index have numbers that are too large, make them anew"
+                    f"{path}: a score is not finite; the embeddings or the index have numbers that are too large"
                 )
             file.write(block)
         file.flush()
