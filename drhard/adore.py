@@ -20,7 +20,6 @@ from drhard.training import (
     check_loss,
     check_record,
     check_trained,
-    check_weights,
     config_digest,
     parameter_groups,
     relevance_digest,
@@ -170,7 +169,7 @@ class AdoreTraining:
         documents: (N, dim) float32 embeddings.
 
     Raises:
-        InputError: sequences are too long for the model, a weight is not finite, or there would be no update.
+        InputError: sequences are too long for the model, or there would be no update.
     """
 
     def __init__(
@@ -183,7 +182,6 @@ class AdoreTraining:
         output: AdoreOutput,
     ):
         check_tokens(model, queries)
-        check_weights(model, str(output.tokenizer_from), "start from another checkpoint")
         self.model, self.device = model.train(), model.device
         self.queries, self.relevant, self.documents = queries, relevant, documents
         self.settings, self.output = settings, output

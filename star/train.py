@@ -36,7 +36,7 @@ from drhard.settings import EncodingSettings, SearchSettings
 from drhard.star import StarTrainer
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 from drhard.trainer_flags import DATA, OWN, WORKING, check_flags, check_unknown, outcome
-from drhard.training import Events, check_weights, config_digest, relevance_digest
+from drhard.training import Events, config_digest, relevance_digest
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -204,7 +204,6 @@ def main() -> None:
     data_args, args, searching = parse_arguments()
     set_seed(args.seed)
     model = load_encoder(data_args.init_path, fresh_head=True)
-    check_weights(model, data_args.init_path, "start from another checkpoint")
     queries, documents, relevant = open_collection(data_args, model)
     pool = given_pool(data_args, relevant, len(documents))
     record = {
