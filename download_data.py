@@ -39,13 +39,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("dataset", nargs="?", choices=DATASETS, help="one of the two (default: both)")
     parser.add_argument("--data_root", type=Path, default=Path("./data"), help="default: ./data")
     parser.add_argument(
-        "--models", action="store_true",
+        "--models",
+        action="store_true",
         help="also the published checkpoints, into {data_root}/{passage,doc}/warmup and trained_models",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--manifest", type=Path, default=HERE / "data" / "downloads.json",
+        "--manifest",
+        type=Path,
+        default=HERE / "data" / "downloads.json",
         help="what to fetch and from where (default: data/downloads.json of the project)",
-    )  # fmt: skip
+    )
     return parser.parse_args()
 
 

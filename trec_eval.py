@@ -34,9 +34,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("-m", "--measures", nargs="+", default=MEASURES, help="names of ir_measures (%(default)s)")
     parser.add_argument(
-        "-l", "--level_for_rel", type=COUNT, default=1, metavar="GRADE",
+        "-l",
+        "--level_for_rel",
+        type=COUNT,
+        default=1,
+        metavar="GRADE",
         help="the lowest grade that is relevant to the binary measures; 2 for TREC DL passages (1)",
-    )  # fmt: skip
+    )
     parser.add_argument("-q", "--per_query", action="store_true", help="also the value of each query")
     parser.add_argument("--compare", nargs="+", default=[], metavar="RUN_B", help="runs to test RUN against")
     return parser.parse_args()

@@ -25,9 +25,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--preprocess_dir", type=Path, required=True)
     parser.add_argument("--dmemmap_path", type=Path, required=True, help="embeddings that star/inference.py wrote")
     add_flags(
-        parser, "--mode", "--topk", "--max_seq_length", "--pergpu_eval_batch_size", "--no_cuda", "--faiss_gpus",
-        *INDEX, *PRECISION,
-    )  # fmt: skip
+        parser,
+        "--mode",
+        "--topk",
+        "--max_seq_length",
+        "--pergpu_eval_batch_size",
+        "--no_cuda",
+        "--faiss_gpus",
+        *INDEX,
+        *PRECISION,
+    )
     return parser.parse_args()
 
 

@@ -105,8 +105,10 @@ def main() -> None:
         ["way", "seconds", "times faster", "tokens/s", "GFLOP/s"],
         [[row[column] for column in columns] for row in rows],
     )
-    save(args.output, {"passages": args.passages, "difference": difference, "ways": rows,
-                       "peak_memory_gb": peak_memory_gb()})  # fmt: skip
+    save(
+        args.output,
+        {"passages": args.passages, "difference": difference, "ways": rows, "peak_memory_gb": peak_memory_gb()},
+    )
 
 
 if __name__ == "__main__":

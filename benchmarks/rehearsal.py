@@ -128,8 +128,10 @@ class Plan:
         yield from self._evaluation()
         yield from self._star()
         yield from self._adore()
-        qrels, run = (f"{self.few}/{self.data_type}/{file}" for file in ("preprocess/train-qrel.tsv",
-                                                                        "evaluate/star/train.rank.tsv"))  # fmt: skip
+        qrels, run = (
+            f"{self.few}/{self.data_type}/{file}"
+            for file in ("preprocess/train-qrel.tsv", "evaluate/star/train.rank.tsv")
+        )
         yield Command(f"msmarco_eval.py {qrels} {run}")
         yield Command(f"trec_eval.py {qrels} {run}")
 
@@ -251,9 +253,11 @@ def parse_arguments() -> Any:
     parser.add_argument("--scale", type=float, default=1.0, help="of MS MARCO's counts (1)")
     parser.add_argument("--bm25", action="store_true", help=f"mine with BM25 at a scale above {SMALL:g} too")
     parser.add_argument(
-        "--train_documents", type=positive, default=TRAIN_DOCUMENTS,
+        "--train_documents",
+        type=positive,
+        default=TRAIN_DOCUMENTS,
         help="documents that are searched for all training queries (%(default)d)",
-    )  # fmt: skip
+    )
     args = parser.parse_args()
     if not 0 < args.scale <= 1:
         parser.error(f"argument --scale: {args.scale:g} is not a part of MS MARCO; give more than 0, up to 1")
@@ -278,8 +282,11 @@ def measure(words: list[str], folder: Path, log: Path, stop: bool = False) -> di
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / words[0]), *words[1:]],
-            cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
         try:
             while process.poll() is None:
                 peak = max(peak, memory_of_tree(process.pid))

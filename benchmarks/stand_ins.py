@@ -19,7 +19,12 @@ def random_encoder(layers: int, vocabulary: int = 50265) -> RobertaDot:
     """A model as wide as roberta-base, and as deep with 12 layers, with random weights and no dropout."""
     torch.manual_seed(0)
     config = RobertaConfig(
-        vocab_size=vocabulary, max_position_embeddings=514, num_hidden_layers=layers, pad_token_id=1, type_vocab_size=1,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        max_position_embeddings=514,
+        num_hidden_layers=layers,
+        pad_token_id=1,
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     return RobertaDot(config)

@@ -202,10 +202,19 @@ def write_checkpoint(folder: Path, seed: int, dim: int = HIDDEN) -> None:
     _vocabulary().save_model(str(folder))
     torch.manual_seed(seed)
     config = RobertaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=2 * HIDDEN, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=0,
-        eos_token_id=2, layer_norm_eps=1e-5, output_embedding_size=dim,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=2 * HIDDEN,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        layer_norm_eps=1e-5,
+        output_embedding_size=dim,
+    )
     model = RobertaDot(config)
     with torch.no_grad():
         for parameter in model.parameters():

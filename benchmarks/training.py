@@ -141,10 +141,14 @@ def star_gradient(model: RobertaDot, way: str, batch: int, chunk: int) -> None:
     else:
         width = max(positive[0].shape[1], hard[0].shape[1])
         ids, mask = (
-            torch.cat([functional.pad(part[place], (0, width - part[place].shape[1]), value=1 - place)
-                       for part in (positive, hard)])
+            torch.cat(
+                [
+                    functional.pad(part[place], (0, width - part[place].shape[1]), value=1 - place)
+                    for part in (positive, hard)
+                ]
+            )
             for place in (0, 1)
-        )  # fmt: skip
+        )
         queries, documents = model(*query), [model(ids, mask)]
     negatives = ~torch.eye(batch, 2 * batch, dtype=torch.bool)
     pairwise_loss(queries @ torch.cat(documents).T, torch.arange(batch), negatives).backward()

@@ -40,10 +40,18 @@ STATE_SECONDS = 600  # between two writings of the state, so that little is lost
 LOGGED_CUT = 10  # of the MRR and recall that TensorBoard shows
 WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
 RANGES = {
-    "neg_topk": COUNT, "metric_cut": COUNT, "batch_size": COUNT, "gradient_accumulation_steps": COUNT,
-    "learning_rate": RATE, "weight_decay": RATE, "adam_epsilon": EPSILON, "max_grad_norm": NORM,
-    "warmup_steps": NATURAL, "epochs": COUNT, "seed": SEED,
-}  # fmt: skip
+    "neg_topk": COUNT,
+    "metric_cut": COUNT,
+    "batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "learning_rate": RATE,
+    "weight_decay": RATE,
+    "adam_epsilon": EPSILON,
+    "max_grad_norm": NORM,
+    "warmup_steps": NATURAL,
+    "epochs": COUNT,
+    "seed": SEED,
+}
 
 
 @dataclass(frozen=True)

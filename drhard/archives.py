@@ -28,8 +28,13 @@ CHECKPOINT_MOST = 8 << 30  # bytes; roberta-base with its optimizer's state take
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # All that loading a checkpoint needs; an archive may hold much more (optimizer states, logs).
 _CHECKPOINT_FILES = (
-    "config.json", *WEIGHTS, "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
-)  # fmt: skip
+    "config.json",
+    *WEIGHTS,
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 
 def unpack(archive: Path, names: Sequence[str], progress: Progress, most: int) -> None:
@@ -94,9 +99,7 @@ class _Bounded:
             )
 
 
-def _wanted(
-    archive: Path, members: Iterable[tuple[str, str, Any]], names: Sequence[str]
-) -> Iterator[tuple[str, Any]]:
+def _wanted(archive: Path, members: Iterable[tuple[str, str, Any]], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Those of the members (name, what is wrong with it or "", itself) that are called as one of ``names``.
 
     Raises InputError if one is there twice, or if something is wrong with it.

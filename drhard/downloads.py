@@ -292,9 +292,14 @@ def _open(request: web.Request) -> HTTPResponse:
     """As urllib's urlopen, but redirections lead to the web alone, not to files, data or FTP."""
     opener = web.OpenerDirector()
     for handler in (
-        web.ProxyHandler, web.UnknownHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPDefaultErrorHandler,
-        web.HTTPRedirectHandler, web.HTTPErrorProcessor,
-    ):  # fmt: skip
+        web.ProxyHandler,
+        web.UnknownHandler,
+        web.HTTPHandler,
+        web.HTTPSHandler,
+        web.HTTPDefaultErrorHandler,
+        web.HTTPRedirectHandler,
+        web.HTTPErrorProcessor,
+    ):
         opener.add_handler(handler())
     return opener.open(request, timeout=TIMEOUT)
 
@@ -483,4 +488,3 @@ def _size(path: Path) -> int:
 
 def _either(digests: Sequence[str]) -> str:
     return " or ".join(digests)
-

@@ -126,9 +126,12 @@ def _embed(
     dim = model.output_embedding_size
     embeddings = torch.empty(0, dim)
     bar = tqdm(
-        total=int(tokens.lengths.sum()), initial=int(tokens.lengths[:done].sum()), unit="token", unit_scale=True,
+        total=int(tokens.lengths.sum()),
+        initial=int(tokens.lengths[:done].sum()),
+        unit="token",
+        unit_scale=True,
         desc=f"encoding {tokens.name}",
-    )  # fmt: skip
+    )
     batches = prefetch(_batches(tokens, done, batch_size * max(gpus, 1), model.config.pad_token_id, device))
     with bar, closing(batches):
         for batch in batches:

@@ -360,9 +360,14 @@ def check_fields(
 
 
 _KINDS = {
-    dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
     type(None): "null",
-}  # fmt: skip
+}
 
 
 def _is_one_of(value: Any, types: tuple[type, ...]) -> bool:
@@ -386,7 +391,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _finite(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
-
 
 
 # Text

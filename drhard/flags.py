@@ -44,21 +44,28 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--faiss_gpus": _GPUS,
         "--faiss_gpu_index": _GPUS,
         "--not_faiss_cuda": {
-            "action": "store_const", "const": [], "default": None, "dest": "gpus",
+            "action": "store_const",
+            "const": [],
+            "default": None,
+            "dest": "gpus",
             "help": "search on the CPU though the GPUs have room",
         },
         "--search_memory_gb": {
-            "type": SEARCH_GB, "default": 2.0, "dest": "memory_gb", "help": "for a pass of the exact search on the CPU "
-            "(%(default)g)",
+            "type": SEARCH_GB,
+            "default": 2.0,
+            "dest": "memory_gb",
+            "help": "for a pass of the exact search on the CPU (%(default)g)",
         },
         "--index_factory": {
-            "default": "Flat", "dest": "factory", "help": "a faiss index such as OPQ96,PQ96 (Flat: exact)",
+            "default": "Flat",
+            "dest": "factory",
+            "help": "a faiss index such as OPQ96,PQ96 (Flat: exact)",
         },
         "--index_path": {"type": Path, "help": "a faiss index; built here if it is not there yet"},
         "--nprobe": {"type": COUNT, "help": "lists of an inverted file (IVF) to search (as the index has it; new: 1)"},
         "--ef_search": {"type": COUNT, "help": "width of the search in a graph (HNSW) (as the index has it; new: 16)"},
     }
-)  # fmt: skip
+)
 PRECISION = ("--fp16", "--bf16")  # one of them at most
 INDEX = ("--search_memory_gb", "--index_factory", "--index_path", "--nprobe", "--ef_search")
 

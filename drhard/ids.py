@@ -28,10 +28,27 @@ ENTRIES = 10_000  # in a batch, MARK ... SETITEMS
 _FRAME = rb"(?:\x95.{8})?+"
 _INT = rb"(?:K.|M..|J.{4})" + _FRAME
 _PLAIN = re.compile(
-    rb"\x80[\x02-\x05]" + _FRAME + rb"}" + _FRAME + rb"(?:q.|\x94)?+" + _FRAME
-    + rb"(?:\(" + _FRAME + rb"(?:" + _INT + _INT + rb")*+u" + _FRAME + rb"|" + _INT + _INT + rb"s" + _FRAME + rb")*+\.",
+    rb"\x80[\x02-\x05]"
+    + _FRAME
+    + rb"}"
+    + _FRAME
+    + rb"(?:q.|\x94)?+"
+    + _FRAME
+    + rb"(?:\("
+    + _FRAME
+    + rb"(?:"
+    + _INT
+    + _INT
+    + rb")*+u"
+    + _FRAME
+    + rb"|"
+    + _INT
+    + _INT
+    + rb"s"
+    + _FRAME
+    + rb")*+\.",
     re.DOTALL,
-)  # fmt: skip
+)
 
 
 def read_ids(path: str | Path) -> np.ndarray:
@@ -155,9 +172,16 @@ _NAMES = {
 }
 _NUMBERS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4"}
 _VALUES = {
-    "NONE", "NEWTRUE", "NEWFALSE", "SHORT_BINBYTES", "BINBYTES", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "NONE",
+    "NEWTRUE",
+    "NEWFALSE",
+    "SHORT_BINBYTES",
+    "BINBYTES",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
     "EMPTY_TUPLE",
-}  # fmt: skip
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
 _STACK = 100_000  # values waiting; Python's pickler sets a thousand pairs at a time

@@ -192,11 +192,17 @@ class Coverage:
             if count:
                 log.warning(
                     "%s: %d of %d judged queries have too few documents for %s; the longest list has %d",
-                    self.run_path, count, self.covered, measure, self._depth,
-                )  # fmt: skip
+                    self.run_path,
+                    count,
+                    self.covered,
+                    measure,
+                    self._depth,
+                )
         if self._tied:
             log.warning(
                 "%s: %d of %d judged queries have documents of equal score and different grade; their order decides, "
                 "as in trec_eval the greater id first",
-                self.run_path, self._tied, self.covered,
-            )  # fmt: skip
+                self.run_path,
+                self._tied,
+                self.covered,
+            )

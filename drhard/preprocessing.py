@@ -383,9 +383,7 @@ def _write_qrels(path: Path, judged: list[Judgement], query_rows: np.ndarray, do
 
 
 @contextmanager
-def _pool(
-    workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Path
-) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Path) -> Iterator[ProcessPoolExecutor]:
     """Processes that tokenize. They end with this one, however it ends, and hold ``lock`` until then.
 
     They find the tokenizer in a file in ``folder``: through a pipe, one would have to start before the next can.

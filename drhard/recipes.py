@@ -17,9 +17,17 @@ import yaml
 CHECKPOINT, SCRATCH = "checkpoint", "scratch"  # where a row's models come from: published, or trained here
 
 TABLE_FIELDS = {
-    "title": str, "source": str, "steps": str, "root": str, "origins": dict, "values": dict, "measures": dict,
-    "tolerance": dict, "qrels": str, "rows": dict,
-}  # fmt: skip
+    "title": str,
+    "source": str,
+    "steps": str,
+    "root": str,
+    "origins": dict,
+    "values": dict,
+    "measures": dict,
+    "tolerance": dict,
+    "qrels": str,
+    "rows": dict,
+}
 TABLE_OPTIONAL = {"seeds": list, "questions": list, "gains": dict}
 ROW_FIELDS = {"values": dict, "run": str}
 ROW_OPTIONAL = {"expected": dict, "note": str, "model": str, "seeds": list}

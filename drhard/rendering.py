@@ -57,10 +57,12 @@ def render_markdown(report: dict[str, Any]) -> str:
                 part
                 for value in row["values"].values()
                 for part in (
-                    _number(value["expected"]), _with_interval(value),
-                    _number(value["difference"], "+"), value["status"],
+                    _number(value["expected"]),
+                    _with_interval(value),
+                    _number(value["difference"], "+"),
+                    value["status"],
                 )
-            ]  # fmt: skip
+            ]
             lines.append(f"| {row['name']} | {' | '.join(cells)} |")
         if table["questions"]:
             lines += ["", "| question | answer | evidence |", "|---|---|---|"]
@@ -85,13 +87,14 @@ def render_html(report: dict[str, Any]) -> str:
     environment.filters |= {"number": _number, "with_interval": _with_interval}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     tables = [
-        table | {
+        table
+        | {
             "pictures": table_pictures(table),
             "evidence": [_evidence(table, asked) for asked in table["questions"]],
             "provenance": [(row["name"], _provenance(row, trial)) for row in table["rows"] for trial in row["trials"]],
         }
         for table in report["tables"]
-    ]  # fmt: skip
+    ]
     return template.render(tables=tables, machine=report["machine"])
 
 

@@ -259,9 +259,11 @@ def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
 
 
 def _note(measured: MeasuredRow) -> str:
-    seeds = "" if measured.whole or not measured.trials else (
-        f"{len(measured.trials)} of {len(measured.row.trials[measured.origin])} seeds"
-    )  # fmt: skip
+    seeds = (
+        ""
+        if measured.whole or not measured.trials
+        else (f"{len(measured.trials)} of {len(measured.row.trials[measured.origin])} seeds")
+    )
     return "; ".join(filter(None, (seeds, measured.row.note)))
 
 

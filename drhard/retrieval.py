@@ -75,9 +75,7 @@ def search_embeddings(
     """
     index = searching.open(documents, topk)
     made_from = {"queries": _identity(queries), "documents": _identity(documents), "index": searching.outcome()}
-    with search_on_disk(
-        run, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)
-    ) as found:  # fmt: skip
+    with search_on_disk(run, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)) as found:
         yield found
 
 
@@ -144,8 +142,10 @@ def mine_bm25_negatives(
         if len(without):
             log.warning(
                 "%d of %d queries share no word with any document, so BM25 finds nothing for them; the first: %s",
-                len(without), len(queries), one_line(queries[without[0]]),
-            )  # fmt: skip
+                len(without),
+                len(queries),
+                one_line(queries[without[0]]),
+            )
         yield _mined(found, relevant, topk)
 
 

@@ -149,9 +149,7 @@ def _ranked(path: str | Path, qid: str, lines: Sequence[tuple[int, list[str]]]) 
     found = []
     for number, fields in lines:
         if len(fields) not in (3, 4):
-            raise InputError(
-                f"{path}, line {number}: expected 'qid <tab> pid <tab> rank', found {len(fields)} fields"
-            )
+            raise InputError(f"{path}, line {number}: expected 'qid <tab> pid <tab> rank', found {len(fields)} fields")
         rank = _rank(fields[2])
         if not rank:
             raise InputError(f"{path}, line {number}: the rank {fields[2][:40]!r} is not 1, 2, 3, …")

@@ -94,8 +94,9 @@ class ExactIndex:
         check_search(k, count)
         together = self.queries_together(k)
         starts = range(0, len(queries), together)
-        with tqdm(total=count * len(starts), unit="doc", unit_scale=True, desc="searching",
-                  disable=not self.progress) as bar:  # fmt: skip
+        with tqdm(
+            total=count * len(starts), unit="doc", unit_scale=True, desc="searching", disable=not self.progress
+        ) as bar:
             for first in starts:
                 part = queries[first : first + together]
                 scores = np.empty((len(part), k), dtype=np.float32)
@@ -246,9 +247,7 @@ def _blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, np.nd
             yield first, np.require(documents[first : first + block_rows], np.float32, "CW")  # torch wants it so
 
 
-def _together(
-    parts: Iterable[tuple[np.ndarray, np.ndarray]], count: int, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _together(parts: Iterable[tuple[np.ndarray, np.ndarray]], count: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The parts of :meth:`Index.passes` as one: scores and rows (count, k)."""
     scores = np.empty((count, k), dtype=np.float32)
     rows = np.empty((count, k), dtype=np.int64)
@@ -315,8 +314,11 @@ class ShardedIndex:
             self._warned = True
             log.warning(
                 "the index finds fewer than the %d documents asked for, for %d of %d queries; a greater --nprobe "
-                "finds more", k, fewer, queries,
-            )  # fmt: skip
+                "finds more",
+                k,
+                fewer,
+                queries,
+            )
 
 
 def gpu_index(documents: np.ndarray, gpus: Sequence[int], progress: bool = False) -> ShardedIndex:

@@ -51,10 +51,15 @@ def _randomization(difference: np.ndarray) -> float:
         return 1.0
     return float(
         stats.permutation_test(
-            (changed,), np.sum, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
-            batch=2000, rng=np.random.default_rng(SEED),
+            (changed,),
+            np.sum,
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            batch=2000,
+            rng=np.random.default_rng(SEED),
         ).pvalue
-    )  # fmt: skip
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -50,9 +50,13 @@ class TrainingLines(ProgressCallback):
         self.current_step = state.global_step
         if state.is_world_process_zero:
             self.training_bar = tqdm(
-                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm,
-                unit="step", desc="training",
-            )  # fmt: skip
+                total=state.max_steps,
+                initial=state.global_step,
+                dynamic_ncols=True,
+                disable=args.disable_tqdm,
+                unit="step",
+                desc="training",
+            )
 
     def close(self) -> None:
         """End the line of the bar, so that what stopped the training gets a line of its own."""
@@ -60,9 +64,13 @@ class TrainingLines(ProgressCallback):
             self.training_bar.close()
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        logs: dict[str, Any] | None = None, **_: Any,
-    ) -> None:  # fmt: skip
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         """Called by the Trainer."""
         if state.is_world_process_zero and self.training_bar is not None:
             numbers = {name: float(f"{value:.4g}") for name, value in (logs or {}).items() if name != "total_flos"}
@@ -96,9 +104,15 @@ class StarTrainer(Trainer):
     """
 
     def __init__(
-        self, *, optimizer_str: str, tokenizer_from: str | Path, chunk_size: int, record: Mapping[str, Any],
-        events: Events | None = None, **arguments: Any,
-    ):  # fmt: skip
+        self,
+        *,
+        optimizer_str: str,
+        tokenizer_from: str | Path,
+        chunk_size: int,
+        record: Mapping[str, Any],
+        events: Events | None = None,
+        **arguments: Any,
+    ):
         super().__init__(**arguments)
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)

@@ -40,41 +40,79 @@ OUTCOME = Flag(outcome=True)
 
 WORKING = {
     # The batch counts with the number of GPUs, see ``outcome``.
-    "per_device_train_batch_size": Flag(range=COUNT), "per_device_eval_batch_size": Flag(range=COUNT),  # mining's
-    "gradient_accumulation_steps": Flag(True, COUNT), "dataloader_drop_last": OUTCOME,
+    "per_device_train_batch_size": Flag(range=COUNT),
+    "per_device_eval_batch_size": Flag(range=COUNT),  # mining's
+    "gradient_accumulation_steps": Flag(True, COUNT),
+    "dataloader_drop_last": OUTCOME,
     "train_sampling_strategy": Flag(True, only=("random", "sequential")),
-    "num_train_epochs": Flag(True, STEPS), "max_steps": Flag(True, COUNT),
-    "learning_rate": Flag(True, RATE), "weight_decay": Flag(True, RATE), "adam_beta1": Flag(True, BETA),
-    "adam_beta2": Flag(True, BETA), "adam_epsilon": Flag(True, EPSILON), "max_grad_norm": Flag(True, CLIP),
-    "lr_scheduler_type": OUTCOME, "lr_scheduler_kwargs": OUTCOME, "warmup_steps": Flag(True, WARMUP),
-    "seed": Flag(True, SEED), "data_seed": Flag(True, SEED), "full_determinism": OUTCOME,
-    "bf16": OUTCOME, "fp16": OUTCOME, "tf32": OUTCOME,
-    "output_dir": Flag(), "do_train": Flag(), "resume_from_checkpoint": Flag(), "use_cpu": Flag(),
-    "save_strategy": Flag(only=("no", "steps", "epoch")), "save_steps": Flag(range=STEPS),
+    "num_train_epochs": Flag(True, STEPS),
+    "max_steps": Flag(True, COUNT),
+    "learning_rate": Flag(True, RATE),
+    "weight_decay": Flag(True, RATE),
+    "adam_beta1": Flag(True, BETA),
+    "adam_beta2": Flag(True, BETA),
+    "adam_epsilon": Flag(True, EPSILON),
+    "max_grad_norm": Flag(True, CLIP),
+    "lr_scheduler_type": OUTCOME,
+    "lr_scheduler_kwargs": OUTCOME,
+    "warmup_steps": Flag(True, WARMUP),
+    "seed": Flag(True, SEED),
+    "data_seed": Flag(True, SEED),
+    "full_determinism": OUTCOME,
+    "bf16": OUTCOME,
+    "fp16": OUTCOME,
+    "tf32": OUTCOME,
+    "output_dir": Flag(),
+    "do_train": Flag(),
+    "resume_from_checkpoint": Flag(),
+    "use_cpu": Flag(),
+    "save_strategy": Flag(only=("no", "steps", "epoch")),
+    "save_steps": Flag(range=STEPS),
     "save_total_limit": Flag(range=NATURAL),
-    "logging_strategy": Flag(), "logging_steps": Flag(range=STEPS), "logging_first_step": Flag(),
-    "log_level": Flag(), "log_level_replica": Flag(), "log_on_each_node": Flag(), "disable_tqdm": Flag(),
-    "report_to": Flag(), "run_name": Flag(needs="--report_to"),
-    "gradient_checkpointing": Flag(), "activation_checkpointing": Flag(), "torch_empty_cache_steps": Flag(range=COUNT),
-    "dataloader_num_workers": Flag(range=PROCESSES), "dataloader_pin_memory": Flag(),
+    "logging_strategy": Flag(),
+    "logging_steps": Flag(range=STEPS),
+    "logging_first_step": Flag(),
+    "log_level": Flag(),
+    "log_level_replica": Flag(),
+    "log_on_each_node": Flag(),
+    "disable_tqdm": Flag(),
+    "report_to": Flag(),
+    "run_name": Flag(needs="--report_to"),
+    "gradient_checkpointing": Flag(),
+    "activation_checkpointing": Flag(),
+    "torch_empty_cache_steps": Flag(range=COUNT),
+    "dataloader_num_workers": Flag(range=PROCESSES),
+    "dataloader_pin_memory": Flag(),
     "dataloader_prefetch_factor": Flag(range=Range(1, 1000), needs="--dataloader_num_workers"),
     "dataloader_persistent_workers": Flag(needs="--dataloader_num_workers"),
     "dataloader_multiprocessing_context": Flag(needs="--dataloader_num_workers"),
     "local_rank": Flag(),  # which of several processes this is; torchrun says so
-    "ddp_find_unused_parameters": Flag(needs="torchrun"), "ddp_bucket_cap_mb": Flag(range=COUNT, needs="torchrun"),
-    "ddp_broadcast_buffers": Flag(needs="torchrun"), "ddp_static_graph": Flag(needs="torchrun"),
-    "ddp_backend": Flag(needs="torchrun"), "ddp_timeout": Flag(range=Range(1, 10**7), needs="torchrun"),
-}  # fmt: skip
+    "ddp_find_unused_parameters": Flag(needs="torchrun"),
+    "ddp_bucket_cap_mb": Flag(range=COUNT, needs="torchrun"),
+    "ddp_broadcast_buffers": Flag(needs="torchrun"),
+    "ddp_static_graph": Flag(needs="torchrun"),
+    "ddp_backend": Flag(needs="torchrun"),
+    "ddp_timeout": Flag(range=Range(1, 10**7), needs="torchrun"),
+}
 
 OWN = {  # of star/train.py
-    "logging_dir": Flag(), "overwrite_output_dir": Flag(), "no_cuda": Flag(), "optimizer_str": OUTCOME,
-    "padding": OUTCOME, "chunk_size": Flag(True, NATURAL),  # the two decide what dropout draws
-}  # fmt: skip
+    "logging_dir": Flag(),
+    "overwrite_output_dir": Flag(),
+    "no_cuda": Flag(),
+    "optimizer_str": OUTCOME,
+    "padding": OUTCOME,
+    "chunk_size": Flag(True, NATURAL),  # the two decide what dropout draws
+}
 
 DATA = {  # of star/train.py too
-    "max_query_length": Flag(True, LENGTH), "max_doc_length": Flag(True, LENGTH), "negatives": OUTCOME,
-    "per_query_hard_num": Flag(True, COUNT), "preprocess_dir": Flag(), "init_path": Flag(), "hardneg_path": Flag(),
-}  # fmt: skip
+    "max_query_length": Flag(True, LENGTH),
+    "max_doc_length": Flag(True, LENGTH),
+    "negatives": OUTCOME,
+    "per_query_hard_num": Flag(True, COUNT),
+    "preprocess_dir": Flag(),
+    "init_path": Flag(),
+    "hardneg_path": Flag(),
+}
 
 _EVALUATION = "has no use: star/train.py does not evaluate; run star/inference.py and msmarco_eval.py on a checkpoint"
 _HUB = "does not work: nothing is uploaded; upload --output_dir with the hf command when the training is finished"
@@ -87,15 +125,37 @@ _CHECKPOINTING = "does not work: give --gradient_checkpointing alone"
 
 REFUSED = {
     **dict.fromkeys(
-        ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_do_concat_batches",
-         "eval_use_gather_object", "eval_accumulation_steps", "prediction_loss_only", "include_for_metrics",
-         "batch_eval_metrics", "do_eval", "do_predict", "load_best_model_at_end", "metric_for_best_model",
-         "greater_is_better", "bf16_full_eval", "fp16_full_eval"),
+        (
+            "eval_strategy",
+            "eval_steps",
+            "eval_delay",
+            "eval_on_start",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "eval_accumulation_steps",
+            "prediction_loss_only",
+            "include_for_metrics",
+            "batch_eval_metrics",
+            "do_eval",
+            "do_predict",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "greater_is_better",
+            "bf16_full_eval",
+            "fp16_full_eval",
+        ),
         _EVALUATION,
     ),
     **dict.fromkeys(
-        ("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
-         "hub_revision"),
+        (
+            "push_to_hub",
+            "hub_token",
+            "hub_private_repo",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_always_push",
+            "hub_revision",
+        ),
         _HUB,
     ),
     **dict.fromkeys(("label_smoothing_factor", "label_names", "average_tokens_across_devices"), _LABELS),
@@ -121,7 +181,7 @@ REFUSED = {
     "dataloader_in_order": "does not work: the order of the batches decides the outcome",
     "debug": "does not work",
     "skip_memory_metrics": "does not work: memory is not measured",
-}  # fmt: skip
+}
 
 FORMER = {  # flags of earlier releases of transformers, and what there is today
     "per_gpu_train_batch_size": "is called --per_device_train_batch_size today",

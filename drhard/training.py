@@ -65,8 +65,10 @@ def warn_of_long_warmup(warmup_steps: int, steps: int) -> None:
     if warmup_steps >= steps:
         log.warning(
             "the training ends after %d steps and its warm-up takes %d, so the learning rate never gets to its full "
-            "height; lower --warmup_steps", steps, warmup_steps,
-        )  # fmt: skip
+            "height; lower --warmup_steps",
+            steps,
+            warmup_steps,
+        )
 
 
 # Records of what a training is made from

@@ -21,9 +21,19 @@ from drhard.tokens import PASSAGES, TokenMemmap, query_name
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(
-        parser, "--data_type", "--data_root", "--max_query_length", "--max_doc_length", "--eval_batch_size", "--mode",
-        "--topk", "--no_cuda", "--faiss_gpus", *INDEX, *PRECISION,
-    )  # fmt: skip
+        parser,
+        "--data_type",
+        "--data_root",
+        "--max_query_length",
+        "--max_doc_length",
+        "--eval_batch_size",
+        "--mode",
+        "--topk",
+        "--no_cuda",
+        "--faiss_gpus",
+        *INDEX,
+        *PRECISION,
+    )
     parser.add_argument("--model_dir", type=Path, help="default: {data_root}/{type}/trained_models/star")
     parser.add_argument("--output_dir", type=Path, help="default: {data_root}/{type}/evaluate/star")
     return parser.parse_args()

@@ -35,15 +35,25 @@ BM25_DEFAULT = (0.9, 0.4)
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(
-        parser, "--data_type", "--data_root", "--max_query_length", "--max_doc_length", "--eval_batch_size", "--mode",
-        "--topk", "--not_faiss_cuda", "--no_cuda", *INDEX, *PRECISION,
+        parser,
+        "--data_type",
+        "--data_root",
+        "--max_query_length",
+        "--max_doc_length",
+        "--eval_batch_size",
+        "--mode",
+        "--topk",
+        "--not_faiss_cuda",
+        "--no_cuda",
+        *INDEX,
+        *PRECISION,
         eval_batch_size={"default": 128},
         mode={
             "choices": [mode for mode, split in PASSAGE.splits.items() if split.qrels],
             "help": "which queries; star/train.py needs train",
         },
         topk={"default": 200, "help": "negatives for each query (%(default)s)"},
-    )  # fmt: skip
+    )
     parser.add_argument("--retriever", choices=("dense", "bm25"), default="dense", help="what mines them (dense)")
     parser.add_argument("--model_dir", type=Path, help="the dense retriever; default: {data_root}/{type}/warmup")
     parser.add_argument(

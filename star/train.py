@@ -207,12 +207,17 @@ def main() -> None:
     queries, documents, relevant = open_collection(data_args, model)
     pool = given_pool(data_args, relevant, len(documents))
     record = {
-        "init_path": weights_digest(model), "config": config_digest(model.config),
-        "queries": queries.digest(), "documents": documents.digest(), "judgements": relevance_digest(relevant),
+        "init_path": weights_digest(model),
+        "config": config_digest(model.config),
+        "queries": queries.digest(),
+        "documents": documents.digest(),
+        "judgements": relevance_digest(relevant),
         "hard negatives": file_digest(data_args.hardneg_path) if data_args.hardneg_path else "mined with --init_path",
-        **outcome(data_args, DATA), **outcome(args, WORKING | OWN),
-        "train_batch_size": args.train_batch_size, "world_size": args.world_size,
-    }  # fmt: skip
+        **outcome(data_args, DATA),
+        **outcome(args, WORKING | OWN),
+        "train_batch_size": args.train_batch_size,
+        "world_size": args.world_size,
+    }
     output_dir = Path(args.output_dir)
     with sole_writer(output_dir) if args.process_index == 0 else nullcontext():
         start = find_start(args, record)

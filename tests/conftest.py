@@ -63,9 +63,15 @@ def star_inferred(preprocessed: Path) -> Path:
     for corpus, (_, length) in CORPUS_FLAGS.items():
         for mode in ("dev", "test", "lead", "train"):
             must_run(
-                "star/inference.py", "--data_type", corpus, "--max_doc_length", length, "--mode", mode,
+                "star/inference.py",
+                "--data_type",
+                corpus,
+                "--max_doc_length",
+                length,
+                "--mode",
+                mode,
                 cwd=preprocessed,
-            )  # fmt: skip
+            )
     return preprocessed
 
 

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from helpers import ROOT
 
 SCRIPTS = (  # of the walk-through
-    "preprocess.py", "star/inference.py", "star/prepare_hardneg.py", "star/train.py", "adore/inference.py",
-    "adore/train.py", "msmarco_eval.py", "trec_eval.py", "cvt_back.py",
-)  # fmt: skip
+    "preprocess.py",
+    "star/inference.py",
+    "star/prepare_hardneg.py",
+    "star/train.py",
+    "adore/inference.py",
+    "adore/train.py",
+    "msmarco_eval.py",
+    "trec_eval.py",
+    "cvt_back.py",
+)
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (python .*?[^\\])$", re.MULTILINE | re.DOTALL)  # in the docstring of a script
 

@@ -15,9 +15,11 @@ from drhard.archives import unpack, unpack_checkpoint
 from drhard.errors import InputError
 
 MEMBERS = {
-    "x/config.json": b"{}", "x/" + "n" * 120: b"a long name", "x/vocab.json": b"{}" * 300,
+    "x/config.json": b"{}",
+    "x/" + "n" * 120: b"a long name",
+    "x/vocab.json": b"{}" * 300,
     "x/pytorch_model.bin": b"\x80\x02weights",
-}  # fmt: skip
+}
 PIECES = (b"9" * 20, b"\xff" * 8, b"-1", bytes(512), b"77777777777")
 
 

@@ -140,8 +140,13 @@ def run_script(script: str, *arguments: object, cwd: Path | None = None) -> subp
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def load_script(script: str) -> ModuleType:

@@ -100,7 +100,8 @@ PREPROCESS_CASES = {
     "qrels with zeros": (text(TRAIN_QRELS, "5\t0\t020\t1\n"), r"qrels\.train\.tsv, line 1: the id '020'"),
     "query id with zeros": (text(TRAIN_QUERIES, "05\tx\n"), r"queries\.train\.tsv, line 1: the id '05'"),
     "two empty texts": (
-        text(COLLECTION, "8\t\n" + PASSAGES + "9\t \n"), r"collection\.tsv, lines 1, 5: 2 texts are empty; give --empt",
+        text(COLLECTION, "8\t\n" + PASSAGES + "9\t \n"),
+        r"collection\.tsv, lines 1, 5: 2 texts are empty; give --empt",
     ),
     "a second tab": (text(COLLECTION, PASSAGES + "8\tone\ttwo\n"), r"line 4: .* found text behind another tab"),
     "blank text": (text(COLLECTION, PASSAGES + "40\t \u3000\n"), r"collection\.tsv, line 4: the text is empty"),
@@ -118,13 +119,15 @@ PREPROCESS_CASES = {
     "qrels with three fields": (text(TRAIN_QRELS, QRELS + "5 0 20\n"), r"qrels\.train\.tsv, line 3: expected"),
     "qrels with a word for a grade": (text(TRAIN_QRELS, "5 0 20 yes\n"), r"qrels\.train\.tsv, line 1: the grade"),
     "unknown document": (
-        text(TRAIN_QRELS, QRELS + "5\t0\t21\t1\n"), r"qrels\.train\.tsv, line 3: the document 21 .*collection\.tsv",
+        text(TRAIN_QRELS, QRELS + "5\t0\t21\t1\n"),
+        r"qrels\.train\.tsv, line 3: the document 21 .*collection\.tsv",
     ),
     "unknown query": (
-        text(TRAIN_QRELS, QRELS + "8\t0\t20\t1\n"), r"qrels\.train\.tsv, line 3: the query 8 .*queries\.train\.tsv",
+        text(TRAIN_QRELS, QRELS + "8\t0\t20\t1\n"),
+        r"qrels\.train\.tsv, line 3: the query 8 .*queries\.train\.tsv",
     ),
     "vocabulary missing": (lambda folder: (folder / "../base/vocab.json").unlink(), r"vocab\.json: no such file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PREPROCESS_CASES)
@@ -133,9 +136,19 @@ def test_preprocess(source: Path, case: str, capsys: pytest.CaptureFixture[str])
     damage(source / "passage")
     before = snapshot(source)
     message = refused(
-        "preprocess.py", "--data_root", source, "--model_name_or_path", source / "base", "--threads", 1,
-        "--max_seq_length", 16, "--max_query_length", 8, capsys=capsys,
-    )  # fmt: skip
+        "preprocess.py",
+        "--data_root",
+        source,
+        "--model_name_or_path",
+        source / "base",
+        "--threads",
+        1,
+        "--max_seq_length",
+        16,
+        "--max_query_length",
+        8,
+        capsys=capsys,
+    )
     assert re.search(complaint, message), message
     assert not new_files(source, before)
 
@@ -169,9 +182,18 @@ def test_preprocess_documents(tmp_path: Path, line: str, complaint: str) -> None
     save_vocabulary(tmp_path / "base")
     before = snapshot(tmp_path)
     message = refused_process(
-        "preprocess.py", "--data_type", 0, "--data_root", tmp_path, "--model_name_or_path", tmp_path / "base",
-        "--threads", 1, "--max_seq_length", 16,
-    )  # fmt: skip
+        "preprocess.py",
+        "--data_type",
+        0,
+        "--data_root",
+        tmp_path,
+        "--model_name_or_path",
+        tmp_path / "base",
+        "--threads",
+        1,
+        "--max_seq_length",
+        16,
+    )
     assert re.search(r"msmarco-docs\.tsv, " + complaint, message), message
     assert not new_files(tmp_path, before)
 
@@ -199,10 +221,14 @@ def test_msmarco_eval(
     tmp_path: Path, arguments: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {
-        "qrels.tsv": "1\t0\t4\t1\n", "run.tsv": "1\t4\t1\n", "short.tsv": "1\t0\t4\t1\n2\t0\n",
-        "rows.tsv": "0\t4\t1\n", "grades.tsv": "1\t0\t4\t1\n1\t0\t4\t0\n", "twice.tsv": "1\t4\t1\n1\t4\t2\n",
+        "qrels.tsv": "1\t0\t4\t1\n",
+        "run.tsv": "1\t4\t1\n",
+        "short.tsv": "1\t0\t4\t1\n2\t0\n",
+        "rows.tsv": "0\t4\t1\n",
+        "grades.tsv": "1\t0\t4\t1\n1\t0\t4\t0\n",
+        "twice.tsv": "1\t4\t1\n1\t4\t2\n",
         "nul.tsv": "1\t4\0\t1\n",
-    }  # fmt: skip
+    }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "bytes.tsv").write_bytes(b"\xff\n")
@@ -255,7 +281,8 @@ CVT_BACK_CASES = {
     "a run already": (lambda folder: shutil.copytree(folder / "in", folder / "out"), r"out/dev\.rank\.tsv: .*already"),
     "no pickle": (lambda folder: (folder / "pre/pid2offset.pickle").unlink(), r"pid2offset\.pickle: no such file"),
     "damaged pickle": (
-        lambda folder: os.truncate(folder / "pre/dev-qid2offset.pickle", 9), r"dev-qid2offset\.pickle: not a pickled",
+        lambda folder: os.truncate(folder / "pre/dev-qid2offset.pickle", 9),
+        r"dev-qid2offset\.pickle: not a pickled",
     ),
     "pickle with code": (
         lambda folder: (folder / "pre/pid2offset.pickle").write_bytes(
@@ -264,19 +291,24 @@ CVT_BACK_CASES = {
         r"pid2offset\.pickle: not a pickled",
     ),
     "unknown query": (
-        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n5\t0\t1\n"), r"dev\.rank\.tsv, line 2: .*5",
+        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n5\t0\t1\n"),
+        r"dev\.rank\.tsv, line 2: .*5",
     ),
     "unknown document": (
-        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n0\t8\t2\n"), r"dev\.rank\.tsv, line 2: .*8",
+        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n0\t8\t2\n"),
+        r"dev\.rank\.tsv, line 2: .*8",
     ),
     "a line too short": (
-        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\n"), r"dev\.rank\.tsv, line 1: expected",
+        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\n"),
+        r"dev\.rank\.tsv, line 1: expected",
     ),
     "a rank twice": (
-        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n0\t1\t1\n"), r"tsv, line 2: .* of rank 1",
+        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n0\t1\t1\n"),
+        r"tsv, line 2: .* of rank 1",
     ),
     "a document twice": (
-        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n0\t0\t2\n"), r"tsv, line 2: .* again",
+        lambda folder: (folder / "in/dev.rank.tsv").write_text("0\t0\t1\n0\t0\t2\n"),
+        r"tsv, line 2: .* again",
     ),
     "an empty run": (lambda folder: (folder / "in/dev.rank.tsv").write_text(""), r"dev\.rank\.tsv: the run is empty"),
     "other ids": (
@@ -284,9 +316,10 @@ CVT_BACK_CASES = {
         r"dev\.rank\.tsv: was made with other",
     ),
     "a stamp that is none": (
-        lambda folder: (folder / "in/dev.rank.tsv.json").write_text("[]"), r"dev\.rank\.tsv\.json: expected a JSON obj",
+        lambda folder: (folder / "in/dev.rank.tsv.json").write_text("[]"),
+        r"dev\.rank\.tsv\.json: expected a JSON obj",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CVT_BACK_CASES)
@@ -300,9 +333,19 @@ def test_cvt_back(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str])
     damage(tmp_path)
     before = snapshot(tmp_path)
     message = refused(
-        "cvt_back.py", "--input_dir", tmp_path / "in", "--preprocess_dir", tmp_path / "pre",
-        "--output_dir", tmp_path / "out", "--mode", "dev", "--dataset", "passage", capsys=capsys,
-    )  # fmt: skip
+        "cvt_back.py",
+        "--input_dir",
+        tmp_path / "in",
+        "--preprocess_dir",
+        tmp_path / "pre",
+        "--output_dir",
+        tmp_path / "out",
+        "--mode",
+        "dev",
+        "--dataset",
+        "passage",
+        capsys=capsys,
+    )
     assert re.search(complaint, message), message
     assert not new_files(tmp_path, before)
 
@@ -334,36 +377,101 @@ def project(tmp_path: Path) -> Path:
 
 
 def star_inference(root: Path) -> list[object]:
-    return ["--data_type", "passage", "--data_root", root / "data", "--max_doc_length", 16, "--mode", "dev",
-            "--topk", 5, "--no_cuda"]  # fmt: skip
+    return [
+        "--data_type",
+        "passage",
+        "--data_root",
+        root / "data",
+        "--max_doc_length",
+        16,
+        "--mode",
+        "dev",
+        "--topk",
+        5,
+        "--no_cuda",
+    ]
 
 
 def prepare_hardneg(root: Path) -> list[object]:
-    return ["--data_type", "passage", "--data_root", root / "data", "--max_doc_length", 16, "--mode", "train",
-            "--topk", 3, "--no_cuda"]  # fmt: skip
+    return [
+        "--data_type",
+        "passage",
+        "--data_root",
+        root / "data",
+        "--max_doc_length",
+        16,
+        "--mode",
+        "train",
+        "--topk",
+        3,
+        "--no_cuda",
+    ]
 
 
 def star_train(root: Path) -> list[object]:
     return [
-        "--do_train", "--max_query_length", 8, "--max_doc_length", 16, "--preprocess_dir", root / PRE,
-        "--hardneg_path", root / HARD, "--init_path", root / MODEL, "--output_dir", root / "out",
-        "--logging_dir", root / "log", "--per_device_train_batch_size", 3, "--max_steps", 2, "--no_cuda",
-    ]  # fmt: skip
+        "--do_train",
+        "--max_query_length",
+        8,
+        "--max_doc_length",
+        16,
+        "--preprocess_dir",
+        root / PRE,
+        "--hardneg_path",
+        root / HARD,
+        "--init_path",
+        root / MODEL,
+        "--output_dir",
+        root / "out",
+        "--logging_dir",
+        root / "log",
+        "--per_device_train_batch_size",
+        3,
+        "--max_steps",
+        2,
+        "--no_cuda",
+    ]
 
 
 def adore_train(root: Path) -> list[object]:
     return [
-        "--metric_cut", 4, "--neg_topk", 4, "--init_path", root / MODEL, "--pembed_path", root / VECTORS,
-        "--model_save_dir", root / "out", "--log_dir", root / "log", "--preprocess_dir", root / PRE,
-        "--num_train_epochs", 1, "--per_gpu_batch_size", 3,
-    ]  # fmt: skip
+        "--metric_cut",
+        4,
+        "--neg_topk",
+        4,
+        "--init_path",
+        root / MODEL,
+        "--pembed_path",
+        root / VECTORS,
+        "--model_save_dir",
+        root / "out",
+        "--log_dir",
+        root / "log",
+        "--preprocess_dir",
+        root / PRE,
+        "--num_train_epochs",
+        1,
+        "--per_gpu_batch_size",
+        3,
+    ]
 
 
 def adore_inference(root: Path) -> list[object]:
     return [
-        "--model_dir", root / MODEL, "--output_dir", root / "out", "--preprocess_dir", root / PRE, "--mode", "dev",
-        "--topk", 5, "--dmemmap_path", root / VECTORS, "--no_cuda",
-    ]  # fmt: skip
+        "--model_dir",
+        root / MODEL,
+        "--output_dir",
+        root / "out",
+        "--preprocess_dir",
+        root / PRE,
+        "--mode",
+        "dev",
+        "--topk",
+        5,
+        "--dmemmap_path",
+        root / VECTORS,
+        "--no_cuda",
+    ]
 
 
 SCRIPTS = {
@@ -479,112 +587,225 @@ BEYOND = r"{}\.memmap, row 2: has the token id 50000, the model knows 0 to 299"
 CASES: dict[str, tuple[str, Damage, dict[str, object], str, tuple[str, ...]]] = {
     "inference, memmap cut": ("star/inference.py", cut(f"{PRE}/passages.memmap"), {}, r"passages\.memmap: has", ()),
     "inference, no queries": (
-        "star/inference.py", remove(f"{PRE}/dev-query.memmap"), {}, r"dev-query\.memmap: no such", (),
+        "star/inference.py",
+        remove(f"{PRE}/dev-query.memmap"),
+        {},
+        r"dev-query\.memmap: no such",
+        (),
     ),
     "inference, no weights": (
-        "star/inference.py", remove(f"{STAR}/model.safetensors"), {}, r"trained_models/star: ", (),
+        "star/inference.py",
+        remove(f"{STAR}/model.safetensors"),
+        {},
+        r"trained_models/star: ",
+        (),
     ),
     "inference, a weight missing": (
-        "star/inference.py", without_weight("norm.weight", STAR), {}, r"star: the checkpoint lacks .*norm\.weight", (),
+        "star/inference.py",
+        without_weight("norm.weight", STAR),
+        {},
+        r"star: the checkpoint lacks .*norm\.weight",
+        (),
     ),
     "inference, no numbers": ("star/inference.py", no_numbers(STAR), {}, "not finite", ("*.memmap.json",)),
     "inference, embeddings of another size": (
-        "star/inference.py", put("data/passage/evaluate/star/passages.memmap", "short"), {},
-        r"passages\.memmap: has 5 ", EMBEDDINGS,
+        "star/inference.py",
+        put("data/passage/evaluate/star/passages.memmap", "short"),
+        {},
+        r"passages\.memmap: has 5 ",
+        EMBEDDINGS,
     ),
     "inference, topk beyond the collection": (
-        "star/inference.py", nothing, {"--topk": 13}, "13 best of 12 documents", EMBEDDINGS,
+        "star/inference.py",
+        nothing,
+        {"--topk": 13},
+        "13 best of 12 documents",
+        EMBEDDINGS,
     ),
     "inference, no such GPU": ("star/inference.py", nothing, {"--faiss_gpus": 99}, "GPU", EMBEDDINGS),
     "inference, passages too long": ("star/inference.py", long_passages, LONG, "at most 32", EMBEDDINGS),
     "inference, weights cut": ("star/inference.py", cut(f"{STAR}/model.safetensors"), {}, r"safetensors: damaged", ()),
     "inference, passages of another vocabulary": (
-        "star/inference.py", beyond_the_vocabulary("passages"), {}, BEYOND.format("passages"), EMBEDDINGS,
+        "star/inference.py",
+        beyond_the_vocabulary("passages"),
+        {},
+        BEYOND.format("passages"),
+        EMBEDDINGS,
     ),
     "inference, queries of another vocabulary": (
-        "star/inference.py", beyond_the_vocabulary("dev-query"), {}, BEYOND.format("dev-query"), (),
+        "star/inference.py",
+        beyond_the_vocabulary("dev-query"),
+        {},
+        BEYOND.format("dev-query"),
+        (),
     ),
     "inference, BERT": ("star/inference.py", config(STAR, model_type="bert"), {}, r"type 'bert' .*only roberta", ()),
     "inference, fewer layers": (
-        "star/inference.py", config(STAR, num_hidden_layers=1), {}, "num_hidden_layers is 1, but .* have 2", (),
+        "star/inference.py",
+        config(STAR, num_hidden_layers=1),
+        {},
+        "num_hidden_layers is 1, but .* have 2",
+        (),
     ),
     "mining, queries of another vocabulary": (
-        "star/prepare_hardneg.py", beyond_the_vocabulary("train-query"), {}, BEYOND.format("train-query"), (),
+        "star/prepare_hardneg.py",
+        beyond_the_vocabulary("train-query"),
+        {},
+        BEYOND.format("train-query"),
+        (),
     ),
     "STAR, queries of another vocabulary": (
-        "star/train.py", beyond_the_vocabulary("train-query"), {}, BEYOND.format("train-query"), TRAINING,
+        "star/train.py",
+        beyond_the_vocabulary("train-query"),
+        {},
+        BEYOND.format("train-query"),
+        TRAINING,
     ),
     "STAR, passages of another vocabulary": (
-        "star/train.py", beyond_the_vocabulary("passages"), {"--max_steps": 9}, BEYOND.format("passages"), TRAINING,
+        "star/train.py",
+        beyond_the_vocabulary("passages"),
+        {"--max_steps": 9},
+        BEYOND.format("passages"),
+        TRAINING,
     ),
     "ADORE, queries of another vocabulary": (
-        "adore/train.py", beyond_the_vocabulary("train-query"), {}, BEYOND.format("train-query"),
+        "adore/train.py",
+        beyond_the_vocabulary("train-query"),
+        {},
+        BEYOND.format("train-query"),
         (*TRAINING, "out/training_state.pt"),
     ),
     "ADORE, documents of another collection": (
-        "adore/train.py", of_another_collection, {}, r"vectors\.memmap: was made from other texts", (),
+        "adore/train.py",
+        of_another_collection,
+        {},
+        r"vectors\.memmap: was made from other texts",
+        (),
     ),
     "ADORE, documents of a larger collection": (
-        "adore/train.py", more_vectors, {}, r"vectors\.memmap: holds 13 embeddings, but there are 12 passages", (),
+        "adore/train.py",
+        more_vectors,
+        {},
+        r"vectors\.memmap: holds 13 embeddings, but there are 12 passages",
+        (),
     ),
     "ADORE inference, queries of another vocabulary": (
-        "adore/inference.py", beyond_the_vocabulary("dev-query"), {}, BEYOND.format("dev-query"), (),
+        "adore/inference.py",
+        beyond_the_vocabulary("dev-query"),
+        {},
+        BEYOND.format("dev-query"),
+        (),
     ),
     "ADORE inference, documents of another collection": (
-        "adore/inference.py", of_another_collection, {}, r"vectors\.memmap: was made from other texts", (),
+        "adore/inference.py",
+        of_another_collection,
+        {},
+        r"vectors\.memmap: was made from other texts",
+        (),
     ),
     "ADORE inference, documents of a larger collection": (
-        "adore/inference.py", more_vectors, {}, r"vectors\.memmap: holds 13 embeddings, but there are 12 passages", (),
+        "adore/inference.py",
+        more_vectors,
+        {},
+        r"vectors\.memmap: holds 13 embeddings, but there are 12 passages",
+        (),
     ),
     "mining, topk beyond the collection": (
-        "star/prepare_hardneg.py", nothing, {"--topk": 12}, "12 negatives .*12 passages", (),
+        "star/prepare_hardneg.py",
+        nothing,
+        {"--topk": 12},
+        "12 negatives .*12 passages",
+        (),
     ),
     "mining, no qrels": (
-        "star/prepare_hardneg.py", remove(f"{PRE}/train-qrel.tsv"), {}, r"train-qrel\.tsv: no such", (),
+        "star/prepare_hardneg.py",
+        remove(f"{PRE}/train-qrel.tsv"),
+        {},
+        r"train-qrel\.tsv: no such",
+        (),
     ),
     "mining, qrels with a letter": (
-        "star/prepare_hardneg.py", put(f"{PRE}/train-qrel.tsv", "0\t0\tx\t1\n"), {}, r"train-qrel\.tsv, line 1: ", (),
+        "star/prepare_hardneg.py",
+        put(f"{PRE}/train-qrel.tsv", "0\t0\tx\t1\n"),
+        {},
+        r"train-qrel\.tsv, line 1: ",
+        (),
     ),
     "mining, unknown document": ("star/prepare_hardneg.py", documents_behind, {}, r"train-qrel\.tsv.* 12", ()),
     "mining, a weight missing": (
-        "star/prepare_hardneg.py", without_weight("embeddingHead.bias", WARMUP), {},
-        r"warmup: .*embeddingHead\.bias", (),
+        "star/prepare_hardneg.py",
+        without_weight("embeddingHead.bias", WARMUP),
+        {},
+        r"warmup: .*embeddingHead\.bias",
+        (),
     ),
     "STAR, finished model there": (
-        "star/train.py", put("out/config.json", "{}"), {}, "finished model .*--overwrite_output_dir", (),
+        "star/train.py",
+        put("out/config.json", "{}"),
+        {},
+        "finished model .*--overwrite_output_dir",
+        (),
     ),
     "STAR, hard negatives of other queries": (
-        "star/train.py", put(HARD, '{"0": [8], "3": [9]}'), {}, r"hard\.json: no hard negative for query 1", TRAINING,
+        "star/train.py",
+        put(HARD, '{"0": [8], "3": [9]}'),
+        {},
+        r"hard\.json: no hard negative for query 1",
+        TRAINING,
     ),
     "STAR, hard negatives beyond": (
-        "star/train.py", put(HARD, json.dumps({query: [12] for query in range(6)})), {}, r"hard\.json: .*beyond the 12",
+        "star/train.py",
+        put(HARD, json.dumps({query: [12] for query in range(6)})),
+        {},
+        r"hard\.json: .*beyond the 12",
         TRAINING,
     ),
     "STAR, hard negatives damaged": ("star/train.py", cut(HARD), {}, r"hard\.json: not a JSON file", TRAINING),
     "STAR, hard negatives missing": ("star/train.py", remove(HARD), {}, r"hard\.json: no such file", TRAINING),
     "STAR, no hard negative at all": (
-        "star/train.py", put(HARD, json.dumps({query: [] for query in range(6)})), {},
-        r"hard\.json: no query has a hard negative", TRAINING,
+        "star/train.py",
+        put(HARD, json.dumps({query: [] for query in range(6)})),
+        {},
+        r"hard\.json: no query has a hard negative",
+        TRAINING,
     ),
     "STAR, hard negatives without use": (
-        "star/train.py", nothing, {"--negatives": "in-batch"}, "--negatives in-batch has no use for --hardneg_path", (),
+        "star/train.py",
+        nothing,
+        {"--negatives": "in-batch"},
+        "--negatives in-batch has no use for --hardneg_path",
+        (),
     ),
     "STAR, hard negatives and random ones": (
-        "star/train.py", nothing, {"--negatives": "random"}, "--negatives random has no use for --hardneg_path", (),
+        "star/train.py",
+        nothing,
+        {"--negatives": "random"},
+        "--negatives random has no use for --hardneg_path",
+        (),
     ),
     "STAR, nothing drawn": ("star/train.py", nothing, {"--per_query_hard_num": 0}, "--per_query_hard_num is 0", ()),
     "STAR, less than nothing drawn": (
-        "star/train.py", nothing, {"--per_query_hard_num": -1, "--negatives": "hard"}, "--per_query_hard_num is -1", (),
+        "star/train.py",
+        nothing,
+        {"--per_query_hard_num": -1, "--negatives": "hard"},
+        "--per_query_hard_num is -1",
+        (),
     ),
     "STAR, unknown document": ("star/train.py", documents_behind, {}, r"train-qrel\.tsv.* 12", TRAINING),
     "STAR, unknown query": (
         "star/train.py",
         lambda root: (queries_behind(root), put(HARD, json.dumps({query: [8] for query in range(7)}))(root)),
-        {}, r"train-qrel\.tsv.* 6", TRAINING,
+        {},
+        r"train-qrel\.tsv.* 6",
+        TRAINING,
     ),
     "STAR, no checkpoint": ("star/train.py", nothing, {"--init_path": "/none/of these"}, "none/of these: ", ()),
     "STAR, a weight missing": (
-        "star/train.py", without_weight("roberta.embeddings.word_embeddings.weight", MODEL), {}, "word_embeddings", (),
+        "star/train.py",
+        without_weight("roberta.embeddings.word_embeddings.weight", MODEL),
+        {},
+        "word_embeddings",
+        (),
     ),
     "STAR, no tokens": ("star/train.py", remove(f"{PRE}/passages_meta"), {}, r"passages_meta: no such", TRAINING),
     "STAR, passages too long": ("star/train.py", long_passages, LONG, "at most 32", TRAINING),
@@ -593,22 +814,38 @@ CASES: dict[str, tuple[str, Damage, dict[str, object], str, tuple[str, ...]]] = 
     "ADORE, unknown document": ("adore/train.py", documents_behind, {}, r"train-qrel\.tsv.* 12", ()),
     "ADORE, unknown query": ("adore/train.py", queries_behind, {}, r"train-qrel\.tsv.* 6", ()),
     "ADORE, more negatives than documents": (
-        "adore/train.py", nothing, {"--neg_topk": 13}, "13 best of 12 documents", TRAINING,
+        "adore/train.py",
+        nothing,
+        {"--neg_topk": 13},
+        "13 best of 12 documents",
+        TRAINING,
     ),
     "ADORE, qrels without a relevant document": (
-        "adore/train.py", put(f"{PRE}/train-qrel.tsv", "0\t0\t1\t0\n"), {}, r"train-qrel\.tsv: nothing is judged", (),
+        "adore/train.py",
+        put(f"{PRE}/train-qrel.tsv", "0\t0\t1\t0\n"),
+        {},
+        r"train-qrel\.tsv: nothing is judged",
+        (),
     ),
     "ADORE, queries too long": ("adore/train.py", long_queries, {"--max_seq_length": 40}, "at most 32", TRAINING),
     "ADORE, damaged state": ("adore/train.py", put("out/training_state.pt", "?"), {}, r"training_state\.pt", ()),
     "ADORE inference, no vectors": ("adore/inference.py", remove(VECTORS), {}, r"vectors\.memmap: no such file", ()),
     "ADORE inference, vectors cut": ("adore/inference.py", cut(VECTORS), {}, r"vectors\.memmap: has", ()),
     "ADORE inference, topk beyond": (
-        "adore/inference.py", nothing, {"--topk": 13}, "13 best of 12 documents", EMBEDDINGS,
+        "adore/inference.py",
+        nothing,
+        {"--topk": 13},
+        "13 best of 12 documents",
+        EMBEDDINGS,
     ),
     "ADORE inference, lengths missing": (
-        "adore/inference.py", remove(f"{PRE}/dev-query_length.npy"), {}, r"dev-query_length\.npy: no such", (),
+        "adore/inference.py",
+        remove(f"{PRE}/dev-query_length.npy"),
+        {},
+        r"dev-query_length\.npy: no such",
+        (),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

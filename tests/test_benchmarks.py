@@ -52,9 +52,21 @@ def test_tokenizing(tmp_path: Path) -> None:
 
 def test_training(tmp_path: Path) -> None:
     _, results = run_benchmark(
-        "training", tmp_path,
-        "--documents", 2000, "--batch", 4, "--large_batch", 6, "--chunk", 2, "--layers", 1, "--rounds", 1,
-    )  # fmt: skip
+        "training",
+        tmp_path,
+        "--documents",
+        2000,
+        "--batch",
+        4,
+        "--large_batch",
+        6,
+        "--chunk",
+        2,
+        "--layers",
+        1,
+        "--rounds",
+        1,
+    )
     check_ways(results["adore"])
     check_ways(results["star"])
     assert [way["queries"] for way in results["star"]] == [4, 4, 4, 6]
@@ -149,12 +161,18 @@ def test_rehearsal_has_every_flag_that_is_documented(rehearsal: ModuleType) -> N
             assert flags <= rehearsed[printed.script], printed
     counts = plans[0].counts
     assert (counts.documents, counts.judged, counts.queries["lead"], counts.judgements["train"]) == (
-        8_841_823, {"train": 502_939, "dev": 6_980, "test": 43}, 6_837, 532_761,
-    )  # fmt: skip
+        8_841_823,
+        {"train": 502_939, "dev": 6_980, "test": 43},
+        6_837,
+        532_761,
+    )
     counts = plans[1].counts
     assert (counts.documents, counts.judged, counts.queries["lead"], counts.judgements["train"]) == (
-        3_213_835, {"train": 367_013, "dev": 5_193, "test": 43}, 5_793, 367_013,
-    )  # fmt: skip
+        3_213_835,
+        {"train": 367_013, "dev": 5_193, "test": 43},
+        5_793,
+        367_013,
+    )
 
 
 def test_rehearsal_at_full_size_leaves_out_and_retrieves_among_fewer(rehearsal: ModuleType) -> None:

@@ -228,11 +228,22 @@ TOPK = 7
 )
 def test_prepare_hardneg(
     preprocessed: Path, tmp_path: Path, corpus: str, k1: float, b: float, flags: list[str]
-) -> None:  # fmt: skip
+) -> None:
     printed = must_run(
-        "star/prepare_hardneg.py", "--data_type", corpus, "--retriever", "bm25", "--mode", "train",
-        "--topk", str(TOPK), "--output_dir", tmp_path / "out", *flags, cwd=preprocessed,
-    )  # fmt: skip
+        "star/prepare_hardneg.py",
+        "--data_type",
+        corpus,
+        "--retriever",
+        "bm25",
+        "--mode",
+        "train",
+        "--topk",
+        str(TOPK),
+        "--output_dir",
+        tmp_path / "out",
+        *flags,
+        cwd=preprocessed,
+    )
     assert f"k1 {k1}, b {b}" in printed
     root = preprocessed / "data" / corpus
     count = json.loads((root / "preprocess/passages_meta").read_text())["total_number"]

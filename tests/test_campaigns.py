@@ -12,9 +12,24 @@ SCRIPTS = ("adore-inference", "mine-bm25", "msmarco-eval")  # those that take le
 def test_campaigns(tmp_path: Path) -> None:
     """Kills, pairs, full disks and mutated inputs find nothing, and say what they did."""
     result = run_script(
-        "tests/campaigns", "--kills", "5", "--pairs", "2", "--disks", "3", "--mutations", "20", "--small",
-        "--real", "0", "--only", *SCRIPTS, "--output", tmp_path / "campaigns.json", cwd=tmp_path,
-    )  # fmt: skip
+        "tests/campaigns",
+        "--kills",
+        "5",
+        "--pairs",
+        "2",
+        "--disks",
+        "3",
+        "--mutations",
+        "20",
+        "--small",
+        "--real",
+        "0",
+        "--only",
+        *SCRIPTS,
+        "--output",
+        tmp_path / "campaigns.json",
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     for name, count in (("kills", 5), ("pairs", 2), ("disks", 3), ("mutations", 20)):
         figures = json.loads((tmp_path / f"campaigns-{name}.json").read_text())

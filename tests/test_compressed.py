@@ -132,53 +132,69 @@ def damaged(path: Path, documents: np.ndarray, damage: Callable[[bytes], bytes])
 
 REFUSED: dict[str, tuple[Callable[[Path, np.ndarray], object], str, str]] = {
     "other embeddings": (
-        lambda path, documents: open_index(documents + 1, "PQ4x4", path), "PQ4x4", "was built from other emb",
+        lambda path, documents: open_index(documents + 1, "PQ4x4", path),
+        "PQ4x4",
+        "was built from other emb",
     ),
     "other embeddings, without a factory": (
-        lambda path, documents: open_index(documents[::-1], "PQ4x4", path), "Flat", "was built from other emb",
+        lambda path, documents: open_index(documents[::-1], "PQ4x4", path),
+        "Flat",
+        "was built from other emb",
     ),
     "another factory": (
-        lambda path, documents: open_index(documents, "PQ4x4", path), "PQ8x4", "is an index PQ4x4, not PQ8x4",
+        lambda path, documents: open_index(documents, "PQ4x4", path),
+        "PQ8x4",
+        "is an index PQ4x4, not PQ8x4",
     ),
     "another dimension": (
-        lambda path, documents: write_index(path, faiss_index(documents[:, :8].copy(), "SQ8")), "SQ8",
+        lambda path, documents: write_index(path, faiss_index(documents[:, :8].copy(), "SQ8")),
+        "SQ8",
         "holds 600 documents of 8 dimensions, the embeddings are 600 x 16",
     ),
     "fewer documents": (
-        lambda path, documents: write_index(path, faiss_index(documents[:599], "SQ8")), "Flat",
+        lambda path, documents: write_index(path, faiss_index(documents[:599], "SQ8")),
+        "Flat",
         "holds 599 documents of 16 dimensions, the embeddings are 600 x 16",
     ),
     "distances": (
-        lambda path, documents: write_index(path, faiss_index(documents, "SQ8", faiss.METRIC_L2)), "SQ8",
+        lambda path, documents: write_index(path, faiss_index(documents, "SQ8", faiss.METRIC_L2)),
+        "SQ8",
         "searches by distance",
     ),
     "no index": (lambda path, _: path.write_bytes(b"no index at all"), "SQ8", "faiss cannot read an index in it"),
     "nothing": (lambda path, _: path.write_bytes(b""), "SQ8", "faiss cannot read an index in it"),
     "cut off": (lambda path, documents: damaged(path, documents, lambda data: data[:-9]), "SQ8", "is damaged, or not"),
     "a byte changed": (
-        lambda path, documents: damaged(path, documents, lambda data: data[:500] + b"?" + data[501:]), "Flat",
+        lambda path, documents: damaged(path, documents, lambda data: data[:500] + b"?" + data[501:]),
+        "Flat",
         "is damaged, or not the file that an.index.json was written for; delete both",
     ),
     "cut off, without a stamp": (
         lambda path, documents: (
-            damaged(path, documents, lambda data: data[:-9]), path.with_name("an.index.json").unlink(),
+            damaged(path, documents, lambda data: data[:-9]),
+            path.with_name("an.index.json").unlink(),
         ),
-        "SQ8", "faiss cannot read an index in it",
+        "SQ8",
+        "faiss cannot read an index in it",
     ),
     "another's stamp": (
         lambda path, documents: (
-            open_index(documents, "SQ8", path), write_index(path, faiss_index(documents + 1, "SQ8")),
+            open_index(documents, "SQ8", path),
+            write_index(path, faiss_index(documents + 1, "SQ8")),
         ),
-        "SQ8", "is damaged, or not the file",
+        "SQ8",
+        "is damaged, or not the file",
     ),
     "damaged stamp": (
         lambda path, documents: (
-            write_index(path, faiss_index(documents, "SQ8")), path.with_name("an.index.json").write_text("{"),
+            write_index(path, faiss_index(documents, "SQ8")),
+            path.with_name("an.index.json").write_text("{"),
         ),
-        "SQ8", "not a JSON file",
+        "SQ8",
+        "not a JSON file",
     ),
     "not there": (lambda *_: None, "Flat", "no such file or folder; with --index_factory it is built there"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -256,15 +272,24 @@ def test_adore_does_not_list_what_was_not_found() -> None:
     retrieved = np.array([[5, 3, -1, -1], [-1, -1, -1, -1], [4, 0, 2, -1], [6, -1, -1, -1]])
     candidates = Candidates(retrieved, [[3], [7, 9], [0], [0]])
     assert candidates.rows.tolist() == [
-        [5, 3, 0, 0, 0, 0], [0, 0, 0, 0, 7, 9], [4, 0, 2, 0, 0, 0], [6, 0, 0, 0, 0, 0],
-    ]  # fmt: skip
+        [5, 3, 0, 0, 0, 0],
+        [0, 0, 0, 0, 7, 9],
+        [4, 0, 2, 0, 0, 0],
+        [6, 0, 0, 0, 0, 0],
+    ]
     assert candidates.listed.astype(int).tolist() == [
-        [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0],
-    ]  # fmt: skip
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 0, 1, 0],
+    ]
     # Row 0 is relevant to the last two: found by the one, put behind the list of the other.
     assert candidates.relevant.astype(int).tolist() == [
-        [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0],
-    ]  # fmt: skip
+        [0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1],
+        [0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+    ]
     mrr, recall = retrieval_quality(retrieved, [[3], [7, 9], [0], [0]])
     assert mrr == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
     assert recall == pytest.approx((1 + 0 + 1 + 0) / 4)
@@ -292,9 +317,7 @@ def test_how_many_queries_get_fewer_is_said_once(
     assert not caplog.messages
 
 
-def test_passes_are_the_search(
-    documents: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_passes_are_the_search(documents: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     index = open_index(documents, "SQ8")
     monkeypatch.setattr(drhard.search, "RESULTS_AT_ONCE", 40)
     parts = list(index.passes(queries, 10))
@@ -380,18 +403,49 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(collection: Path, folder: Path, *more: object) -> list[object]:
     return [
-        "--metric_cut", 10, "--neg_topk", 20, "--init_path", collection / "init",
-        "--pembed_path", collection / "vectors.memmap", "--model_save_dir", folder / "models",
-        "--log_dir", folder / "log", "--preprocess_dir", collection / "preprocess", "--per_gpu_batch_size", 4,
-        "--num_train_epochs", 1, "--warmup_steps", 0, "--learning_rate", 1e-3, *more,
-    ]  # fmt: skip
+        "--metric_cut",
+        10,
+        "--neg_topk",
+        20,
+        "--init_path",
+        collection / "init",
+        "--pembed_path",
+        collection / "vectors.memmap",
+        "--model_save_dir",
+        folder / "models",
+        "--log_dir",
+        folder / "log",
+        "--preprocess_dir",
+        collection / "preprocess",
+        "--per_gpu_batch_size",
+        4,
+        "--num_train_epochs",
+        1,
+        "--warmup_steps",
+        0,
+        "--learning_rate",
+        1e-3,
+        *more,
+    ]
 
 
 def infer(collection: Path, folder: Path, *more: object) -> list[object]:
     return [
-        "--model_dir", collection / "init", "--output_dir", folder, "--preprocess_dir", collection / "preprocess",
-        "--mode", "dev", "--topk", 20, "--dmemmap_path", collection / "vectors.memmap", "--no_cuda", *more,
-    ]  # fmt: skip
+        "--model_dir",
+        collection / "init",
+        "--output_dir",
+        folder,
+        "--preprocess_dir",
+        collection / "preprocess",
+        "--mode",
+        "dev",
+        "--topk",
+        20,
+        "--dmemmap_path",
+        collection / "vectors.memmap",
+        "--no_cuda",
+        *more,
+    ]
 
 
 def weights(folder: Path) -> np.ndarray:
@@ -405,9 +459,9 @@ def test_adore_trains_against_a_compressed_index(collection: Path, tmp_path: Pat
     call_script("adore/train.py", *train(collection, tmp_path / "one", "--index_factory", factory))
     call_script("adore/train.py", *train(collection, tmp_path / "exact"))
     one, exact, begun = (
-        weights(folder) for folder in (tmp_path / "one/models/epoch-1", tmp_path / "exact/models/epoch-1",
-                                       collection / "init")
-    )  # fmt: skip
+        weights(folder)
+        for folder in (tmp_path / "one/models/epoch-1", tmp_path / "exact/models/epoch-1", collection / "init")
+    )
     assert np.isfinite(one).all()
     assert not np.array_equal(one, begun)
     assert not np.array_equal(one, exact)

@@ -161,9 +161,14 @@ def script(
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
 
     return subprocess.run(
-        command("--manifest", "manifest.json", *arguments), cwd=work, env=environment(**variables), preexec_fn=limit,
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        command("--manifest", "manifest.json", *arguments),
+        cwd=work,
+        env=environment(**variables),
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def must(work: Path, *arguments: str, **variables: str) -> str:
@@ -191,18 +196,25 @@ def test_plain_gz_and_tar_arrive_unpacked_and_a_second_call_asks_for_nothing(wor
         "2019qrels-pass.txt": b"19335 Q0 1017759 0\n",
         "queries.tsv.gz": gzip.compress(b"1\twhat is a star\n"),
         "docs.tsv.gz": gzip.compress(b"D1\turl\ttitle\tbody\n"),
-        "both.tar.gz": tar({
-            "./collection.tsv": TEXT, "qrels.train.tsv": b"1\t0\t0\t1\n", "unwanted.tsv": b"u",
-            "../outside.tsv": b"o", "/tmp/collection.tsv": b"absolute", "deep/qrels.train.tsv": b"d",
-        }),
-    }  # fmt: skip
+        "both.tar.gz": tar(
+            {
+                "./collection.tsv": TEXT,
+                "qrels.train.tsv": b"1\t0\t0\t1\n",
+                "unwanted.tsv": b"u",
+                "../outside.tsv": b"o",
+                "/tmp/collection.tsv": b"absolute",
+                "deep/qrels.train.tsv": b"d",
+            }
+        ),
+    }
     manifest(
-        work, site,
+        work,
+        site,
         {"url": "2019qrels-pass.txt", "files": ["2019qrels-pass.txt"]},
         {"url": "queries.tsv.gz", "files": ["queries.tsv"]},
         {"url": "both.tar.gz", "files": ["collection.tsv", "qrels.train.tsv"]},
         {"url": "docs.tsv.gz", "files": ["docs.tsv.gz"], "dataset": "doc"},
-    )  # fmt: skip
+    )
     out = must(work)
     assert tree(work) == {
         "manifest.json",
@@ -239,10 +251,11 @@ def test_one_of_the_two_into_another_root(work: Path, site: Site) -> None:
 def test_what_is_there_packed_or_unpacked_is_not_fetched_again(work: Path, site: Site) -> None:
     site.files = {"docs.tsv.gz": gzip.compress(TEXT), "both.tar.gz": tar({"collection.tsv": TEXT, "q.tsv": b"q"})}
     manifest(
-        work, site,
+        work,
+        site,
         {"url": "docs.tsv.gz", "files": ["docs.tsv.gz"]},
         {"url": "both.tar.gz", "files": ["collection.tsv", "q.tsv"]},
-    )  # fmt: skip
+    )
     folder = work / "data/passage/dataset"
     folder.mkdir(parents=True)
     (folder / "docs.tsv").write_bytes(TEXT)
@@ -416,11 +429,21 @@ def test_a_body_longer_than_promised_is_cut_and_one_without_end_refused(fetched:
 @pytest.mark.parametrize(
     "place",
     [
-        b"file:///etc/passwd", b"ftp://127.0.0.1/a", b"data:text/plain,x", b"http://", b"http://[", b"http://a:b/",
-        b"http://a..b/", b"javascript:x", b"//[::1/", None, b"SITE/a",
-        b"http://\xff\xfe/", b"gopher://\x1b[2Jx",
+        b"file:///etc/passwd",
+        b"ftp://127.0.0.1/a",
+        b"data:text/plain,x",
+        b"http://",
+        b"http://[",
+        b"http://a:b/",
+        b"http://a..b/",
+        b"javascript:x",
+        b"//[::1/",
+        None,
+        b"SITE/a",
+        b"http://\xff\xfe/",
+        b"gopher://\x1b[2Jx",
     ],
-)  # fmt: skip
+)
 def test_redirections_to_nonsense(fetched: Callable, place: bytes | None) -> None:
     header = b"" if place is None else b"Location: " + place + b"\r\n"
     sentence = fetched(b"HTTP/1.0 302 Fo\xfcnd \x1b[31m\r\n" + header + b"\r\n")
@@ -431,13 +454,19 @@ def test_redirections_to_nonsense(fetched: Callable, place: bytes | None) -> Non
 @pytest.mark.parametrize(
     "answer",
     [
-        b"", b"\0" * 5000, b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.0 999999 x\r\n\r\n", b"HTTP/1.0 two OK\r\n\r\n",
-        b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 1000, b"HTTP/1.0 200 OK\r\nX: " + b"y" * 100_000,
+        b"",
+        b"\0" * 5000,
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.0 999999 x\r\n\r\n",
+        b"HTTP/1.0 two OK\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 1000,
+        b"HTTP/1.0 200 OK\r\nX: " + b"y" * 100_000,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n01234",
-        b"HTTP/1.0 503 \xe4\x1b[2J\xff\r\n\r\n", b"HTTP/1.0 404 " + b"n" * 5000 + b"\r\n\r\n",
+        b"HTTP/1.0 503 \xe4\x1b[2J\xff\r\n\r\n",
+        b"HTTP/1.0 404 " + b"n" * 5000 + b"\r\n\r\n",
     ],
-)  # fmt: skip
+)
 def test_answers_that_are_none_are_one_sentence(fetched: Callable, answer: bytes) -> None:
     sentence = fetched(answer)
     assert isinstance(sentence, str) and sentence.isprintable() and len(sentence) < 600, sentence
@@ -446,8 +475,8 @@ def test_answers_that_are_none_are_one_sentence(fetched: Callable, answer: bytes
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\nETag: \"x\"\r\n\r\n{}",
-        b"HTTP/1.0 200 OK\r\nContent-Length: abc\r\nETag: \"x\"\r\n\r\n{}",
+        b'HTTP/1.0 200 OK\r\nContent-Length: 1000\r\nETag: "x"\r\n\r\n{}',
+        b'HTTP/1.0 200 OK\r\nContent-Length: abc\r\nETag: "x"\r\n\r\n{}',
         b"HTTP/1.0 403 No\r\n\r\n<Error><Code>\x1b[2J</Code>",
         b"SSH-2.0\r\n",
     ],
@@ -455,9 +484,13 @@ def test_answers_that_are_none_are_one_sentence(fetched: Callable, answer: bytes
 def test_an_s3_that_answers_nonsense(site: Site, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     site.answer = answer
     settings = {
-        "AWS_ENDPOINT_URL": site.url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_MAX_ATTEMPTS": "1",
-        "AWS_DEFAULT_REGION": "us-east-1", "no_proxy": "127.0.0.1",
-    }  # fmt: skip
+        "AWS_ENDPOINT_URL": site.url,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "no_proxy": "127.0.0.1",
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="s3://bucket/model/vocab.json: cannot be read: ") as error:
@@ -620,7 +653,7 @@ def test_names_that_are_no_ascii(work: Path, site: Site) -> None:
         ({"md5": ["x" * 32]}, "is no md5"),
         ({"md5": 7}, "7 is no md5"),
     ],
-)  # fmt: skip
+)
 def test_manifests_that_name_what_should_not_be_written(
     work: Path, change: dict[str, object], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -637,9 +670,7 @@ def test_headers_that_would_be_others(work: Path, headers: object, capsys: pytes
 
 
 @pytest.mark.parametrize("folder", ["../x", "/tmp/x", "a/../../x", "", "a//b", "größe", "a\0b", 7, None])
-def test_checkpoints_that_would_lie_elsewhere(
-    work: Path, folder: object, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+def test_checkpoints_that_would_lie_elsewhere(work: Path, folder: object, capsys: pytest.CaptureFixture[str]) -> None:
     content = {"files": [], "checkpoints": [{**STAR, "folder": folder}], "headers": {}}
     (work / "m.json").write_text(json.dumps(content))
     assert "is no folder; --manifest" in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
@@ -679,8 +710,11 @@ def test_it_runs_before_anything_is_installed(work: Path, site: Site) -> None:
     manifest(work, site, {"url": "q.tsv.gz", "files": ["q.tsv"]})
     result = subprocess.run(
         [sys.executable, "-S", str(PROJECT / "download_data.py"), "--manifest", "manifest.json"],  # -S: no packages
-        cwd=work, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=work,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     assert tree(work / "data") == {"passage/dataset/q.tsv"}
 

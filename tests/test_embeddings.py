@@ -62,8 +62,11 @@ def test_stamp_says_what_the_file_was_made_from(tmp_path: Path, tokens: TokenMem
     encode(tiny_model(), tokens, tmp_path / "passages.memmap", 8, CPU)
     stamp = json.loads((tmp_path / "passages.memmap.json").read_text())
     assert {name: stamp[name] for name in ("length", "rows", "dim", "dtype")} == {
-        "length": LENGTH, "rows": 23, "dim": 16, "dtype": "float32",
-    }  # fmt: skip
+        "length": LENGTH,
+        "rows": 23,
+        "dim": 16,
+        "dtype": "float32",
+    }
     assert stamp["model"] and stamp["tokens"]
 
 

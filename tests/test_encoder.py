@@ -99,8 +99,12 @@ def test_chunks_are_computed_again_with_the_same_dropout() -> None:
     model, (ids, mask) = tiny_model(dropout=0.5).train(), random_batch(5, 12)
     longest_first = mask.sum(1).argsort(descending=True)
     torch.manual_seed(3)
-    plain = torch.cat([model(ids[rows, : mask[rows].sum(1).max()], mask[rows, : mask[rows].sum(1).max()])
-                       for rows in longest_first.split(2)])  # fmt: skip
+    plain = torch.cat(
+        [
+            model(ids[rows, : mask[rows].sum(1).max()], mask[rows, : mask[rows].sum(1).max()])
+            for rows in longest_first.split(2)
+        ]
+    )
     expected = gradients(model, plain[longest_first.argsort()])
     torch.manual_seed(3)
     found = gradients(model, embed_in_chunks(model, ids, mask, 2))
@@ -301,11 +305,23 @@ def test_config_that_does_not_fit_is_refused(tmp_path: Path, case: str) -> None:
 
 def test_what_else_a_config_says_has_no_part_in_the_embeddings(tmp_path: Path) -> None:
     rewrite_config(
-        save_tiny(tmp_path), attn_implementation="none", _attn_implementation="eager", output_attentions=True,
-        output_hidden_states=True, return_dict=False, dtype="float16", torch_dtype=3, id2label=7, pruned_heads={},
-        quantization_config={"quant_method": "none"}, gradient_checkpointing=True, transformers_weights="other",
-        chunk_size_feed_forward=5, position_embedding_type="absolute", auto_map={"AutoModel": "code.Model"},
-    )  # fmt: skip
+        save_tiny(tmp_path),
+        attn_implementation="none",
+        _attn_implementation="eager",
+        output_attentions=True,
+        output_hidden_states=True,
+        return_dict=False,
+        dtype="float16",
+        torch_dtype=3,
+        id2label=7,
+        pruned_heads={},
+        quantization_config={"quant_method": "none"},
+        gradient_checkpointing=True,
+        transformers_weights="other",
+        chunk_size_feed_forward=5,
+        position_embedding_type="absolute",
+        auto_map={"AutoModel": "code.Model"},
+    )
     loaded, (ids, mask) = load_encoder(tmp_path), random_batch(5, 12)
     assert loaded.config._attn_implementation == tiny_model().config._attn_implementation
     torch.testing.assert_close(loaded(ids, mask), tiny_model()(ids, mask), rtol=0, atol=0)
@@ -380,7 +396,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights cut off late": (cut("model.safetensors", 0.99), "model.safetensors: damaged"),
     "weights a pointer": (put("model.safetensors", LFS), "model.safetensors: is the pointer of Git LFS"),
     "weights a web page": (
-        put("model.safetensors", "\n<!DOCTYPE html><html>404</html>"), "model.safetensors: is a web page",
+        put("model.safetensors", "\n<!DOCTYPE html><html>404</html>"),
+        "model.safetensors: is a web page",
     ),
     "weights a text": (put("model.safetensors", "these are no weights"), "model.safetensors: damaged, or no safeten"),
     "weights a folder": (
@@ -428,7 +445,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bin a pickle": (put_bytes_as_bin(pickle.dumps({"norm.bias": [1.0]})), "pytorch_model.bin: damaged, or"),
     "bin a list": (put_bin([torch.ones(2)]), "pytorch_model.bin: holds a list, expected weights by their names"),
     "bin wrapped": (
-        put_bin({"state_dict": {"norm.bias": torch.ones(2)}, "epoch": 3}), "holds more than weights: 'state_dict'",
+        put_bin({"state_dict": {"norm.bias": torch.ones(2)}, "epoch": 3}),
+        "holds more than weights: 'state_dict'",
     ),
     "bin of numbers": (put_bin({1: torch.ones(2)}), "holds more than weights: '1'"),
     "bin with a weight that is one number": (
@@ -439,7 +457,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: put_bin(tiny_weights() | {"norm.bias": torch.ones(16).to_sparse()})(folder),
         r"norm\.bias is not stored in full",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DAMAGES)

@@ -165,11 +165,28 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, protocol: int) -> None:
         b"\x80\x03}(J\7\0\0\0J\0\0\0\0J\7\0\0\0J\1\0\0\0u.",
     ],
     ids=[
-        "empty", "text", "cut off", "a list", "text to int", "int to text", "int to list", "float to int",
-        "int to nothing", "path to int", "true", "NumPy's float", "70 bits", "a row twice", "a row left out",
-        "rows from 1", "a negative row", "a negative id", "an id beyond int32", "an id twice",
+        "empty",
+        "text",
+        "cut off",
+        "a list",
+        "text to int",
+        "int to text",
+        "int to list",
+        "float to int",
+        "int to nothing",
+        "path to int",
+        "true",
+        "NumPy's float",
+        "70 bits",
+        "a row twice",
+        "a row left out",
+        "rows from 1",
+        "a negative row",
+        "a negative id",
+        "an id beyond int32",
+        "an id twice",
     ],
-)  # fmt: skip
+)
 def test_other_pickles_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "pid2offset.pickle"
     path.write_bytes(content)

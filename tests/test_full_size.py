@@ -71,9 +71,7 @@ def write_tokens(folder: Path, name: str, rows: int) -> None:
     tokens[np.linspace(0, rows - 1, min(rows, LOOKED_AT)).astype(np.int64), LENGTH - 1] = 2  # </s>
     tokens.flush()
     np.save(folder / f"{name}_length.npy", np.full(rows, LENGTH, dtype=np.int32))
-    (folder / f"{name}_meta").write_text(
-        json.dumps({"type": "int32", "total_number": rows, "embedding_size": width})
-    )
+    (folder / f"{name}_meta").write_text(json.dumps({"type": "int32", "total_number": rows, "embedding_size": width}))
 
 
 @pytest.fixture(scope="module")

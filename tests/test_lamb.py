@@ -10,9 +10,16 @@ from helpers import tiny_model
 
 
 def plain_step(
-    value: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, lr: float, b1: float, b2: float,
-    eps: float, decay: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    value: np.ndarray,
+    gradient: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    lr: float,
+    b1: float,
+    b2: float,
+    eps: float,
+    decay: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One step of the formula in float64: the new value, m and v."""
     m = b1 * m + (1 - b1) * gradient
     v = b2 * v + (1 - b2) * gradient**2

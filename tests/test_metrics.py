@@ -114,9 +114,12 @@ def test_ties_that_matter_are_said(caplog: pytest.LogCaptureFixture) -> None:
     """Those between documents of different grades; a document that is not judged is as one of grade 0."""
     judged = {"1": {"5": 1, "6": 1}, "2": {"5": 1, "6": 0}, "3": {"5": 1}, "4": {"5": 0}, "5": {"5": 1}}
     run = [
-        ranking("1", ["6", "5"], [2, 2]), ranking("2", ["6", "5"], [2, 2]), ranking("3", ["8", "7", "5"], [2, 2, 2]),
-        ranking("4", ["8", "5"], [2, 2]), ranking("5", ["8", "7", "5"], [2, 2, 1]),
-    ]  # fmt: skip
+        ranking("1", ["6", "5"], [2, 2]),
+        ranking("2", ["6", "5"], [2, 2]),
+        ranking("3", ["8", "7", "5"], [2, 2, 2]),
+        ranking("4", ["8", "5"], [2, 2]),
+        ranking("5", ["8", "7", "5"], [2, 2, 1]),
+    ]
     covered(run, judged).check()
     [message] = caplog.messages
     assert message.startswith("run: 2 of 5 judged queries have documents of equal score and different grade")

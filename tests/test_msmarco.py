@@ -47,13 +47,34 @@ def test_ids(field: str, prefix: str, number: int) -> None:
 @pytest.mark.parametrize(
     "field, prefix",
     [
-        ("", ""), ("x1", ""), ("-1", ""), ("+1", ""), ("1.0", ""), ("1_0", ""), ("1 2", ""), ("D1", ""), ("1", "D"),
-        ("D", "D"), ("DD1", "D"), ("d1", "D"), ("D 1", "D"), ("١", ""), ("²", ""), (str(LARGEST + 1), ""),
+        ("", ""),
+        ("x1", ""),
+        ("-1", ""),
+        ("+1", ""),
+        ("1.0", ""),
+        ("1_0", ""),
+        ("1 2", ""),
+        ("D1", ""),
+        ("1", "D"),
+        ("D", "D"),
+        ("DD1", "D"),
+        ("d1", "D"),
+        ("D 1", "D"),
+        ("١", ""),
+        ("²", ""),
+        (str(LARGEST + 1), ""),
         ("9" * 5000, ""),  # more digits than int() takes
-        ("00000132", ""), ("00", ""), (" 12", ""), ("12 ", ""), ("12\n", ""), ("D012", "D"), (" D12", "D"), ("1\0", ""),
+        ("00000132", ""),
+        ("00", ""),
+        (" 12", ""),
+        ("12 ", ""),
+        ("12\n", ""),
+        ("D012", "D"),
+        (" D12", "D"),
+        ("1\0", ""),
         ("-0", ""),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_id(field: str, prefix: str) -> None:
     with pytest.raises(InputError, match="^collection.tsv, line 3: the id "):
         parse_id(field, prefix, "collection.tsv, line 3")

@@ -23,11 +23,23 @@ def test_a_number_inside(numbers, text: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("numbers", "text"),
     [
-        (COUNT, "0"), (COUNT, "-1"), (COUNT, "1.5"), (COUNT, "x"), (COUNT, "9" * 5000), (COUNT, "1e3"),
-        (NATURAL, "-1"), (SEED, str(2**32)), (LENGTH, "1"), (RATE, "nan"), (RATE, "inf"), (RATE, "-1e-9"),
-        (POSITIVE, "0"), (POSITIVE, "nan"), (FRACTION, "1.01"),
+        (COUNT, "0"),
+        (COUNT, "-1"),
+        (COUNT, "1.5"),
+        (COUNT, "x"),
+        (COUNT, "9" * 5000),
+        (COUNT, "1e3"),
+        (NATURAL, "-1"),
+        (SEED, str(2**32)),
+        (LENGTH, "1"),
+        (RATE, "nan"),
+        (RATE, "inf"),
+        (RATE, "-1e-9"),
+        (POSITIVE, "0"),
+        (POSITIVE, "nan"),
+        (FRACTION, "1.01"),
     ],
-)  # fmt: skip
+)
 def test_a_number_outside_is_one_sentence(numbers, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f" is not {numbers}")):
         numbers(text)

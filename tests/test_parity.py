@@ -110,10 +110,19 @@ def test_star_inference(star_inferred: Path, expected: Path, corpus: str, mode: 
 def test_adore_inference(star_inferred: Path, expected: Path, corpus: str, mode: str) -> None:
     documents = f"./data/{corpus}/evaluate/star/passages.memmap"
     must_run(
-        "adore/inference.py", "--model_dir", f"./data/{corpus}/trained_models/adore-star",
-        "--output_dir", f"./data/{corpus}/evaluate/adore-star", "--preprocess_dir", f"./data/{corpus}/preprocess",
-        "--mode", mode, "--dmemmap_path", documents, cwd=star_inferred,
-    )  # fmt: skip
+        "adore/inference.py",
+        "--model_dir",
+        f"./data/{corpus}/trained_models/adore-star",
+        "--output_dir",
+        f"./data/{corpus}/evaluate/adore-star",
+        "--preprocess_dir",
+        f"./data/{corpus}/preprocess",
+        "--mode",
+        mode,
+        "--dmemmap_path",
+        documents,
+        cwd=star_inferred,
+    )
     ours = star_inferred / "data" / corpus / "evaluate" / "adore-star"
     reference = expected / "data" / corpus / "evaluate" / "adore-star"
     assert_embeddings_equal(ours / f"{mode}.qembed.memmap", reference / f"{mode}.qembed.memmap")
@@ -128,9 +137,19 @@ def test_adore_inference(star_inferred: Path, expected: Path, corpus: str, mode:
 @pytest.mark.parametrize("corpus", CORPORA)
 def test_prepare_hardneg(preprocessed: Path, expected: Path, corpus: str) -> None:
     must_run(
-        "star/prepare_hardneg.py", "--data_type", corpus, "--max_query_length", "32",
-        "--max_doc_length", CORPUS_FLAGS[corpus][1], "--mode", "train", "--topk", "60", cwd=preprocessed,
-    )  # fmt: skip
+        "star/prepare_hardneg.py",
+        "--data_type",
+        corpus,
+        "--max_query_length",
+        "32",
+        "--max_doc_length",
+        CORPUS_FLAGS[corpus][1],
+        "--mode",
+        "train",
+        "--topk",
+        "60",
+        cwd=preprocessed,
+    )
     ours = preprocessed / "data" / corpus / "warmup_retrieve"
     reference = expected / "data" / corpus / "warmup_retrieve"
     queries, documents = ours / "train-query.memmap", ours / "passages.memmap"
@@ -169,14 +188,42 @@ def test_star_training(
     preprocessed: Path, expected: Path, tmp_path: Path, optimizer: str, learning_rate: str, chunk_size: int
 ) -> None:
     must_run(
-        "star/train.py", "--do_train", "--max_query_length", "24", "--max_doc_length", "120",
-        "--preprocess_dir", "./data/passage/preprocess",
-        "--hardneg_path", "./data/passage/warmup_retrieve/hard1.json", "--init_path", "./data/passage/warmup",
-        "--optimizer_str", optimizer, "--learning_rate", learning_rate, "--per_device_train_batch_size", "32",
-        "--max_steps", "6", "--warmup_steps", "2", "--logging_steps", "1",
-        "--output_dir", tmp_path / "models", "--logging_dir", tmp_path / "log", "--gradient_checkpointing", "--fp16",
-        "--no_cuda", "--overwrite_output_dir", "--chunk_size", chunk_size, cwd=preprocessed,
-    )  # fmt: skip
+        "star/train.py",
+        "--do_train",
+        "--max_query_length",
+        "24",
+        "--max_doc_length",
+        "120",
+        "--preprocess_dir",
+        "./data/passage/preprocess",
+        "--hardneg_path",
+        "./data/passage/warmup_retrieve/hard1.json",
+        "--init_path",
+        "./data/passage/warmup",
+        "--optimizer_str",
+        optimizer,
+        "--learning_rate",
+        learning_rate,
+        "--per_device_train_batch_size",
+        "32",
+        "--max_steps",
+        "6",
+        "--warmup_steps",
+        "2",
+        "--logging_steps",
+        "1",
+        "--output_dir",
+        tmp_path / "models",
+        "--logging_dir",
+        tmp_path / "log",
+        "--gradient_checkpointing",
+        "--fp16",
+        "--no_cuda",
+        "--overwrite_output_dir",
+        "--chunk_size",
+        chunk_size,
+        cwd=preprocessed,
+    )
     reference = expected / "star_train" / optimizer
     losses = json.loads((reference / "loss.json").read_text())["loss"]
     assert logged(tmp_path / "log", "train/loss") == pytest.approx(losses, abs=1e-3)
@@ -191,13 +238,33 @@ def test_star_training(
 @pytest.mark.parametrize("metric_cut", [60, 10])
 def test_adore_training(star_inferred: Path, expected: Path, tmp_path: Path, metric_cut: int) -> None:
     must_run(
-        "adore/train.py", "--metric_cut", str(metric_cut), "--neg_topk", "60",
-        "--init_path", "./data/passage/trained_models/star",
-        "--pembed_path", "./data/passage/evaluate/star/passages.memmap",
-        "--preprocess_dir", "./data/passage/preprocess", "--per_gpu_batch_size", "32", "--num_train_epochs", "6",
-        "--warmup_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "1",
-        "--model_save_dir", tmp_path / "models", "--log_dir", tmp_path / "log", cwd=star_inferred,
-    )  # fmt: skip
+        "adore/train.py",
+        "--metric_cut",
+        str(metric_cut),
+        "--neg_topk",
+        "60",
+        "--init_path",
+        "./data/passage/trained_models/star",
+        "--pembed_path",
+        "./data/passage/evaluate/star/passages.memmap",
+        "--preprocess_dir",
+        "./data/passage/preprocess",
+        "--per_gpu_batch_size",
+        "32",
+        "--num_train_epochs",
+        "6",
+        "--warmup_steps",
+        "2",
+        "--learning_rate",
+        "1e-3",
+        "--logging_steps",
+        "1",
+        "--model_save_dir",
+        tmp_path / "models",
+        "--log_dir",
+        tmp_path / "log",
+        cwd=star_inferred,
+    )
     reference = expected / "adore_train" / f"metric_cut_{metric_cut}"
     log = json.loads((reference / "log.json").read_text())
     losses = logged(tmp_path / "log", "train/loss")
@@ -215,33 +282,60 @@ def test_evaluation_and_official_ids(preprocessed: Path, expected: Path, tmp_pat
     preprocess = preprocessed / "data" / corpus / "preprocess"
     evaluate = expected / "data" / corpus / "evaluate"
     cut = ["100"] if corpus == "doc" else []
-    printed = must_run("msmarco_eval.py", preprocess / "dev-qrel.tsv", evaluate / "star" / "dev.rank.tsv", *cut,
-                       cwd=tmp_path)  # fmt: skip
+    printed = must_run(
+        "msmarco_eval.py", preprocess / "dev-qrel.tsv", evaluate / "star" / "dev.rank.tsv", *cut, cwd=tmp_path
+    )
     assert printed == (expected / f"eval_{corpus}_star.txt").read_text()
 
     must_run(
-        "cvt_back.py", "--input_dir", evaluate / "adore-star", "--preprocess_dir", preprocess,
-        "--output_dir", tmp_path / "official", "--mode", "dev", "--dataset", corpus, cwd=tmp_path,
-    )  # fmt: skip
+        "cvt_back.py",
+        "--input_dir",
+        evaluate / "adore-star",
+        "--preprocess_dir",
+        preprocess,
+        "--output_dir",
+        tmp_path / "official",
+        "--mode",
+        "dev",
+        "--dataset",
+        corpus,
+        cwd=tmp_path,
+    )
     official = tmp_path / "official" / "dev.rank.tsv"
     reference = expected / "data" / corpus / "official_runs" / "adore-star" / "dev.rank.tsv"
     assert official.read_bytes() == reference.read_bytes()
 
     names = {"passage": ("qrels.dev.small.tsv", []), "doc": ("msmarco-docdev-qrels.tsv", ["doc"])}
     qrels, flag = names[corpus]
-    printed = must_run("msmarco_eval.py", preprocessed / "data" / corpus / "dataset" / qrels, official, *flag,
-                       cwd=tmp_path)  # fmt: skip
+    printed = must_run(
+        "msmarco_eval.py", preprocessed / "data" / corpus / "dataset" / qrels, official, *flag, cwd=tmp_path
+    )
     assert printed == (expected / f"eval_{corpus}_back.txt").read_text()
 
 
 def test_star_training_mines_its_own_hard_negatives(preprocessed: Path, expected: Path, tmp_path: Path) -> None:
     shutil.copytree(preprocessed / "data" / "passage" / "warmup", tmp_path / "warmup")
     must_run(
-        "star/train.py", "--do_train", "--max_query_length", "32", "--max_doc_length", "256",
-        "--preprocess_dir", preprocessed / "data" / "passage" / "preprocess", "--init_path", "./warmup",
-        "--per_device_train_batch_size", "32", "--max_steps", "1", "--output_dir", "models", "--logging_dir", "log",
+        "star/train.py",
+        "--do_train",
+        "--max_query_length",
+        "32",
+        "--max_doc_length",
+        "256",
+        "--preprocess_dir",
+        preprocessed / "data" / "passage" / "preprocess",
+        "--init_path",
+        "./warmup",
+        "--per_device_train_batch_size",
+        "32",
+        "--max_steps",
+        "1",
+        "--output_dir",
+        "models",
+        "--logging_dir",
+        "log",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     hard = json.loads((tmp_path / "models" / "hard.json").read_text())
     wanted = json.loads((expected / "data" / "passage" / "warmup_retrieve" / "hard.json").read_text())
     # The reference holds the first 60 of what is mined here; near ties may stand in another order.

@@ -285,9 +285,7 @@ def test_splits_of_other_documents_do_not_stay(
     assert sum("removed; it was made with other documents" in message for message in caplog.messages) == 5
 
 
-def test_what_a_killed_run_left_is_in_nobodys_way(
-    tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer
-) -> None:
+def test_what_a_killed_run_left_is_in_nobodys_way(tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer) -> None:
     root = write_source(tmp_path / "passage")
     left = root / "preprocess" / ".partial"
     left.mkdir(parents=True)
@@ -363,9 +361,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_no_process_is_left_behind(large: Path, what: str) -> None:
     command = [
-        sys.executable, str(ROOT / "preprocess.py"), "--data_root", str(large), "--model_name_or_path",
-        str(large / "base"), "--threads", "2",
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "preprocess.py"),
+        "--data_root",
+        str(large),
+        "--model_name_or_path",
+        str(large / "base"),
+        "--threads",
+        "2",
+    ]
     partial = large / "passage" / "preprocess" / ".partial" / "passages.memmap.partial"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         if what == "SIGTERM at the start":

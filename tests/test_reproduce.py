@@ -173,8 +173,10 @@ def test_list_and_show(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["tiny:A", "tiny:B", "tiny:C"]
     assert reproduce(project, monkeypatch, "show", "tiny:A") == 0
     assert capsys.readouterr().out.splitlines() == [  # a step of all seeds is there once, as first mentioned
-        "mkdir -p work && echo 1 >> work/one", "cat work/one > work/two-1", "cat work/one > work/two-2",
-    ]  # fmt: skip
+        "mkdir -p work && echo 1 >> work/one",
+        "cat work/one > work/two-1",
+        "cat work/one > work/two-2",
+    ]
 
 
 def test_run_makes_what_is_missing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,9 +227,8 @@ DAMAGES = {
     "a number": "7",
     "bytes": b"\xff\xfe",
     "aliases": bomb("[x, x]"),
-    "merges": "a0: &a0 {x: 1}\n" + "\n".join(
-        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 30)
-    ),
+    "merges": "a0: &a0 {x: 1}\n"
+    + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 30)),
     "a circle": "steps: {}\ntables: &a {b: *a}",
     "too deep": "a: " + "[" * 1000,
     "many digits": TINY.replace("MRR_A", "9" * 5000),
@@ -249,19 +250,21 @@ DAMAGES = {
     "an unknown mode": TINY.replace("mode: dev,", "mode: night,"),
     "an unknown origin": TINY.replace("origins: {scratch:", "origins: {itch:"),
     "no origin": TINY.replace('origins: {scratch: {work: "{root}"}}', "origins: {}"),
-    "a question about another row": TINY.replace("row: A, than: B}\n\"", "row: Z, than: B}\n\"").replace(
-        '"Is A better than B?", row: A', '"Is A better than B?", row: Z'),
+    "a question about another row": TINY.replace('row: A, than: B}\n"', 'row: Z, than: B}\n"').replace(
+        '"Is A better than B?", row: A', '"Is A better than B?", row: Z'
+    ),
     "gains of another row": TINY.replace("gains: {row: A", "gains: {row: Z"),
     "seeds that are texts": TINY.replace("seeds: [1, 2]", "seeds: [one]"),
     "values in values": TINY.replace("values: {base: x}", "values: {base: [x]}"),
     "a name of nothing": TINY.replace("mkdir -p {root}", "mkdir -p {rot}"),
     "names in a circle": TINY.replace("values: {base: x}", 'values: {base: "{base}"}').replace("exit 3", "{base}"),
-    "names that grow": TINY.replace("values: {base: x}", f"values: {{base: '{'{b}' * 1000}', b: '{'{c}' * 1000}', "
-                                    f"c: '{'{d}' * 1000}', d: x}}").replace("exit 3", "{base}"),
+    "names that grow": TINY.replace(
+        "values: {base: x}", f"values: {{base: '{'{b}' * 1000}', b: '{'{c}' * 1000}', c: '{'{d}' * 1000}', d: x}}"
+    ).replace("exit 3", "{base}"),
     "a format": TINY.replace("exit 3", "{root:>99999999999}"),
     "an attribute": TINY.replace("exit 3", "{root.__class__}"),
     "a control character": TINY.replace("title: Tiny", 'title: "Ti\\0ny"'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -74,9 +74,10 @@ def test_results_of_something_else_are_not_resumed(tmp_path: Path, change: str) 
     stamp = tmp_path / "run.found.partial.json"
     wrong = np.zeros((QUERIES, 2 if change == "depth" else K))
     made_from = {"queries": "others"} if change == "made from" else MADE_FROM
-    with pytest.raises(Killed), search_on_disk(
-        tmp_path / "run", made_from, QUERIES, wrong.shape[1], lambda _: iter([(wrong, wrong)])
-    ):  # fmt: skip
+    with (
+        pytest.raises(Killed),
+        search_on_disk(tmp_path / "run", made_from, QUERIES, wrong.shape[1], lambda _: iter([(wrong, wrong)])),
+    ):
         raise Killed
     if change == "stamp damaged":
         stamp.write_text("{")

@@ -72,9 +72,15 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adore(
-    collection: Path, folder: Path, at: int | None = None, stop: type[BaseException] = Killed,
-    settings: AdoreSettings = SETTINGS, queries: int = QUERIES, documents: int = DOCUMENTS, weights: int = 0,
-) -> int:  # fmt: skip
+    collection: Path,
+    folder: Path,
+    at: int | None = None,
+    stop: type[BaseException] = Killed,
+    settings: AdoreSettings = SETTINGS,
+    queries: int = QUERIES,
+    documents: int = DOCUMENTS,
+    weights: int = 0,
+) -> int:
     """Train, until step ``at`` if one is given; return how many steps were taken."""
     vectors = np.random.default_rng(0).normal(size=(documents, 16)).astype(np.float32)
     index = StoppingIndex(vectors, at, stop)
@@ -166,12 +172,18 @@ def test_finished_adore_run_again_changes_nothing(
 @pytest.mark.parametrize(
     "changed",
     [
-        {"settings": {"learning_rate": 2e-2}}, {"settings": {"seed": 1}}, {"settings": {"metric_cut": None}},
-        {"settings": {"batch_size": 5}}, {"settings": {"epochs": 5}}, {"settings": {"index": "PQ4x4"}},
-        {"queries": 9}, {"documents": 31}, {"weights": 1},
+        {"settings": {"learning_rate": 2e-2}},
+        {"settings": {"seed": 1}},
+        {"settings": {"metric_cut": None}},
+        {"settings": {"batch_size": 5}},
+        {"settings": {"epochs": 5}},
+        {"settings": {"index": "PQ4x4"}},
+        {"queries": 9},
+        {"documents": 31},
+        {"weights": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_adore_with_other_settings_is_refused(collection: Path, tmp_path: Path, changed: dict) -> None:
     adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
     options = changed | (
@@ -342,12 +354,36 @@ def star_input(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def star_arguments(star_input: Path, folder: Path, *more: object) -> list[object]:
     return [
-        "--do_train", "--max_query_length", 6, "--max_doc_length", 10, "--preprocess_dir", star_input / "preprocess",
-        "--hardneg_path", star_input / "hard.json", "--init_path", star_input / "init",
-        "--output_dir", folder / "models", "--logging_dir", folder / "log", "--per_device_train_batch_size", 4,
-        "--num_train_epochs", 3, "--learning_rate", 1e-2, "--warmup_steps", 2, "--logging_steps", 2, "--save_steps", 2,
-        "--no_cuda", *more,
-    ]  # fmt: skip
+        "--do_train",
+        "--max_query_length",
+        6,
+        "--max_doc_length",
+        10,
+        "--preprocess_dir",
+        star_input / "preprocess",
+        "--hardneg_path",
+        star_input / "hard.json",
+        "--init_path",
+        star_input / "init",
+        "--output_dir",
+        folder / "models",
+        "--logging_dir",
+        folder / "log",
+        "--per_device_train_batch_size",
+        4,
+        "--num_train_epochs",
+        3,
+        "--learning_rate",
+        1e-2,
+        "--warmup_steps",
+        2,
+        "--logging_steps",
+        2,
+        "--save_steps",
+        2,
+        "--no_cuda",
+        *more,
+    ]
 
 
 def stop_star(monkeypatch: pytest.MonkeyPatch, star_input: Path, folder: Path, steps: int, *more: object) -> None:
@@ -488,12 +524,14 @@ STAR_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "seal missing": (lambda folder: (folder / "checkpoint.json").unlink(), "checkpoint.json is missing"),
     "seal of a list": (lambda folder: (folder / "checkpoint.json").write_text("[]"), "checkpoint.json is damaged"),
     "all of another step": (
-        lambda folder: shutil.copytree(folder.parent / "checkpoint-2", folder, dirs_exist_ok=True), "it is of step 2",
+        lambda folder: shutil.copytree(folder.parent / "checkpoint-2", folder, dirs_exist_ok=True),
+        "it is of step 2",
     ),
     "all of another training": (
-        lambda folder: seal(folder, 4, {}, [path.name for path in folder.iterdir()]), "it is of another training",
+        lambda folder: seal(folder, 4, {}, [path.name for path in folder.iterdir()]),
+        "it is of another training",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", STAR_DAMAGES)
@@ -697,10 +735,29 @@ def adore_arguments(folder: Path, output: Path) -> list[object]:
     vectors = folder / "vectors.memmap"
     np.random.default_rng(0).normal(size=(DOCUMENTS, 16)).astype(np.float32).tofile(vectors)
     return [
-        "--metric_cut", 4, "--neg_topk", 4, "--init_path", folder / "init", "--pembed_path", vectors,
-        "--model_save_dir", output / "models", "--log_dir", output / "log", "--preprocess_dir", folder / "preprocess",
-        "--num_train_epochs", 1, "--per_gpu_batch_size", 5, "--max_seq_length", 8, "--warmup_steps", 1,
-    ]  # fmt: skip
+        "--metric_cut",
+        4,
+        "--neg_topk",
+        4,
+        "--init_path",
+        folder / "init",
+        "--pembed_path",
+        vectors,
+        "--model_save_dir",
+        output / "models",
+        "--log_dir",
+        output / "log",
+        "--preprocess_dir",
+        folder / "preprocess",
+        "--num_train_epochs",
+        1,
+        "--per_gpu_batch_size",
+        5,
+        "--max_seq_length",
+        8,
+        "--warmup_steps",
+        1,
+    ]
 
 
 def test_a_finished_adore_run_again_says_so(

@@ -52,8 +52,10 @@ def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
     with retriever().retrieve(*opened(preprocessed), tmp_path / "out" / "train.rank.tsv", 9) as found:
         scores, rows = np.array(found.scores), np.array(found.rows)
     np.testing.assert_array_equal(rows, ranking()[:, :9])
-    embedded = [np.fromfile(tmp_path / "out" / f"{name}.memmap", dtype=np.float32).reshape(-1, 16)
-                for name in ("train-query", "passages")]  # fmt: skip
+    embedded = [
+        np.fromfile(tmp_path / "out" / f"{name}.memmap", dtype=np.float32).reshape(-1, 16)
+        for name in ("train-query", "passages")
+    ]
     np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", embedded[0], embedded[1][rows]), rtol=1e-5)
     assert np.fromfile(tmp_path / "out" / "passages-id.memmap", dtype=np.int32).tolist() == list(range(40))
     assert np.fromfile(tmp_path / "out" / "train-query-id.memmap", dtype=np.int32).tolist() == list(range(4))

@@ -102,8 +102,9 @@ def scattered(queries: int, documents: int) -> list[str]:
     """The lines of a run, rank by rank."""
     return [
         f"{query * 11 % queries}\t{query * documents + rank}\t{rank + 1}\n"
-        for rank in range(documents) for query in range(queries)
-    ]  # fmt: skip
+        for rank in range(documents)
+        for query in range(queries)
+    ]
 
 
 @pytest.mark.parametrize("queries", [1, 2, 63, 64, 65, 200])
@@ -111,12 +112,16 @@ def test_queries_that_are_scattered_over_a_run_are_put_together(tmp_path: Path, 
     lines = scattered(queries, 3)
     order = list(dict.fromkeys(line.split()[0] for line in lines))
     together = sorted(lines, key=lambda line: order.index(line.split()[0]))
-    whole, found = ([(qid, pids, scores) for qid, pids, scores, _ in read_run(write(tmp_path, "".join(text)))]
-                    for text in (together, lines))  # fmt: skip
+    whole, found = (
+        [(qid, pids, scores) for qid, pids, scores, _ in read_run(write(tmp_path, "".join(text)))]
+        for text in (together, lines)
+    )
     assert found == whole
     for ranking in read_run(tmp_path / "dev.rank.tsv"):
-        assert all(lines[number - 1].split("\t")[:2] == [str(ranking.qid), str(pid)]
-                   for number, pid in zip(ranking.lines, ranking.docids, strict=True))  # fmt: skip
+        assert all(
+            lines[number - 1].split("\t")[:2] == [str(ranking.qid), str(pid)]
+            for number, pid in zip(ranking.lines, ranking.docids, strict=True)
+        )
 
 
 def test_scattered_lines_are_refused_by_their_numbers(tmp_path: Path) -> None:
@@ -169,9 +174,10 @@ def test_a_run_knows_the_ids_that_it_was_made_with(tmp_path: Path) -> None:
     run = tmp_path / "dev.rank.tsv"
     write_run(run, np.array([[2, 1], [2, 1]]), np.array([[0, 1], [2, 0]]), run_ids(own, "dev"))
     for name, kind, qids, pids in (
-        ("order", "documents", [100, 200], [10, 30, 20]), ("more", "documents", [100, 200], [10, 20, 30, 40]),
+        ("order", "documents", [100, 200], [10, 30, 20]),
+        ("more", "documents", [100, 200], [10, 20, 30, 40]),
         ("queries", "queries", [200, 100], [10, 20, 30]),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=f"dev.rank.tsv: was made with other {kind} than .*{name}/"):
             convert_run(run, tmp_path / "out.tsv", write_ids(tmp_path / name, qids, pids), "dev", "")
     assert convert_run(run, tmp_path / "out.tsv", own, "dev", "")
@@ -354,9 +360,19 @@ def test_cvt_back_writes_a_trec_run(tmp_path: Path) -> None:
     write_run(folder / "dev.rank.tsv", np.array([[2, 2], [4, 1]]), np.array([[1, 0], [0, 1]]))
     write_ids(tmp_path / "pre", [5, 7], [10, 30])
     arguments = (
-        "cvt_back.py", "--input_dir", "evaluate/adore-star", "--preprocess_dir", "pre", "--output_dir", "official",
-        "--mode", "dev", "--dataset", "doc", "--trec",
-    )  # fmt: skip
+        "cvt_back.py",
+        "--input_dir",
+        "evaluate/adore-star",
+        "--preprocess_dir",
+        "pre",
+        "--output_dir",
+        "official",
+        "--mode",
+        "dev",
+        "--dataset",
+        "doc",
+        "--trec",
+    )
     assert must_run(*arguments, cwd=tmp_path).splitlines()[-1] == "Wrote official/dev.trec"
     assert sorted(os.listdir(tmp_path / "official")) == ["dev.trec", "dev.trec.json"]
     assert (tmp_path / "official/dev.trec").read_text() == (

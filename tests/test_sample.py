@@ -61,8 +61,12 @@ def test_held_out_queries_are_the_last_training_queries(tmp_path: Path) -> None:
     assert set(dev) == {int(line.split("\t")[0]) for line in lines[-700:]}
     assert train | dev == read_relevant(source / "qrels.train.tsv")
     assert sorted(path.name for path in folder.iterdir()) == [  # nothing of the real dev and test queries
-        "collection.tsv.gz", "qrels.dev.small.tsv", "qrels.train.tsv", "queries.dev.small.tsv", "queries.train.tsv",
-    ]  # fmt: skip
+        "collection.tsv.gz",
+        "qrels.dev.small.tsv",
+        "qrels.train.tsv",
+        "queries.dev.small.tsv",
+        "queries.train.tsv",
+    ]
 
 
 def test_results_are_those_of_the_runs(tmp_path: Path) -> None:

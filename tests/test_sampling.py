@@ -183,12 +183,34 @@ def train(collection: Path, name: str, negatives: str, *more: object) -> np.ndar
     """Two steps of star/train.py; return the weights of the model that it writes."""
     hard = ["--hardneg_path", collection / "hard.json"] if negatives in (STAR, HARD) else []
     call_script(
-        "star/train.py", "--do_train", "--max_query_length", 8, "--max_doc_length", 16,
-        "--preprocess_dir", collection / "preprocess", "--init_path", collection / "init",
-        "--output_dir", collection / name, "--logging_dir", collection / f"{name}.log", "--negatives", negatives,
-        "--per_device_train_batch_size", 3, "--max_steps", 2, "--warmup_steps", 0, "--learning_rate", 1e-2, "--no_cuda",
-        *hard, *more,
-    )  # fmt: skip
+        "star/train.py",
+        "--do_train",
+        "--max_query_length",
+        8,
+        "--max_doc_length",
+        16,
+        "--preprocess_dir",
+        collection / "preprocess",
+        "--init_path",
+        collection / "init",
+        "--output_dir",
+        collection / name,
+        "--logging_dir",
+        collection / f"{name}.log",
+        "--negatives",
+        negatives,
+        "--per_device_train_batch_size",
+        3,
+        "--max_steps",
+        2,
+        "--warmup_steps",
+        0,
+        "--learning_rate",
+        1e-2,
+        "--no_cuda",
+        *hard,
+        *more,
+    )
     return weights(collection / name)
 
 
@@ -246,13 +268,43 @@ def test_the_papers_warm_up_trains_with_bm25s_negatives(preprocessed: Path, tmp_
     """prepare_hardneg.py's file of the retriever BM25 is one that star/train.py --negatives hard takes."""
     root = preprocessed / "data" / "passage"
     call_script(
-        "star/prepare_hardneg.py", "--data_type", "passage", "--data_root", preprocessed / "data",
-        "--retriever", "bm25", "--mode", "train", "--topk", 10, "--output_dir", tmp_path / "mined",
-    )  # fmt: skip
+        "star/prepare_hardneg.py",
+        "--data_type",
+        "passage",
+        "--data_root",
+        preprocessed / "data",
+        "--retriever",
+        "bm25",
+        "--mode",
+        "train",
+        "--topk",
+        10,
+        "--output_dir",
+        tmp_path / "mined",
+    )
     call_script(
-        "star/train.py", "--do_train", "--max_query_length", 24, "--max_doc_length", 60, "--negatives", "hard",
-        "--preprocess_dir", root / "preprocess", "--hardneg_path", tmp_path / "mined" / "hard.json",
-        "--init_path", root / "warmup", "--per_device_train_batch_size", 8, "--max_steps", 2,
-        "--output_dir", tmp_path / "models", "--logging_dir", tmp_path / "log", "--no_cuda",
-    )  # fmt: skip
+        "star/train.py",
+        "--do_train",
+        "--max_query_length",
+        24,
+        "--max_doc_length",
+        60,
+        "--negatives",
+        "hard",
+        "--preprocess_dir",
+        root / "preprocess",
+        "--hardneg_path",
+        tmp_path / "mined" / "hard.json",
+        "--init_path",
+        root / "warmup",
+        "--per_device_train_batch_size",
+        8,
+        "--max_steps",
+        2,
+        "--output_dir",
+        tmp_path / "models",
+        "--logging_dir",
+        tmp_path / "log",
+        "--no_cuda",
+    )
     assert np.isfinite(weights(tmp_path / "models")).all()

@@ -58,9 +58,24 @@ def test_what_is_left_out_is_what_the_settings_have(script: str) -> None:
 
 def test_every_flag_ends_in_the_settings() -> None:
     flags = parse(
-        "star/inference.py", "--faiss_gpus", "0", "2", "--search_memory_gb", "3.5", "--index_factory", "IVF64,Flat",
-        "--index_path", "an.index", "--nprobe", "8", "--ef_search", "64", "--eval_batch_size", "7", "--no_cuda",
-    )  # fmt: skip
+        "star/inference.py",
+        "--faiss_gpus",
+        "0",
+        "2",
+        "--search_memory_gb",
+        "3.5",
+        "--index_factory",
+        "IVF64,Flat",
+        "--index_path",
+        "an.index",
+        "--nprobe",
+        "8",
+        "--ef_search",
+        "64",
+        "--eval_batch_size",
+        "7",
+        "--no_cuda",
+    )
     assert SearchSettings.from_flags(flags) == SearchSettings(
         [0, 2], 3.5, "IVF64,Flat", flags.index_path, nprobe=8, ef_search=64, progress=True
     )

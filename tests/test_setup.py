@@ -46,13 +46,22 @@ def program(path: Path, text: str) -> None:
 
 def start(project: Path, **settings: str) -> subprocess.Popen[str]:
     environment = {
-        "PATH": f"{project.parent / 'programs'}:/usr/bin:/bin", "CALLS": str(project.parent / "calls"),
-        "VENV": ":", "PIP": ":", "NO_GPU": "0", **settings,
-    }  # fmt: skip
+        "PATH": f"{project.parent / 'programs'}:/usr/bin:/bin",
+        "CALLS": str(project.parent / "calls"),
+        "VENV": ":",
+        "PIP": ":",
+        "NO_GPU": "0",
+        **settings,
+    }
     return subprocess.Popen(
-        ["bash", str(project / "run.sh")], env=environment, cwd=project.parent, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        ["bash", str(project / "run.sh")],
+        env=environment,
+        cwd=project.parent,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def run(project: Path, **settings: str) -> tuple[int, str, str]:

@@ -22,10 +22,17 @@ SLOW_MACHINE = settings(deadline=None, max_examples=150)
 PLAIN = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: text.strip() and "<" not in text)
 ASCII = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="<ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 # With special strings, and pieces of them, amid words and white space.
-AWKWARD = st.lists(
-    st.sampled_from([*RobertaTokenizer.all_special_tokens, "<", "mask>", " ", "\t", "\n", "River", "ends", "Σ", "é"]),
-    min_size=1, max_size=12,
-).map("".join).filter(str.strip)  # fmt: skip
+AWKWARD = (
+    st.lists(
+        st.sampled_from(
+            [*RobertaTokenizer.all_special_tokens, "<", "mask>", " ", "\t", "\n", "River", "ends", "Σ", "é"]
+        ),
+        min_size=1,
+        max_size=12,
+    )
+    .map("".join)
+    .filter(str.strip)
+)
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +259,27 @@ def append_merge(folder: Path, line: str) -> None:
         (lambda folder: append_merge(folder, "qq zz"), r"merges\.txt: 'qq zz' merges what is no byte and"),
     ],
     ids=[
-        "no vocab", "no merges", "no <mask>", "an id in quotes", "a list", "cut off", "not UTF-8", "an id twice",
-        "an id below 0", "an id beyond int32", "an id true", "an id 1.0", "a token twice", "NUL", "three tokens",
-        "one token", "foreign character", "merges not UTF-8", "never made",
+        "no vocab",
+        "no merges",
+        "no <mask>",
+        "an id in quotes",
+        "a list",
+        "cut off",
+        "not UTF-8",
+        "an id twice",
+        "an id below 0",
+        "an id beyond int32",
+        "an id true",
+        "an id 1.0",
+        "a token twice",
+        "NUL",
+        "three tokens",
+        "one token",
+        "foreign character",
+        "merges not UTF-8",
+        "never made",
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_refused(tmp_path: Path, damage: Callable[[Path], object], complaint: str) -> None:
     save_vocabulary(tmp_path)
     RobertaTokenizer.from_pretrained(tmp_path)

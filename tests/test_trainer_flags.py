@@ -27,11 +27,19 @@ def star(monkeypatch: pytest.MonkeyPatch, *flags: object) -> tuple:
 def other_value(name: str) -> str:
     """A value that the parser takes and that is not the default."""
     special = {
-        "eval_strategy": "steps", "hub_strategy": "end", "optim": "sgd", "include_num_input_tokens_seen": "all",
-        "debug": "underflow_overflow", "fsdp": "full_shard", "include_for_metrics": "inputs", "label_names": "labels",
-        "liger_kernel_config": "x", "optim_target_modules": "all-linear",
-        "remove_unused_columns": "True", "logging_nan_inf_filter": "True",
-    }  # fmt: skip
+        "eval_strategy": "steps",
+        "hub_strategy": "end",
+        "optim": "sgd",
+        "include_num_input_tokens_seen": "all",
+        "debug": "underflow_overflow",
+        "fsdp": "full_shard",
+        "include_for_metrics": "inputs",
+        "label_names": "labels",
+        "liger_kernel_config": "x",
+        "optim_target_modules": "all-linear",
+        "remove_unused_columns": "True",
+        "logging_nan_inf_filter": "True",
+    }
     field = FIELDS[name]
     if name in special:
         return special[name]
@@ -144,10 +152,26 @@ def test_flags_that_do_not_go_together(monkeypatch: pytest.MonkeyPatch, flags: s
 
 def test_flags_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
     _, args = star(
-        monkeypatch, "--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"power":2}', "--warmup_steps", 0.1,
-        "--resume_from_checkpoint", "True", "--report_to", "tensorboard", "--dataloader_num_workers", 2,
-        "--dataloader_prefetch_factor", 4, "--max_grad_norm", 0, "--save_total_limit", 0,
-    )  # fmt: skip
+        monkeypatch,
+        "--lr_scheduler_type",
+        "polynomial",
+        "--lr_scheduler_kwargs",
+        '{"power":2}',
+        "--warmup_steps",
+        0.1,
+        "--resume_from_checkpoint",
+        "True",
+        "--report_to",
+        "tensorboard",
+        "--dataloader_num_workers",
+        2,
+        "--dataloader_prefetch_factor",
+        4,
+        "--max_grad_norm",
+        0,
+        "--save_total_limit",
+        0,
+    )
     assert args.lr_scheduler_kwargs == {"power": 2}
     assert args.resume_from_checkpoint is None
     assert args.writes_events
@@ -157,11 +181,19 @@ def test_flags_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_decides_the_outcome_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     other = {
-        "dataloader_drop_last": ["True"], "train_sampling_strategy": ["sequential"], "optimizer_str": ["adamw"],
-        "lr_scheduler_type": ["cosine"], "lr_scheduler_kwargs": ["{}"], "full_determinism": ["True"],
-        "padding": ["True"], "negatives": ["random"], "tf32": ["False"], "adam_beta1": ["0.8"], "adam_beta2": ["0.8"],
+        "dataloader_drop_last": ["True"],
+        "train_sampling_strategy": ["sequential"],
+        "optimizer_str": ["adamw"],
+        "lr_scheduler_type": ["cosine"],
+        "lr_scheduler_kwargs": ["{}"],
+        "full_determinism": ["True"],
+        "padding": ["True"],
+        "negatives": ["random"],
+        "tf32": ["False"],
+        "adam_beta1": ["0.8"],
+        "adam_beta2": ["0.8"],
         "adam_epsilon": ["0.1"],
-    }  # fmt: skip
+    }
     flags = WORKING | OWN
     begun = [outcome(arguments, names) for arguments, names in zip(star(monkeypatch), (DATA, flags), strict=True)]
     for name, flag in (flags | DATA).items():
@@ -174,11 +206,24 @@ def test_what_decides_the_outcome_is_recorded(monkeypatch: pytest.MonkeyPatch) -
 
 ADORE = ["--init_path", "i", "--pembed_path", "p", "--model_save_dir", "m", "--log_dir", "l", "--preprocess_dir", "d"]
 ADORE_NUMBERS = {
-    "metric_cut": 0, "neg_topk": 0, "max_seq_length": 1, "per_gpu_batch_size": 0, "gradient_accumulation_steps": 0,
-    "warmup_steps": -1, "seed": -1, "save_steps": 0, "logging_steps": 0, "learning_rate": -1, "weight_decay": -1,
-    "adam_epsilon": 0, "max_grad_norm": 0, "num_train_epochs": 0, "model_gpu_index": -1, "faiss_gpu_index": -1,
+    "metric_cut": 0,
+    "neg_topk": 0,
+    "max_seq_length": 1,
+    "per_gpu_batch_size": 0,
+    "gradient_accumulation_steps": 0,
+    "warmup_steps": -1,
+    "seed": -1,
+    "save_steps": 0,
+    "logging_steps": 0,
+    "learning_rate": -1,
+    "weight_decay": -1,
+    "adam_epsilon": 0,
+    "max_grad_norm": 0,
+    "num_train_epochs": 0,
+    "model_gpu_index": -1,
+    "faiss_gpu_index": -1,
     "faiss_omp_num_threads": 0,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ADORE_NUMBERS)

@@ -126,8 +126,17 @@ def test_values_are_those_of_ir_measures(seed: int, level: int) -> None:
     judged, run = judgements(seed), scored_run(seed)
     reference_names = MEASURES
     if level == 2:  # written out: the binary measures that do not name a grade themselves
-        reference_names = ["nDCG@10", "nDCG", "R(rel=2)@5", "R(rel=2)@100", "AP(rel=2)", "RR(rel=2)", "RR(rel=2)@10",
-                           "P(rel=2)@5", "AP(rel=3)"]  # fmt: skip
+        reference_names = [
+            "nDCG@10",
+            "nDCG",
+            "R(rel=2)@5",
+            "R(rel=2)@100",
+            "AP(rel=2)",
+            "RR(rel=2)",
+            "RR(rel=2)@10",
+            "P(rel=2)@5",
+            "AP(rel=3)",
+        ]
     names = [ir_measures.parse_measure(name) for name in reference_names]
     means, per_query = ir_measures.calc(names, judged, without_ties(run))  # it orders the ties of RR@10 otherwise
     values = measure_queries(parse_measures(MEASURES, level), run, judged)
@@ -184,14 +193,31 @@ def test_ties_go_to_the_greater_docid() -> None:
 
 def test_a_level_of_the_measure_itself_stays() -> None:
     assert list(map(str, parse_measures(["AP(rel=1)", "AP", "nDCG@5", "P(rel=3)@5"], 2))) == [
-        "AP", "AP(rel=2)", "nDCG@5", "P(rel=3)@5",
-    ]  # fmt: skip
+        "AP",
+        "AP(rel=2)",
+        "nDCG@5",
+        "P(rel=3)@5",
+    ]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["nonsense", "MRR10", "", "nDCG@", "nDCG@-1", "P@0", "nDCG@0", "R", "AP(rel=0)", "AP(rel='x')", "P@1.5", "1+1",
-     "R@99999999999", "AP(rel=99999999999)"],
+    [
+        "nonsense",
+        "MRR10",
+        "",
+        "nDCG@",
+        "nDCG@-1",
+        "P@0",
+        "nDCG@0",
+        "R",
+        "AP(rel=0)",
+        "AP(rel='x')",
+        "P@1.5",
+        "1+1",
+        "R@99999999999",
+        "AP(rel=99999999999)",
+    ],
 )
 def test_unknown_measures_are_refused(name: str) -> None:
     """P@0 would end the whole process inside trec_eval's code."""
@@ -295,8 +321,10 @@ def files(tmp_path: Path) -> Path:
     write_trec(tmp_path / "a", scored_run(0))
     write_trec(tmp_path / "b", scored_run(1))
     # One that puts relevant documents first, so that some p is small.
-    best = {qid: {docid: grade * 100.0 + number for number, (docid, grade) in enumerate(of.items())}
-            for qid, of in judged.items()}  # fmt: skip
+    best = {
+        qid: {docid: grade * 100.0 + number for number, (docid, grade) in enumerate(of.items())}
+        for qid, of in judged.items()
+    }
     write_ranks(tmp_path / "c", best)
     return tmp_path
 

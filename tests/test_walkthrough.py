@@ -21,9 +21,13 @@ SIZES = {  # appended
 }
 GPU_FLAGS = ("--faiss_gpu_index", "--faiss_gpus")
 ELSEWHERE = (  # what sets up, and what other tests run
-    "python3 -m venv", "pip install", "bash quickstart.sh", "bash run_tests.sh", "python benchmarks/",
+    "python3 -m venv",
+    "pip install",
+    "bash quickstart.sh",
+    "bash run_tests.sh",
+    "python benchmarks/",
     "python reproduce.py",
-)  # fmt: skip
+)
 QUERIES = {"train": 40, "dev": 100, "test": 5}  # judged, of 500 documents; enough for two runs to differ
 
 
@@ -81,7 +85,7 @@ def test_every_printed_command_runs_after_those_before_it(folder: Path, monkeypa
         run(command)
     # What the README says of documents: the commands behind the sentence, with doc for passage.
     said = "For documents, put `doc` for `passage`, 512 for `--max_doc_length`, and the cut 100"
-    text, = (path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")) if said in path.read_text())
+    (text,) = (path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")) if said in path.read_text())
     for command in ours(documented.in_text(text.partition(said)[2], "for documents")):
         run(for_documents(command))
     # And of the STAR model that was trained just now, in place of the published one.

@@ -276,9 +276,7 @@ class Batches:
         self.draw = random.Random(SEED)
         passages = torch.from_numpy(vectors[texts.passages]).float()
         self.near = [
-            row
-            for block in passages.split(1000)
-            for row in (block @ passages.T).topk(NEIGHBOURHOOD).indices.tolist()
+            row for block in passages.split(1000) for row in (block @ passages.T).topk(NEIGHBOURHOOD).indices.tolist()
         ]
 
     def passages(self) -> Iterator[list[int]]:
@@ -408,9 +406,7 @@ class Evaluation:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True, help="keeps the teacher's vectors")
     parser.add_argument("--output_dir", type=Path, default=HERE / "warmup")
     parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2")

@@ -73,9 +73,12 @@ def parse_arguments(description: str, count: int, subjects: Iterable[str]) -> ar
     parser.add_argument("--output", type=Path, help="a JSON file for the figures; FILE.findings gets the folders")
     parser.add_argument("--only", nargs="+", choices=sorted(subjects), metavar="NAME", help=", ".join(sorted(subjects)))
     parser.add_argument(
-        "--numbers", type=int, nargs="+", metavar="N",
+        "--numbers",
+        type=int,
+        nargs="+",
+        metavar="N",
         help="these cases alone, of a campaign with the same --only and --seed; --output keeps their folders",
-    )  # fmt: skip
+    )
     return parser.parse_args()
 
 
@@ -89,8 +92,7 @@ class Campaigner:
         real: the share of the cases with processes of their own.
     """
 
-    def __init__(self, output: Path | None = None, jobs: int = 2, seed: int = 0, load: bool = True,
-                 real: float = REAL):  # fmt: skip
+    def __init__(self, output: Path | None = None, jobs: int = 2, seed: int = 0, load: bool = True, real: float = REAL):
         if load:
             load_everything()
         # Not a TemporaryDirectory: every fork that runs its exit functions would remove it.
@@ -203,8 +205,10 @@ class Campaigner:
         for outcome, finding in findings:
             by_kind.setdefault((outcome.subject, finding.kind), []).append((outcome, finding))
         counted = sum(outcome.counts for outcome in outcomes)
-        print(f"\n{name}: {counted} cases in {seconds:.0f} s, {len(outcomes) - counted} that do not count, "
-              f"{len(findings)} findings\n")  # fmt: skip
+        print(
+            f"\n{name}: {counted} cases in {seconds:.0f} s, {len(outcomes) - counted} that do not count, "
+            f"{len(findings)} findings\n"
+        )
         columns = list(dict.fromkeys(result for row in counts.values() for result in sorted(row)))
         print(f"| {name} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
         for subject, row in sorted(counts.items()):
@@ -222,10 +226,13 @@ class Campaigner:
             path = self.output.with_name(f"{self.output.stem}-{name}{self.output.suffix or '.json'}")
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {
-                "campaign": name, "seed": self.seed, "cases": counted, "seconds": round(seconds),
+                "campaign": name,
+                "seed": self.seed,
+                "cases": counted,
+                "seconds": round(seconds),
                 "counts": {subject: dict(row) for subject, row in sorted(counts.items())},
                 "findings": [asdict(outcome) for outcome in outcomes if outcome.findings],
-            }  # fmt: skip
+            }
             path.write_text(json.dumps(content, indent=1))
         sys.stdout.flush()
 

@@ -128,8 +128,12 @@ TARGETS = {
         *(
             Target("star-train", f"out/models/checkpoint-4/{name}", mutators, SLOW, "stopped")
             for name, mutators in (
-                ("trainer_state.json", JSON), ("config.json", JSON), ("model.safetensors", SAFETENSORS),
-                ("optimizer.pt", ZIP), ("scheduler.pt", ZIP), ("rng_state.pth", ZIP),
+                ("trainer_state.json", JSON),
+                ("config.json", JSON),
+                ("model.safetensors", SAFETENSORS),
+                ("optimizer.pt", ZIP),
+                ("scheduler.pt", ZIP),
+                ("rng_state.pth", ZIP),
             )
         ),
         Target("adore-train", f"{EMBEDDINGS}/passages.memmap", FLOATS),
@@ -148,7 +152,7 @@ TARGETS = {
         Target("download", "msmarco-docs.tsv.gz", GZIP, 5),
         Target("download", "answer", HTTP, 8),
     )
-}  # fmt: skip
+}
 
 
 def mutations(world: World, names: list[str]) -> Campaign:
@@ -227,11 +231,14 @@ def _judge(case: Case, running: Running, outcome: Outcome, target: Target) -> En
     else:
         kind = signature(ended)
         outcome.result = (
-            "traceback" if "Traceback" in ended.stderr
-            else "signal" if ended.code < 0
-            else "outside" if ended.code == OUTSIDE
+            "traceback"
+            if "Traceback" in ended.stderr
+            else "signal"
+            if ended.code < 0
+            else "outside"
+            if ended.code == OUTSIDE
             else "no sentence"
-        )  # fmt: skip
+        )
     if kind:
         outcome.findings.append(Finding(kind, ended.describe()))
         if outcome.result in ("accepted", "refused"):
@@ -254,8 +261,11 @@ def nonsense(folder: Path, ended: Ended, damaged: Path) -> str | None:
     for value in re.findall(r"(?:^MRR @\d+: |^\S+\s+\S+\s+)(-?[\d.]+(?:e-?\d+)?)$", ended.stdout, re.MULTILINE):
         if not 0 <= float(value) <= 1:
             return "prints a measure that is not within 0 and 1"
-    written = [*folder.glob("out/**/*"), *folder.glob("data/passage/evaluate/**/*"),
-               *folder.glob("data/passage/*_retrieve/*")]  # fmt: skip
+    written = [
+        *folder.glob("out/**/*"),
+        *folder.glob("data/passage/evaluate/**/*"),
+        *folder.glob("data/passage/*_retrieve/*"),
+    ]
     for path in written:
         if path == damaged:
             continue

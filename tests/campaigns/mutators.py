@@ -86,20 +86,62 @@ def _block(content: bytes, dice: Dice) -> tuple[int, int]:
 
 
 BYTES: tuple[Mutator, ...] = (
-    flip_bits, flip_bits, replace_bytes, extreme_integer, truncate, duplicate_block, delete_block, swap_blocks, append,
-)  # fmt: skip
+    flip_bits,
+    flip_bits,
+    replace_bytes,
+    extreme_integer,
+    truncate,
+    duplicate_block,
+    delete_block,
+    swap_blocks,
+    append,
+)
 FLOATS: tuple[Mutator, ...] = (*BYTES, not_a_number, not_a_number)
 
 # Text
 
 NUMBERS = (
-    "-1", "0", "00", "1e400", "nan", "inf", "-inf", "2147483648", "-2147483649", "9223372036854775808", "9" * 30,
-    "1" * 5000, "0x10", "1.5", "１２", "1_0", "+1", "", " ",
-)  # fmt: skip
+    "-1",
+    "0",
+    "00",
+    "1e400",
+    "nan",
+    "inf",
+    "-inf",
+    "2147483648",
+    "-2147483649",
+    "9223372036854775808",
+    "9" * 30,
+    "1" * 5000,
+    "0x10",
+    "1.5",
+    "１２",
+    "1_0",
+    "+1",
+    "",
+    " ",
+)
 ODD = (
-    "\0", "\x1b[31m", "\x85", "\u2028", "\r", "\x0b", "\x1c", "\u200b", "\ufeff", "\u202e", "\ud7ff", "\U0001f600",
-    "\t", '"', "\\", "{", "%s", "'", "\x7f",
-)  # fmt: skip
+    "\0",
+    "\x1b[31m",
+    "\x85",
+    "\u2028",
+    "\r",
+    "\x0b",
+    "\x1c",
+    "\u200b",
+    "\ufeff",
+    "\u202e",
+    "\ud7ff",
+    "\U0001f600",
+    "\t",
+    '"',
+    "\\",
+    "{",
+    "%s",
+    "'",
+    "\x7f",
+)
 
 
 def in_a_line(change: Callable[[bytes, Dice], bytes]) -> Mutator:
@@ -205,18 +247,65 @@ def other_encoding(content: bytes, dice: Dice) -> bytes:
 
 
 TEXT: tuple[Mutator, ...] = (
-    *map(in_a_line, (other_number, other_number, drop_field, more_fields, swap_fields, odd_character, odd_character,
-                     not_utf8, other_separators, very_long, blank)),
+    *map(
+        in_a_line,
+        (
+            other_number,
+            other_number,
+            drop_field,
+            more_fields,
+            swap_fields,
+            odd_character,
+            odd_character,
+            not_utf8,
+            other_separators,
+            very_long,
+            blank,
+        ),
+    ),
     *map(lines_of, (swap_lines, repeat_line, drop_lines)),
-    byte_order_mark, other_line_ends, other_encoding, truncate, flip_bits, duplicate_block, delete_block,
-)  # fmt: skip
+    byte_order_mark,
+    other_line_ends,
+    other_encoding,
+    truncate,
+    flip_bits,
+    duplicate_block,
+    delete_block,
+)
 
 # JSON
 
 VALUES = (
-    None, True, False, 0, 1, -1, 2, 1.5, -0.0, 1e308, 10**30, 2**31, 2**63, -(2**63), "", "x", "0", "NaN", "\0", [], {},
-    [[]], [1, "x", None], {"": 0}, {"x": {"y": []}}, "x" * 5000, "../../x", "/etc/passwd", "\u202e",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    1.5,
+    -0.0,
+    1e308,
+    10**30,
+    2**31,
+    2**63,
+    -(2**63),
+    "",
+    "x",
+    "0",
+    "NaN",
+    "\0",
+    [],
+    {},
+    [[]],
+    [1, "x", None],
+    {"": 0},
+    {"x": {"y": []}},
+    "x" * 5000,
+    "../../x",
+    "/etc/passwd",
+    "\u202e",
+)
 
 
 def json_value(content: bytes, dice: Dice) -> bytes:
@@ -274,10 +363,26 @@ def json_twice(content: bytes, dice: Dice) -> bytes:
 
 def json_whole(content: bytes, dice: Dice) -> bytes:
     """Put something else in place of the document."""
-    return dice.choice((
-        b"", b"null", b"[]", b"{}", b"3", b'"x"', b"[" * 100_000, b'{"a":' * 100_000, b"NaN", b"1" * 5000, b"{",
-        b"[" + content + b"]", content + b"}", content + content, content + b"\0", b"\xef\xbb\xbf" + content,
-    ))  # fmt: skip
+    return dice.choice(
+        (
+            b"",
+            b"null",
+            b"[]",
+            b"{}",
+            b"3",
+            b'"x"',
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            b"NaN",
+            b"1" * 5000,
+            b"{",
+            b"[" + content + b"]",
+            content + b"}",
+            content + content,
+            content + b"\0",
+            b"\xef\xbb\xbf" + content,
+        )
+    )
 
 
 def json_number(content: bytes, dice: Dice) -> bytes:
@@ -320,10 +425,27 @@ def _change_json(content: bytes, dice: Dice, change: Callable[[list | dict, int 
 
 
 JSON: tuple[Mutator, ...] = (
-    json_value, json_value, json_value, json_near, json_near, json_without, json_renamed, json_twice, json_whole,
-    json_number, json_number, flip_bits, replace_bytes, truncate, duplicate_block, delete_block, byte_order_mark,
-    in_a_line(odd_character), in_a_line(not_utf8), other_encoding,
-)  # fmt: skip
+    json_value,
+    json_value,
+    json_value,
+    json_near,
+    json_near,
+    json_without,
+    json_renamed,
+    json_twice,
+    json_whole,
+    json_number,
+    json_number,
+    flip_bits,
+    replace_bytes,
+    truncate,
+    duplicate_block,
+    delete_block,
+    byte_order_mark,
+    in_a_line(odd_character),
+    in_a_line(not_utf8),
+    other_encoding,
+)
 
 # Inside
 
@@ -354,14 +476,31 @@ def inside_tar(content: bytes, dice: Dice) -> bytes:
         for number, member in enumerate(members):
             data = source.extractfile(member).read()
             if number == odd:
-                way = dice.choice((
-                    "symlink", "hardlink", "fifo", "folder", "device", "outside", "absolute", "twice", "missing",
-                    "empty", "text", "dot",
-                ))  # fmt: skip
+                way = dice.choice(
+                    (
+                        "symlink",
+                        "hardlink",
+                        "fifo",
+                        "folder",
+                        "device",
+                        "outside",
+                        "absolute",
+                        "twice",
+                        "missing",
+                        "empty",
+                        "text",
+                        "dot",
+                    )
+                )
                 if way == "missing":
                     continue
-                types = {"symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE,
-                         "folder": tarfile.DIRTYPE, "device": tarfile.CHRTYPE}  # fmt: skip
+                types = {
+                    "symlink": tarfile.SYMTYPE,
+                    "hardlink": tarfile.LNKTYPE,
+                    "fifo": tarfile.FIFOTYPE,
+                    "folder": tarfile.DIRTYPE,
+                    "device": tarfile.CHRTYPE,
+                }
                 names = {"outside": f"../../{member.name}", "absolute": f"/{member.name}", "dot": f"./{member.name}"}
                 member.type, member.name = types.get(way, member.type), names.get(way, member.name)
                 if way in types:
@@ -399,12 +538,32 @@ def inside_npy(content: bytes, dice: Dice) -> bytes:
     length = int.from_bytes(content[8:10], "little")
     header, data = content[10 : 10 + length].decode("latin-1"), content[10 + length :]
     ways: tuple[tuple[str, str], ...] = (
-        ("'descr': '<i8'", "'descr': '<f8'"), ("'descr': '<i8'", "'descr': '|O'"), ("'descr': '<i8'", "'descr': '<U1'"),
-        ("<i4", "<u8"), ("<i4", ">i4"), ("<i4", "<f4"), ("<i4", "|b1"), ("<f4", "<f8"), ("<f4", "<f2"), ("<f4", "|O"),
-        ("<f4", ">f4"), ("<i8", ">i8"), ("<i8", "<M8[s]"), ("False", "True"), (",)", ", 1)"), ("(", "(-"), ("(", "(9"),
-        ("(", "(99999999999999"), ("'shape'", "'form'"), ("{", "{'x': 1, "), ("'fortran_order': False, ", ""),
-        ("(", "(" * 200), ("}", ""), (",)", ")"), ("'shape': (", "'shape': ((")
-    )  # fmt: skip
+        ("'descr': '<i8'", "'descr': '<f8'"),
+        ("'descr': '<i8'", "'descr': '|O'"),
+        ("'descr': '<i8'", "'descr': '<U1'"),
+        ("<i4", "<u8"),
+        ("<i4", ">i4"),
+        ("<i4", "<f4"),
+        ("<i4", "|b1"),
+        ("<f4", "<f8"),
+        ("<f4", "<f2"),
+        ("<f4", "|O"),
+        ("<f4", ">f4"),
+        ("<i8", ">i8"),
+        ("<i8", "<M8[s]"),
+        ("False", "True"),
+        (",)", ", 1)"),
+        ("(", "(-"),
+        ("(", "(9"),
+        ("(", "(99999999999999"),
+        ("'shape'", "'form'"),
+        ("{", "{'x': 1, "),
+        ("'fortran_order': False, ", ""),
+        ("(", "(" * 200),
+        ("}", ""),
+        (",)", ")"),
+        ("'shape': (", "'shape': (("),
+    )
     fitting = [(old, new) for old, new in ways if old in header]
     old, new = dice.choice(fitting)
     changed = header.replace(old, new, 1).encode("latin-1")
@@ -428,12 +587,22 @@ def odd_pickle(content: bytes, dice: Dice) -> bytes:
     """Put opcodes in place of others, or pickles that are none of a dict of integers."""
     opcodes = b"(.0123FIJKLMNPQRSTUVXabcdefghijklmoprstu}]" + bytes(range(0x80, 0x99))
     whole = (
-        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62), b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1),
-        b"cos\nsystem\n(S'x'\ntR.", b"(" * 10_000, b"}" + b"q\xff" * 100 + b".", b"r\xff\xff\xff\x7f.",
-        b"}r\xff\xff\xff\x7f.", b"N.", b"].", b"}.", b"(lp0\ng0\na.", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.",
-        b"cnumpy\ndtype\n(S'i8'\nI0\nI1\ntR.", b"\x80\x63}.",
+        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62),
+        b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1),
+        b"cos\nsystem\n(S'x'\ntR.",
+        b"(" * 10_000,
+        b"}" + b"q\xff" * 100 + b".",
+        b"r\xff\xff\xff\x7f.",
+        b"}r\xff\xff\xff\x7f.",
+        b"N.",
+        b"].",
+        b"}.",
+        b"(lp0\ng0\na.",
+        b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.",
+        b"cnumpy\ndtype\n(S'i8'\nI0\nI1\ntR.",
+        b"\x80\x63}.",
         b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\nI0\nI1\ntRS'12345678'\ntR.",
-    )  # fmt: skip
+    )
     if dice.random() < 0.4:
         return dice.choice(whole)
     at = dice.choice((_position(content, dice), len(content) - 1))
@@ -444,17 +613,40 @@ PICKLE: tuple[Mutator, ...] = (*BYTES, odd_pickle, odd_pickle, odd_pickle)
 
 
 HTTP_STATUS = (
-    b"HTTP/1.1 abc OK", b"HTTP/9.9 200 OK", b"200", b"", b"HTTP/1.1 206 Partial", b"HTTP/1.1 416 No",
-    b"HTTP/1.1 999 x", b"HTTP/1.1 302 Found", b"HTTP/1.1 503 Busy", b"HTTP/1.1 404 \xff\xfe",
-    b"HTTP/1.1 100 Continue", b"HTTP/1.1 204 No", b"HTTP/1.1 -1 x", b"ICY 200 OK",
-)  # fmt: skip
+    b"HTTP/1.1 abc OK",
+    b"HTTP/9.9 200 OK",
+    b"200",
+    b"",
+    b"HTTP/1.1 206 Partial",
+    b"HTTP/1.1 416 No",
+    b"HTTP/1.1 999 x",
+    b"HTTP/1.1 302 Found",
+    b"HTTP/1.1 503 Busy",
+    b"HTTP/1.1 404 \xff\xfe",
+    b"HTTP/1.1 100 Continue",
+    b"HTTP/1.1 204 No",
+    b"HTTP/1.1 -1 x",
+    b"ICY 200 OK",
+)
 HTTP_HEADERS = (
-    b"Content-Length: abc", b"Content-Length: -5", b"Content-Length: " + b"9" * 30, b"Content-Length:",
-    b"Location: http://[", b"Location: file:///etc/passwd", b"Location: /\x00", b"Location: ftp://x",
-    b"Location: http://127.0.0.1:1/\xff", b"Transfer-Encoding: chunked", b"Content-Range: bytes 5-2/1",
-    b"Content-Range: bytes */x", b"Content-Range: bytes 0-9/" + b"9" * 5000, b"Content-Encoding: gzip",
-    b"X" * 70_000, b"no colon", b": empty",
-)  # fmt: skip
+    b"Content-Length: abc",
+    b"Content-Length: -5",
+    b"Content-Length: " + b"9" * 30,
+    b"Content-Length:",
+    b"Location: http://[",
+    b"Location: file:///etc/passwd",
+    b"Location: /\x00",
+    b"Location: ftp://x",
+    b"Location: http://127.0.0.1:1/\xff",
+    b"Transfer-Encoding: chunked",
+    b"Content-Range: bytes 5-2/1",
+    b"Content-Range: bytes */x",
+    b"Content-Range: bytes 0-9/" + b"9" * 5000,
+    b"Content-Encoding: gzip",
+    b"X" * 70_000,
+    b"no colon",
+    b": empty",
+)
 
 
 def http_head(content: bytes, dice: Dice) -> bytes:
@@ -467,7 +659,7 @@ def http_head(content: bytes, dice: Dice) -> bytes:
         lambda: lines.extend([b"X-Many: 1"] * 200),
         lambda: lines.pop(),
         lambda: lines.__setitem__(-1, dice.choice(BYTES)(lines[-1] + b" ", dice)),
-    )  # fmt: skip
+    )
     for _ in range(dice.choice((1, 1, 2, 3))):
         if lines:
             dice.choice(ways)()

@@ -29,14 +29,29 @@ PROJECT = Path(__file__).resolve().parents[2]
 # Read when the libraries are loaded: a process that is forked must have one thread alone.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 ENVIRONMENT = ONE_THREAD | {
-    "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "NO_PROXY": "127.0.0.1",
+    "no_proxy": "127.0.0.1",
     "PYTHONPATH": str(PROJECT),
-}  # fmt: skip
+}
 HEAVY = (
-    "numpy", "torch", "faiss", "transformers", "transformers.trainer", "accelerate", "safetensors.torch", "scipy.stats",
-    "tensorboard.backend.event_processing.event_accumulator", "torch.utils.tensorboard", "ir_measures", "bm25s", "yaml",
-    "psutil", "tqdm",
-)  # fmt: skip
+    "numpy",
+    "torch",
+    "faiss",
+    "transformers",
+    "transformers.trainer",
+    "accelerate",
+    "safetensors.torch",
+    "scipy.stats",
+    "tensorboard.backend.event_processing.event_accumulator",
+    "torch.utils.tensorboard",
+    "ir_measures",
+    "bm25s",
+    "yaml",
+    "psutil",
+    "tqdm",
+)
 OURS = sorted(path.stem for path in (PROJECT / "drhard").glob("*.py") if path.stem != "__init__")
 HANG_SECONDS = 120
 PIPE_BYTES = 1 << 20

@@ -62,26 +62,86 @@ class Script:
 
 def _star(*flags: str) -> tuple[str, ...]:
     return (
-        "--do_train", *LENGTHS, "--preprocess_dir", PREPROCESS, "--init_path", WARMUP, "--output_dir", "out/models",
-        "--logging_dir", "out/log", "--per_device_train_batch_size", "8", "--num_train_epochs", "3", "--save_steps",
-        "4", "--warmup_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "3", "--no_cuda", *flags,
-    )  # fmt: skip
+        "--do_train",
+        *LENGTHS,
+        "--preprocess_dir",
+        PREPROCESS,
+        "--init_path",
+        WARMUP,
+        "--output_dir",
+        "out/models",
+        "--logging_dir",
+        "out/log",
+        "--per_device_train_batch_size",
+        "8",
+        "--num_train_epochs",
+        "3",
+        "--save_steps",
+        "4",
+        "--warmup_steps",
+        "2",
+        "--learning_rate",
+        "1e-3",
+        "--logging_steps",
+        "3",
+        "--no_cuda",
+        *flags,
+    )
 
 
 def _adore(*flags: str) -> tuple[str, ...]:
     return (
-        "--metric_cut", "20", "--init_path", MODEL, "--pembed_path", f"{EMBEDDINGS}/passages.memmap",
-        "--model_save_dir", "out/models", "--log_dir", "out/log", "--preprocess_dir", PREPROCESS, "--neg_topk", "20",
-        "--max_seq_length", "12", "--per_gpu_batch_size", "8", "--warmup_steps", "2", "--num_train_epochs", "3",
-        "--save_steps", "5", "--logging_steps", "2", "--learning_rate", "1e-3", *flags,
-    )  # fmt: skip
+        "--metric_cut",
+        "20",
+        "--init_path",
+        MODEL,
+        "--pembed_path",
+        f"{EMBEDDINGS}/passages.memmap",
+        "--model_save_dir",
+        "out/models",
+        "--log_dir",
+        "out/log",
+        "--preprocess_dir",
+        PREPROCESS,
+        "--neg_topk",
+        "20",
+        "--max_seq_length",
+        "12",
+        "--per_gpu_batch_size",
+        "8",
+        "--warmup_steps",
+        "2",
+        "--num_train_epochs",
+        "3",
+        "--save_steps",
+        "5",
+        "--logging_steps",
+        "2",
+        "--learning_rate",
+        "1e-3",
+        *flags,
+    )
 
 
 def _retrieve(mode: str, *flags: str) -> tuple[str, ...]:
     return (
-        "--model_dir", MODEL, "--output_dir", "out/evaluate", "--preprocess_dir", PREPROCESS, "--mode", mode, "--topk",
-        "20", "--dmemmap_path", f"{EMBEDDINGS}/passages.memmap", "--max_seq_length", "12", "--no_cuda", *flags,
-    )  # fmt: skip
+        "--model_dir",
+        MODEL,
+        "--output_dir",
+        "out/evaluate",
+        "--preprocess_dir",
+        PREPROCESS,
+        "--mode",
+        mode,
+        "--topk",
+        "20",
+        "--dmemmap_path",
+        f"{EMBEDDINGS}/passages.memmap",
+        "--max_seq_length",
+        "12",
+        "--no_cuda",
+        *flags,
+    )
 
 
 def _encode(mode: str, *flags: str) -> tuple[str, ...]:
@@ -100,75 +160,148 @@ SCRIPTS = {
     script.name: script
     for script in (
         Script(
-            "preprocess-passage", "preprocess.py",
-            ("--data_type", "1", "--model_name_or_path", "base", "--max_seq_length", "16", "--max_query_length", "12",
-             "--threads", "2"),
-            {"data/passage/dataset": "base/passage", "base": "base/vocabulary"}, workers=True,
+            "preprocess-passage",
+            "preprocess.py",
+            (
+                "--data_type",
+                "1",
+                "--model_name_or_path",
+                "base",
+                "--max_seq_length",
+                "16",
+                "--max_query_length",
+                "12",
+                "--threads",
+                "2",
+            ),
+            {"data/passage/dataset": "base/passage", "base": "base/vocabulary"},
+            workers=True,
         ),
         Script(
-            "preprocess-doc", "preprocess.py",
+            "preprocess-doc",
+            "preprocess.py",
             ("--data_type", "0", "--model_name_or_path", "base", "--max_seq_length", "32", "--threads", "1"),
-            {"data/doc/dataset": "base/doc", "base": "base/vocabulary"}, workers=True,
+            {"data/doc/dataset": "base/doc", "base": "base/vocabulary"},
+            workers=True,
         ),
         Script("star-inference", "star/inference.py", _encode("dev"), TOKENS | {MODEL: "base/model"}),
         Script("mine-dense", "star/prepare_hardneg.py", _encode("train"), STAR_INPUTS),
         Script(
-            "mine-bm25", "star/prepare_hardneg.py", ("--data_type", "passage", "--retriever", "bm25", "--mode", "train",
-                                                     "--topk", "20"),
+            "mine-bm25",
+            "star/prepare_hardneg.py",
+            ("--data_type", "passage", "--retriever", "bm25", "--mode", "train", "--topk", "20"),
             TOKENS | {"data/passage/dataset": "base/passage"},
         ),
         Script(
-            "star-train", "star/train.py", _star("--hardneg_path", next(iter(MINED))), STAR_INPUTS | MINED,
+            "star-train",
+            "star/train.py",
+            _star("--hardneg_path", next(iter(MINED))),
+            STAR_INPUTS | MINED,
             leaves=CHECKPOINTS,
         ),
         Script("star-train-mining", "star/train.py", _star(), STAR_INPUTS, leaves=CHECKPOINTS),
         Script("adore-train", "adore/train.py", _adore(), ADORE_INPUTS, leaves=("out/models/training_state.pt",)),
         Script(
-            "adore-train-index", "adore/train.py", _adore(*COMPRESSED), ADORE_INPUTS,
+            "adore-train-index",
+            "adore/train.py",
+            _adore(*COMPRESSED),
+            ADORE_INPUTS,
             leaves=("out/models/training_state.pt",),
         ),
         Script("adore-inference", "adore/inference.py", _retrieve("dev"), ADORE_INPUTS),
         Script("adore-inference-index", "adore/inference.py", _retrieve("dev", *COMPRESSED), ADORE_INPUTS),
         Script(
-            "cvt-back", "cvt_back.py",
-            ("--input_dir", "run", "--preprocess_dir", PREPROCESS, "--output_dir", "out", "--mode", "dev", "--dataset",
-             "passage"), CONVERT,
+            "cvt-back",
+            "cvt_back.py",
+            (
+                "--input_dir",
+                "run",
+                "--preprocess_dir",
+                PREPROCESS,
+                "--output_dir",
+                "out",
+                "--mode",
+                "dev",
+                "--dataset",
+                "passage",
+            ),
+            CONVERT,
         ),
         Script(
-            "cvt-back-trec", "cvt_back.py",
-            ("--input_dir", "run", "--preprocess_dir", PREPROCESS, "--output_dir", "out", "--mode", "dev", "--dataset",
-             "passage", "--trec"), CONVERT,
+            "cvt-back-trec",
+            "cvt_back.py",
+            (
+                "--input_dir",
+                "run",
+                "--preprocess_dir",
+                PREPROCESS,
+                "--output_dir",
+                "out",
+                "--mode",
+                "dev",
+                "--dataset",
+                "passage",
+                "--trec",
+            ),
+            CONVERT,
         ),
         Script(
-            "msmarco-eval", "msmarco_eval.py", ("qrels.tsv", "dev.rank.tsv"),
-            {"qrels.tsv": f"preprocess-passage/{PREPROCESS}/dev-qrel.tsv",
-             "dev.rank.tsv": f"star-inference/{EMBEDDINGS}/dev.rank.tsv"}, prints=True,
+            "msmarco-eval",
+            "msmarco_eval.py",
+            ("qrels.tsv", "dev.rank.tsv"),
+            {
+                "qrels.tsv": f"preprocess-passage/{PREPROCESS}/dev-qrel.tsv",
+                "dev.rank.tsv": f"star-inference/{EMBEDDINGS}/dev.rank.tsv",
+            },
+            prints=True,
         ),
         Script(
-            "trec-eval", "trec_eval.py", ("qrels.tsv", "dev.rank.tsv", "-q", "--compare", "other.rank.tsv"),
-            {"qrels.tsv": f"preprocess-passage/{PREPROCESS}/dev-qrel.tsv",
-             "dev.rank.tsv": f"star-inference/{EMBEDDINGS}/dev.rank.tsv",
-             "other.rank.tsv": "base/other/dev.rank.tsv"}, prints=True,
+            "trec-eval",
+            "trec_eval.py",
+            ("qrels.tsv", "dev.rank.tsv", "-q", "--compare", "other.rank.tsv"),
+            {
+                "qrels.tsv": f"preprocess-passage/{PREPROCESS}/dev-qrel.tsv",
+                "dev.rank.tsv": f"star-inference/{EMBEDDINGS}/dev.rank.tsv",
+                "other.rank.tsv": "base/other/dev.rank.tsv",
+            },
+            prints=True,
         ),
         Script(
-            "reproduce-report", "reproduce.py", ("report", "--output_dir", "out"),
-            {"data/tables.yaml": "base/tables.yaml", "runs/preprocess": TOKENS[PREPROCESS], "runs/model": "base/model",
-             "runs/log": "adore-train/out/log", "runs/evaluate": f"star-inference/{EMBEDDINGS}",
-             "runs/other": "base/other"},
-            copies=("reproduce.py",), prints=True,
+            "reproduce-report",
+            "reproduce.py",
+            ("report", "--output_dir", "out"),
+            {
+                "data/tables.yaml": "base/tables.yaml",
+                "runs/preprocess": TOKENS[PREPROCESS],
+                "runs/model": "base/model",
+                "runs/log": "adore-train/out/log",
+                "runs/evaluate": f"star-inference/{EMBEDDINGS}",
+                "runs/other": "base/other",
+            },
+            copies=("reproduce.py",),
+            prints=True,
         ),
         Script(
-            "reproduce-run", "reproduce.py", ("run", "tiny:made"),
-            {"data/tables.yaml": "base/tables.yaml", PREPROCESS: TOKENS[PREPROCESS],
-             "run": f"star-inference/{EMBEDDINGS}"},
-            copies=("reproduce.py",), workers=True,
+            "reproduce-run",
+            "reproduce.py",
+            ("run", "tiny:made"),
+            {
+                "data/tables.yaml": "base/tables.yaml",
+                PREPROCESS: TOKENS[PREPROCESS],
+                "run": f"star-inference/{EMBEDDINGS}",
+            },
+            copies=("reproduce.py",),
+            workers=True,
         ),
         Script(
-            "download", "download_data.py", ("--manifest", "downloads.json"), {"downloads.json": "base/downloads.json"},
+            "download",
+            "download_data.py",
+            ("--manifest", "downloads.json"),
+            {"downloads.json": "base/downloads.json"},
             leaves=("data/*/dataset/*.tar.gz", "data/*/dataset/*.gz"),
         ),
     )
-}  # fmt: skip
+}
 
 # The same scripts on other splits of one folder, for two at once.
 OTHERS = {
@@ -176,12 +309,14 @@ OTHERS = {
     for script in (
         Script("star-inference-test", "star/inference.py", _encode("test"), SCRIPTS["star-inference"].inputs),
         Script(
-            "mine-there", "star/prepare_hardneg.py",
-            _encode("train", "--model_dir", MODEL, "--output_dir", EMBEDDINGS), SCRIPTS["star-inference"].inputs,
+            "mine-there",
+            "star/prepare_hardneg.py",
+            _encode("train", "--model_dir", MODEL, "--output_dir", EMBEDDINGS),
+            SCRIPTS["star-inference"].inputs,
         ),
         Script("adore-inference-index-test", "adore/inference.py", _retrieve("test", *COMPRESSED), ADORE_INPUTS),
     )
-}  # fmt: skip
+}
 PAIRS = [(name, name) for name in SCRIPTS if not SCRIPTS[name].prints] + [
     ("star-inference", "star-inference-test"),
     ("star-inference", "mine-there"),
@@ -253,9 +388,12 @@ def _write_corpus(folder: Path, corpus: Any, count: int, queries: int, dice: Any
         separator = "\t" if mode != "test" and not prefix else " "
         _write_lines(
             folder / split.qrels,
-            [separator.join((str(qid), "0", f"{prefix}{pids[row]}", str(grade)))
-             for qid, rows in judged.items() for row, grade in zip(rows, grades, strict=True)],
-        )  # fmt: skip
+            [
+                separator.join((str(qid), "0", f"{prefix}{pids[row]}", str(grade)))
+                for qid, rows in judged.items()
+                for row, grade in zip(rows, grades, strict=True)
+            ],
+        )
         if mode == "dev":
             relevant = [rows[0] for rows in judged.values()]
     return relevant
@@ -497,8 +635,11 @@ class World:
         expected = self.unbroken[script.name].files if files is None else files
         found = snapshot(folder)
         problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-        problems += [f"{name} is not that of an unbroken run" for name in expected.keys() & found.keys()
-                     if expected[name] != found[name]]  # fmt: skip
+        problems += [
+            f"{name} is not that of an unbroken run"
+            for name in expected.keys() & found.keys()
+            if expected[name] != found[name]
+        ]
         return problems + [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
 
     def compare_stopped(self, script: Script, folder: Path, files: Digests | None = None) -> list[str]:
@@ -624,5 +765,3 @@ def signature(ended: Ended) -> str:
 def _general(line: str) -> str:
     line = re.sub(r"\b[0-9a-f]{12,}\b", "#", line)
     return re.sub(r"\d+", "#", line)[:110]
-
-
