@@ -20,7 +20,6 @@ from drhard.metrics import Coverage, measure_queries, parse_measures
 from drhard.numbers import COUNT
 from drhard.qrels import read_grades
 from drhard.runs import read_rankings
-from drhard.significance import compare, holm
 
 import numpy as np
 from ir_measures.measures import Measure
@@ -79,6 +78,8 @@ def measure_run(
 def print_comparisons(
     values: Mapping[str, np.ndarray], others: Sequence[tuple[str, Mapping[str, np.ndarray]]], width: int
 ) -> None:
+    from drhard.significance import compare, holm  # with SciPy, which takes seconds to import
+
     rows = [
         (name, path, other[name].mean(), compare(values[name], other[name]))
         for path, other in others

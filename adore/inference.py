@@ -8,13 +8,11 @@
 import argparse
 from pathlib import Path
 
-from drhard.embeddings import open_document_embeddings
-from drhard.encoder import load_encoder
 from drhard.errors import command
+from drhard.files import existing
 from drhard.flags import INDEX, PRECISION, add_flags
-from drhard.retrieval import search_embeddings
+from drhard.hub import find_checkpoint
 from drhard.runs import run_ids, write_run
-from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import TokenMemmap, query_name
 
 
@@ -43,6 +41,15 @@ def main() -> None:
     args = parse_arguments()
     run = args.output_dir / f"{args.mode}.rank.tsv"
     queries = TokenMemmap(args.preprocess_dir, query_name(args.mode), args.max_seq_length)
+    existing(args.dmemmap_path)
+    find_checkpoint(args.model_dir)
+
+    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    from drhard.embeddings import open_document_embeddings
+    from drhard.encoder import load_encoder
+    from drhard.retrieval import search_embeddings
+    from drhard.settings import EncodingSettings, SearchSettings
+
     model = load_encoder(args.model_dir)
     encoding, searching = EncodingSettings.from_flags(args), SearchSettings.from_flags(args)
     documents = open_document_embeddings(args.dmemmap_path, model.output_embedding_size, args.preprocess_dir)

@@ -15,16 +15,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
-from drhard.devices import limit_threads, model_device
-from drhard.embeddings import in_memory_if_it_fits, open_document_embeddings, warn_if_made_by_another
-from drhard.encoder import load_encoder
 from drhard.errors import command
-from drhard.files import sole_writer
+from drhard.files import existing, sole_writer
 from drhard.flags import INDEX, add_flags
+from drhard.hub import find_checkpoint
 from drhard.numbers import COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED
 from drhard.qrels import read_relevant_rows
-from drhard.settings import SearchSettings
 from drhard.tokens import TokenMemmap, query_name
 
 
@@ -58,6 +54,17 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
+    queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
+    existing(args.pembed_path)
+    find_checkpoint(args.init_path)
+
+    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
+    from drhard.devices import limit_threads, model_device
+    from drhard.embeddings import in_memory_if_it_fits, open_document_embeddings, warn_if_made_by_another
+    from drhard.encoder import load_encoder
+    from drhard.settings import SearchSettings
+
     if args.faiss_omp_num_threads is not None:
         limit_threads(args.faiss_omp_num_threads)
     settings = AdoreSettings(
@@ -74,7 +81,6 @@ def main() -> None:
         seed=args.seed,
     )
     output = AdoreOutput(args.model_save_dir, args.log_dir, args.init_path, args.save_steps, args.logging_steps)
-    queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
     model = load_encoder(args.init_path)
     device = model_device(gpu=args.model_gpu_index)
     documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, args.preprocess_dir)

@@ -9,6 +9,7 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.files import existing, file_digest, whole_file
+from drhard.flags import FLAT
 from drhard.provenance import read_stamp, stamp_of, write_stamp
 from drhard.search import BLOCK_ROWS, ShardedIndex
 from drhard.tokens import sample_digest
@@ -19,7 +20,6 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-FLAT = "Flat"  # exact
 ON_GPUS = ("IndexFlat", "IndexIVFFlat", "IndexIVFPQ", "IndexIVFScalarQuantizer")  # what faiss can put there
 FLAG_OF = {"nprobe": "--nprobe", "efSearch": "--ef_search"}  # by faiss's names of them
 TRAINING_ROWS = 262_144  # documents that an index learns its codes from, at most: 0.8 GB at 768 dimensions

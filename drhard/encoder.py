@@ -8,13 +8,12 @@ from pathlib import Path
 
 from drhard.errors import InputError
 from drhard.files import whole_folder
+from drhard.hub import TOKENIZER_FILES, find_checkpoint
 from drhard.onednn import with_linear_layers
 from drhard.pretrained import (
-    TOKENIZER_FILES,
     check_sizes,
     check_weights,
     embedding_size,
-    find_checkpoint,
     longest_sequence,
     quiet_transformers,
     read_config,

@@ -21,6 +21,11 @@ def one_line(text: object) -> str:
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what a library's error says, or the error's type if it says nothing, fit for a sentence."""
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a script's ``main``: logging to standard error, ``InputError`` to exit code 2, Ctrl-C to 130."""
 

@@ -12,6 +12,8 @@ from typing import Any
 from drhard.msmarco import CORPORA, MODES
 from drhard.numbers import COUNT, LENGTH, NATURAL, SEARCH_GB
 
+FLAT = "Flat"  # of --index_factory: exact
+
 
 def _count(default: int, help: str) -> dict[str, Any]:
     return {"type": COUNT, "default": default, "help": f"{help} (%(default)s)"}
@@ -57,7 +59,7 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "help": "for a pass of the exact search on the CPU (%(default)g)",
         },
         "--index_factory": {
-            "default": "Flat",
+            "default": FLAT,
             "dest": "factory",
             "help": "a faiss index such as OPQ96,PQ96 (Flat: exact)",
         },

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from drhard.errors import InputError
+from drhard.errors import InputError, reason_of
 from drhard.files import read_object
+from drhard.hub import CONFIG_FILE, WEIGHTS_FILES
 from drhard.numbers import COUNT, FRACTION, NATURAL, Range
 
 import torch
@@ -18,9 +19,6 @@ from transformers import RobertaConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 MODEL_TYPES = ("roberta",)
 
 _HINT = "is it the checkpoint's own, and whole?"
@@ -60,45 +58,6 @@ _UNUSED = re.compile(
     r"roberta\.embeddings\.(position_ids|token_type_ids)$"  # numbers from 0 on, not learned
     r"|roberta\.pooler\.|(lm_head|classifier|classification_head|qa_outputs)\b"  # of other tasks
 )
-
-
-def find_checkpoint(name_or_path: str | Path) -> Path:
-    """The folder of a checkpoint: one that is here, or a model of the Hugging Face hub, which is fetched.
-
-    Raises:
-        InputError: there is no such folder, or no such model can be fetched.
-    """
-    name, path = str(name_or_path), Path(name_or_path)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise InputError(f"{name}: is a file; give the folder of the checkpoint")
-    parent_is_here = "/" in name and path.parent.is_dir()
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or parent_is_here:  # no name on the hub
-        raise InputError(f"{name}: no such folder; download_data.sh --models fetches the published checkpoints")
-    return _fetch(name)
-
-
-def _fetch(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import logging as hub_logging
-
-    verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # what it says of its attempts drowns the one sentence that follows
-    try:
-        for weights in WEIGHTS_FILES:
-            wanted = [CONFIG_FILE, *TOKENIZER_FILES, weights, f"{weights}.index.json", weights.replace(".", "-*-of-*.")]
-            folder = Path(snapshot_download(name, allow_patterns=wanted))
-            if any(folder.glob(f"{weights}*")):
-                break
-    except Exception as error:  # no network, no such model, no name at all: many types
-        reason = first_line(error)
-        raise InputError(
-            f"{name}: neither a folder here nor a model that could be fetched from the hub ({reason})"
-        ) from None
-    finally:
-        hub_logging.set_verbosity(verbosity)
-    return folder
 
 
 def read_config(folder: Path) -> RobertaConfig:
@@ -228,7 +187,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # its own type, and others for what torch does not know
-        raise InputError(f"{path}: damaged, or no safetensors file ({first_line(error)})") from None
+        raise InputError(f"{path}: damaged, or no safetensors file ({reason_of(error)})") from None
 
 
 def _read_bin(path: Path) -> dict[str, torch.Tensor]:
@@ -240,7 +199,7 @@ def _read_bin(path: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError:  # torch's own sentence advises to read it all the same
         raise InputError(f"{path}: damaged, or holds more than weights") from None
     except Exception as error:  # what torch raises depends on the damage
-        raise InputError(f"{path}: damaged, or no file of PyTorch's ({first_line(error)})") from None
+        raise InputError(f"{path}: damaged, or no file of PyTorch's ({reason_of(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected weights by their names")
     for name, weight in content.items():
@@ -272,11 +231,6 @@ def _refuse_stand_in(path: Path) -> None:
     for pattern, sentence in _STAND_INS:
         if re.match(pattern, start, re.IGNORECASE):
             raise InputError(f"{path}: {sentence}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # Both together

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.compressed import FLAT, check_factory, open_compressed
+from drhard.compressed import check_factory, open_compressed
 from drhard.devices import encoding_dtype, model_device
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import RobertaDot, check_tokens
 from drhard.errors import InputError
 from drhard.files import existing, file_digest
+from drhard.flags import FLAT
 from drhard.numbers import COUNT
 from drhard.search import GPU_TOPK, SEARCH_MEMORY_GB, ExactIndex, Index, check_search, gpu_index, gpus_with_room
 from drhard.tokens import TokenMemmap

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest, seal
-from drhard.encoder import TOKENIZER_FILES, embed_in_chunks, save_encoder
+from drhard.encoder import embed_in_chunks, save_encoder
 from drhard.files import partial, remove_folder, whole_folder
+from drhard.hub import TOKENIZER_FILES
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
 from drhard.sampling import StarDataset

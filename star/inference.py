@@ -9,12 +9,10 @@ Reads {data_root}/{type}/preprocess and {data_root}/{type}/trained_models/star, 
 import argparse
 from pathlib import Path
 
-from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.flags import INDEX, PRECISION, add_flags
-from drhard.retrieval import Retriever
+from drhard.hub import find_checkpoint
 from drhard.runs import run_ids, write_run
-from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 
@@ -44,10 +42,17 @@ def main() -> None:
     args = parse_arguments()
     root = args.data_root / args.data_type
     model_dir = args.model_dir or root / "trained_models" / "star"
+    find_checkpoint(model_dir)
     output_dir = args.output_dir or root / "evaluate" / "star"
     run = output_dir / f"{args.mode}.rank.tsv"
     passages = TokenMemmap(root / "preprocess", PASSAGES, args.max_doc_length)
     queries = TokenMemmap(root / "preprocess", query_name(args.mode), args.max_query_length)
+
+    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    from drhard.encoder import load_encoder
+    from drhard.retrieval import Retriever
+    from drhard.settings import EncodingSettings, SearchSettings
+
     model = load_encoder(model_dir)
     retriever = Retriever(model, EncodingSettings.from_flags(args), SearchSettings.from_flags(args))
     print(

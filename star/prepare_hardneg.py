@@ -14,19 +14,20 @@ in {data_root}/{type}/bm25_retrieve/hard.json:
 import argparse
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from drhard.compressed import FLAT
-from drhard.encoder import load_encoder
 from drhard.errors import InputError, command
-from drhard.flags import INDEX, PRECISION, add_flags
+from drhard.flags import FLAT, INDEX, PRECISION, add_flags
+from drhard.hub import find_checkpoint
 from drhard.msmarco import CORPORA, PASSAGE
 from drhard.negatives import write_hard_negatives
 from drhard.numbers import FRACTION, RATE
 from drhard.qrels import read_relevant_rows
-from drhard.retrieval import Mined, Retriever, mine_bm25_negatives, mine_hard_negatives
 from drhard.runs import run_ids, write_run
-from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+if TYPE_CHECKING:
+    from drhard.retrieval import Mined
 
 BM25_TUNED = {"passage": (0.82, 0.68)}  # k1, b for MS MARCO's passages
 BM25_DEFAULT = (0.9, 0.4)
@@ -78,26 +79,35 @@ def main() -> None:
     print(f"Wrote {output_dir / 'hard.json'}")
 
 
-def with_bm25(args: argparse.Namespace, root: Path, run: Path) -> AbstractContextManager[Mined]:
+def with_bm25(args: argparse.Namespace, root: Path, run: Path) -> "AbstractContextManager[Mined]":
     if args.model_dir or args.precision:
         raise InputError("--retriever bm25 has no use for --model_dir, --fp16 and --bf16; leave them out")
     if args.factory != FLAT or args.index_path or args.nprobe or args.ef_search:
         raise InputError(
             "--retriever bm25 has no use for --index_factory, --index_path, --nprobe and --ef_search; leave them out"
         )
+    from drhard.retrieval import mine_bm25_negatives
+
     k1, b = BM25_TUNED.get(args.data_type, BM25_DEFAULT)
     k1, b = k1 if args.k1 is None else args.k1, b if args.b is None else args.b
     print(f"Mining {args.topk} hard negatives for each {args.mode} query with BM25, k1 {k1}, b {b}")
     return mine_bm25_negatives(CORPORA[args.data_type], root, args.mode, run, args.topk, k1, b)
 
 
-def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> AbstractContextManager[Mined]:
+def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> "AbstractContextManager[Mined]":
     if args.k1 is not None or args.b is not None:
         raise InputError("--k1 and --b are those of --retriever bm25; leave them out")
     model_dir = args.model_dir or root / "warmup"
     passages = TokenMemmap(root / "preprocess", PASSAGES, args.max_doc_length)
     queries = TokenMemmap(root / "preprocess", query_name(args.mode), args.max_query_length)
     relevant = read_relevant_rows(root / "preprocess" / f"{args.mode}-qrel.tsv", len(queries), len(passages))
+    find_checkpoint(model_dir)
+
+    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    from drhard.encoder import load_encoder
+    from drhard.retrieval import Retriever, mine_hard_negatives
+    from drhard.settings import EncodingSettings, SearchSettings
+
     encoding = EncodingSettings.from_flags(args)
     retriever = Retriever(load_encoder(model_dir), encoding, SearchSettings.from_flags(args, args.no_cuda))
     print(f"Mining {args.topk} hard negatives for each {args.mode} query with {model_dir} on {encoding.device}")

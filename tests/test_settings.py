@@ -2,8 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from drhard.compressed import FLAT
-from drhard.flags import FLAGS, INDEX, add_flags
+from drhard.flags import FLAGS, FLAT, INDEX, add_flags
 from drhard.search import SEARCH_MEMORY_GB
 from drhard.settings import EncodingSettings, SearchSettings
 
