@@ -1,13 +1,15 @@
-"""Which flags of transformers' Trainer star/train.py takes, and why it refuses the others.
+"""The flags of star/train.py: those of transformers' Trainer that work, its own, and those that are refused.
 
-Every field of ``TrainingArguments`` is in ``WORKING`` or in ``REFUSED``; a test fails when a release of transformers
-brings a new one. A refused flag may be given with its default, which does nothing.
+Every field of ``TrainingArguments`` is in ``WORKING`` or in ``REFUSED``. A test fails when a release of transformers
+adds one or changes how one is read. Light to import: flags are checked before torch is loaded.
 """
 
-import dataclasses
+import argparse
 import os
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
@@ -17,101 +19,143 @@ STEPS = Range(0, 2**31 - 1, whole=False, above=True)  # between two events; belo
 WARMUP = Range(0, 2**31 - 1, whole=False)  # below 1 a share of all steps too
 CLIP = replace(NORM, above=False)  # 0 does not clip
 PROCESSES = Range(0, 1024)
+YES, NO = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+)
+LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Flag:
     """A flag that works.
 
     Attributes:
-        outcome: it decides the weights at the end, so a training is resumed with the same value only.
-        range: the numbers that make sense; None for what is no number.
-        only: the values that work, if not all of them do.
+        kind: what its text is: a :class:`drhard.numbers.Range` of numbers, or bool, str or Path.
+        default: its value where it is not given.
+        help: what it is for.
+        outcome: it decides the weights at the end, so a training resumes with the same value only.
+        choices: the texts that work, if not all of them do.
         needs: another flag, or torchrun, without which this one does nothing.
+        many: it takes several values.
+        required: it must be given.
     """
 
+    kind: Any = str
+    default: Any = None
+    help: str = ""
     outcome: bool = False
-    range: Range | None = None
-    only: tuple[str, ...] = ()
+    choices: Sequence[str] | None = None
     needs: str = ""
+    many: bool = False
+    required: bool = False
 
 
-OUTCOME = Flag(outcome=True)
+def _outcome(kind: Any, default: Any, help: str, **more: Any) -> Flag:
+    return Flag(kind, default, help, outcome=True, **more)
 
-WORKING = {
-    # The batch counts with the number of GPUs, see ``outcome``.
-    "per_device_train_batch_size": Flag(range=COUNT),
-    "per_device_eval_batch_size": Flag(range=COUNT),  # mining's
-    "gradient_accumulation_steps": Flag(True, COUNT),
-    "dataloader_drop_last": OUTCOME,
-    "train_sampling_strategy": Flag(True, only=("random", "sequential")),
-    "num_train_epochs": Flag(True, STEPS),
-    "max_steps": Flag(True, COUNT),
-    "learning_rate": Flag(True, RATE),
-    "weight_decay": Flag(True, RATE),
-    "adam_beta1": Flag(True, BETA),
-    "adam_beta2": Flag(True, BETA),
-    "adam_epsilon": Flag(True, EPSILON),
-    "max_grad_norm": Flag(True, CLIP),
-    "lr_scheduler_type": OUTCOME,
-    "lr_scheduler_kwargs": OUTCOME,
-    "warmup_steps": Flag(True, WARMUP),
-    "seed": Flag(True, SEED),
-    "data_seed": Flag(True, SEED),
-    "full_determinism": OUTCOME,
-    "bf16": OUTCOME,
-    "fp16": OUTCOME,
-    "tf32": OUTCOME,
-    "output_dir": Flag(),
-    "do_train": Flag(),
-    "resume_from_checkpoint": Flag(),
-    "use_cpu": Flag(),
-    "save_strategy": Flag(only=("no", "steps", "epoch")),
-    "save_steps": Flag(range=STEPS),
-    "save_total_limit": Flag(range=NATURAL),
-    "logging_strategy": Flag(),
-    "logging_steps": Flag(range=STEPS),
-    "logging_first_step": Flag(),
-    "log_level": Flag(),
-    "log_level_replica": Flag(),
-    "log_on_each_node": Flag(),
-    "disable_tqdm": Flag(),
-    "report_to": Flag(),
-    "run_name": Flag(needs="--report_to"),
-    "gradient_checkpointing": Flag(),
-    "activation_checkpointing": Flag(),
-    "torch_empty_cache_steps": Flag(range=COUNT),
-    "dataloader_num_workers": Flag(range=PROCESSES),
-    "dataloader_pin_memory": Flag(),
-    "dataloader_prefetch_factor": Flag(range=Range(1, 1000), needs="--dataloader_num_workers"),
-    "dataloader_persistent_workers": Flag(needs="--dataloader_num_workers"),
-    "dataloader_multiprocessing_context": Flag(needs="--dataloader_num_workers"),
-    "local_rank": Flag(),  # which of several processes this is; torchrun says so
-    "ddp_find_unused_parameters": Flag(needs="torchrun"),
-    "ddp_bucket_cap_mb": Flag(range=COUNT, needs="torchrun"),
-    "ddp_broadcast_buffers": Flag(needs="torchrun"),
-    "ddp_static_graph": Flag(needs="torchrun"),
-    "ddp_backend": Flag(needs="torchrun"),
-    "ddp_timeout": Flag(range=Range(1, 10**7), needs="torchrun"),
+
+WORKING: Mapping[str, Flag] = {
+    # The batch counts with the number of GPUs, see the record of star/train.py.
+    "per_device_train_batch_size": Flag(COUNT, 256, "queries in a batch, per GPU"),
+    "per_device_eval_batch_size": Flag(COUNT, 128, "sequences in a batch of mining, per GPU"),
+    "gradient_accumulation_steps": _outcome(COUNT, 1, "batches for one update"),
+    "dataloader_drop_last": _outcome(bool, False, "leave out a smaller last batch"),
+    "train_sampling_strategy": _outcome(str, "random", "order of the queries", choices=("random", "sequential")),
+    "num_train_epochs": _outcome(STEPS, 100.0, "epochs"),
+    "max_steps": _outcome(COUNT, -1, "updates, in place of epochs (-1: epochs count)"),
+    "learning_rate": _outcome(RATE, 1e-4, "at the end of the warm-up"),
+    "weight_decay": _outcome(RATE, 0.01, "of weights, not of biases and LayerNorms inside RoBERTa"),
+    "adam_beta1": _outcome(BETA, 0.9, "of the optimizer"),
+    "adam_beta2": _outcome(BETA, 0.999, "of the optimizer"),
+    "adam_epsilon": _outcome(EPSILON, 1e-8, "of the optimizer"),
+    "max_grad_norm": _outcome(CLIP, 1.0, "to clip the gradient at; 0 does not clip"),
+    "lr_scheduler_type": _outcome(str, "linear", "the learning rate after the warm-up", choices=SCHEDULES),
+    "lr_scheduler_kwargs": _outcome(str, None, "its settings, in JSON"),
+    "warmup_steps": _outcome(WARMUP, 1000.0, "updates of the warm-up; below 1 a share of all"),
+    "seed": _outcome(SEED, 42, "of dropout and of all draws"),
+    "data_seed": _outcome(SEED, None, "of the order of the queries (none: --seed)"),
+    "full_determinism": _outcome(bool, False, "deterministic GPU kernels, slower"),
+    "bf16": _outcome(bool, False, "bfloat16 mixed precision, on a GPU"),
+    "fp16": _outcome(bool, False, "float16 mixed precision, on a GPU"),
+    "tf32": _outcome(bool, None, "TF32 products, on a GPU"),
+    "output_dir": Flag(str, "./data/passage/star_train/models", "where checkpoints and the model go"),
+    "do_train": Flag(bool, False, "train; the published commands give it"),
+    "resume_from_checkpoint": Flag(str, None, "a checkpoint to go on from (none: the newest whole one)"),
+    "use_cpu": Flag(bool, False, "leave the GPU alone"),
+    "save_strategy": Flag(str, "steps", "when checkpoints are written", choices=("no", "steps", "epoch")),
+    "save_steps": Flag(STEPS, 1000.0, "updates between two checkpoints; below 1 a share of all"),
+    "save_total_limit": Flag(NATURAL, 1, "checkpoints to keep; 0: all"),
+    "logging_strategy": Flag(str, "steps", "when numbers are logged", choices=("no", "steps", "epoch")),
+    "logging_steps": Flag(STEPS, 50.0, "updates between two lines of numbers; below 1 a share of all"),
+    "logging_first_step": Flag(bool, False, "log the first update too"),
+    "log_level": Flag(str, "passive", "of transformers", choices=LOG_LEVELS),
+    "log_level_replica": Flag(str, "warning", "of transformers, in the other processes", choices=LOG_LEVELS),
+    "log_on_each_node": Flag(bool, True, "log on each machine"),
+    "disable_tqdm": Flag(bool, None, "show no bar"),
+    "report_to": Flag(
+        str, ["tensorboard"], "tensorboard, none, or another of transformers' loggers, such as wandb", many=True
+    ),
+    "run_name": Flag(str, None, "the name of the run in a logger", needs="--report_to"),
+    "gradient_checkpointing": Flag(bool, False, "less memory for a third more time"),
+    "activation_checkpointing": Flag(bool, False, "the same: its name in transformers 5"),
+    "torch_empty_cache_steps": Flag(COUNT, None, "updates between two clearings of the GPU's cache"),
+    "dataloader_num_workers": Flag(PROCESSES, 0, "processes that make batches (0: the training itself)"),
+    "dataloader_pin_memory": Flag(bool, True, "pinned memory, on a GPU"),
+    "dataloader_prefetch_factor": Flag(
+        Range(1, 1000), None, "batches that a process makes ahead", needs="--dataloader_num_workers"
+    ),
+    "dataloader_persistent_workers": Flag(bool, False, "keep the processes", needs="--dataloader_num_workers"),
+    "dataloader_multiprocessing_context": Flag(
+        str, None, "how they start", needs="--dataloader_num_workers", choices=("fork", "spawn", "forkserver")
+    ),
+    "local_rank": Flag(NATURAL, -1, "which of several processes this is; torchrun says so"),
+    "ddp_find_unused_parameters": Flag(bool, False, "every parameter has its part in every step", needs="torchrun"),
+    "ddp_bucket_cap_mb": Flag(COUNT, None, "of DistributedDataParallel", needs="torchrun"),
+    "ddp_broadcast_buffers": Flag(bool, None, "of DistributedDataParallel", needs="torchrun"),
+    "ddp_static_graph": Flag(bool, None, "of DistributedDataParallel", needs="torchrun"),
+    "ddp_backend": Flag(str, None, "of torch.distributed", needs="torchrun"),
+    "ddp_timeout": Flag(Range(1, 10**7), 1800, "seconds, of torch.distributed", needs="torchrun"),
 }
 
-OWN = {  # of star/train.py
-    "logging_dir": Flag(),
-    "overwrite_output_dir": Flag(),
-    "no_cuda": Flag(),
-    "optimizer_str": OUTCOME,
-    "padding": OUTCOME,
-    "chunk_size": Flag(True, NATURAL),  # the two decide what dropout draws
+OWN: Mapping[str, Flag] = {  # of star/train.py
+    "logging_dir": Flag(str, "./data/passage/star_train/log", "where TensorBoard's files go"),
+    "overwrite_output_dir": Flag(bool, False, "start anew though there is a model"),
+    "no_cuda": Flag(bool, False, "leave the GPU alone"),
+    "optimizer_str": _outcome(str, "lamb", "the optimizer", choices=("lamb", "adamw")),
+    "padding": _outcome(bool, False, "pad to the maximal lengths, not to the batch's"),
+    # The two decide what dropout draws.
+    "chunk_size": _outcome(
+        NATURAL,
+        0,
+        "sequences encoded at a time: a large batch in the memory of a small one, with the same gradients, for a "
+        "third more time (0: all at once)",
+    ),
 }
 
-DATA = {  # of star/train.py too
-    "max_query_length": Flag(True, LENGTH),
-    "max_doc_length": Flag(True, LENGTH),
-    "negatives": OUTCOME,
-    "per_query_hard_num": Flag(True, COUNT),
-    "preprocess_dir": Flag(),
-    "init_path": Flag(),
-    "hardneg_path": Flag(),
+DATA: Mapping[str, Flag] = {  # of star/train.py too
+    "max_query_length": _outcome(LENGTH, None, "tokens of a query (published: 24)", required=True),
+    "max_doc_length": _outcome(LENGTH, None, "tokens of a document (published: 120, doc 512)", required=True),
+    "preprocess_dir": Flag(Path, None, "what preprocess.py wrote", required=True),
+    "init_path": Flag(str, None, "the checkpoint to start from: a warm-up model, or roberta-base", required=True),
+    "negatives": _outcome(
+        str,
+        "star",
+        "star: hard negatives and the other documents of the batch; in-batch: the other queries' positives; random: "
+        "documents of the whole collection; hard: hard negatives alone",
+        choices=("star", "in-batch", "random", "hard"),
+    ),
+    "hardneg_path": Flag(Path, None, "hard.json; without it --init_path mines one into --output_dir first"),
+    "per_query_hard_num": _outcome(COUNT, 1, "hard (or random) negatives drawn for a query in each step"),
 }
 
 _EVALUATION = "has no use: star/train.py does not evaluate; run star/inference.py and msmarco_eval.py on a checkpoint"
@@ -206,46 +250,73 @@ FORMER = {  # flags of earlier releases of transformers, and what there is today
 }
 
 
-def check_flags(arguments: Any, flags: dict[str, Flag]) -> None:
-    """Raise InputError for the first flag that does not work, or whose value makes no sense.
+def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``DATA``, ``OWN`` and ``WORKING`` to ``parser``; :func:`trainer_words` are what it reads."""
+    groups = {"what is trained": DATA, "how": OWN, "of transformers' Trainer": WORKING}
+    for title, flags in groups.items():
+        group = parser.add_argument_group(title)
+        for name, flag in flags.items():
+            _add(group, name, flag)
+
+
+def _add(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
+    options: dict[str, Any] = {"help": flag.help, "dest": name, "default": flag.default}
+    if flag.kind is bool:
+        options |= {"type": _yes, "nargs": "?", "const": True, "metavar": "BOOL"}
+    else:
+        options |= {"type": flag.kind, "choices": flag.choices, "required": flag.required}
+        if flag.many:
+            options["nargs"] = "+"
+        if flag.choices is None:
+            options["metavar"] = "N" if isinstance(flag.kind, Range) else "TEXT"
+    if flag.default not in (None, False) and "(" not in flag.help:
+        shown = " ".join(flag.default) if flag.many else f"{flag.default:g}" if flag.kind is not str else flag.default
+        options["help"] += f" ({shown})"
+    group.add_argument(f"--{name}", **options)
+    if flag.default is True:
+        group.add_argument(f"--no_{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
+
+
+def _yes(text: str) -> bool:
+    if text.lower() in YES + NO:
+        return text.lower() in YES
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is neither true nor false")
+
+
+def trainer_words(words: Sequence[str]) -> list[str]:
+    """The ``words`` of a command with ``--like-this`` spelt ``--like_this``: transformers' commands know both.
+
+    Raises:
+        InputError: one is a flag of Trainer that does not work, or that no longer exists.
+    """
+    spelt = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            name = flag[2:].replace("-", "_")
+            reason = REFUSED.get(name) or REFUSED.get(name.removeprefix("no_")) or FORMER.get(name)
+            if reason:
+                raise InputError(f"--{name} {reason}")
+            flag = f"--{name}"
+        spelt.append(f"{flag}{equals}{value}")
+    return spelt
+
+
+def check_needs(flags: argparse.Namespace) -> None:
+    """Raise InputError if one of the ``flags`` does nothing without another that is not given."""
+    given = {name for name, flag in WORKING.items() if getattr(flags, name) != flag.default}
+    present = {f"--{name}" for name in given} | ({"torchrun"} if "LOCAL_RANK" in os.environ else set())
+    for name in sorted(given):
+        needed = WORKING[name].needs
+        if needed and needed not in present:
+            raise InputError(f"--{name} does nothing without {needed}; leave it out")
+
+
+def outcome(values: Any, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """The values of the flags that decide the outcome, as JSON knows them.
 
     Args:
-        arguments: a dataclass whose fields are flags, before anything was derived from them.
-        flags: those that work.
+        values: has each flag as an attribute.
     """
-    given = {
-        field.name
-        for field in dataclasses.fields(arguments)
-        if field.init and not _is_default(field, getattr(arguments, field.name))
-    }
-    present = {f"--{name}" for name in given} | ({"torchrun"} if "LOCAL_RANK" in os.environ else set())
-    for name in sorted(given & REFUSED.keys()):
-        raise InputError(f"--{name} {REFUSED[name]}")
-    for name, flag in flags.items():
-        value = getattr(arguments, name)
-        if flag.range and value is not None and name in given:
-            flag.range.check(f"--{name}", value)
-        if flag.only and value not in flag.only:
-            raise InputError(f"--{name} {value} does not work; give one of {', '.join(flag.only)}")
-        if flag.needs and name in given and flag.needs not in present:
-            raise InputError(f"--{name} does nothing without {flag.needs}; leave it out")
-
-
-def _is_default(field: dataclasses.Field, value: Any) -> bool:
-    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    # Where a field takes texts and other types, transformers' parser may make None or False of the default.
-    return value is None or value == default or (value is False and default == "no")
-
-
-def check_unknown(words: list[str]) -> None:
-    """Raise InputError if ``words``, which no flag has taken, begin with a flag of an earlier transformers."""
-    for word in words:
-        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
-        if word.startswith("--") and name in FORMER:
-            raise InputError(f"--{name} {FORMER[name]}")
-
-
-def outcome(arguments: Any, flags: dict[str, Flag]) -> dict[str, Any]:
-    """The values of the flags that decide the outcome, as JSON knows them."""
-    values = {name: getattr(arguments, name) for name, flag in flags.items() if flag.outcome}
-    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    found = {name: getattr(values, name) for name, flag in flags.items() if flag.outcome}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in found.items()}

@@ -42,11 +42,11 @@ def main() -> None:
     args = parse_arguments()
     root = args.data_root / args.data_type
     model_dir = args.model_dir or root / "trained_models" / "star"
-    find_checkpoint(model_dir)
     output_dir = args.output_dir or root / "evaluate" / "star"
     run = output_dir / f"{args.mode}.rank.tsv"
     passages = TokenMemmap(root / "preprocess", PASSAGES, args.max_doc_length)
     queries = TokenMemmap(root / "preprocess", query_name(args.mode), args.max_query_length)
+    find_checkpoint(model_dir)
 
     # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
     from drhard.encoder import load_encoder

@@ -13,214 +13,101 @@ A training that was stopped is resumed from its newest whole checkpoint in --out
 transformers' TrainingArguments; drhard/trainer_flags.py says which work, and why the others are refused.
 """
 
-import json
+import argparse
 import logging
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from drhard.checkpoints import MINING_FOLDER, open_training, sealed_step
-from drhard.devices import model_device
-from drhard.encoder import RobertaDot, check_tokens, load_encoder, weights_digest
 from drhard.errors import InputError, command
 from drhard.files import file_digest, sole_writer
-from drhard.flags import add_flags
+from drhard.flags import FLAGS, add_flags
+from drhard.hub import find_checkpoint
 from drhard.negatives import HardNegatives, read_hard_negatives, write_hard_negatives
 from drhard.provenance import read_stamp, write_stamp
 from drhard.qrels import read_relevant_rows
-from drhard.retrieval import Retriever, mine_hard_negatives
-from drhard.sampling import HARD, IN_BATCH, NEGATIVES, STAR, StarCollator, StarDataset
-from drhard.settings import EncodingSettings, SearchSettings
-from drhard.star import StarTrainer
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
-from drhard.trainer_flags import DATA, OWN, WORKING, check_flags, check_unknown, outcome
-from drhard.training import Events, config_digest, relevance_digest
+from drhard.trainer_flags import DATA, OWN, WORKING, add_trainer_flags, check_needs, outcome, trainer_words
 
-import torch
-from accelerate.utils import broadcast_object_list
-from transformers import HfArgumentParser, TrainingArguments, get_scheduler, set_seed
-from transformers.integrations import INTEGRATION_TO_CALLBACK
+if TYPE_CHECKING:
+    from drhard.retrieval import Retriever
 
 log = logging.getLogger(__name__)
 
 MINED = 200  # hard negatives for a query where none are given, as prepare_hardneg.py mines
+MINING = ("--search_memory_gb", "--not_faiss_cuda")
 
 
-@dataclass
-class DataArguments:
-    max_query_length: int = field(metadata={"help": "tokens of a query (published: 24)"})
-    max_doc_length: int = field(metadata={"help": "tokens of a document (published: 120, doc 512)"})
-    preprocess_dir: Path = field(metadata={"help": "what preprocess.py wrote"})
-    init_path: str = field(metadata={"help": "the checkpoint to start from: a warm-up model, or roberta-base"})
-    negatives: str = field(
-        default=STAR,
-        metadata={
-            "help": "star: hard negatives and the other documents of the batch; in-batch: the other queries' "
-            "positives; random: documents of the whole collection; hard: hard negatives alone",
-            "choices": NEGATIVES,
-        },
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="train.py --do_train --max_query_length N --max_doc_length N --preprocess_dir DIR --init_path MODEL ...",
     )
-    hardneg_path: Path | None = field(
-        default=None, metadata={"help": "hard.json; without it --init_path mines one into --output_dir first"}
-    )
-    per_query_hard_num: int = field(
-        default=1, metadata={"help": "hard (or random) negatives drawn for a query in each step"}
-    )
-
-    def __post_init__(self):
-        check_flags(self, DATA)
-        if self.hardneg_path is not None and not self.mined:
-            raise InputError(f"--negatives {self.negatives} has no use for --hardneg_path; leave one of them out")
-
-    @property
-    def mined(self) -> bool:
-        """Whether the negatives are mined ones."""
-        return self.negatives in (STAR, HARD)
-
-    @property
-    def drawn(self) -> int:
-        """Negatives drawn for a query in each step."""
-        return 0 if self.negatives == IN_BATCH else self.per_query_hard_num
-
-
-@dataclass
-class StarTrainingArguments(TrainingArguments):
-    """TrainingArguments with the published defaults, and the published flags that it has dropped."""
-
-    output_dir: str = "./data/passage/star_train/models"
-    logging_dir: str = field(default="./data/passage/star_train/log", metadata={"help": "where TensorBoard's files go"})
-    padding: bool = field(default=False, metadata={"help": "pad to the maximal lengths, not to the batch's"})
-    optimizer_str: str = field(default="lamb", metadata={"help": "lamb or adamw", "choices": ["lamb", "adamw"]})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for a third more time"})
-    chunk_size: int = field(
-        default=0,
-        metadata={
-            "help": "sequences encoded at a time: a large batch in the memory of a small one, with the same gradients, "
-            "for a third more time (0: all at once)"
-        },
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "start anew though there is a model"})
-    no_cuda: bool = field(default=False, metadata={"help": "leave the GPU alone"})
-    per_device_train_batch_size: int = 256
-    per_device_eval_batch_size: int = 128  # of mining
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    num_train_epochs: float = 100.0
-    warmup_steps: float = 1000
-    logging_steps: float = 50
-    save_steps: float = 1000
-    save_total_limit: int | None = 1  # one is enough to go on from
-    remove_unused_columns: bool = False
-    logging_nan_inf_filter: bool = False  # the trainer stops at the first loss that is not finite
-    report_to: list[str] = field(
-        default_factory=lambda: ["tensorboard"],
-        metadata={
-            "help": "tensorboard, none, or what else transformers reports to, such as wandb; several may be given"
-        },
-    )
-    ddp_find_unused_parameters: bool | None = False  # every parameter has its part in every step
-
-    def __post_init__(self):
-        check_flags(self, WORKING | OWN)
-        self.use_cpu = model_device(self.use_cpu or self.no_cuda).type == "cpu"
-        # Its name in today's transformers.
-        self.activation_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
-        without_gpu = self.use_cpu
-        if self.fp16 and without_gpu:
-            log.warning("--fp16 is left out: it needs a GPU")
-            self.fp16 = False
-        if self.bf16 and without_gpu:
-            raise InputError("--bf16 needs a GPU; leave it out")
-        self.dataloader_pin_memory &= not without_gpu
-        try:
-            super().__post_init__()
-        except json.JSONDecodeError as error:
-            raise InputError(f"--lr_scheduler_kwargs: not JSON ({error})") from None
-        except (ValueError, TypeError, OSError) as error:  # flags that do not go together
-            raise InputError(str(error).strip().splitlines()[0]) from None
-        self._check_scheduler()
-        self._choose_reports()
-        self._choose_checkpoint()
-        if self.n_gpu > 1 and (self.chunk_size or self.bf16):
-            flag = "--chunk_size" if self.chunk_size else "--bf16"
-            raise InputError(
-                f"{flag} does not work with several GPUs in one process: choose one with CUDA_VISIBLE_DEVICES, or "
-                "start a process for each with torchrun"
-            )
-
-    def _choose_reports(self) -> None:
-        """Keep what Trainer itself reports to; TensorBoard's events are ours, for --logging_dir."""
-        for name in self.report_to:
-            if name not in INTEGRATION_TO_CALLBACK:
-                raise InputError(f"--report_to {name}: give none, or some of {', '.join(INTEGRATION_TO_CALLBACK)}")
-        self.writes_events = "tensorboard" in self.report_to and self.process_index == 0
-        self.report_to = [name for name in self.report_to if name != "tensorboard"]
-        try:
-            for name in self.report_to:
-                INTEGRATION_TO_CALLBACK[name]()
-        except (RuntimeError, ImportError) as error:  # it is not installed
-            raise InputError(f"--report_to {name}: {str(error).splitlines()[0]}") from None
-
-    def _choose_checkpoint(self) -> None:
-        """Let True mean what is done anyway: the newest whole checkpoint is looked for."""
-        asked = str(self.resume_from_checkpoint or True)
-        if asked.lower() == "false":
-            raise InputError("--resume_from_checkpoint False: give --overwrite_output_dir to start anew")
-        self.resume_from_checkpoint = None if asked.lower() == "true" else asked
-
-    def _check_scheduler(self) -> None:
-        """Raise InputError if --lr_scheduler_kwargs are not those of --lr_scheduler_type."""
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=self.learning_rate)
-        try:
-            get_scheduler(self.lr_scheduler_type, optimizer, 1, 10, self.lr_scheduler_kwargs)
-        except Exception as error:  # what it raises depends on the schedule
-            raise InputError(
-                f"--lr_scheduler_type {self.lr_scheduler_type.value} with --lr_scheduler_kwargs "
-                f"{self.lr_scheduler_kwargs}: {str(error).splitlines()[0]}"
-            ) from None
-
-
-def parse_arguments() -> tuple[DataArguments, StarTrainingArguments, SearchSettings]:
-    parser = HfArgumentParser((DataArguments, StarTrainingArguments), description=__doc__.splitlines()[0])
-    add_flags(parser, "--search_memory_gb", "--not_faiss_cuda")  # for mining
-    _, unknown = parser.parse_known_args()
-    if unknown:
-        check_unknown(unknown)
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    data_args, args, search_flags = parser.parse_args_into_dataclasses(look_for_args_file=False)
+    add_trainer_flags(parser)
+    add_flags(parser, *MINING)
+    args = parser.parse_args(trainer_words(sys.argv[1:]))
     if not args.do_train:
         raise InputError("nothing to do: give --do_train")
-    if not (data_args.mined and data_args.hardneg_path is None):
-        for flag in ("--search_memory_gb", "--not_faiss_cuda"):
-            if any(word.partition("=")[0] == flag for word in sys.argv[1:]):
+    check_needs(args)
+    args.mined = args.negatives in ("star", "hard")
+    args.drawn = 0 if args.negatives == "in-batch" else args.per_query_hard_num
+    if args.hardneg_path is not None and not args.mined:
+        raise InputError(f"--negatives {args.negatives} has no use for --hardneg_path; leave one of them out")
+    asked = str(args.resume_from_checkpoint or True).lower()
+    if asked == "false":
+        raise InputError("--resume_from_checkpoint False: give --overwrite_output_dir to start anew")
+    if asked == "true":  # what is done anyway
+        args.resume_from_checkpoint = None
+    if not (args.mined and args.hardneg_path is None):
+        for flag in MINING:
+            if getattr(args, FLAGS[flag]["dest"]) != FLAGS[flag]["default"]:
                 raise InputError(f"{flag} is for mining, and nothing is mined here; leave it out")
-    return data_args, args, SearchSettings.from_flags(search_flags, args.no_cuda)
+    return args
 
 
 @command
 def main() -> None:
-    data_args, args, searching = parse_arguments()
+    flags = parse_arguments()
+    queries = TokenMemmap(flags.preprocess_dir, query_name("train"), flags.max_query_length)
+    documents = TokenMemmap(flags.preprocess_dir, PASSAGES, flags.max_doc_length)
+    relevant = read_relevant_rows(flags.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
+    pool = given_pool(flags, relevant, len(documents))
+    find_checkpoint(flags.init_path)
+
+    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    from drhard.checkpoints import sealed_step
+    from drhard.encoder import check_tokens, load_encoder, weights_digest
+    from drhard.retrieval import Retriever
+    from drhard.sampling import StarCollator, StarDataset
+    from drhard.settings import EncodingSettings, SearchSettings
+    from drhard.star import StarTrainer
+    from drhard.trainer_arguments import trainer_arguments
+    from drhard.training import Events, config_digest, relevance_digest
+
+    from transformers import set_seed
+
+    args = trainer_arguments(flags)
     set_seed(args.seed)
-    model = load_encoder(data_args.init_path, fresh_head=True)
-    queries, documents, relevant = open_collection(data_args, model)
-    pool = given_pool(data_args, relevant, len(documents))
+    model = load_encoder(flags.init_path, fresh_head=True)
+    for tokens in (queries, documents):
+        check_tokens(model, tokens)
     record = {
         "init_path": weights_digest(model),
         "config": config_digest(model.config),
         "queries": queries.digest(),
         "documents": documents.digest(),
         "judgements": relevance_digest(relevant),
-        "hard negatives": file_digest(data_args.hardneg_path) if data_args.hardneg_path else "mined with --init_path",
-        **outcome(data_args, DATA),
-        **outcome(args, WORKING | OWN),
+        "hard negatives": file_digest(flags.hardneg_path) if flags.hardneg_path else "mined with --init_path",
+        **outcome(flags, DATA | OWN),
+        **outcome(args, WORKING),
         "train_batch_size": args.train_batch_size,
         "world_size": args.world_size,
     }
     output_dir = Path(args.output_dir)
     with sole_writer(output_dir) if args.process_index == 0 else nullcontext():
-        start = find_start(args, record)
+        start = find_start(flags, record, args.process_index)
         if start == output_dir:
             print(f"{output_dir} holds the model of this very training already")
             return
@@ -229,69 +116,65 @@ def main() -> None:
                 raise InputError(
                     "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
                 )
+            searching = SearchSettings.from_flags(flags, flags.no_cuda)
             retriever = Retriever(model, EncodingSettings(args.per_device_eval_batch_size, args.device), searching)
             pool = own_hard_negatives(output_dir, retriever, documents, queries, relevant, mine=start is None)
-        if data_args.mined:
+        if flags.mined:
             relevant = with_hard_negatives(relevant, pool)
-        events = Events(args.logging_dir, sealed_step(start) if start else 0) if args.writes_events else None
+        writes_events = "tensorboard" in flags.report_to and args.process_index == 0
         trainer = StarTrainer(
             model=model,
             args=args,
-            train_dataset=StarDataset(relevant, pool, data_args.drawn, args.seed),
+            train_dataset=StarDataset(relevant, pool, flags.drawn, args.seed),
             data_collator=StarCollator(
-                queries, documents, relevant, data_args.negatives, model.config.pad_token_id, args.padding
+                queries, documents, relevant, flags.negatives, model.config.pad_token_id, flags.padding
             ),
-            optimizer_str=args.optimizer_str,
-            tokenizer_from=data_args.init_path,
-            chunk_size=args.chunk_size,
+            optimizer_str=flags.optimizer_str,
+            tokenizer_from=flags.init_path,
+            chunk_size=flags.chunk_size,
             record=record,
-            events=events,
+            events=Events(flags.logging_dir, sealed_step(start) if start else 0) if writes_events else None,
         )
         print(
-            f"Training on {len(relevant)} queries and {len(documents)} documents, negatives: {data_args.negatives}, "
-            f"with {args.optimizer_str} on {args.device}" + (f", from {start} on" if start else "")
+            f"Training on {len(relevant)} queries and {len(documents)} documents, negatives: {flags.negatives}, "
+            f"with {flags.optimizer_str} on {args.device}" + (f", from {start} on" if start else "")
         )
         trainer.complete(start)
     print(f"Wrote {output_dir}")
 
 
-def open_collection(
-    data_args: DataArguments, model: RobertaDot
-) -> tuple[TokenMemmap, TokenMemmap, dict[int, list[int]]]:
-    """The queries, the documents, and query row -> relevant document rows; each sequence fits the model."""
-    queries = TokenMemmap(data_args.preprocess_dir, query_name("train"), data_args.max_query_length)
-    documents = TokenMemmap(data_args.preprocess_dir, PASSAGES, data_args.max_doc_length)
-    relevant = read_relevant_rows(data_args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
-    for tokens in (queries, documents):
-        check_tokens(model, tokens)
-    return queries, documents, relevant
-
-
-def given_pool(data_args: DataArguments, relevant: dict[int, list[int]], documents: int) -> HardNegatives | int | None:
+def given_pool(flags: argparse.Namespace, relevant: dict[int, list[int]], documents: int) -> HardNegatives | int | None:
     """What negatives are drawn from: lists of hard negatives, all documents, or None for what is to be mined."""
-    if data_args.hardneg_path is not None:
-        return read_hard_negatives(data_args.hardneg_path, relevant, documents)
-    return None if data_args.mined else documents
+    if flags.hardneg_path is not None:
+        return read_hard_negatives(flags.hardneg_path, relevant, documents)
+    return None if flags.mined else documents
 
 
-def find_start(args: StarTrainingArguments, record: dict[str, Any]) -> Path | None:
+def find_start(flags: argparse.Namespace, record: dict[str, Any], process: int) -> Path | None:
     """As :func:`drhard.checkpoints.open_training`: where to go on. One process of several looks, all of them get it."""
+    from drhard.checkpoints import open_training
+
+    from accelerate.utils import broadcast_object_list
+
     start = None
-    if args.process_index == 0:
-        asked = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-        start = open_training(Path(args.output_dir), record, args.overwrite_output_dir, asked)
+    if process == 0:
+        asked = Path(flags.resume_from_checkpoint) if flags.resume_from_checkpoint else None
+        start = open_training(Path(flags.output_dir), record, flags.overwrite_output_dir, asked)
     return broadcast_object_list([start])[0]
 
 
 def own_hard_negatives(
     output_dir: Path,
-    retriever: Retriever,
+    retriever: "Retriever",
     documents: TokenMemmap,
     queries: TokenMemmap,
     relevant: dict[int, list[int]],
     mine: bool,
 ) -> HardNegatives:
     """Hard negatives of the model at the start: mined into --output_dir, or read there where a training is resumed."""
+    from drhard.checkpoints import MINING_FOLDER
+    from drhard.retrieval import mine_hard_negatives
+
     path = output_dir / "hard.json"
     if not mine and path.exists():
         stamp = read_stamp(path, {"sha256": str})

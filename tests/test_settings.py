@@ -93,11 +93,10 @@ def test_half_precision_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> No
     assert "not allowed with argument" in capsys.readouterr().err
 
 
-def test_star_training_has_the_flags_of_its_mining() -> None:
-    module = load_script("star/train.py")
-    parser = module.HfArgumentParser(())
-    add_flags(parser, "--search_memory_gb", "--not_faiss_cuda")
-    (flags,) = parser.parse_args_into_dataclasses(["--search_memory_gb", "4", "--not_faiss_cuda"])
+def test_star_training_has_the_flags_of_its_mining(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--do_train --max_query_length 6 --max_doc_length 10 --preprocess_dir pre --init_path init"
+    monkeypatch.setattr("sys.argv", ["train.py", *words.split(), "--search_memory_gb", "4", "--not_faiss_cuda"])
+    flags = load_script("star/train.py").parse_arguments()
     assert SearchSettings.from_flags(flags) == SearchSettings(gpus=[], memory_gb=4.0, progress=True)
 
 

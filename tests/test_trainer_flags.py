@@ -2,26 +2,31 @@
 
 import dataclasses
 import typing
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.trainer_flags import DATA, FORMER, OWN, REFUSED, WORKING, outcome
+from drhard.numbers import Range
+from drhard.sampling import NEGATIVES
+from drhard.trainer_arguments import trainer_arguments
+from drhard.trainer_flags import DATA, FORMER, OWN, REFUSED, SCHEDULES, WORKING, add_trainer_flags, outcome
 
 import pytest
 from helpers import load_script
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
 NEEDED = ["--max_query_length", 6, "--max_doc_length", 10, "--preprocess_dir", "pre", "--init_path", "init"]
 BEYOND = ["nan", "inf", "-1", "-0.5", "1e30", "9" * 5000]  # of every range
 
 
-def star(monkeypatch: pytest.MonkeyPatch, *flags: object) -> tuple:
-    """The flags of star/train.py as it reads them."""
+def star(monkeypatch: pytest.MonkeyPatch, *flags: object) -> tuple[Namespace, TrainingArguments]:
+    """The flags of star/train.py as it reads them, and what it makes of them for the Trainer."""
     words = ["--do_train", "--no_cuda", *NEEDED, *flags]
     monkeypatch.setattr("sys.argv", ["train.py", *map(str, words)])
-    return load_script("star/train.py").parse_arguments()[:2]
+    read = load_script("star/train.py").parse_arguments()
+    return read, trainer_arguments(read)
 
 
 def other_value(name: str) -> str:
@@ -56,11 +61,41 @@ def test_every_flag_of_trainer_is_decided_on() -> None:
     assert not (set(FORMER) & set(FIELDS))
 
 
-def test_every_flag_of_ours_is_decided_on() -> None:
-    module = load_script("star/train.py")
-    ours = {field.name for field in dataclasses.fields(module.StarTrainingArguments) if field.init} - set(FIELDS)
-    assert ours == set(OWN)
-    assert {field.name for field in dataclasses.fields(module.DataArguments)} == set(DATA)
+def test_flags_are_read_as_trainer_reads_them() -> None:
+    """Values of the same types, and, where we have no other, of the same defaults."""
+    ours = {"per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "weight_decay", "save_steps"}
+    ours |= {"num_train_epochs", "warmup_steps", "logging_steps", "save_total_limit", "output_dir", "report_to"}
+    ours |= {"gradient_checkpointing", "activation_checkpointing", "ddp_find_unused_parameters"}
+    parser = HfArgumentParser(TrainingArguments)
+    theirs = {action.dest: action for action in parser._actions}
+    for name, flag in WORKING.items():
+        of_a_number = {int: isinstance(flag.kind, Range) and flag.kind.whole, float: isinstance(flag.kind, Range)}
+        kind = theirs[name].type
+        assert of_a_number.get(kind, not isinstance(flag.kind, Range)), name
+        assert (flag.kind is bool) == (bool in (typing.get_args(FIELDS[name].type) or (FIELDS[name].type,))), name
+        assert set(flag.choices or ()) <= set(theirs[name].choices or flag.choices or ()), name
+        default = FIELDS[name].default
+        if name not in ours:
+            assert flag.default == getattr(default, "value", default), name
+    assert set(theirs["lr_scheduler_type"].choices) - set(SCHEDULES) == {"reduce_lr_on_plateau", "greedy"}
+    assert tuple(DATA["negatives"].choices or ()) == NEGATIVES
+
+
+def test_a_switch_takes_yes_and_no(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    add_trainer_flags(parser)
+    words = [str(word) for word in NEEDED]
+    for given, value in {
+        "--bf16": True,
+        "--bf16=yes": True,
+        "--bf16=False": False,
+        "--no_log_on_each_node": False,
+    }.items():
+        read = parser.parse_args([*words, given])
+        assert getattr(read, given.partition("=")[0].removeprefix("--no_").removeprefix("--")) is value
+    with pytest.raises(SystemExit):
+        parser.parse_args([*words, "--bf16=maybe"])
+    assert "'maybe' is neither true nor false" in capsys.readouterr().err
 
 
 def test_refused_flags_get_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,9 +130,9 @@ def test_a_mistyped_flag_gets_argparses_sentence(
 
 def out_of_range() -> Iterator[tuple[str, str]]:
     for name, flag in (WORKING | OWN | DATA).items():
-        if flag.range:
+        if isinstance(flag.kind, Range):
             yield from ((name, value) for value in BEYOND if (name, value) != ("max_steps", "-1"))  # -1: no such bound
-            if flag.range.least > 0 or flag.range.above:
+            if flag.kind.least > 0 or flag.kind.above:
                 yield name, "0"
 
 
@@ -122,15 +157,15 @@ def needs(name: str) -> list[object]:
 
 REFUSED_TOGETHER = {
     "--bf16": "--bf16 needs a GPU; leave it out",
-    "--save_strategy best": "--save_strategy best does not work; give one of no, steps, epoch",
-    "--train_sampling_strategy group_by_length": "--train_sampling_strategy group_by_length does not work; give one of",
+    "--save_strategy best": "argument --save_strategy: invalid choice: 'best'",
+    "--train_sampling_strategy group_by_length": "argument --train_sampling_strategy: invalid choice",
     "--report_to nothing": "--report_to nothing: give none, or some of ",
     "--report_to none wandb": "--report_to none: give none, or some of ",
     "--run_name one": "--run_name does nothing without --report_to; leave it out",
     "--dataloader_prefetch_factor 2": "--dataloader_prefetch_factor does nothing without --dataloader_num_workers",
     "--ddp_backend gloo": "--ddp_backend does nothing without torchrun",
     "--resume_from_checkpoint False": "--resume_from_checkpoint False: give --overwrite_output_dir to start anew",
-    "--lr_scheduler_type reduce_lr_on_plateau": "lr_scheduler_type reduce_lr_on_plateau requires an eval strategy",
+    "--lr_scheduler_type reduce_lr_on_plateau": "argument --lr_scheduler_type: invalid choice",
     "--lr_scheduler_type cosine_with_min_lr": "--lr_scheduler_type cosine_with_min_lr with --lr_scheduler_kwargs None",
     '--lr_scheduler_kwargs {"no":1}': "--lr_scheduler_type linear with --lr_scheduler_kwargs {'no': 1}: ",
     "--lr_scheduler_kwargs {": "--lr_scheduler_kwargs: not JSON (",
@@ -142,16 +177,21 @@ REFUSED_TOGETHER = {
 
 
 @pytest.mark.parametrize("flags", REFUSED_TOGETHER)
-def test_flags_that_do_not_go_together(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+def test_flags_that_do_not_go_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str
+) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(InputError) as error:
+    with pytest.raises((InputError, SystemExit)) as ended:
         star(monkeypatch, *flags.split())
-    assert str(error.value).startswith(REFUSED_TOGETHER[flags])
-    assert "\n" not in str(error.value)
+    sentence = str(ended.value)
+    if isinstance(ended.value, SystemExit):
+        sentence = capsys.readouterr().err.splitlines()[-1].removeprefix("train.py: error: ")
+    assert sentence.startswith(REFUSED_TOGETHER[flags])
+    assert "\n" not in sentence
 
 
 def test_flags_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, args = star(
+    read, args = star(
         monkeypatch,
         "--lr_scheduler_type",
         "polynomial",
@@ -173,10 +213,9 @@ def test_flags_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
         0,
     )
     assert args.lr_scheduler_kwargs == {"power": 2}
-    assert args.resume_from_checkpoint is None
-    assert args.writes_events
+    assert read.resume_from_checkpoint is None
     assert args.report_to == []  # Trainer writes none of its own beside ours
-    assert not star(monkeypatch, "--report_to", "none")[1].writes_events
+    assert star(monkeypatch, "--report_to", "none")[1].report_to == []
 
 
 def test_what_decides_the_outcome_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,12 +233,12 @@ def test_what_decides_the_outcome_is_recorded(monkeypatch: pytest.MonkeyPatch) -
         "adam_beta2": ["0.8"],
         "adam_epsilon": ["0.1"],
     }
-    flags = WORKING | OWN
-    begun = [outcome(arguments, names) for arguments, names in zip(star(monkeypatch), (DATA, flags), strict=True)]
-    for name, flag in (flags | DATA).items():
+    tables = (DATA | OWN, WORKING)
+    begun = [outcome(values, flags) for values, flags in zip(star(monkeypatch), tables, strict=True)]
+    for name, flag in (DATA | OWN | WORKING).items():
         if flag.outcome and name not in ("bf16", "fp16"):
             parsed = star(monkeypatch, f"--{name}", *other.get(name, ["3"]))
-            found = [outcome(arguments, names) for arguments, names in zip(parsed, (DATA, flags), strict=True)]
+            found = [outcome(values, flags) for values, flags in zip(parsed, tables, strict=True)]
             changed = [key for one, two in zip(begun, found, strict=True) for key in one if one[key] != two[key]]
             assert changed == [name]
 

@@ -1,0 +1,84 @@
+"""transformers' TrainingArguments as star/train.py makes them from its flags."""
+
+import json
+import logging
+from argparse import Namespace
+
+from drhard.devices import model_device
+from drhard.errors import InputError, reason_of
+from drhard.trainer_flags import WORKING
+
+import torch
+from transformers import TrainingArguments, get_scheduler
+from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+log = logging.getLogger(__name__)
+
+
+def trainer_arguments(flags: Namespace) -> TrainingArguments:
+    """The arguments of Trainer.
+
+    Args:
+        flags: has each flag of ``WORKING``, and ``no_cuda``.
+
+    Raises:
+        InputError: flags do not go together, or ask for what is not installed or not on this machine.
+    """
+    on_gpu = model_device(flags.use_cpu or flags.no_cuda).type != "cpu"
+    values = {name: getattr(flags, name) for name in WORKING}
+    values |= {
+        "use_cpu": not on_gpu,
+        # Its name in today's transformers.
+        "activation_checkpointing": bool(flags.activation_checkpointing or flags.gradient_checkpointing),
+        "dataloader_pin_memory": flags.dataloader_pin_memory and on_gpu,
+        "report_to": _loggers(flags.report_to),
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,  # the training stops at the first loss that is not finite
+    }
+    if flags.fp16 and not on_gpu:
+        log.warning("--fp16 is left out: it needs a GPU")
+        values["fp16"] = False
+    if flags.bf16 and not on_gpu:
+        raise InputError("--bf16 needs a GPU; leave it out")
+    try:
+        args = TrainingArguments(**values)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--lr_scheduler_kwargs: not JSON ({error})") from None
+    except (ValueError, TypeError, OSError) as error:  # flags that do not go together
+        raise InputError(reason_of(error)) from None
+    _check_scheduler(args)
+    if args.n_gpu > 1 and (flags.chunk_size or flags.bf16):
+        flag = "--chunk_size" if flags.chunk_size else "--bf16"
+        raise InputError(
+            f"{flag} does not work with several GPUs in one process: choose one with CUDA_VISIBLE_DEVICES, or "
+            "start a process for each with torchrun"
+        )
+    return args
+
+
+def _loggers(names: list[str]) -> list[str]:
+    """What Trainer itself reports to; TensorBoard's events are ours, for --logging_dir."""
+    if names == ["none"]:
+        return []
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(f"--report_to {name}: give none, or some of {', '.join(INTEGRATION_TO_CALLBACK)}")
+    others = [name for name in names if name != "tensorboard"]
+    for name in others:
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError) as error:  # it is not installed
+            raise InputError(f"--report_to {name}: {reason_of(error)}") from None
+    return others
+
+
+def _check_scheduler(args: TrainingArguments) -> None:
+    """Raise InputError if --lr_scheduler_kwargs are not those of --lr_scheduler_type."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, args.lr_scheduler_kwargs)
+    except Exception as error:  # what it raises depends on the schedule
+        raise InputError(
+            f"--lr_scheduler_type {args.lr_scheduler_type.value} with --lr_scheduler_kwargs "
+            f"{args.lr_scheduler_kwargs}: {reason_of(error)}"
+        ) from None
