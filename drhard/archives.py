@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from drhard.errors import InputError, one_line
 from drhard.files import whole_file
@@ -57,7 +57,7 @@ def unpack(archive: Path, names: Sequence[str], progress: Progress, most: int) -
                 target.write(chunk)
                 progress("unpacking", packed.tell(), total)
 
-        content = _Bounded(gzip.GzipFile(fileobj=packed), archive, most)
+        content = _bounded(gzip.GzipFile(fileobj=packed), archive, most)
         if not archive.name.endswith(".tar.gz"):
             write(content, names[0])
             return
@@ -74,7 +74,7 @@ def unpack(archive: Path, names: Sequence[str], progress: Progress, most: int) -
 class _Bounded:
     """An unpacked file that ends with an InputError where it is larger than ``most`` bytes."""
 
-    def __init__(self, file: IO[bytes], archive: Path, most: int):
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, archive: Path, most: int):
         self._file, self._archive, self._most = file, archive, most
 
     def read(self, size: int) -> bytes:
@@ -97,6 +97,11 @@ class _Bounded:
                 f"{self._archive}: unpacks to more than {self._most / 1e6:.0f} MB, far more than such a file holds; "
                 "remove it"
             )
+
+
+def _bounded(file: IO[bytes] | gzip.GzipFile, archive: Path, most: int) -> IO[bytes]:
+    """``file``, bounded; it has what tarfile uses of a file."""
+    return cast("IO[bytes]", _Bounded(file, archive, most))
 
 
 def _wanted(archive: Path, members: Iterable[tuple[str, str, Any]], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -148,7 +153,7 @@ def unpack_checkpoint(archive: Path, folder: Path) -> None:
     Nothing is written if it is no archive or has no checkpoint in it. Raises InputError as :func:`unpack`.
     """
     with _unpacking(archive), open(archive, "rb") as packed:
-        unpacked = _Bounded(_decompressed(packed), archive, CHECKPOINT_MOST)
+        unpacked = _bounded(_decompressed(packed), archive, CHECKPOINT_MOST)
         if unpacked.read(512)[257:262] == b"ustar":  # first: a tar that ends with torch's weights looks like a zip
             unpacked.seek(0)
             with tarfile.open(fileobj=unpacked, mode="r:") as content:
@@ -165,7 +170,7 @@ def _decompressed(packed: IO[bytes]) -> IO[bytes]:
     packed.seek(0)
     for magic, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "lzma")):
         if start.startswith(magic):
-            return import_module(name).open(packed)  # not every Python is built with all of them
+            return cast("IO[bytes]", import_module(name).open(packed))  # not every Python is built with all of them
     return packed
 
 

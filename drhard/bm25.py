@@ -34,10 +34,11 @@ class _TokenLists(Sequence[list[int]]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, row: int) -> list[int]:
+    def __getitem__(self, row: int) -> list[int]:  # type: ignore[override]  # nobody takes slices
         if row >= len(self):
             raise IndexError(row)
-        return self._flat[self._ends[row] : self._ends[row + 1]].tolist()
+        ids: list[int] = self._flat[self._ends[row] : self._ends[row + 1]].tolist()
+        return ids
 
 
 class Bm25Index:

@@ -89,7 +89,7 @@ def encoding_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         log.warning("half precision is left out: it needs a GPU")
         return torch.float32
-    return getattr(torch, precision)
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[precision]
 
 
 def limit_threads(threads: int) -> None:

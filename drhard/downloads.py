@@ -18,10 +18,11 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from urllib import request as web
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -135,8 +136,8 @@ def _remote_file(entry: Any) -> RemoteFile:
     _require(dataset in ("passage", "doc"), "dataset", dataset)
     _require(_matches(r"https?://[\w.-]+(:\d{1,5})?/[!-~]+", url), "url", url)
     _require(type(size) is int and 1 <= size < 1 << 50, "bytes", size)
-    _require(isinstance(md5s, list) and md5s and all(_matches("[0-9a-f]{32}", md5) for md5 in md5s), "md5", md5s)
-    _require(isinstance(names, list) and names and all(_matches(_NAME, name) for name in names), "files", names)
+    _require(isinstance(md5s, list) and bool(md5s) and all(_matches("[0-9a-f]{32}", md5) for md5 in md5s), "md5", md5s)
+    _require(isinstance(names, list) and bool(names) and all(_matches(_NAME, name) for name in names), "files", names)
     file = RemoteFile(dataset, url, size, md5s, names)
     _require(_matches(_NAME, file.archive), "url", url)
     if names != [file.archive]:
@@ -301,7 +302,7 @@ def _open(request: web.Request) -> HTTPResponse:
         web.HTTPErrorProcessor,
     ):
         opener.add_handler(handler())
-    return opener.open(request, timeout=TIMEOUT)
+    return cast(HTTPResponse, opener.open(request, timeout=TIMEOUT))
 
 
 def _fetch_rest(url: str, path: Path, headers: dict[str, str], progress: Progress, size_hint: int) -> None:
@@ -350,14 +351,14 @@ def _ask(url: str, headers: Mapping[str, str]) -> tuple[HTTPResponse | None, int
     raise AssertionError("_network ends with an exception where its block does")
 
 
-def _range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
+def _range(headers: Message) -> tuple[int | None, int | None]:
     """First byte and size of the whole from ``Content-Range``, None for what it does not say."""
     match = re.fullmatch(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)", headers["Content-Range"] or "", re.ASCII)
     first, total = match.groups() if match else (None, None)
     return int(first) if first else None, int(total) if total and total != "*" else None
 
 
-def _length(headers: Mapping[str, str]) -> int | None:
+def _length(headers: Message) -> int | None:
     """``Content-Length``, None if it is not there or no number of bytes; then the md5 decides."""
     length = headers["Content-Length"] or ""
     return int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
@@ -458,9 +459,9 @@ def _is_whole(weights: Path) -> bool:
     with open(weights, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:
-            tensors = json.loads(file.read(size)) if size < CHUNK << 8 else None
+            tensors: Any = json.loads(file.read(size)) if size < CHUNK << 8 else None
             ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-            return 8 + size + max(ends) == _size(weights)
+            return bool(8 + size + max(ends) == _size(weights))
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
             return False
 

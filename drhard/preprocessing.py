@@ -55,7 +55,7 @@ class Lengths:
     query_tokens: int
     doc_characters: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         LENGTH.check("the tokens of a document", self.doc_tokens)
         LENGTH.check("the tokens of a query", self.query_tokens)
         COUNT.check("the characters of a document", self.doc_characters)
@@ -462,7 +462,7 @@ def _tokenize(batch: _Batch) -> _Rows:
     rows, lengths = _tokenizer.encode_rows(texts, source.width)  # published: pads with 0, not the pad id
     file = os.open(batch.target, os.O_WRONLY)
     try:
-        data, offset = memoryview(rows).cast("B"), batch.first_row * rows[0].nbytes
+        data, offset = rows.data.cast("B"), batch.first_row * rows[0].nbytes
         while data:
             count = os.pwrite(file, data, offset)
             data, offset = data[count:], offset + count

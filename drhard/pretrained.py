@@ -134,7 +134,7 @@ def _check_config(config: RobertaConfig, path: Path) -> None:
 
 def longest_sequence(config: RobertaConfig) -> int:
     """How many tokens the model takes; RoBERTa leaves the positions up to the pad id unused."""
-    return config.max_position_embeddings - config.pad_token_id - 1
+    return int(config.max_position_embeddings - config.pad_token_id - 1)
 
 
 # Weights
@@ -257,7 +257,7 @@ def check_sizes(folder: Path, config: RobertaConfig, weights: Mapping[str, torch
 
 def embedding_size(config: RobertaConfig) -> int:
     """The dimensions of an embedding."""
-    return getattr(config, "output_embedding_size", None) or config.hidden_size
+    return int(getattr(config, "output_embedding_size", None) or config.hidden_size)
 
 
 def check_weights(

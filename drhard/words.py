@@ -86,7 +86,11 @@ def _stemmer() -> Stemmer.Stemmer:
 @cache
 def _unicode_words() -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
     """What finds words and runs of an unspaced script, and what takes such a run apart (and nothing else)."""
-    letters, digits, joining, marks, unspaced = [], [], [], [], []
+    letters: list[int] = []
+    digits: list[int] = []
+    joining: list[int] = []
+    marks: list[int] = []
+    unspaced: list[int] = []
     in_unspaced = {code for first, last in _UNSPACED if last < 0x10000 for code in range(first, last + 1)}
     for code in range(0x10000):
         kind = unicodedata.category(chr(code))

@@ -783,14 +783,6 @@ CASES: dict[str, tuple[str, Damage, dict[str, object], str, tuple[str, ...]]] = 
         "--negatives random has no use for --hardneg_path",
         (),
     ),
-    "STAR, nothing drawn": ("star/train.py", nothing, {"--per_query_hard_num": 0}, "--per_query_hard_num is 0", ()),
-    "STAR, less than nothing drawn": (
-        "star/train.py",
-        nothing,
-        {"--per_query_hard_num": -1, "--negatives": "hard"},
-        "--per_query_hard_num is -1",
-        (),
-    ),
     "STAR, unknown document": ("star/train.py", documents_behind, {}, r"train-qrel\.tsv.* 12", TRAINING),
     "STAR, unknown query": (
         "star/train.py",
