@@ -18,11 +18,12 @@ SCRIPTS = (  # of the walk-through
     "trec_eval.py",
     "cvt_back.py",
 )
-README, WALKTHROUGH, RESULTS = ROOT / "README.md", ROOT / "docs" / "walkthrough.md", ROOT / "docs" / "results.md"
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+WALKTHROUGH, RESULTS = ROOT / "docs" / "walkthrough.md", ROOT / "docs" / "results.md"
 DOCUMENTS = (  # all Markdown that is written by hand
     README,
     ROOT / "CONTRIBUTING.md",
-    ROOT / "CHANGELOG.md",
+    CHANGELOG,
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks" / "README.md",
     ROOT / "data" / "sample" / "README.md",
