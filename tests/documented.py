@@ -1,8 +1,9 @@
-"""The commands that the documentation prints: in README.md and docs/*.md, in blocks fenced as bash, and in scripts."""
+"""The commands that the documentation prints: in Markdown, in blocks fenced as bash, and in docstrings of scripts."""
 
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from helpers import ROOT
 
@@ -16,6 +17,17 @@ SCRIPTS = (  # of the walk-through
     "msmarco_eval.py",
     "trec_eval.py",
     "cvt_back.py",
+)
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+WALKTHROUGH, RESULTS = ROOT / "docs" / "walkthrough.md", ROOT / "docs" / "results.md"
+DOCUMENTS = (  # all Markdown that is written by hand
+    README,
+    ROOT / "CONTRIBUTING.md",
+    CHANGELOG,
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "data" / "sample" / "README.md",
+    ROOT / "tests" / "data" / "README.md",
 )
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (python .*?[^\\])$", re.MULTILINE | re.DOTALL)  # in the docstring of a script
@@ -51,14 +63,14 @@ def in_text(text: str, name: str) -> list[Printed]:
     return found
 
 
+def in_document(path: Path) -> list[Printed]:
+    """The commands of a document, in their order."""
+    return in_text(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
+
+
 def in_documents() -> list[Printed]:
     """The commands of README.md, then of docs/*.md."""
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    return [
-        command
-        for path in documents
-        for command in in_text(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
-    ]
+    return [command for path in (README, *sorted((ROOT / "docs").glob("*.md"))) for command in in_document(path)]
 
 
 def in_scripts() -> list[Printed]:

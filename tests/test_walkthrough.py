@@ -1,4 +1,4 @@
-"""Every command that README.md and docs/ print, run in their order in one folder, as printed but for sizes.
+"""Every command of docs/walkthrough.md, and of README.md in a folder of its own, in order and as printed but for sizes.
 
 What stands in for what: downloads are a synthetic collection and tiny checkpoints, in the very folders that
 download_data.sh fills; ``roberta-base`` is a folder of that name; training stops after a few steps; flags that name
@@ -12,8 +12,8 @@ from pathlib import Path
 import documented
 import pytest
 import torch
-from documented import Printed
-from helpers import ROOT, call_script, load_script
+from documented import README, WALKTHROUGH, Printed
+from helpers import call_script, load_script
 
 SIZES = {  # appended
     "star/train.py": ("--max_steps", "2", "--per_device_train_batch_size", "4"),
@@ -27,6 +27,7 @@ ELSEWHERE = (  # what sets up, and what other tests run
     "bash run_tests.sh",
     "python benchmarks/",
     "python reproduce.py",
+    "python tests/campaigns",
 )
 QUERIES = {"train": 40, "dev": 100, "test": 5}  # judged, of 500 documents; enough for two runs to differ
 
@@ -64,28 +65,29 @@ def ours(commands: list[Printed]) -> Iterator[Printed]:
             pytest.fail(f"{command.where}: '{line}' is run by no test; teach one to run it")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory after the downloads."""
-    folder = tmp_path_factory.mktemp("walkthrough")
+@pytest.fixture
+def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, after the downloads."""
     synthetic = load_script("benchmarks/synthetic.py")
-    synthetic.write_published(folder / "data")
+    synthetic.write_published(tmp_path / "data")
     for data_type, counts in synthetic.COUNTS.items():
-        (folder / "data" / data_type / "dataset").mkdir(parents=True)
+        (tmp_path / "data" / data_type / "dataset").mkdir(parents=True)
         few = synthetic.Counts(500, counts.scaled(0).queries | QUERIES, QUERIES, QUERIES)
-        synthetic.write_collection(data_type, few, folder / "data" / data_type / "dataset")
-    return folder
+        synthetic.write_collection(data_type, few, tmp_path / "data" / data_type / "dataset")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_every_printed_command_runs_after_those_before_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    commands = list(ours(documented.in_documents()))
+@pytest.mark.usefixtures("downloaded")
+def test_every_command_of_the_walkthrough_runs_after_those_before_it() -> None:
+    commands = list(ours(documented.in_document(WALKTHROUGH)))
     assert {command.script for command in commands} == set(documented.SCRIPTS)
     for command in commands:
         run(command)
-    # What the README says of documents: the commands behind the sentence, with doc for passage.
+    # What it says of documents: the commands behind the sentence, with doc for passage.
+    text = WALKTHROUGH.read_text(encoding="utf-8")
     said = "For documents, put `doc` for `passage`, 512 for `--max_doc_length`, and the cut 100"
-    (text,) = (path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")) if said in path.read_text())
+    assert said in text
     for command in ours(documented.in_text(text.partition(said)[2], "for documents")):
         run(for_documents(command))
     # And of the STAR model that was trained just now, in place of the published one.
@@ -94,6 +96,12 @@ def test_every_printed_command_runs_after_those_before_it(folder: Path, monkeypa
         line = " ".join(command.words)
         if "adore_train" in line and "passage" in line:
             run(from_own_star(command))
+
+
+@pytest.mark.usefixtures("downloaded")
+def test_commands_of_the_readme_run_by_themselves() -> None:
+    for command in ours(documented.in_document(README)):
+        run(command)
 
 
 def for_documents(command: Printed) -> Printed:
