@@ -1,9 +1,9 @@
 """The whole walk-through, rehearsed at MS MARCO's counts: each command with its published flags, its time and memory.
 
 The collection is synthetic and the encoder tiny (a layer of 16), but passages, documents, queries and judgements are
-as many as MS MARCO has. Each command runs as a process of its own in the folder, as in the README. The rehearsal
-stops where a command fails, and goes on there when it is run again; it fails in the end if a command took more than
-3 GB of memory beside what --search_memory_gb allows.
+as many as MS MARCO has. Each command runs as a process of its own in the folder, as in docs/walkthrough.md. The
+rehearsal stops where a command fails, and resumes there when it is run again. It fails in the end if a command took
+more than 3 GB of memory beside what --search_memory_gb allows.
 
     python benchmarks/rehearsal.py --folder /data/rehearsal                 # everything: 2 hours, 45 GB of disk
     python benchmarks/rehearsal.py --folder /tmp/rehearsal --scale 0.001    # a thousandth of it
@@ -120,7 +120,7 @@ class Plan:
         return int(1.2 * (total + results * (23 + 4) + self.counts.judged["train"] * 200 * 9))
 
     def commands(self) -> Iterator[Command]:
-        """The walk-through, in the README's order."""
+        """The walk-through, in the order of docs/walkthrough.md."""
         few = [] if self.few == self.root else [self._preprocess(self.few)]
         yield self._preprocess(self.root)
         yield from few

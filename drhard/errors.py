@@ -16,9 +16,13 @@ class InputError(Exception):
 
 def one_line(text: object) -> str:
     """What came from elsewhere, fit for a sentence: one line, not too long, nothing that a terminal obeys."""
-    line = " ".join(str(text).split())
-    line = line if len(line) <= 200 else f"{line[:200]}..."
-    return "".join(character if character.isprintable() else "?" for character in line)
+    line = _printable(" ".join(str(text).split()))
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
+def _printable(text: str) -> str:
+    """``text`` on one line, without what a terminal obeys: names and values in a sentence may come from anywhere."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.splitlines()))
 
 
 def reason_of(error: BaseException) -> str:
@@ -56,8 +60,15 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable(super().format(record))
+
+
 def _prepare_output() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("drhard").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII alone shows the rest as \\uXXXX
@@ -66,7 +77,7 @@ def _prepare_output() -> None:
 
 def _end(sentence: str) -> NoReturn:
     _close_bars()
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {_printable(sentence)}", file=sys.stderr)
     sys.exit(2)
 
 

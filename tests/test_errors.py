@@ -20,6 +20,16 @@ def test_bad_input_is_a_sentence_and_2(capsys: pytest.CaptureFixture[str]) -> No
     assert captured.out == ""
 
 
+def test_whatever_a_file_says_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @command
+    def main() -> None:
+        raise InputError("stamp.json: says float32\n of \x1b[31m16\r, not float32\n")
+
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "error: stamp.json: says float32  of ?[31m16 , not float32\n"
+
+
 def test_a_bar_left_open_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     @command
     def main() -> None:
