@@ -11,10 +11,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 WIDTH = 5.2  # inches, or 500 pixels: a telephone hardly scales it, so that letters stay legible
 STATIC, ADORE, OTHER, EXPECTED = "#3b6ea8", "#c8553d", "#8a8f98", "#222222"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",  # wider than the fonts that the page uses instead, so that no text is cut off
     "font.size": 10,
@@ -141,16 +142,21 @@ def _plot_rows(axes: Axes, table: dict[str, Any], key: str) -> None:
 
 def _plot_curves(axes: Axes, curves: list[tuple[str, list[list[float]]]], kind: Curves) -> None:
     names = list(dict.fromkeys(name for name, _ in curves))
-    palette = matplotlib.colormaps["tab10"].colors
-    colours = {name: palette[place % len(palette)] for place, name in enumerate(names)}
+    colours = {name: f"C{place % 10}" for place, name in enumerate(names)}  # matplotlib's ten
     for name, points in curves:
         steps, values = np.array(points, dtype=float).T  # None, for a value that is not finite, becomes NaN
         axes.plot(steps, values, color=colours[name], lw=1.1, alpha=0.8, label=name)
-    first = {}  # a row's seeds have one colour, and one line of the legend
+    first: dict[str, Line2D] = {}  # a row's seeds have one colour, and one line of the legend
     for line in axes.get_lines():
-        first.setdefault(line.get_label(), line)
+        first.setdefault(str(line.get_label()), line)
     axes.legend(
-        first.values(), first.keys(), fontsize=8, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1)
+        list(first.values()),
+        list(first),
+        fontsize=8,
+        frameon=False,
+        ncols=2,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
     )
     if kind.log:
         axes.set_yscale("log")

@@ -77,7 +77,8 @@ class MeasuredRow:
 
     def queries(self, key: str) -> np.ndarray:
         """Return (Q,) values, each the mean of a query over the seeds."""
-        return np.mean([trial.queries[key] for trial in self.trials], axis=0)
+        means: np.ndarray = np.mean([trial.queries[key] for trial in self.trials], axis=0)
+        return means
 
 
 def make_report(tables: list[Table]) -> dict[str, Any]:
@@ -89,7 +90,8 @@ def make_report(tables: list[Table]) -> dict[str, Any]:
     Raises:
         InputError: a run or a qrels file is damaged, or the qrels file of a run is missing.
     """
-    return _finite({"machine": _describe_machine(), "tables": [_report_table(table) for table in tables]})
+    report = {"machine": _describe_machine(), "tables": [_report_table(table) for table in tables]}
+    return {key: _finite(value) for key, value in report.items()}
 
 
 def _report_table(table: Table) -> dict[str, Any]:
