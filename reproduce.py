@@ -1,13 +1,13 @@
-"""The paper's tables, row by row: the command that makes a row, the values to expect, the values measured here.
+"""The paper's tables, row by row: the commands that make a row, the expected values, and the values measured here.
 
     python reproduce.py list                                 # the rows
     python reproduce.py show 'passage:ADORE (STAR)'          # a row's commands, ready to paste
-    python reproduce.py run sample:STAR                      # make a row; what is made already is skipped
+    python reproduce.py run sample:STAR                      # run them; a step whose result exists is skipped
     python reproduce.py report                               # expected beside measured
     python reproduce.py report sample --output_dir report    # also as report.md, report.json and report.html
 
-A row's models are the published checkpoints, or with --from scratch trained here; the sample's are always trained.
-The commands and the expected values are in data/tables.yaml.
+A row's models are the published checkpoints. With --from scratch they are trained here. The sample's always are.
+The commands and the expected values are in drhard/tables_msmarco.py and drhard/tables_sample.py.
 """
 
 import argparse
@@ -16,35 +16,36 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from drhard.errors import InputError, command
 from drhard.files import whole_text, write_json
 from drhard.numbers import NATURAL
-from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, each_once, find_rows, read_tables
-from drhard.rendering import render_html, render_markdown, render_text
-from drhard.report import make_report
+from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, Table, each_once, find_rows
+from drhard.tables import all_tables
 
-OUT_OF_MEMORY = {code: " (killed: out of memory?)" for code in (137, -signal.SIGKILL)}
 PROJECT = Path(__file__).resolve().parent
+OUT_OF_MEMORY = {code: " (killed: out of memory?)" for code in (137, -signal.SIGKILL)}
+INTERRUPTED = (130, -signal.SIGINT)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | show | run | report")
-    listing = commands.add_parser("list", help="name all rows")
-    show = commands.add_parser("show", help="print the commands that make a row")
-    run = commands.add_parser("run", help="make a row, but for what is made already")
-    report = commands.add_parser("report", help="the tables: expected, measured, difference")
+    listing = commands.add_parser("list", help="print the names of all rows")
+    show = commands.add_parser("show", help="print a row's commands")
+    run = commands.add_parser("run", help="run a row's commands, except those whose result exists")
+    report = commands.add_parser("report", help="print the tables: expected, measured, difference")
     for sub in (show, run):
-        sub.add_argument("row", metavar="ROW", help="such as sample:STAR; or a table, for all its rows")
+        sub.add_argument("row", metavar="ROW", help="a row such as sample:STAR, or a table for all its rows")
         sub.add_argument("--from", dest="origin", choices=(CHECKPOINT, SCRATCH), help="the models (checkpoint)")
         sub.add_argument("--faiss_gpus", type=NATURAL, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
-    run.add_argument("--dry_run", action="store_true", help="only say what would run")
+    run.add_argument("--dry_run", action="store_true", help="only print what would run")
     report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample (all)")
     report.add_argument("--output_dir", type=Path, help="also write report.md, report.json and report.html there")
     for sub in (listing, show, run, report):
-        sub.add_argument("--data_root", type=Path, help="where MS MARCO is or goes (data)")
+        sub.add_argument("--data_root", type=Path, help="the folder of MS MARCO (data)")
     return parser.parse_args()
 
 
@@ -54,69 +55,91 @@ def main() -> None:
     data_root = args.data_root.absolute() if args.data_root else None
     output_dir = args.output_dir.absolute() if args.command == "report" and args.output_dir else None
     os.chdir(PROJECT)  # the commands are relative to it
-    tables = read_tables(Path("data/tables.yaml"), data_root, getattr(args, "faiss_gpus", ()))
+    tables = all_tables(data_root, getattr(args, "faiss_gpus", ()))
     if args.command == "list":
-        for table in tables.values():
-            for row in table.rows.values():
-                print(f"{row.id:32}  from {' or '.join(row.trials)}")
-        return
-    if args.command == "report":
-        wanted = [find_rows(tables, name)[0].table for name in args.tables] or list(tables)
-        report = make_report([tables[name] for name in dict.fromkeys(wanted)])
-        print(render_text(report))
-        if output_dir:
-            write_json(output_dir / "report.json", report, indent=1, ensure_ascii=False)
-            for name, render in (("report.md", render_markdown), ("report.html", render_html)):
-                with whole_text(output_dir / name) as file:
-                    file.write(render(report))
-                print(f"Wrote {output_dir / name}")
-            print(f"Wrote {output_dir / 'report.json'}")
-        return
-
-    steps = each_once(step for row in find_rows(tables, args.row) for step in steps_of(row, args.origin))
-    if args.command == "show":
-        for step in steps:
+        list_rows(tables)
+    elif args.command == "show":
+        for step in find_steps(tables, args.row, args.origin):
             print(step.command)
-        return
-    for step in steps:
-        run_step(step, args.dry_run)
-    if not args.dry_run:
-        report = f"python reproduce.py report {args.row.partition(':')[0]}"
-        if args.data_root:
-            report += f" --data_root {shlex.quote(str(args.data_root))}"
-        print(f"\n{args.row} is made; '{report}' shows it")
+    elif args.command == "run":
+        for step in find_steps(tables, args.row, args.origin):
+            run_step(step, args.dry_run)
+        if not args.dry_run:
+            print(f"\n{args.row} is made; '{report_command(args)}' shows it")
+    else:
+        write_report(tables, args.tables, output_dir)
+
+
+def list_rows(tables: Mapping[str, Table]) -> None:
+    for table in tables.values():
+        for row in table.rows.values():
+            print(f"{row.id:32}  from {' or '.join(row.trials)}")
+
+
+def find_steps(tables: Mapping[str, Table], wanted: str, origin: str | None) -> list[Step]:
+    """Return the steps of a row, or of all rows of a table, in order, each once."""
+    return each_once(step for row in find_rows(tables, wanted) for step in steps_of(row, origin))
 
 
 def steps_of(row: Row, origin: str | None) -> list[Step]:
     origin = origin or next(iter(row.trials))
     if origin not in row.trials:
-        raise InputError(f"{row.id} has no published checkpoint; leave --from out")
+        raise InputError(f"{row.id} has no published checkpoint; omit --from")
     return row.steps(origin)
 
 
 def run_step(step: Step, dry_run: bool) -> None:
-    """Run one command, with this Python, unless what it makes is there."""
+    """Run one command with this Python, unless its result exists."""
     print(f"\n$ {step.command}", flush=True)
     if step.makes.exists():
         print(f"{step.makes} is there already", flush=True)
         return
     if dry_run:
         return
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    process = subprocess.Popen(["bash", "-c", step.command], env=os.environ | {"PATH": path})
-    code = None
-    while code is None:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # the command has got it too and is putting its work in order
-            continue
-    if code in (130, -signal.SIGINT):
+    code = run_in_shell(step.command)
+    if code in INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        ended = f"exit code {code}{OUT_OF_MEMORY.get(code, '')}"
-        raise InputError(f"the command above ended with {ended}; put that right and run this again")
+        hint = OUT_OF_MEMORY.get(code, "")
+        raise InputError(f"the command above ended with exit code {code}{hint}; fix the cause and run this again")
     if not step.makes.exists():
-        raise InputError(f"the command above ended well but there is no {step.makes}")
+        raise InputError(f"the command above succeeded but did not write {step.makes}")
+
+
+def run_in_shell(line: str) -> int:
+    """Run a command with this Python's folder first on the path. Return its exit code."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    process = subprocess.Popen(["bash", "-c", line], env=os.environ | {"PATH": path})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the command received it too and is saving its work
+            continue
+
+
+def report_command(args: argparse.Namespace) -> str:
+    """Return the command that reports the row that was just made."""
+    root = f" --data_root {shlex.quote(str(args.data_root))}" if args.data_root else ""
+    return f"python reproduce.py report {args.row.partition(':')[0]}{root}"
+
+
+def write_report(tables: Mapping[str, Table], wanted: Iterable[str], output_dir: Path | None) -> None:
+    """Print the report of the tables ``wanted``, of all if none is. Write it to ``output_dir`` too if that is given."""
+    names = dict.fromkeys([find_rows(tables, name)[0].table for name in wanted] or tables)
+    # These load torch, TensorBoard and matplotlib, which take seconds. No other command needs them.
+    from drhard.rendering import render_html, render_markdown, render_text
+    from drhard.report import make_report
+
+    report = make_report([tables[name] for name in names])
+    print(render_text(report))
+    if output_dir is None:
+        return
+    write_json(output_dir / "report.json", report, indent=1, ensure_ascii=False)
+    for name, render in (("report.md", render_markdown), ("report.html", render_html)):
+        with whole_text(output_dir / name) as file:
+            file.write(render(report))
+        print(f"Wrote {output_dir / name}")
+    print(f"Wrote {output_dir / 'report.json'}")
 
 
 if __name__ == "__main__":

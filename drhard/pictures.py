@@ -1,76 +1,114 @@
-"""Pictures of a report's tables, as SVG that stands in a page by itself."""
+"""Pictures of a report's tables, as SVG that a page can contain."""
 
 import io
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-matplotlib.use("svg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-
-WIDTH = 5.2  # inches, 500 pixels: hardly scaled on a telephone, so that letters stay legible
+WIDTH = 5.2  # inches, or 500 pixels: a telephone hardly scales it, so that letters stay legible
 STATIC, ADORE, OTHER, EXPECTED = "#3b6ea8", "#c8553d", "#8a8f98", "#222222"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # wider than what the page takes in its place, so that nothing is cut off
+    "font.family": "DejaVu Sans",  # wider than the fonts that the page uses instead, so that no text is cut off
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
-    "text.parse_math": False,  # a name may hold dollars
+    "text.parse_math": False,  # a name may contain dollar signs
     "svg.hashsalt": "drhard",  # the same report gives the same file
 }
 
 
-def table_pictures(table: dict[str, Any]) -> list[tuple[str, str]]:
-    """The pictures that a table's measurements allow: (caption, SVG) each.
+@dataclass(frozen=True)
+class Curves:
+    """A kind of learning curve.
+
+    Attributes:
+        tag: TensorBoard's.
+        axis: what the y-axis shows.
+        log: whether its scale is logarithmic.
+        unless: the curve is left out of trainings that have this one too.
+    """
+
+    tag: str
+    caption: str
+    axis: str
+    log: bool = False
+    unless: str | None = None
+
+
+CURVES = (
+    Curves(
+        "train/loss",
+        "Loss of the static trainings, for each seed.",
+        "loss (log scale)",
+        log=True,
+        unless="train/mrr_10",  # ADORE's loss is another
+    ),
+    Curves("train/mrr_10", "MRR@10 of ADORE's own retrieval for the training queries, for each seed.", "MRR@10"),
+)
+
+Picture = tuple[str, str]  # caption, SVG
+
+
+def table_pictures(table: dict[str, Any]) -> list[Picture]:
+    """Draw what was measured of a table.
 
     Args:
-        table: as :func:`drhard.report.make_report` gives it.
+        table: one of the report that :func:`drhard.report.make_report` returns.
+
+    Returns:
+        The rows, the learning curves and the gains of each query, as far as the table has them.
     """
     pictures = []
-    key = next(iter(table["measures"]))
-    name = table["measures"][key]
     if any(row["trials"] for row in table["rows"]):
-        caption = f"{name} of each row; a line for the 95 % interval of the mean over seeds, a dot for each seed."
-        if any(row["values"][key]["expected"] is not None for row in table["rows"]):
-            caption += " The black mark is the expected value."
-        pictures.append((caption, _draw(0.9 + 0.34 * len(table["rows"]), lambda axes: _bars(axes, table, key))))
-    for tag, title, wanted in (
-        ("train/loss", "Loss of the static trainings, for each seed", lambda row: "train/mrr_10" not in row),
-        ("train/mrr_10", "MRR@10 of ADORE's own retrieval for the training queries, for each seed", lambda _: True),
-    ):
+        pictures.append(_draw_rows(table))
+    for kind in CURVES:
         curves = [
-            (row["name"], trial["curves"][tag])
+            (row["name"], trial["curves"][kind.tag])
             for row in table["rows"]
             for trial in row["trials"]
-            if tag in trial["curves"] and wanted(trial["curves"])
+            if kind.tag in trial["curves"] and kind.unless not in trial["curves"]
         ]
         if curves:
-            pictures.append((f"{title}.", _draw(3.6, lambda axes, c=curves, t=tag: _curves(axes, c, t))))
+            pictures.append((kind.caption, _to_svg(3.6, partial(_plot_curves, curves=curves, kind=kind))))
     if table["gains"]:
-        gains = table["gains"]
-        caption = (
-            f"What each query gains or loses in {gains['measure']} from {gains['than']} to {gains['row']}, "
-            "queries in the order of their gain."
-        )
-        pictures.append((caption, _draw(2.9, lambda axes: _gains(axes, gains["values"]))))
+        pictures.append(_draw_gains(table["gains"]))
     return pictures
 
 
-def _draw(height: float, draw: Callable[[Axes], None]) -> str:
+def _draw_rows(table: dict[str, Any]) -> Picture:
+    key, name = next(iter(table["measures"].items()))
+    caption = f"{name} of each row; a line for the 95 % interval of the mean over seeds, a dot for each seed."
+    if any(row["values"][key]["expected"] is not None for row in table["rows"]):
+        caption += " The black mark is the expected value."
+    return caption, _to_svg(0.9 + 0.34 * len(table["rows"]), partial(_plot_rows, table=table, key=key))
+
+
+def _draw_gains(gains: dict[str, Any]) -> Picture:
+    caption = (
+        f"What each query gains or loses in {gains['measure']} from {gains['than']} to {gains['row']}, "
+        "queries in the order of their gain."
+    )
+    return caption, _to_svg(2.9, partial(_plot_gains, values=gains["values"]))
+
+
+def _to_svg(height: float, plot: Callable[[Axes], None]) -> str:
+    """Return what ``plot`` plots, ``height`` inches high."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
-        draw(axes)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        plot(figure.subplots())
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace("'DejaVu Sans'", "system-ui, 'Segoe UI', Helvetica, Arial")
     return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', svg, count=1)
@@ -80,7 +118,7 @@ def _colour(name: str) -> str:
     return ADORE if name.startswith("ADORE") else OTHER if name in ("BM25", "Warm-up") else STATIC
 
 
-def _bars(axes: Axes, table: dict[str, Any], key: str) -> None:
+def _plot_rows(axes: Axes, table: dict[str, Any], key: str) -> None:
     rows = table["rows"]
     for place, row in enumerate(rows):
         value = row["values"][key]
@@ -94,40 +132,40 @@ def _bars(axes: Axes, table: dict[str, Any], key: str) -> None:
             axes.plot([value["expected"]] * 2, [place - 0.4, place + 0.4], color=EXPECTED, lw=1.8)
     shown = [row["values"][key][part] for row in rows for part in ("measured", "expected")]
     shown = [value for value in shown if value is not None]
-    axes.set_xlim(max(0, min(shown) - 0.35 * (max(shown) - min(shown)) - 0.02), max(shown) + 0.03)
+    least, most = min(shown), max(shown)
+    axes.set_xlim(max(0, least - 0.35 * (most - least) - 0.02), most + 0.03)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(f"{table['measures'][key]} (the axis does not begin at 0)")
     axes.grid(axis="x", alpha=0.3)
 
 
-def _curves(axes: Axes, curves: list[tuple[str, list[list[float]]]], tag: str) -> None:
+def _plot_curves(axes: Axes, curves: list[tuple[str, list[list[float]]]], kind: Curves) -> None:
     names = list(dict.fromkeys(name for name, _ in curves))
-    palette = plt.get_cmap("tab10").colors
-    colours = {name: palette[place % len(palette)] for place, name in enumerate(names)}
+    colours = {name: f"C{place % 10}" for place, name in enumerate(names)}  # matplotlib's ten
     for name, points in curves:
-        steps, values = np.array(points, dtype=float).T  # None, a value that is not finite, becomes NaN
+        steps, values = np.array(points, dtype=float).T  # None, for a value that is not finite, becomes NaN
         axes.plot(steps, values, color=colours[name], lw=1.1, alpha=0.8, label=name)
-    handles = {}
+    first: dict[str, Line2D] = {}  # a row's seeds have one colour, and one line of the legend
     for line in axes.get_lines():
-        handles.setdefault(line.get_label(), line)
+        first.setdefault(str(line.get_label()), line)
     axes.legend(
-        handles.values(),
-        handles.keys(),
+        list(first.values()),
+        list(first),
         fontsize=8,
         frameon=False,
         ncols=2,
         loc="lower center",
         bbox_to_anchor=(0.5, 1),
     )
-    if tag == "train/loss":
+    if kind.log:
         axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_ylabel({"train/loss": "loss (log scale)", "train/mrr_10": "MRR@10"}[tag])
+    axes.set_ylabel(kind.axis)
     axes.grid(alpha=0.3)
 
 
-def _gains(axes: Axes, values: list[float]) -> None:
+def _plot_gains(axes: Axes, values: list[float]) -> None:
     gains = np.array(values)
     places = np.arange(len(gains))
     for chosen, colour in ((gains > 0, STATIC), (gains < 0, ADORE)):

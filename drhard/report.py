@@ -1,4 +1,4 @@
-"""What the rows of a table measure here: values, intervals, tests, and digests of what was measured."""
+"""Measure the rows of tables: values, intervals, tests, and digests of what was measured."""
 
 import logging
 import math
@@ -29,73 +29,115 @@ SIGNIFICANT = 0.05
 CURVES = ("train/loss", "train/mrr_10")  # TensorBoard's tags
 LIBRARIES = ("torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "ir_measures")
 
+Grades = dict[str, dict[str, int]]  # query -> document -> grade
+
 
 @dataclass(frozen=True)
 class MeasuredTrial:
-    """The values of one training."""
+    """The values of one training.
+
+    Attributes:
+        model: path and SHA-256 of its weights; None for a row without a model.
+        runs: path and SHA-256 of its run, by mode.
+        queries: (Q,) values of the judged queries, by the keys of the table's measures.
+        curves: [step, value] pairs of its training by TensorBoard's tags; empty without TensorBoard's files.
+    """
 
     seed: int | None
-    model: dict[str, str] | None  # path and sha256 of its weights
-    runs: dict[str, dict[str, str]]  # mode -> path and sha256 of its run
-    queries: dict[str, np.ndarray]  # key of the measure -> (Q,) values of the judged queries
-    curves: dict[str, list[list[float]]]  # of its training, where TensorBoard's files are there
+    model: dict[str, str] | None
+    runs: dict[str, dict[str, str]]
+    queries: dict[str, np.ndarray]
+    curves: dict[str, list[list[float]]]
+
+    def mean(self, key: str) -> float:
+        return float(self.queries[key].mean())
 
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """The values of a row, from checkpoints or from scratch; nothing measured where there are no trials."""
+    """The values of a row, of one origin. Without trials nothing was measured."""
 
     row: Row
     origin: str
     trials: list[MeasuredTrial] = field(default_factory=list)
 
     def mean(self, key: str) -> tuple[float, float]:
-        """The mean over the seeds and the half width of its 95 % interval (NaN for a single one)."""
-        return mean_interval([float(trial.queries[key].mean()) for trial in self.trials])
+        """Return the mean over the seeds and the half width of its 95 % interval, NaN for one seed."""
+        return mean_interval([trial.mean(key) for trial in self.trials])
 
     @property
     def name(self) -> str:
-        """The row's, with the origin where it has two."""
+        """The row's name, followed by the origin if the row has two."""
         return f"{self.row.name}, {self.origin}" if len(self.row.trials) > 1 and self.trials else self.row.name
 
     @property
     def whole(self) -> bool:
-        """Whether all seeds are there."""
+        """Whether every seed was measured."""
         return len(self.trials) == len(self.row.trials[self.origin])
 
     def queries(self, key: str) -> np.ndarray:
-        """(Q,) values of each query, the means over the seeds."""
-        return np.mean([trial.queries[key] for trial in self.trials], axis=0)
+        """Return (Q,) values, each the mean of a query over the seeds."""
+        means: np.ndarray = np.mean([trial.queries[key] for trial in self.trials], axis=0)
+        return means
+
+
+def make_report(tables: list[Table]) -> dict[str, Any]:
+    """Measure all runs of ``tables`` that exist.
+
+    Returns:
+        All that a report shows, in JSON's types, with None for a number that is not finite.
+
+    Raises:
+        InputError: a run or a qrels file is damaged, or the qrels file of a run is missing.
+    """
+    report = {"machine": _describe_machine(), "tables": [_report_table(table) for table in tables]}
+    return {key: _finite(value) for key, value in report.items()}
+
+
+def _report_table(table: Table) -> dict[str, Any]:
+    rows = measure_table(table)
+    return {
+        "name": table.name,
+        "title": table.title,
+        "source": table.source,
+        "tolerance": {"ok": table.ok, "close": table.close},
+        "measures": {key: measure.name for key, measure in table.measures.items()},
+        "rows": [_report_row(table, row) for row in rows],
+        "questions": answer_questions(table, rows),
+        "gains": _report_gains(table, rows),
+    }
 
 
 def measure_table(table: Table) -> list[MeasuredRow]:
-    """Measure every run of a table that is there; a row comes once for each origin that has runs, else once.
+    """Measure every run of a table that exists.
 
-    A run that other weights have made than those that are there is left out, with a warning.
+    A row with runs of two origins is returned twice, a row without runs once. A run whose weights no longer match its
+    model is skipped with a warning.
 
-    Raises InputError if a run or a qrels file that is there is bad.
+    Raises:
+        InputError: as :func:`make_report`.
     """
     judged = {mode: read_grades(path) for mode, path in table.qrels.items() if path.exists()}
     rows = []
     for row in table.rows.values():
-        found = []
+        measured = []
         for origin, trials in row.trials.items():
-            there = [
+            found = [
                 _measure(table, trial, judged)
                 for trial in trials
                 if all(path.exists() for path in trial.runs.values()) and _made_by_its_model(trial)
             ]
-            if there:
-                found.append(MeasuredRow(row, origin, there))
-        rows += found or [MeasuredRow(row, next(iter(row.trials)))]
+            if found:
+                measured.append(MeasuredRow(row, origin, found))
+        rows += measured or [MeasuredRow(row, next(iter(row.trials)))]
     return rows
 
 
-def _measure(table: Table, trial: Trial, judged: dict[str, dict[str, dict[str, int]]]) -> MeasuredTrial:
-    queries = {}
+def _measure(table: Table, trial: Trial, judged: dict[str, Grades]) -> MeasuredTrial:
+    queries: dict[str, np.ndarray] = {}
     for mode, path in trial.runs.items():
         if mode not in judged:
-            raise InputError(f"{table.qrels[mode]}: no such file, though {path} is there; run preprocess.py")
+            raise InputError(f"{table.qrels[mode]}: no such file, but {path} exists; run preprocess.py")
         keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
         measures = parse_measures([measure.measure for measure in keys.values()])
         coverage = Coverage(path, table.qrels[mode], judged[mode])
@@ -106,86 +148,155 @@ def _measure(table: Table, trial: Trial, judged: dict[str, dict[str, dict[str, i
         queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
     return MeasuredTrial(
         seed=trial.seed,
-        model=_digest(weights_files(trial.model)[0]) if trial.model else None,
-        runs={mode: _digest(path) for mode, path in trial.runs.items()},
+        model=_identify(weights_files(trial.model)[0]) if trial.model else None,
+        runs={mode: _identify(path) for mode, path in trial.runs.items()},
         queries=queries,
-        curves=_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
+        curves=_read_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
     )
 
 
 def _made_by_its_model(trial: Trial) -> bool:
-    """Whether the stamps of the query embeddings beside a trial's runs name its weights; log a warning if not."""
+    """Whether a trial's runs were made by the weights that its model has now. Log a warning if not."""
     if trial.model is None:
         return True
     if not (trial.model / "config.json").exists():
-        log.warning("%s: no such model, though its runs are there; they are left out", trial.model)
+        log.warning("%s: no such model, but its runs exist; they are skipped", trial.model)
         return False
     digest = weights_digest(load_encoder(trial.model))
     for mode, run in trial.runs.items():
-        for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
+        for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):  # of star/inference.py, of adore/inference.py
             stamp = read_embedding_stamp(run.with_name(name))
             if stamp is not None and stamp["model"] != digest:
-                log.warning("%s: was made by other weights than those in %s; it is left out", run, trial.model)
+                log.warning("%s: was made by other weights than those in %s; it is skipped", run, trial.model)
                 return False
     return True
 
 
-def _digest(path: Path) -> dict[str, str]:
+def _identify(path: Path) -> dict[str, str]:
     return {"path": str(path), "sha256": file_digest(path)}
 
 
-def status(difference: float, table: Table) -> str:
-    """OK for a measured value as good as the expected one or better, else close or FAIL."""
+def _read_curves(log_dir: Path) -> dict[str, list[list[float]]]:
+    """Read those of :data:`CURVES` that a training logged: [step, value] pairs by tag."""
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
+    try:
+        events.Reload()
+    except Exception as error:  # a damaged file raises many kinds
+        log.warning("%s: TensorBoard cannot read its curves (%s)", log_dir, one_line(error))
+        return {}
+    logged = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    curves = {}
+    for tag in logged:
+        by_step = {event.step: event.value for event in events.Scalars(tag)}  # a step redone after a resume counts once
+        curves[tag] = [[step, round(value, 5)] for step, value in sorted(by_step.items())]
+    return curves
+
+
+def _report_row(table: Table, measured: MeasuredRow) -> dict[str, Any]:
+    return {
+        "id": measured.row.id,
+        "name": measured.name,
+        "note": _note(measured),
+        "origin": measured.origin,
+        "values": {key: _report_value(table, measured, key) for key in table.measures},
+        "trials": [
+            {
+                "seed": trial.seed,
+                "values": {key: trial.mean(key) for key in table.measures},
+                "model": trial.model,
+                "runs": trial.runs,
+                "curves": trial.curves,
+            }
+            for trial in measured.trials
+        ],
+    }
+
+
+def _report_value(table: Table, measured: MeasuredRow, key: str) -> dict[str, Any]:
+    """Compare a measured value with the expected one. There is no verdict before every seed is measured."""
+    expected = measured.row.expected.get(key)
+    value: dict[str, Any] = {
+        "expected": expected,
+        "measured": None,
+        "half_width": None,
+        "difference": None,
+        "status": NOT_RUN,
+    }
+    if measured.trials:
+        mean, half_width = measured.mean(key)
+        value |= {"measured": mean, "half_width": half_width, "status": ""}
+        if expected is not None and measured.whole:
+            value |= {"difference": mean - expected, "status": _judge(mean - expected, table)}
+    return value
+
+
+def _judge(difference: float, table: Table) -> str:
+    """Return OK if the measured value is as good as the expected one or better, else close or FAIL."""
     if difference >= -table.ok:
         return OK
     return CLOSE if difference >= -table.close else FAIL
 
 
-def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, Any]]:
-    """Answer the table's questions by paired tests over queries, of each query's means over the seeds.
+def _note(measured: MeasuredRow) -> str:
+    found, total = len(measured.trials), len(measured.row.trials[measured.origin])
+    seeds = f"{found} of {total} seeds" if 0 < found < total else ""
+    return "; ".join(filter(None, (seeds, measured.row.note)))
 
-    p-values are corrected after Holm over the questions, for each measure by itself; the answer is that of the
-    first measure.
+
+def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, Any]]:
+    """Answer the table's questions by paired tests over queries, where a query's value is its mean over the seeds.
+
+    For each measure, p-values are corrected over the questions by Holm's method. The first measure gives the answer.
+    A question about rows that were not measured is left out.
     """
     measured = _whole_rows(rows)
-    asked = [question for question in table.questions if question.row in measured and question.than in measured]
-    answers: list[dict[str, Any]] = [
-        {"question": question.question, "row": question.row, "than": question.than, "measures": {}}
-        for question in asked
+    questions = [question for question in table.questions if {question.row, question.than} <= measured.keys()]
+    evidence = {
+        key: _compare_pairs([(measured[question.row], measured[question.than]) for question in questions], key)
+        for key in table.measures
+    }
+    first = next(iter(table.measures))
+    return [
+        {
+            "question": question.question,
+            "row": question.row,
+            "than": question.than,
+            "measures": {key: results[number] for key, results in evidence.items()},
+            "answer": _answer(question.equal, evidence[first][number]),
+        }
+        for number, question in enumerate(questions)
     ]
-    for key in table.measures:
-        results = [
-            compare(measured[question.row].queries(key), measured[question.than].queries(key)) for question in asked
-        ]
-        t_tests = holm([result.t_test for result in results])
-        randomizations = holm([result.randomization for result in results])
-        for question, answer, result, t_test, randomization in zip(
-            asked, answers, results, t_tests, randomizations, strict=True
-        ):
-            answer["measures"][key] = {
-                "difference": result.difference,
-                "low": result.low,
-                "high": result.high,
-                "t_test": t_test,
-                "randomization": randomization,
-                "seeds_better": _seeds_better(measured[question.row], measured[question.than], key),
-            }
-    for question, answer in zip(asked, answers, strict=True):
-        answer["answer"] = _answer(question.equal, answer["measures"][next(iter(table.measures))])
-    return answers
+
+
+def _compare_pairs(pairs: list[tuple[MeasuredRow, MeasuredRow]], key: str) -> list[dict[str, Any]]:
+    """Compare the rows of each pair by one measure, with p-values corrected over the pairs."""
+    results = [compare(row.queries(key), than.queries(key)) for row, than in pairs]
+    t_tests = holm([result.t_test for result in results])
+    randomizations = holm([result.randomization for result in results])
+    return [
+        {
+            "difference": result.difference,
+            "low": result.low,
+            "high": result.high,
+            "t_test": t_test,
+            "randomization": randomization,
+            "seeds_better": _seeds_better(row, than, key),
+        }
+        for (row, than), result, t_test, randomization in zip(pairs, results, t_tests, randomizations, strict=True)
+    ]
 
 
 def _whole_rows(rows: list[MeasuredRow]) -> dict[str, MeasuredRow]:
-    """The rows that can be compared: all seeds there, and all of the first origin that has any."""
+    """Return the rows that can be compared: every seed is measured, and all are of the first one's origin."""
     whole = [row for row in rows if row.trials and row.whole]
     return {row.row.name: row for row in whole if row.origin == whole[0].origin}
 
 
 def _seeds_better(row: MeasuredRow, than: MeasuredRow, key: str) -> list[int]:
-    """How many of the seeds that both have are better, and how many there are."""
-    other = {trial.seed: trial.queries[key].mean() for trial in than.trials}
-    pairs = [(trial.queries[key].mean(), other[trial.seed]) for trial in row.trials if trial.seed in other]
-    return [sum(bool(a > b) for a, b in pairs), len(pairs)]
+    """Count the seeds of both rows for which ``row`` is better. Return this number and that of all such seeds."""
+    other = {trial.seed: trial.mean(key) for trial in than.trials}
+    pairs = [(trial.mean(key), other[trial.seed]) for trial in row.trials if trial.seed in other]
+    return [sum(a > b for a, b in pairs), len(pairs)]
 
 
 def _answer(equal: bool, result: dict[str, Any]) -> str:
@@ -199,76 +310,8 @@ def _answer(equal: bool, result: dict[str, Any]) -> str:
     return "not shown"
 
 
-def make_report(tables: list[Table]) -> dict[str, Any]:
-    """Everything that the report shows, in JSON's types: null for a number that is not finite."""
-    report: dict[str, Any] = {"machine": _machine(), "tables": []}
-    for table in tables:
-        rows = measure_table(table)
-        report["tables"].append(
-            {
-                "name": table.name,
-                "title": table.title,
-                "source": table.source,
-                "tolerance": {"ok": table.ok, "close": table.close},
-                "measures": {key: measure.name for key, measure in table.measures.items()},
-                "rows": [_row_report(table, row) for row in rows],
-                "questions": answer_questions(table, rows),
-                "gains": _gains(table, rows),
-            }
-        )
-    return _finite(report)
-
-
-def _finite(content: Any) -> Any:
-    """``content`` with None for numbers that are not finite, which JSON does not know."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _row_report(table: Table, measured: MeasuredRow) -> dict[str, Any]:
-    values = {}
-    for key in table.measures:
-        expected = measured.row.expected.get(key)
-        values[key] = {"expected": expected, "measured": None, "half_width": None, "difference": None}
-        values[key]["status"] = NOT_RUN
-        if measured.trials:
-            mean, half = measured.mean(key)
-            values[key] |= {"measured": mean, "half_width": half, "status": ""}
-            if expected is not None and measured.whole:
-                values[key] |= {"difference": mean - expected, "status": status(mean - expected, table)}
-    return {
-        "id": measured.row.id,
-        "name": measured.name,
-        "note": _note(measured),
-        "origin": measured.origin,
-        "values": values,
-        "trials": [
-            {
-                "seed": trial.seed,
-                "values": {key: float(trial.queries[key].mean()) for key in table.measures},
-                "model": trial.model,
-                "runs": trial.runs,
-                "curves": trial.curves,
-            }
-            for trial in measured.trials
-        ],
-    }
-
-
-def _note(measured: MeasuredRow) -> str:
-    seeds = (
-        ""
-        if measured.whole or not measured.trials
-        else (f"{len(measured.trials)} of {len(measured.row.trials[measured.origin])} seeds")
-    )
-    return "; ".join(filter(None, (seeds, measured.row.note)))
-
-
-def _gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
-    """What each query gains or loses from one row to another, sorted, by the table's first measure."""
+def _report_gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
+    """Return by how much each query differs between two rows in the table's first measure, best first."""
     measured = _whole_rows(rows)
     if table.gains is None or not set(table.gains) <= measured.keys():
         return None
@@ -283,27 +326,20 @@ def _gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
     }
 
 
-def _curves(log_dir: Path) -> dict[str, list[list[float]]]:
-    """TensorBoard's scalars of a training, those of CURVES that are there: tag -> [step, value] pairs."""
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
-    try:
-        events.Reload()
-    except Exception as error:  # of a damaged file, of many kinds
-        log.warning("%s: has no curves that TensorBoard can read (%s)", log_dir, one_line(error))
-        return {}
-    there = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
-    curves = {}
-    for tag in there:
-        by_step = {event.step: event.value for event in events.Scalars(tag)}  # redone steps after a resume count once
-        curves[tag] = [[step, round(value, 5)] for step, value in sorted(by_step.items())]
-    return curves
-
-
-def _machine() -> dict[str, str]:
-    found = {}
+def _describe_machine() -> dict[str, str]:
+    versions = {}
     for library in LIBRARIES:
         try:
-            found[library] = version(library)
+            versions[library] = version(library)
         except ModuleNotFoundError:
             continue
-    return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"} | found
+    return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"} | versions
+
+
+def _finite(content: Any) -> Any:
+    """Return ``content`` with None for each number that is not finite, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -23,7 +23,7 @@ from typing import Any
 from drhard.adore import AdoreTraining
 from drhard.encoder import RobertaDot
 from drhard.msmarco import CORPORA
-from drhard.recipes import read_tables
+from drhard.tables import all_tables
 from drhard.tokens import PASSAGES, query_name
 
 import documented
@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import pytest
 from documented import Printed
-from helpers import ROOT, call_script, load_script
+from helpers import call_script, load_script
 from test_walkthrough import ours, without_gpus
 from transformers import Trainer
 
@@ -109,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reproduced() -> Iterator[Printed]:
     """The commands of the rows of the paper's tables."""
     for name in ("passage", "doc"):
-        for row in read_tables(ROOT / "data" / "tables.yaml")[name].rows.values():
+        for row in all_tables()[name].rows.values():
             for origin in row.trials:
                 for step in row.steps(origin):
                     words = shlex.split(step.command)

@@ -1,29 +1,29 @@
 """Rows, their commands, and the report: expected beside measured, tests, digests, one page that needs nothing else."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import re
 import shlex
+import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 from drhard.encoder import save_encoder, weights_digest
 from drhard.errors import InputError
-from drhard.recipes import CHECKPOINT, SCRATCH, find_rows, read_tables
+from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Question, Row, Step, Table, Trial, find_rows, make_step
 from drhard.rendering import render_html, render_markdown, render_text
 from drhard.report import make_report
+from drhard.tables import all_tables
+from drhard.tables_msmarco import PASSAGE, STAR, PaperRow, msmarco_table
 
 import numpy as np
 import pytest
-from helpers import tiny_model
+from helpers import ROOT, load_script, tiny_model
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
-
-PROJECT = Path(__file__).resolve().parents[1]
-TABLES = PROJECT / "data" / "tables.yaml"
 
 # The published tables: MRR@10 (doc: 100), R@100, nDCG@10. R@100 of doc STAR as two later papers quote it.
 PUBLISHED = {
@@ -42,26 +42,18 @@ PUBLISHED = {
 }
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def all_steps() -> list[tuple[str, str]]:
-    """(id of the row, command) of every row, from both origins, each command once."""
-    found = {}
-    for table in read_tables(TABLES).values():
-        for row in table.rows.values():
-            for origin in row.trials:
-                for step in row.steps(origin):
-                    found.setdefault(step.command, row.id)
-    return [(row, command) for command, row in found.items()]
+TRIALS = {
+    f"{row.id}, {origin}, {trial.seed}": trial
+    for table in all_tables().values()
+    for row in table.rows.values()
+    for origin, trials in row.trials.items()
+    for trial in trials
+}
+COMMANDS = {step.command: name for name, trial in TRIALS.items() for step in trial.steps}
 
 
 def test_all_published_rows_are_there_with_their_values() -> None:
-    tables = read_tables(TABLES)
+    tables = all_tables()
     rows = {row.id: tuple(row.expected.values()) for name in ("passage", "doc") for row in tables[name].rows.values()}
     assert rows == PUBLISHED
     assert all(
@@ -70,13 +62,21 @@ def test_all_published_rows_are_there_with_their_values() -> None:
     names = {"BM25", "Warm-up", "In-Batch Neg", "Rand Neg", "Hard only", "STAR"}
     names |= {f"ADORE ({base})" for base in ("In-Batch Neg", "Rand Neg", "STAR")}
     assert names <= set(tables["sample"].rows)
-    for question in tables["sample"].questions:
-        assert {question.row, question.than} <= set(tables["sample"].rows)
 
 
-@pytest.mark.parametrize("row, command", all_steps(), ids=[command[:60] for _, command in all_steps()])
-def test_every_command_is_one_that_its_script_takes(row: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "{" not in command and "}" not in command
+@pytest.mark.parametrize("table", all_tables().values(), ids=lambda table: table.name)
+def test_tables_refer_to_rows_and_measures_that_exist(table: Table) -> None:
+    compared = [(question.row, question.than) for question in table.questions]
+    for row, than in (*compared, table.gains or ()):
+        assert {row, than} <= table.rows.keys()
+    for name, row in table.rows.items():
+        assert (row.table, row.name) == (table.name, name)
+        assert row.expected.keys() <= table.measures.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:60])
+def test_every_command_is_one_that_its_script_takes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command == " ".join(command.split())
     for part in command.split("&&"):
         words = shlex.split(part)
         if words[0].startswith("CUDA_VISIBLE_DEVICES="):
@@ -84,104 +84,227 @@ def test_every_command_is_one_that_its_script_takes(row: str, command: str, monk
         if words[0] != "python":
             assert words[0] in ("bash", "mkdir", "cp", "mv", "rm")
             continue
-        script, arguments = PROJECT / words[1], words[2:]
-        module = load(script)
-        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-        args = module.parse_arguments()  # exits for an unknown flag
-        if script == PROJECT / "star" / "train.py":
+        script, arguments = words[1], words[2:]
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        args = load_script(script).parse_arguments()  # exits for an unknown flag
+        if script == "star/train.py":
             assert (args.hardneg_path is not None) == (args.negatives in ("star", "hard"))
 
 
-def test_steps_come_after_what_they_read() -> None:
-    """A file in the data root that a command reads was made by an earlier command of the row, or by the first ones."""
+@pytest.mark.parametrize("name", TRIALS)
+def test_steps_come_after_what_they_read(name: str) -> None:
+    """An earlier command of the row made each file in the data root that a command reads, or a download did."""
     reading = ("--hardneg_path", "--init_path", "--model_dir", "--pembed_path", "--dmemmap_path", "--preprocess_dir")
-    for table in read_tables(TABLES).values():
-        for row in table.rows.values():
-            for origin in row.trials:
-                made: set[str] = set()
-                for step in row.steps(origin):
-                    words = shlex.split(step.command)
-                    for flag, value in zip(words, words[1:], strict=False):
-                        if flag in reading and "/" in value:
-                            checkpoint = origin == CHECKPOINT and "trained_models" in value
-                            assert checkpoint or any(path.startswith(value) or value in path for path in made), (
-                                f"{row.id}: {step.command} reads {value}"
-                            )
-                    made.add(str(step.makes))
-                    made.add(str(step.makes).replace(f"{step.makes.name}", "passages.memmap"))
+    made: set[str] = set()
+    for step in TRIALS[name].steps:
+        words = shlex.split(step.command)
+        for flag, value in zip(words, words[1:], strict=False):
+            if flag in reading and "/" in value:
+                published = CHECKPOINT in name and "trained_models" in value
+                assert published or any(path.startswith(value) or value in path for path in made), step.command
+        made.add(str(step.makes))
+        made.add(str(step.makes).replace(step.makes.name, "passages.memmap"))
 
 
-TINY = """
-steps:
-  tiny:
-    one: {makes: "{root}/one", command: "mkdir -p {root} && echo {seed} >> {root}/one"}
-    two: {makes: "{root}/two-{seed}", command: "cat {root}/one > {root}/two-{seed}"}
-    bad: {makes: "{root}/bad", command: "exit 3"}
-    idle: {makes: "{root}/idle", command: "true"}
-tables:
-  tiny:
-    title: Tiny
-    source: nowhere
-    steps: tiny
-    root: work
-    seeds: [1, 2]
-    origins: {scratch: {work: "{root}"}}
-    values: {base: x}
-    measures:
-      mrr: {name: MRR@10, mode: dev, measure: RR@10}
-      ndcg10: {name: nDCG@10, mode: test, measure: nDCG@10}
-    gains: {row: A, than: B}
-    tolerance: {ok: 0.0005, close: 0.003}
-    qrels: "{root}/{mode}-qrel.tsv"
-    rows:
-      A: {values: {}, run: "{root}/A-{seed}/{mode}.rank.tsv", model: "{root}/A-{seed}", scratch: [one, two],
-          expected: {mrr: MRR_A}}
-      B: {values: {}, run: "{root}/B-{seed}/{mode}.rank.tsv", scratch: [one, bad]}
-      C: {values: {}, run: "{root}/C/{mode}.rank.tsv", scratch: [idle], seeds: []}
-    questions:
-      - {question: "Is A better than B?", row: A, than: B}
+@pytest.mark.parametrize("name", TRIALS)
+def test_a_trial_measures_what_its_steps_make(name: str) -> None:
+    trial = TRIALS[name]
+    made = {step.makes for step in trial.steps}
+    assert set(trial.runs.values()) <= made
+    trainings = [shlex.split(step.command) for step in trial.steps if "/train.py" in step.command]
+    logs = [
+        words[words.index(flag) + 1] for words in trainings for flag in words if flag.endswith(("ing_dir", "log_dir"))
+    ]
+    assert trial.log_dir == (Path(logs[-1]) if logs else None)
+    seeds = {words[words.index("--seed") + 1] for words in trainings if "--seed" in words}
+    assert seeds == ({str(trial.seed)} if trial.seed else set())
+    if trial.model and SCRATCH in name:
+        assert made & {trial.model, trial.model / "config.json"}
+
+
+STAR_ON_THE_SAMPLE = """
+mkdir -p runs/sample/passage && rm -rf runs/sample/passage/dataset.partial && \
+cp -R data/sample/passage/dataset runs/sample/passage/dataset.partial && \
+mv runs/sample/passage/dataset.partial runs/sample/passage/dataset
+rm -rf runs/sample/passage/warmup.partial && cp -R data/sample/warmup runs/sample/passage/warmup.partial && \
+mv runs/sample/passage/warmup.partial runs/sample/passage/warmup
+python preprocess.py --data_type 1 --data_root runs/sample --model_name_or_path runs/sample/passage/warmup \
+--max_query_length 64
+python star/prepare_hardneg.py --data_type passage --data_root runs/sample --max_doc_length 64 --mode train --topk 10
+python star/train.py --do_train --negatives star --hardneg_path runs/sample/passage/warmup_retrieve/hard.json \
+--init_path runs/sample/passage/warmup --preprocess_dir runs/sample/passage/preprocess \
+--output_dir runs/sample/passage/trained_models/star/seed-42 --logging_dir runs/sample/passage/log/star/seed-42 \
+--seed 42 --per_device_train_batch_size 16 --max_query_length 24 --max_doc_length 64 --optimizer_str lamb \
+--learning_rate 1e-3 --max_steps 1600 --warmup_steps 50 --save_steps 400
+python star/inference.py --data_type passage --data_root runs/sample --max_doc_length 64 --mode dev \
+--model_dir runs/sample/passage/trained_models/star/seed-42 --output_dir runs/sample/passage/evaluate/star/seed-42
 """
+ADORE_ON_DOCUMENTS = """
+python reproduce.py run 'passage:STAR' --from scratch --data_root data --faiss_gpus 0 3
+bash download_data.sh doc --data_root data
+python preprocess.py --data_type 0 --data_root data
+python star/prepare_hardneg.py --data_type doc --data_root data --retriever bm25 --mode train
+CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --negatives hard \
+--hardneg_path data/doc/bm25_retrieve/hard.json --init_path data/passage/scratch/trained_models/star \
+--preprocess_dir data/doc/preprocess --output_dir data/doc/scratch/warmup --logging_dir data/doc/scratch/log/warmup \
+--max_query_length 24 --max_doc_length 512 --optimizer_str lamb --learning_rate 1e-4 --fp16 --gradient_checkpointing
+python star/prepare_hardneg.py --data_type doc --data_root data --max_query_length 32 --max_doc_length 512 \
+--mode train --model_dir data/doc/scratch/warmup --output_dir data/doc/scratch/warmup_retrieve
+CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --hardneg_path data/doc/scratch/warmup_retrieve/hard.json \
+--init_path data/doc/scratch/warmup --preprocess_dir data/doc/preprocess \
+--output_dir data/doc/scratch/trained_models/star --logging_dir data/doc/scratch/log/star \
+--max_query_length 24 --max_doc_length 512 --optimizer_str lamb --learning_rate 1e-4 --fp16 --gradient_checkpointing
+python star/inference.py --data_type doc --data_root data --max_doc_length 512 --mode dev \
+--model_dir data/doc/scratch/trained_models/star --output_dir data/doc/scratch/evaluate/star --faiss_gpus 0 3
+python adore/train.py --metric_cut 200 --init_path data/doc/scratch/trained_models/star \
+--pembed_path data/doc/scratch/evaluate/star/passages.memmap --preprocess_dir data/doc/preprocess \
+--model_save_dir data/doc/scratch/trained_models/adore-star --log_dir data/doc/scratch/log/adore-star \
+--faiss_gpu_index 0 3
+python adore/inference.py --model_dir data/doc/scratch/trained_models/adore-star/epoch-6 \
+--output_dir data/doc/scratch/evaluate/adore-star --preprocess_dir data/doc/preprocess --mode dev \
+--dmemmap_path data/doc/scratch/evaluate/star/passages.memmap --faiss_gpus 0 3
+"""
+
+
+@pytest.mark.parametrize(
+    "table, row, commands",
+    [("sample", "STAR", STAR_ON_THE_SAMPLE), ("doc", "ADORE (STAR)", ADORE_ON_DOCUMENTS)],
+    ids=["sample", "doc"],
+)
+def test_commands_are_these(table: str, row: str, commands: str) -> None:
+    """Of the longest row of each kind, up to its last step, which differs from the one before in its mode alone."""
+    trial = all_tables(faiss_gpus=[0, 3])[table].rows[row].trials[SCRATCH][0]
+    *steps, last = [step.command for step in trial.steps]
+    assert steps == commands.replace("\\\n", "").strip().splitlines()
+    assert last == steps[-1].replace("--mode dev", "--mode test")
+
+
+def test_a_row_is_added_by_one_line() -> None:
+    mine = PaperRow("ADORE (STAR), mine", STAR, "adore-mine", (0.35, 0.88, 0.69))
+    table = msmarco_table(replace(PASSAGE, rows=(*PASSAGE.rows, mine)), Path("data"), ())
+    [row] = find_rows({"passage": table}, "passage:ADORE (STAR), mine")
+    assert row.expected == {"mrr": 0.35, "r100": 0.88, "ndcg10": 0.69}
+    assert str(row.steps(SCRATCH)[-1].makes) == "data/passage/scratch/evaluate/adore-mine/test.rank.tsv"
+
+
+@pytest.mark.parametrize("root", ["/data/two  blanks", "/data/{braces}", "/data/it's"])
+def test_any_data_root_is_taken(root: str) -> None:
+    row = all_tables(Path(root), [0, 3])["passage"].rows["ADORE (STAR)"]
+    steps = row.steps(SCRATCH)
+    assert all(step.makes.is_relative_to(root) for step in steps)
+    for step in steps:
+        assert any(word.startswith(root) for word in shlex.split(step.command)), step.command
+    [trial] = row.trials[SCRATCH]
+    assert all(path and path.is_relative_to(root) for path in (*trial.runs.values(), trial.model, trial.log_dir))
+    training = shlex.split(next(step.command for step in steps if "adore/train.py" in step.command))
+    assert training[training.index("--faiss_gpu_index") :][:3] == ["--faiss_gpu_index", "0", "3"]
+
+
+def tiny_table(expected: float = 0.5, a: str = "A", log_dirs: str = "logs/none") -> Table:
+    """Rows A and B of two seeds, and C, which has none.
+
+    Args:
+        expected: MRR of row A.
+        a: another name for row A, for the table and for its first measure.
+        log_dirs: TensorBoard's folders of row A, without ``-SEED``.
+    """
+    one, bad, idle = (
+        lambda seed: make_step("work/one", f"mkdir -p work && echo {seed} >> work/one"),
+        make_step("work/bad", "exit 3"),
+        make_step("work/idle", "true"),
+    )
+
+    def trial(row: str, seed: int | None, *steps: Step, model: Path | None = None) -> Trial:
+        folder = f"work/{row}-{seed}" if seed else f"work/{row}"
+        runs = {mode: Path(f"{folder}/{mode}.rank.tsv") for mode in ("dev", "test")}
+        return Trial(seed, steps, model, runs, Path(f"{log_dirs}-{seed}") if model else None)
+
+    trials_of_a = tuple(
+        trial(
+            "A",
+            seed,
+            one(seed),
+            make_step(f"work/two-{seed}", f"cat work/one > work/two-{seed}"),
+            model=Path(f"work/A-{seed}"),
+        )
+        for seed in (1, 2)
+    )
+    rows = (
+        Row("tiny", a, {"mrr": expected}, {SCRATCH: trials_of_a}, note="" if a == "A" else a),
+        Row("tiny", "B", {}, {SCRATCH: tuple(trial("B", seed, one(seed), bad) for seed in (1, 2))}),
+        Row("tiny", "C", {}, {SCRATCH: (trial("C", None, idle),)}),
+    )
+    return Table(
+        name="tiny",
+        title="Tiny" if a == "A" else a,
+        source="nowhere",
+        measures={
+            "mrr": Measure("MRR@10" if a == "A" else a, "dev", "RR@10"),
+            "ndcg10": Measure("nDCG@10", "test", "nDCG@10"),
+        },
+        ok=0.0005,
+        close=0.003,
+        qrels={mode: Path(f"work/{mode}-qrel.tsv") for mode in ("dev", "test")},
+        rows={row.name: row for row in rows},
+        questions=(Question("Is A better than B?", a, "B"),),
+        gains=(a, "B"),
+    )
+
+
+Reproduce = Callable[..., int]
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with a small file of tables, in place of this one."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "tables.yaml").write_text(TINY.replace("MRR_A", "0.5"))
+    """An empty project folder, to work in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def reproduce(project: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run reproduce.py's main in this process; return its exit code."""
-    script = load(PROJECT / "reproduce.py")
+@pytest.fixture
+def reproduce(project: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
+    """Runs reproduce.py with a table of its own, in this process and in ``project``; returns the exit code."""
+    script = load_script("reproduce.py")
     monkeypatch.setattr(script, "PROJECT", project)
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
-    try:
-        script.main()
-    except SystemExit as end:
-        return end.code
-    return 0
+
+    def run(*arguments: str, table: Table | None = None) -> int:
+        monkeypatch.setattr(script, "all_tables", lambda *_: {"tiny": table or tiny_table()})
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+        try:
+            script.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run
 
 
-def test_list_and_show(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    assert reproduce(project, monkeypatch, "list") == 0
+def test_what_is_light_stays_light() -> None:
+    """Flags are parsed before anything is loaded that takes seconds."""
+    heavy = {"torch", "transformers", "tensorboard", "matplotlib", "numpy", "scipy", "jinja2"}
+    code = f"import sys, reproduce; print({heavy} & sys.modules.keys())"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout == "set()\n"
+
+
+def test_list_and_show(reproduce: Reproduce, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce("list") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["tiny:A", "tiny:B", "tiny:C"]
-    assert reproduce(project, monkeypatch, "show", "tiny:A") == 0
-    assert capsys.readouterr().out.splitlines() == [  # a step of all seeds is there once, as first mentioned
+    assert reproduce("show", "tiny:A") == 0
+    assert capsys.readouterr().out.splitlines() == [  # a step that both seeds have is there once, the first one's
         "mkdir -p work && echo 1 >> work/one",
         "cat work/one > work/two-1",
         "cat work/one > work/two-2",
     ]
 
 
-def test_run_makes_what_is_missing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reproduce(project, monkeypatch, "run", "tiny:A", "--dry_run") == 0
+def test_run_makes_what_is_missing(project: Path, reproduce: Reproduce) -> None:
+    assert reproduce("run", "tiny:A", "--dry_run") == 0
     assert not (project / "work").exists()
-    assert reproduce(project, monkeypatch, "run", "tiny:A") == 0
+    assert reproduce("run", "tiny:A") == 0
     assert (project / "work" / "two-2").read_text() == "1\n"
     (project / "work" / "two-1").unlink()
-    assert reproduce(project, monkeypatch, "run", "tiny:A") == 0
+    assert reproduce("run", "tiny:A") == 0
     assert (project / "work" / "two-1").read_text() == "1\n"  # step one was not run again
 
 
@@ -189,7 +312,7 @@ def test_run_makes_what_is_missing(project: Path, monkeypatch: pytest.MonkeyPatc
     "arguments, complaint",
     [
         (("run", "tiny:B"), "ended with exit code 3"),
-        (("run", "tiny:C"), "there is no work/idle"),
+        (("run", "tiny:C"), "did not write work/idle"),
         (("run", "tiny:D"), "there is no row 'tiny:D'; tiny has A, B, C"),
         (("show", "large"), "there is no table 'large'; there are tiny"),
         (("run", "tiny:A", "--from", "checkpoint"), "tiny:A has no published checkpoint"),
@@ -197,107 +320,12 @@ def test_run_makes_what_is_missing(project: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_what_cannot_be_done_is_said(
-    project: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    arguments: tuple[str, ...],
-    complaint: str,
+    reproduce: Reproduce, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], complaint: str
 ) -> None:
-    assert reproduce(project, monkeypatch, *arguments) == 2
+    assert reproduce(*arguments) == 2
     error = capsys.readouterr().err
     assert complaint in error
     assert error.startswith("error: ")
-
-
-def bomb(line: str, levels: int = 30) -> str:
-    """YAML in which each name stands for ten of the one before."""
-    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
-    return "\n".join([f"a0: &a0 {line}", *lines])
-
-
-DAMAGES = {
-    "empty": "",
-    "not YAML": "a: [",
-    "no tables": "steps: {}\ntables: {a: {steps: b}}",
-    "a list": "[1, 2]",
-    "a number": "7",
-    "bytes": b"\xff\xfe",
-    "aliases": bomb("[x, x]"),
-    "merges": "a0: &a0 {x: 1}\n"
-    + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 30)),
-    "a circle": "steps: {}\ntables: &a {b: *a}",
-    "too deep": "a: " + "[" * 1000,
-    "many digits": TINY.replace("MRR_A", "9" * 5000),
-    "not a number": TINY.replace("MRR_A", ".nan"),
-    "infinite": TINY.replace("MRR_A", "-.inf"),
-    "a word for a number": TINY.replace("MRR_A", "good"),
-    "a date": TINY.replace("MRR_A", "2021-07-11"),
-    "an unknown measure": TINY.replace("{mrr: MRR_A}", "{mrr9: 0.5}"),
-    "a tag": TINY.replace("MRR_A", "!!python/object/apply:os.system ['true']"),
-    "a number for a title": TINY.replace("title: Tiny", "title: 7"),
-    "no title": TINY.replace("    title: Tiny\n", ""),
-    "no rows": TINY[: TINY.index("    rows:")] + "    rows: {}\n",
-    "a number for a row": TINY.replace("      C: {", "      3: {"),
-    "a row twice": TINY.replace("      C: {", "      B: {"),
-    "an unknown step": TINY.replace("[one, two]", "[one, three]"),
-    "a step that is no text": TINY.replace("[one, two]", "[one, null]"),
-    "a step without a name": TINY.replace("[one, two]", "[one, '']"),
-    "unknown steps": TINY.replace("steps: tiny", "steps: large"),
-    "an unknown mode": TINY.replace("mode: dev,", "mode: night,"),
-    "an unknown origin": TINY.replace("origins: {scratch:", "origins: {itch:"),
-    "no origin": TINY.replace('origins: {scratch: {work: "{root}"}}', "origins: {}"),
-    "a question about another row": TINY.replace('row: A, than: B}\n"', 'row: Z, than: B}\n"').replace(
-        '"Is A better than B?", row: A', '"Is A better than B?", row: Z'
-    ),
-    "gains of another row": TINY.replace("gains: {row: A", "gains: {row: Z"),
-    "seeds that are texts": TINY.replace("seeds: [1, 2]", "seeds: [one]"),
-    "values in values": TINY.replace("values: {base: x}", "values: {base: [x]}"),
-    "a name of nothing": TINY.replace("mkdir -p {root}", "mkdir -p {rot}"),
-    "names in a circle": TINY.replace("values: {base: x}", 'values: {base: "{base}"}').replace("exit 3", "{base}"),
-    "names that grow": TINY.replace(
-        "values: {base: x}", f"values: {{base: '{'{b}' * 1000}', b: '{'{c}' * 1000}', c: '{'{d}' * 1000}', d: x}}"
-    ).replace("exit 3", "{base}"),
-    "a format": TINY.replace("exit 3", "{root:>99999999999}"),
-    "an attribute": TINY.replace("exit 3", "{root.__class__}"),
-    "a control character": TINY.replace("title: Tiny", 'title: "Ti\\0ny"'),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_tables_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "tables.yaml"
-    content = DAMAGES[damage]
-    path.write_bytes(content if isinstance(content, bytes) else content.replace("MRR_A", "0.5").encode())
-    with pytest.raises(InputError) as error:
-        read_tables(path)
-    assert str(error.value).startswith(f"{path}") and "\n" not in str(error.value)
-    assert len(str(error.value)) < len(str(path)) + 300
-
-
-def test_mutated_tables_are_read_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is read can be reported: no error of a type that nobody expected."""
-    monkeypatch.chdir(tmp_path)
-    random = np.random.default_rng(0)
-    text = TINY.replace("MRR_A", "0.5").encode()
-    words = b"{ } [ ] : - &a *a null 1 -.inf true ' ! ? | > {{ x".split(b" ")
-    path, read = Path("tables.yaml"), 0
-    for _ in range(200):
-        mutated = bytearray(text)
-        for place in random.integers(0, len(text), random.integers(1, 4)):
-            mutated[place : place + int(random.integers(0, 6))] = words[random.integers(len(words))]
-        path.write_bytes(mutated)
-        try:
-            tables = list(read_tables(path).values())
-        except InputError:
-            continue
-        try:
-            report = make_report(tables)
-        except InputError:  # a measure that there is not
-            continue
-        for render in (render_text, render_markdown):
-            render(report)
-        read += 1
-    assert 10 < read < 190, read
 
 
 QUERIES = 40
@@ -329,7 +357,7 @@ def write_measured(project: Path) -> dict[str, list[list[float]]]:
 def test_report_measures_what_is_there(project: Path) -> None:
     reciprocal = write_measured(project)
     means = [np.mean(values) for values in reciprocal["A"]]
-    report = make_report(list(read_tables(project / "data" / "tables.yaml").values()))
+    report = make_report([tiny_table()])
     [table] = report["tables"]
     a, b, c = table["rows"]
     value = a["values"]["mrr"]
@@ -362,23 +390,19 @@ def test_report_measures_what_is_there(project: Path) -> None:
 )
 def test_status(project: Path, below: float, expected: str) -> None:
     mean = float(np.mean(write_measured(project)["A"]))
-    (project / "data" / "tables.yaml").write_text(TINY.replace("MRR_A", str(mean + below)))
-    [table] = make_report(list(read_tables(project / "data" / "tables.yaml").values()))["tables"]
+    [table] = make_report([tiny_table(mean + below)])["tables"]
     assert table["rows"][0]["values"]["mrr"]["status"] == expected
 
 
 def test_report_is_written_in_every_form(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    project: Path, reproduce: Reproduce, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_measured(project)
     for seed in (1, 2):
         with SummaryWriter(str(project / "logs" / f"A-{seed}")) as writer:
             for step in (50, 100, 150):
                 writer.add_scalar("train/loss", 1 / step, step)
-    text = (project / "data" / "tables.yaml").read_text()
-    text = text.replace("cat {root}/one >", "cat {root}/one --log_dir logs/A-{seed} >")
-    (project / "data" / "tables.yaml").write_text(text)
-    assert reproduce(project, monkeypatch, "report", "--output_dir", "out") == 0
+    assert reproduce("report", "--output_dir", "out", table=tiny_table(log_dirs="logs/A")) == 0
     printed = capsys.readouterr().out
     content = json.loads((project / "out" / "report.json").read_text())
     assert content["tables"][0]["rows"][0]["trials"][0]["curves"]["train/loss"] == [
@@ -401,23 +425,14 @@ def test_report_is_written_in_every_form(
 NASTY = "$\\frac{$ <script>alert(1)</script> | --><b>_x_ `y`"
 
 
-def test_names_are_names_in_every_form(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_names_are_names_in_every_form(project: Path, reproduce: Reproduce, capsys: pytest.CaptureFixture[str]) -> None:
     """Not formulas, nor HTML, nor another cell of a table."""
     write_measured(project)
-    name = json.dumps(NASTY)
-    text = TINY.replace("MRR_A", "0.5").replace("row: A", f"row: {name}")
-    text = text.replace("      A: {", f"      {name}: {{note: {name}, ")
-    text = text.replace("title: Tiny", f"title: {name}").replace("name: MRR@10", f"name: {name}")
-    (project / "data" / "tables.yaml").write_text(text)
     with SummaryWriter(str(project / "logs" / "A-1")) as writer:
         writer.add_scalar("train/loss", 0.5, 1)
         writer.add_scalar("train/loss", float("nan"), 2)
         writer.add_scalar("train/loss", float("inf"), 3)
-    text = text.replace("cat {root}/one >", "cat {root}/one --log_dir logs/A-1 >")
-    (project / "data" / "tables.yaml").write_text(text)
-    assert reproduce(project, monkeypatch, "report", "--output_dir", "out") == 0
+    assert reproduce("report", "--output_dir", "out", table=tiny_table(a=NASTY, log_dirs="logs/A")) == 0
     assert NASTY in capsys.readouterr().out
 
     def refuse(constant: str) -> None:
@@ -444,7 +459,7 @@ def test_runs_that_differ_in_one_query_are_reported(project: Path) -> None:
             for row, first in (("A", "7"), ("B", "8")):
                 lines = [f"{query}\t{7 if query else first}\t1\n" for query in range(QUERIES)]
                 (work / f"{row}-{seed}" / f"{mode}.rank.tsv").write_text("".join(lines))
-    [table] = make_report(list(read_tables(project / "data" / "tables.yaml").values()))["tables"]
+    [table] = make_report([tiny_table()])["tables"]
     [asked] = table["questions"]
     assert asked["measures"]["mrr"]["randomization"] == 1
     assert asked["answer"] == "not shown"
@@ -455,7 +470,7 @@ def test_a_single_query_is_reported(project: Path) -> None:
     work = project / "work"
     for mode in ("dev", "test"):
         (work / f"{mode}-qrel.tsv").write_text("0\t0\t7\t1\n")
-    report = make_report(list(read_tables(project / "data" / "tables.yaml").values()))
+    report = make_report([tiny_table()])
     [asked] = report["tables"][0]["questions"]
     assert asked["measures"]["mrr"]["low"] is None
     assert "(— to —)" in render_text(report)
@@ -466,18 +481,18 @@ def test_a_run_of_other_queries_is_refused(project: Path) -> None:
     write_measured(project)
     (project / "work" / "A-1" / "dev.rank.tsv").write_text("4711\t7\t1\n")
     with pytest.raises(InputError, match=r"A-1/dev\.rank\.tsv: none of its queries is judged"):
-        make_report(list(read_tables(project / "data" / "tables.yaml").values()))
+        make_report([tiny_table()])
 
 
 def test_a_run_that_lacks_queries_is_said(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_measured(project)
     (project / "work" / "A-1" / "dev.rank.tsv").write_text("0\t7\t1\n")
-    make_report(list(read_tables(project / "data" / "tables.yaml").values()))
+    make_report([tiny_table()])
     assert any("A-1/dev.rank.tsv: lacks 39 of 40 judged queries" in message for message in caplog.messages)
 
 
 def test_report_of_nothing_is_a_report() -> None:
-    tables = [table for table in read_tables(TABLES, Path("nowhere")).values() if table.name != "sample"]
+    tables = [table for table in all_tables(Path("nowhere")).values() if table.name != "sample"]
     report = make_report(tables)
     for render in (render_text, render_markdown, render_html):
         page = render(report)
@@ -494,7 +509,7 @@ def test_runs_of_other_weights_and_missing_seeds_are_not_passed_off(
         stamp = project / "work" / f"A-{seed}" / "dev-query.memmap.json"
         fields = {"model": digest, "tokens": "0", "length": 8, "rows": QUERIES, "dim": 16, "dtype": "float32"}
         stamp.write_text(json.dumps(fields))
-    [table] = make_report(list(read_tables(project / "data" / "tables.yaml").values()))["tables"]
+    [table] = make_report([tiny_table()])["tables"]
     row = table["rows"][0]
     assert [trial["seed"] for trial in row["trials"]] == [1]
     assert row["note"] == "1 of 2 seeds"
@@ -502,14 +517,3 @@ def test_runs_of_other_weights_and_missing_seeds_are_not_passed_off(
     assert table["questions"] == [] and table["gains"] is None
     assert any("was made by other weights" in message for message in caplog.messages)
     assert "1 of 2 seeds" in render_text({"machine": {}, "tables": [table]})
-
-
-@pytest.mark.parametrize("root", ["/data/two  blanks", "/data/{braces}", "/data/it's"])
-def test_any_data_root_is_taken(root: str) -> None:
-    table = read_tables(TABLES, Path(root), [0, 3])["passage"]
-    steps = table.rows["ADORE (STAR)"].steps(SCRATCH)
-    assert all(step.makes.is_relative_to(root) for step in steps)
-    for step in steps:
-        assert any(word.startswith(root) for word in shlex.split(step.command)), step.command
-    training = shlex.split(next(step.command for step in steps if "adore/train.py" in step.command))
-    assert training[training.index("--faiss_gpu_index") :][:3] == ["--faiss_gpu_index", "0", "3"]

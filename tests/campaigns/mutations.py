@@ -143,7 +143,6 @@ TARGETS = {
         Target("adore-train", "out/models/training_state.pt", ZIP, 2, "stopped"),
         Target("adore-train-index", "out/index.faiss", BYTES, SLOW, "stopped"),
         # Reports and downloads
-        Target("reproduce-report", "data/tables.yaml", TEXT, SLOW),
         Target("reproduce-report", "runs/evaluate/dev.rank.tsv", TEXT, SLOW),
         Target("reproduce-report", "runs/evaluate/dev-query.memmap.json", JSON, SLOW),
         Target("reproduce-report", "runs/log/events", BYTES, SLOW),

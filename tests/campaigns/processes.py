@@ -48,7 +48,6 @@ HEAVY = (
     "torch.utils.tensorboard",
     "ir_measures",
     "bm25s",
-    "yaml",
     "psutil",
     "tqdm",
 )

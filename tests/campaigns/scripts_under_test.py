@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import shutil
 import socketserver
 import sys
 import tarfile
@@ -41,7 +40,6 @@ class Script:
         leaves: patterns of files that it may leave when it is stopped, beside those of all scripts.
         prints: whether what it prints is its result.
         workers: whether it starts processes.
-        copies: inputs that are copied and not linked.
     """
 
     name: str
@@ -51,7 +49,6 @@ class Script:
     leaves: tuple[str, ...] = ()
     prints: bool = False
     workers: bool = False
-    copies: tuple[str, ...] = ()
 
     @property
     def needs(self) -> list[str]:
@@ -268,29 +265,25 @@ SCRIPTS = {
         ),
         Script(
             "reproduce-report",
-            "reproduce.py",
+            "tests/campaigns/reproduce_tiny.py",
             ("report", "--output_dir", "out"),
             {
-                "data/tables.yaml": "base/tables.yaml",
                 "runs/preprocess": TOKENS[PREPROCESS],
                 "runs/model": "base/model",
                 "runs/log": "adore-train/out/log",
                 "runs/evaluate": f"star-inference/{EMBEDDINGS}",
                 "runs/other": "base/other",
             },
-            copies=("reproduce.py",),
             prints=True,
         ),
         Script(
             "reproduce-run",
-            "reproduce.py",
+            "tests/campaigns/reproduce_tiny.py",
             ("run", "tiny:made"),
             {
-                "data/tables.yaml": "base/tables.yaml",
                 PREPROCESS: TOKENS[PREPROCESS],
                 "run": f"star-inference/{EMBEDDINGS}",
             },
-            copies=("reproduce.py",),
             workers=True,
         ),
         Script(
@@ -356,7 +349,6 @@ def write_base(folder: Path, size: Size) -> None:
         save_vocabulary(save_tiny(folder / name, seed, dropout=0.1, num_hidden_layers=1))
     relevant = _write_corpus(folder / "passage", PASSAGE, size.passages, size.queries, dice)
     _write_corpus(folder / "doc", DOC, size.documents, size.queries, dice)
-    (folder / "tables.yaml").write_text(TABLES, encoding="utf-8")
     (folder / "other").mkdir()  # a run in rows that finds the relevant passages at random ranks
     run = []
     for row, found in enumerate(relevant):
@@ -401,51 +393,6 @@ def _write_corpus(folder: Path, corpus: Any, count: int, queries: int, dice: Any
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-TABLES = """
-steps:
-  tiny:
-    converted:
-      makes: "made/{mode}.rank.tsv"
-      command: python PROJECT/cvt_back.py --input_dir run --preprocess_dir data/passage/preprocess
-        --output_dir made --mode {mode} --dataset passage
-    trec:
-      makes: "made/{mode}.trec"
-      command: python PROJECT/cvt_back.py --input_dir run --preprocess_dir data/passage/preprocess
-        --output_dir made --mode {mode} --dataset passage --trec
-tables:
-  tiny:
-    title: A tiny table
-    source: of the campaigns
-    steps: tiny
-    root: runs
-    origins: {scratch: {}}
-    values: {}
-    measures:
-      mrr: {name: "dev MRR@10", mode: dev, measure: RR@10}
-      ndcg10: {name: "dev nDCG@10", mode: dev, measure: nDCG@10}
-    gains: {row: one, than: other}
-    tolerance: {ok: 0.0005, close: 0.01}
-    qrels: "{root}/preprocess/{mode}-qrel.tsv"
-    questions:
-      - {question: "Is one better than the other?", row: one, than: other}
-    rows:
-      one:
-        values: {}
-        model: "{root}/model"
-        run: "{root}/evaluate/{mode}.rank.tsv"
-        expected: {mrr: 0.1, ndcg10: 0.1}
-        scratch: [converted mode=dev]
-      other:
-        values: {}
-        run: "{root}/other/{mode}.rank.tsv"
-        scratch: [converted mode=dev]
-      made:
-        values: {}
-        run: "made/{mode}.rank.tsv"
-        scratch: [converted mode=dev, trec mode=dev]
-""".replace("PROJECT", str(PROJECT))
 
 
 def write_downloads(folder: Path, url: str) -> None:
@@ -618,13 +565,10 @@ class World:
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.symlink_to(self.root / origin)
-        for name in script.copies:
-            shutil.copy(PROJECT / name, folder / name)
 
     def start(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Running:
         """Start a script in ``folder``; ``run`` numbers the runs there, ``way`` is that of :class:`processes.Way`."""
-        path = (folder if script.script in script.copies else PROJECT) / script.script
-        return start(path, script.arguments, folder, logs_of(folder) / str(run), Way(**way))
+        return start(PROJECT / script.script, script.arguments, folder, logs_of(folder) / str(run), Way(**way))
 
     def run(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Ended:
         """Run a script in ``folder`` to its end. Raises Hanging."""
@@ -687,7 +631,7 @@ def _in_a_fork(work: Callable[[], None]) -> None:
 # Comparing
 
 # Not compared: TensorBoard's files are named by the time, training_args.bin and report.* hold paths and versions.
-IGNORED = re.compile(r"(^|/)(events\.out\.tfevents\.|training_args\.bin$|reproduce\.py$)")
+IGNORED = re.compile(r"(^|/)(events\.out\.tfevents\.|training_args\.bin$)")
 LOGS_OF_STATE = ("log_history", "total_flos")  # of trainer_state.json
 
 

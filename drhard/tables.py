@@ -1,0 +1,28 @@
+"""The tables that reproduce.py knows.
+
+To add a row:
+
+1. Add it to its table, in :mod:`drhard.tables_msmarco` or :mod:`drhard.tables_sample`. A command that no other row
+   has is a function beside the others.
+2. Read its commands: ``python reproduce.py show TABLE:ROW``.
+3. Run them: ``python reproduce.py run TABLE:ROW``. ``python reproduce.py report TABLE`` prints the values to expect.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drhard.recipes import Table
+from drhard.tables_msmarco import DOC, PASSAGE, msmarco_table
+from drhard.tables_sample import sample_table
+
+
+def all_tables(data_root: Path | None = None, faiss_gpus: Sequence[int] = ()) -> dict[str, Table]:
+    """Return all tables by their names.
+
+    Args:
+        data_root: where MS MARCO is or goes (default: ``data``).
+        faiss_gpus: the GPUs that MS MARCO's commands search on; none for the CPU.
+    """
+    root = data_root or Path("data")
+    tables = (msmarco_table(PASSAGE, root, faiss_gpus), msmarco_table(DOC, root, faiss_gpus), sample_table())
+    return {table.name: table for table in tables}

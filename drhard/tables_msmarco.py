@@ -1,0 +1,339 @@
+"""The paper's tables: MS MARCO passages and documents, and TREC DL 2019's queries on both.
+
+Each function below returns one step: what the command writes last, and the command as it runs. ``Place`` says where:
+in which data root, for passages or documents, with published models or with models trained here. Paths in commands are
+words of the shell, so that a data root may hold blanks and quotes.
+
+Models that are trained from scratch have a folder of their own, ``{root}/{type}/scratch``. So they are never taken for
+the published ones.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Row, Step, Table, Trial, make_step, unquote
+
+
+@dataclass(frozen=True)
+class Static:
+    """A training with static negatives.
+
+    Attributes:
+        row: the row that shows it.
+        folder: the name of its model's folder.
+        negatives: ``--negatives`` of star/train.py. None for STAR, which is trained in two stages.
+    """
+
+    row: str
+    folder: str
+    negatives: str | None
+
+
+IN_BATCH = Static("In-Batch Neg", "inbatch-neg", "in-batch")
+RAND = Static("Rand-Neg", "rand-neg", "random")
+STAR = Static("STAR", "star", None)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row as the paper prints it.
+
+    Attributes:
+        base: the static training; the row shows it, or ADORE on top of it.
+        adore: the folder of ADORE's model. None for a row without ADORE.
+        expected: the published values, in the order of the table's measures.
+    """
+
+    name: str
+    base: Static
+    adore: str | None
+    expected: tuple[float, float, float]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What differs between passages and documents.
+
+    Attributes:
+        type: the folder under the data root, and ``--data_type`` of all scripts but preprocess.py.
+        type_number: ``--data_type`` of preprocess.py.
+        last_text: the file that download_data.sh writes last.
+        length: tokens of a document when it is embedded.
+        training: the paper's flags of a static training.
+    """
+
+    type: str
+    type_number: int
+    title: str
+    last_text: str
+    length: int
+    training: str
+    measures: tuple[Measure, Measure, Measure]
+    rows: tuple[PaperRow, ...]
+
+
+PASSAGE = Collection(
+    type="passage",
+    type_number=1,
+    title="MS MARCO passage dev, TREC DL 2019 passage",
+    last_text="2019qrels-pass.txt",
+    length=256,
+    training=(
+        "--max_query_length 24 --max_doc_length 120 --optimizer_str lamb --learning_rate 1e-4 --fp16 "
+        "--gradient_checkpointing"
+    ),
+    measures=(
+        Measure("MRR@10", "dev", "RR@10"),
+        Measure("R@100", "dev", "R@100"),
+        Measure("nDCG@10", "test", "nDCG@10"),
+    ),
+    rows=(
+        PaperRow("In-Batch Neg", IN_BATCH, None, (0.264, 0.837, 0.583)),
+        PaperRow("Rand-Neg", RAND, None, (0.301, 0.853, 0.612)),
+        PaperRow("STAR", STAR, None, (0.3404237731386721, 0.867, 0.642)),
+        PaperRow("ADORE (In-Batch Neg)", IN_BATCH, "adore-inbatch", (0.316, 0.860, 0.658)),
+        PaperRow("ADORE (Rand-Neg)", RAND, "adore-rand", (0.326, 0.865, 0.661)),
+        PaperRow("ADORE (STAR)", STAR, "adore-star", (0.34660697230181425, 0.876, 0.683)),
+    ),
+)
+DOC = Collection(
+    type="doc",
+    type_number=0,
+    title="MS MARCO doc dev, TREC DL 2019 doc",
+    last_text="docleaderboard-queries.tsv",
+    length=512,
+    training=(
+        "--max_query_length 24 --max_doc_length 512 --optimizer_str lamb --learning_rate 1e-4 --fp16 "
+        "--gradient_checkpointing"
+    ),
+    measures=(
+        Measure("MRR@100", "dev", "RR@100"),
+        Measure("R@100", "dev", "R@100"),
+        Measure("nDCG@10", "test", "nDCG@10"),
+    ),
+    rows=(
+        PaperRow("In-Batch Neg", IN_BATCH, None, (0.320, 0.864, 0.544)),
+        PaperRow("Rand-Neg", RAND, None, (0.330, 0.859, 0.572)),
+        PaperRow(
+            "STAR",
+            STAR,
+            None,
+            (0.3903422772218344, 0.913, 0.605),
+            note="R@100 as two later papers quote it; the published README prints 0.867, likely a slip",
+        ),
+        PaperRow("ADORE (In-Batch Neg)", IN_BATCH, "adore-inbatch", (0.362, 0.884, 0.580)),
+        PaperRow("ADORE (Rand-Neg)", RAND, "adore-rand", (0.361, 0.885, 0.585)),
+        PaperRow("ADORE (STAR)", STAR, "adore-star", (0.4049777020859768, 0.919, 0.628)),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row is made. ``root`` and ``work`` are words of the shell."""
+
+    collection: Collection
+    origin: str
+    data_root: Path
+    faiss_gpus: Sequence[int]
+
+    @property
+    def type(self) -> str:
+        return self.collection.type
+
+    @property
+    def root(self) -> str:
+        """The data root."""
+        return shlex.quote(str(self.data_root))
+
+    @property
+    def work(self) -> str:
+        """The folder of models, embeddings and runs."""
+        return f"{self.root}/{self.type}" + ("/scratch" if self.origin == SCRATCH else "")
+
+    @property
+    def epoch(self) -> str:
+        """The folder, within an ADORE model's, that holds the encoder: the last epoch's, or none if it is published."""
+        return "/epoch-6" if self.origin == SCRATCH else ""
+
+    def gpus(self, flag: str) -> str:
+        """``flag`` with the GPUs to search on, or nothing to search on the CPU."""
+        return f"{flag} {' '.join(map(str, self.faiss_gpus))}" if self.faiss_gpus else ""
+
+
+def texts(at: Place) -> Step:
+    return make_step(
+        f"{at.root}/{at.type}/dataset/{at.collection.last_text}",
+        f"bash download_data.sh {at.type} --data_root {at.root}",
+    )
+
+
+def checkpoints(at: Place) -> Step:
+    return make_step(
+        f"{at.root}/{at.type}/trained_models/adore-star/config.json",
+        f"bash download_data.sh {at.type} --models --data_root {at.root}",
+    )
+
+
+def tokens(at: Place) -> Step:
+    return make_step(
+        f"{at.root}/{at.type}/preprocess/lead-qid2offset.pickle",
+        f"python preprocess.py --data_type {at.collection.type_number} --data_root {at.root}",
+    )
+
+
+def passage_model(at: Place, base: Static) -> Step:
+    return make_step(
+        f"{at.root}/passage/scratch/trained_models/{base.folder}/config.json",
+        f"python reproduce.py run 'passage:{base.row}' --from scratch --data_root {at.root}",
+        at.gpus("--faiss_gpus"),
+    )
+
+
+def start(at: Place, base: Static) -> str:
+    """The encoder that a static training starts from. Documents start from the same row's model for passages."""
+    return "roberta-base" if at.type == "passage" else f"{at.root}/passage/scratch/trained_models/{base.folder}"
+
+
+def train_baseline(at: Place, base: Static) -> Step:
+    return make_step(
+        f"{at.work}/trained_models/{base.folder}/config.json",
+        f"CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --negatives {base.negatives}",
+        f"--init_path {start(at, base)} --preprocess_dir {at.root}/{at.type}/preprocess",
+        f"--output_dir {at.work}/trained_models/{base.folder} --logging_dir {at.work}/log/{base.folder}",
+        at.collection.training,
+    )
+
+
+def bm25_negatives(at: Place) -> Step:
+    return make_step(
+        f"{at.root}/{at.type}/bm25_retrieve/hard.json",
+        f"python star/prepare_hardneg.py --data_type {at.type} --data_root {at.root} --retriever bm25 --mode train",
+    )
+
+
+def warm_up(at: Place) -> Step:
+    """The paper's BM25 Neg, whose hardest negatives STAR learns from."""
+    return make_step(
+        f"{at.work}/warmup/config.json",
+        "CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --negatives hard",
+        f"--hardneg_path {at.root}/{at.type}/bm25_retrieve/hard.json --init_path {start(at, STAR)}",
+        f"--preprocess_dir {at.root}/{at.type}/preprocess --output_dir {at.work}/warmup",
+        f"--logging_dir {at.work}/log/warmup {at.collection.training}",
+    )
+
+
+def hard_negatives(at: Place) -> Step:
+    return make_step(
+        f"{at.work}/warmup_retrieve/hard.json",
+        f"python star/prepare_hardneg.py --data_type {at.type} --data_root {at.root} --max_query_length 32",
+        f"--max_doc_length {at.collection.length} --mode train --model_dir {at.work}/warmup",
+        f"--output_dir {at.work}/warmup_retrieve",
+    )
+
+
+def train_star(at: Place) -> Step:
+    return make_step(
+        f"{at.work}/trained_models/star/config.json",
+        f"CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --hardneg_path {at.work}/warmup_retrieve/hard.json",
+        f"--init_path {at.work}/warmup --preprocess_dir {at.root}/{at.type}/preprocess",
+        f"--output_dir {at.work}/trained_models/star --logging_dir {at.work}/log/star {at.collection.training}",
+    )
+
+
+def retrieve(at: Place, base: Static, mode: str) -> Step:
+    return make_step(
+        f"{at.work}/evaluate/{base.folder}/{mode}.rank.tsv",
+        f"python star/inference.py --data_type {at.type} --data_root {at.root} --max_doc_length {at.collection.length}",
+        f"--mode {mode} --model_dir {at.work}/trained_models/{base.folder}",
+        f"--output_dir {at.work}/evaluate/{base.folder}",
+        at.gpus("--faiss_gpus"),
+    )
+
+
+def train_adore(at: Place, base: Static, adore: str) -> Step:
+    return make_step(
+        f"{at.work}/trained_models/{adore}{at.epoch}/config.json",
+        f"python adore/train.py --metric_cut 200 --init_path {at.work}/trained_models/{base.folder}",
+        f"--pembed_path {at.work}/evaluate/{base.folder}/passages.memmap",
+        f"--preprocess_dir {at.root}/{at.type}/preprocess --model_save_dir {at.work}/trained_models/{adore}",
+        f"--log_dir {at.work}/log/{adore}",
+        at.gpus("--faiss_gpu_index"),
+    )
+
+
+def retrieve_adore(at: Place, base: Static, adore: str, mode: str) -> Step:
+    return make_step(
+        f"{at.work}/evaluate/{adore}/{mode}.rank.tsv",
+        f"python adore/inference.py --model_dir {at.work}/trained_models/{adore}{at.epoch}",
+        f"--output_dir {at.work}/evaluate/{adore} --preprocess_dir {at.root}/{at.type}/preprocess --mode {mode}",
+        f"--dmemmap_path {at.work}/evaluate/{base.folder}/passages.memmap",
+        at.gpus("--faiss_gpus"),
+    )
+
+
+def train_static(at: Place, base: Static) -> list[Step]:
+    """Return all that a static training from scratch takes."""
+    steps = [texts(at), tokens(at)]
+    if at.type == "doc":
+        steps.insert(0, passage_model(at, base))
+    if base is STAR:
+        return [*steps, bm25_negatives(at), warm_up(at), hard_negatives(at), train_star(at)]
+    return [*steps, train_baseline(at, base)]
+
+
+def make_trial(at: Place, row: PaperRow) -> Trial:
+    base, adore = row.base, row.adore
+    scratch = at.origin == SCRATCH
+    steps = train_static(at, base) if scratch else [texts(at), checkpoints(at), tokens(at)]
+    steps.append(retrieve(at, base, "dev"))
+    if adore is None:
+        folder, model = base.folder, base.folder
+        steps.append(retrieve(at, base, "test"))
+    else:
+        folder, model = adore, f"{adore}{at.epoch}"
+        if scratch:
+            steps.append(train_adore(at, base, adore))
+        steps += [retrieve_adore(at, base, adore, mode) for mode in ("dev", "test")]
+    return Trial(
+        seed=None,
+        steps=tuple(steps),
+        model=unquote(f"{at.work}/trained_models/{model}"),
+        runs={mode: unquote(f"{at.work}/evaluate/{folder}/{mode}.rank.tsv") for mode in ("dev", "test")},
+        log_dir=unquote(f"{at.work}/log/{folder}") if scratch else None,
+    )
+
+
+def msmarco_table(collection: Collection, data_root: Path, faiss_gpus: Sequence[int]) -> Table:
+    """Return the paper's table for passages or documents.
+
+    Args:
+        faiss_gpus: the GPUs that the commands search on; none for the CPU.
+    """
+    places = [Place(collection, origin, data_root, faiss_gpus) for origin in (CHECKPOINT, SCRATCH)]
+    measures = dict(zip(("mrr", "r100", "ndcg10"), collection.measures, strict=True))
+    rows = [
+        Row(
+            table=collection.type,
+            name=row.name,
+            expected=dict(zip(measures, row.expected, strict=True)),
+            trials={at.origin: (make_trial(at, row),) for at in places},
+            note=row.note,
+        )
+        for row in collection.rows
+    ]
+    preprocess = data_root / collection.type / "preprocess"
+    return Table(
+        name=collection.type,
+        title=collection.title,
+        source="Zhan et al., SIGIR 2021 (arXiv 2104.08051), and the README of its code",
+        measures=measures,
+        ok=0.0005,
+        close=0.003,
+        qrels={mode: preprocess / f"{mode}-qrel.tsv" for mode in ("dev", "test")},
+        rows={row.name: row for row in rows},
+        gains=("ADORE (STAR)", "STAR"),
+    )
