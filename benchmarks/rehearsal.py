@@ -38,7 +38,7 @@ from synthetic import COUNTS, HIDDEN, Counts, write_collection, write_published
 OWN_GB = 3.0  # of memory, for any command
 TRAIN_DOCUMENTS = 500_000
 SMALL = 0.1  # up to this scale BM25 is mined unasked, and STAR mines by itself
-SECONDS = 0.1  # between two looks at a command's memory
+SECONDS = 0.1  # between two looks at a command's memory, at least
 STOP_AT = re.compile(rb"loss\W+\d")  # what ADORE shows once it has logged
 RECORD, TABLE = "rehearsal.json", "rehearsal.md"
 TEXT_BYTES = {"passage": 120, "doc": 80}  # of a document's line on disk; documents are packed
@@ -46,9 +46,10 @@ WIDTH = {"passage": 256, "doc": 512}  # published --max_doc_length of inference
 TRAINED_WIDTH = {"passage": 120, "doc": 512}
 CHUNKS = {"passage": "", "doc": " --chunk_size 16"}
 CAPTION = """Seconds are those of the whole process. Memory is the most that all processes of the command held
-together: anonymous and shared pages (Pss_Anon and Pss_Shmem of /proc/PID/smaps_rollup, looked at every 0.1 s). Pages
-of files, memmaps and libraries among them, do not count: the system drops them when memory runs short. The limit is
-3 GB and, for a command that searches, the 2 GB that --search_memory_gb allows. Disk is what the folder gained."""
+together: anonymous and shared pages (Pss_Anon and Pss_Shmem of /proc/PID/smaps_rollup, looked at every 0.1 s, or less
+often where a look takes over 10 ms). Pages of files, memmaps and libraries among them, do not count: the system drops
+them when memory runs short. The limit is 3 GB and, for a command that searches, the 2 GB that --search_memory_gb
+allows. Disk is what the folder gained."""
 
 
 @dataclass(frozen=True)
@@ -289,11 +290,13 @@ def measure(words: list[str], folder: Path, log: Path, stop: bool = False) -> di
         )
         try:
             while process.poll() is None:
+                looked = time.perf_counter()
                 peak = max(peak, memory_of_tree(process.pid))
                 if stop and not stopped and STOP_AT.search(log.read_bytes()):
                     process.send_signal(signal.SIGINT)
                     stopped = True
-                time.sleep(SECONDS)
+                # The system goes through all pages of a memmap to count: it may take a tenth of the time at most.
+                time.sleep(max(SECONDS, 10 * (time.perf_counter() - looked)))
         except BaseException:
             process.wait()  # Ctrl-C has reached it too; it puts its work in order
             raise
