@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError, command
+from drhard.exact import SEARCH_MEMORY_GB
 from drhard.files import read_object, sole_writer, whole_text, write_json
 from drhard.msmarco import CORPORA
-from drhard.search import SEARCH_MEMORY_GB
 
 import psutil
 from measuring import ROOT, arguments, positive, save, show_machine

@@ -11,9 +11,9 @@ from typing import Any
 from drhard.encoder import RobertaDot, check_tokens, save_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import remove_unfinished, whole_file
+from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
-from drhard.search import Index
 from drhard.tokens import TokenMemmap, sample_digest
 from drhard.training import (
     Events,

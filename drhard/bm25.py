@@ -6,8 +6,8 @@ from pathlib import Path
 from drhard.errors import InputError
 from drhard.files import text_lines
 from drhard.ids import read_ids
+from drhard.index import check_topk
 from drhard.msmarco import Corpus, parse_document, parse_passage, parse_query, source_file
-from drhard.search import check_search
 from drhard.tokens import PREPROCESS_AGAIN
 from drhard.words import split, stem
 
@@ -69,9 +69,9 @@ class Bm25Index:
             Scores (Q, k) float32 and rows (Q, k) int64; 0 and -1 where fewer than k documents share a word.
 
         Raises:
-            InputError: as :func:`drhard.search.check_search`.
+            InputError: as :func:`drhard.index.check_topk`.
         """
-        check_search(k, self.count)
+        check_topk(k, self.count)
         # Not "never": then a form of a word that no document has would be left out, though its stem is known.
         words = self._words.streaming_tokenize(queries, update_vocab=False, allow_empty=False)
         best_scores = np.zeros((len(queries), k), dtype=np.float32)

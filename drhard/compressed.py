@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.errors import InputError
+from drhard.faiss_index import FaissIndex
 from drhard.files import existing, file_digest, whole_file
 from drhard.provenance import read_stamp, stamp_of, write_stamp
-from drhard.search import BLOCK_ROWS, ShardedIndex
 from drhard.tokens import sample_digest
-from drhard.vectors import check_finite
+from drhard.vectors import check_finite, name_source
 
 import numpy as np
 from tqdm import tqdm
@@ -32,7 +33,7 @@ def open_compressed(
     parameters: Mapping[str, int],
     gpus: Sequence[int] = (),
     progress: bool = False,
-) -> ShardedIndex:
+) -> FaissIndex:
     """An index of faiss, built here or read from a file.
 
     Args:
@@ -54,7 +55,7 @@ def open_compressed(
     else:
         index = _build_at(path, documents, factory)
     set_parameters(index, parameters, str(path or f"--index_factory {factory}"))
-    return ShardedIndex([_to_gpus(index, gpus) if gpus else index], progress)
+    return FaissIndex([_to_gpus(index, gpus) if gpus else index], progress)
 
 
 def check_factory(factory: str, dim: int, parameters: Mapping[str, int], on_gpus: bool) -> None:
@@ -98,9 +99,8 @@ def _build(documents: np.ndarray, factory: str) -> Any:
     except RuntimeError as error:
         raise InputError(f"--index_factory {factory} cannot index {count} x {dim}: {_reason(error)}") from None
     with tqdm(total=count, unit="doc", unit_scale=True, desc=f"indexing {factory}") as bar:
-        for first in range(0, count, BLOCK_ROWS):
-            block = np.ascontiguousarray(documents[first : first + BLOCK_ROWS])
-            check_finite(block, first, str(getattr(documents, "filename", "the documents")))
+        for first, block in read_blocks(documents, BLOCK_ROWS):
+            check_finite(block, first, name_source(documents, "the documents"))
             index.add(block)
             bar.update(len(block))
     return index

@@ -41,7 +41,7 @@ def search_on_disk(
         made_from: what decides the results, for JSON. Results of something else are not resumed.
         queries, k: how many, and how many documents for each.
         search: given how many queries have their results already, yields scores and rows of the others, as
-            :meth:`drhard.search.Index.passes` does.
+            :meth:`drhard.index.Index.passes` does.
 
     Raises:
         InputError: another process makes the run, a score is not finite, or the disk takes no more.

@@ -12,11 +12,11 @@ from drhard.bm25 import Bm25Index, document_texts, query_texts
 from drhard.embeddings import write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError, one_line
+from drhard.index import RESULTS_AT_ONCE
 from drhard.msmarco import Corpus
 from drhard.negatives import HardNegatives, best_not_relevant
 from drhard.qrels import read_relevant_rows
 from drhard.results import Results, search_on_disk
-from drhard.search import RESULTS_AT_ONCE
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, TokenMemmap, sample_digest
 

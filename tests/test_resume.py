@@ -17,10 +17,10 @@ from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
 from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training, seal
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
+from drhard.exact import ExactIndex
 from drhard.files import sole_writer
 from drhard.qrels import read_relevant
 from drhard.sampling import StarDataset
-from drhard.search import ExactIndex
 from drhard.star import StarTrainer
 from drhard.tokens import TokenMemmap, query_name
 

@@ -3,8 +3,8 @@
 from argparse import ArgumentParser, Namespace
 
 from drhard.compressed import FLAT
+from drhard.exact import SEARCH_MEMORY_GB
 from drhard.flags import FLAGS, INDEX, add_flags
-from drhard.search import SEARCH_MEMORY_GB
 from drhard.settings import EncodingSettings, SearchSettings
 
 import pytest
