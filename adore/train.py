@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
+from drhard.collection import Collection
 from drhard.devices import limit_threads, model_device
 from drhard.embeddings import in_memory_if_it_fits, open_document_embeddings, warn_if_made_by_another
 from drhard.encoder import load_encoder
@@ -23,9 +24,7 @@ from drhard.errors import command
 from drhard.files import sole_writer
 from drhard.flags import INDEX, add_flags
 from drhard.numbers import COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED
-from drhard.qrels import read_relevant_rows
 from drhard.settings import SearchSettings
-from drhard.tokens import TokenMemmap, query_name
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,12 +73,13 @@ def main() -> None:
         seed=args.seed,
     )
     output = AdoreOutput(args.model_save_dir, args.log_dir, args.init_path, args.save_steps, args.logging_steps)
-    queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
+    collection = Collection(args.preprocess_dir, args.max_seq_length)
+    queries = collection.queries("train")
     model = load_encoder(args.init_path)
     device = model_device(gpu=args.model_gpu_index)
-    documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, args.preprocess_dir)
+    documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, collection)
     warn_if_made_by_another(args.pembed_path, model)
-    relevant = read_relevant_rows(args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
+    relevant = collection.relevant("train", len(documents))
     searching = replace(SearchSettings.from_flags(args), progress=False)
     searching.check(args.neg_topk, *documents.shape)
     if not searching.gpus:

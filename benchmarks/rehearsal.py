@@ -175,7 +175,7 @@ class Plan:
                 f"cvt_back.py --input_dir {run} --preprocess_dir {data}/preprocess --output_dir {official} --mode dev "
                 f"--dataset {self.data_type}{trec}"
             )
-        judgements = f"{data}/dataset/{corpus.splits['dev'].qrels}"
+        judgements = f"{data}/dataset/{corpus.modes['dev'].qrels}"
         yield Command(f"msmarco_eval.py {judgements} {official}/dev.rank.tsv" + ("" if passage else " doc"))
         yield Command(f"trec_eval.py -l 2 {data}/preprocess/test-qrel.tsv {run}/test.rank.tsv")
         yield Command(

@@ -9,12 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from drhard.collection import Collection
 from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, for_cpu, weights_digest
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial, sync, whole_file
 from drhard.prefetch import prefetch
 from drhard.provenance import read_stamp, stamp_of, write_stamp
-from drhard.tokens import PASSAGES, TokenMemmap
+from drhard.tokens import TokenMemmap
 
 import numpy as np
 import psutil
@@ -230,8 +231,8 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
     return np.memmap(path, dtype=DTYPE, mode="r", shape=(count, dim))
 
 
-def open_document_embeddings(path: Path, dim: int, preprocess_dir: Path) -> np.ndarray:
-    """Open the embeddings of the passages in ``preprocess_dir``; compare them where the passages are there.
+def open_document_embeddings(path: Path, dim: int, collection: Collection) -> np.ndarray:
+    """Open the embeddings of the passages of ``collection``; compare them where the passages are there.
 
     Returns:
         (rows, dim) float32 memmap.
@@ -243,9 +244,9 @@ def open_document_embeddings(path: Path, dim: int, preprocess_dir: Path) -> np.n
     stamp = read_embedding_stamp(path)
     if stamp is None:
         _warn_of_no_stamp(path)
-    if not (preprocess_dir / f"{PASSAGES}.memmap").exists():
+    if not collection.has_passages:
         return documents
-    passages = TokenMemmap(preprocess_dir, PASSAGES, 2)
+    passages = collection.passages
     if len(passages) != len(documents):
         raise InputError(
             f"{path}: holds {len(documents)} embeddings, but there are {len(passages)} passages in {passages.path}; "

@@ -12,6 +12,7 @@ from drhard.msmarco import parse_number
 
 import numpy as np
 
+HARD_FILE = "hard.json"
 EXPECTED = 'expected {"qid": [pid, …], …} with row numbers'
 READ_BYTES = 1 << 24
 RESULTS_AT_ONCE = 1 << 21  # 16 MB as int64

@@ -1,4 +1,4 @@
-"""Token memmaps: the ids of all passages, or of the queries of a split, one row each."""
+"""Token memmaps: the ids of all passages, or of the queries of a mode, one row each."""
 
 import hashlib
 import re
@@ -22,7 +22,7 @@ SAMPLE = 200  # rows whose ends are looked at
 
 
 def query_name(mode: str) -> str:
-    """The name of the token memmap of a split's queries."""
+    """The name of the token memmap of a mode's queries."""
     return f"{mode}-query"
 
 

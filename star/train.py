@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from drhard.checkpoints import MINING_FOLDER, open_training, sealed_step
+from drhard.collection import Collection
 from drhard.devices import model_device
 from drhard.encoder import RobertaDot, check_tokens, load_encoder, weights_digest
 from drhard.errors import InputError, command
 from drhard.files import file_digest, sole_writer
 from drhard.flags import add_flags
-from drhard.negatives import HardNegatives, read_hard_negatives, write_hard_negatives
+from drhard.negatives import HARD_FILE, HardNegatives, read_hard_negatives, write_hard_negatives
 from drhard.provenance import read_stamp, write_stamp
-from drhard.qrels import read_relevant_rows
 from drhard.retrieval import Retriever, mine_hard_negatives
+from drhard.runs import run_path
 from drhard.sampling import HARD, IN_BATCH, NEGATIVES, STAR, StarCollator, StarDataset
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.star import StarTrainer
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
 from drhard.trainer_flags import DATA, OWN, WORKING, check_flags, check_unknown, outcome
 from drhard.training import Events, config_digest, relevance_digest
 
@@ -204,7 +204,8 @@ def main() -> None:
     data_args, args, searching = parse_arguments()
     set_seed(args.seed)
     model = load_encoder(data_args.init_path, fresh_head=True)
-    queries, documents, relevant = open_collection(data_args, model)
+    collection = open_collection(data_args, model)
+    queries, documents, relevant = collection.queries("train"), collection.passages, collection.relevant("train")
     pool = given_pool(data_args, relevant, len(documents))
     record = {
         "init_path": weights_digest(model),
@@ -230,7 +231,7 @@ def main() -> None:
                     "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
                 )
             retriever = Retriever(model, EncodingSettings(args.per_device_eval_batch_size, args.device), searching)
-            pool = own_hard_negatives(output_dir, retriever, documents, queries, relevant, mine=start is None)
+            pool = own_hard_negatives(output_dir, retriever, collection, relevant, mine=start is None)
         if data_args.mined:
             relevant = with_hard_negatives(relevant, pool)
         events = Events(args.logging_dir, sealed_step(start) if start else 0) if args.writes_events else None
@@ -255,16 +256,12 @@ def main() -> None:
     print(f"Wrote {output_dir}")
 
 
-def open_collection(
-    data_args: DataArguments, model: RobertaDot
-) -> tuple[TokenMemmap, TokenMemmap, dict[int, list[int]]]:
-    """The queries, the documents, and query row -> relevant document rows; each sequence fits the model."""
-    queries = TokenMemmap(data_args.preprocess_dir, query_name("train"), data_args.max_query_length)
-    documents = TokenMemmap(data_args.preprocess_dir, PASSAGES, data_args.max_doc_length)
-    relevant = read_relevant_rows(data_args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
-    for tokens in (queries, documents):
+def open_collection(data_args: DataArguments, model: RobertaDot) -> Collection:
+    """Open the collection, and see to it that each of its sequences fits the model."""
+    collection = Collection(data_args.preprocess_dir, data_args.max_query_length, data_args.max_doc_length)
+    for tokens in (collection.queries("train"), collection.passages):
         check_tokens(model, tokens)
-    return queries, documents, relevant
+    return collection
 
 
 def given_pool(data_args: DataArguments, relevant: dict[int, list[int]], documents: int) -> HardNegatives | int | None:
@@ -284,23 +281,18 @@ def find_start(args: StarTrainingArguments, record: dict[str, Any]) -> Path | No
 
 
 def own_hard_negatives(
-    output_dir: Path,
-    retriever: Retriever,
-    documents: TokenMemmap,
-    queries: TokenMemmap,
-    relevant: dict[int, list[int]],
-    mine: bool,
+    output_dir: Path, retriever: Retriever, collection: Collection, relevant: dict[int, list[int]], mine: bool
 ) -> HardNegatives:
     """Hard negatives of the model at the start: mined into --output_dir, or read there where a training is resumed."""
-    path = output_dir / "hard.json"
+    path, documents = output_dir / HARD_FILE, len(collection.passages)
     if not mine and path.exists():
         stamp = read_stamp(path, {"sha256": str})
         if stamp is None or stamp["sha256"] != file_digest(path):
             raise InputError(f"{path}: is not what this training mined; delete it, and it is mined again")
-        return read_hard_negatives(path, relevant, len(documents))
+        return read_hard_negatives(path, relevant, documents)
     print(f"Mining hard negatives with the model at the start on {retriever.encoding.device}")
-    run = output_dir / MINING_FOLDER / "train.rank.tsv"
-    with mine_hard_negatives(retriever, documents, queries, relevant, run, min(MINED, len(documents) // 2)) as mining:
+    run = run_path(output_dir / MINING_FOLDER, "train")
+    with mine_hard_negatives(retriever, collection, "train", run, min(MINED, documents // 2)) as mining:
         write_hard_negatives(path, mining.hard)
         write_stamp(path, {"sha256": file_digest(path)})
         print(f"Wrote {path}")

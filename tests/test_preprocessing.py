@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import drhard.preprocessing
-from drhard.bm25 import document_texts, query_texts
 from drhard.errors import InputError
 from drhard.files import sole_writer
 from drhard.ids import read_ids
 from drhard.msmarco import DOC, PASSAGE
 from drhard.preprocessing import Lengths, preprocess
+from drhard.texts import read_passage_texts, read_query_texts
 from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap
 
@@ -177,8 +177,8 @@ def test_empty_texts_are_left_out_with_their_judgements(
         "queries.train.tsv: 1 empty texts are left out",
         "qrels.train.tsv: 2 judgements of empty texts are left out",
     ]
-    assert list(document_texts(PASSAGE, root, 3)) == ["the river", "a star", "the sea"]
-    assert query_texts(PASSAGE, root, "train") == ["where is it", "what is it"]
+    assert list(read_passage_texts(PASSAGE, root)) == ["the river", "a star", "the sea"]
+    assert read_query_texts(PASSAGE, root, "train") == ["where is it", "what is it"]
 
 
 def test_empty_texts_are_kept_as_rows_without_words(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
@@ -190,7 +190,7 @@ def test_empty_texts_are_kept_as_rows_without_words(tmp_path: Path, tokenizer: R
     ids, mask = TokenMemmap(folder, PASSAGES, 12).batch(np.array([1, 3]), 1)
     assert ids.tolist() == [[0, 2], [0, 2]]
     assert mask.all()
-    assert list(document_texts(PASSAGE, root, 5)) == ["the river", "", "a star", "", "the sea"]
+    assert list(read_passage_texts(PASSAGE, root)) == ["the river", "", "a star", "", "the sea"]
 
 
 def test_text_behind_many_blanks_is_not_empty(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
@@ -269,7 +269,7 @@ def test_a_kill_between_two_names_leaves_nothing_that_can_be_read(
             }
 
 
-def test_splits_of_other_documents_do_not_stay(
+def test_modes_of_other_documents_do_not_stay(
     tmp_path: Path, tokenizer: RobertaTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_source(tmp_path / "passage")
