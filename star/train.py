@@ -28,13 +28,20 @@ from drhard.encoder import RobertaDot, check_tokens, load_encoder, weights_diges
 from drhard.errors import InputError, command
 from drhard.files import file_digest, sole_writer
 from drhard.flags import add_flags
-from drhard.negatives import HARD_FILE, HardNegatives, read_hard_negatives, write_hard_negatives
+from drhard.negatives import (
+    HARD_FILE,
+    HardNegatives,
+    keep_queries_with_negatives,
+    read_hard_negatives,
+    write_hard_negatives,
+)
 from drhard.provenance import read_stamp, write_stamp
 from drhard.retrieval import Retriever, mine_hard_negatives
 from drhard.runs import run_path
-from drhard.sampling import HARD, IN_BATCH, NEGATIVES, STAR, StarCollator, StarDataset
+from drhard.sampling import Collator, TrainingDataset
 from drhard.settings import EncodingSettings, SearchSettings
-from drhard.star import StarTrainer
+from drhard.static import StaticTrainer
+from drhard.strategies import STAR, STRATEGIES, AnyDocument, Pool, Strategy
 from drhard.trainer_flags import DATA, OWN, WORKING, check_flags, check_unknown, outcome
 from drhard.training import Events, config_digest, relevance_digest
 
@@ -55,11 +62,10 @@ class DataArguments:
     preprocess_dir: Path = field(metadata={"help": "what preprocess.py wrote"})
     init_path: str = field(metadata={"help": "the checkpoint to start from: a warm-up model, or roberta-base"})
     negatives: str = field(
-        default=STAR,
+        default=STAR.name,
         metadata={
-            "help": "star: hard negatives and the other documents of the batch; in-batch: the other queries' "
-            "positives; random: documents of the whole collection; hard: hard negatives alone",
-            "choices": NEGATIVES,
+            "help": "; ".join(f"{strategy}: {strategy.help}" for strategy in STRATEGIES.values()),
+            "choices": tuple(STRATEGIES),
         },
     )
     hardneg_path: Path | None = field(
@@ -71,22 +77,17 @@ class DataArguments:
 
     def __post_init__(self):
         check_flags(self, DATA)
-        if self.hardneg_path is not None and not self.mined:
+        if self.hardneg_path is not None and not self.strategy.mined:
             raise InputError(f"--negatives {self.negatives} has no use for --hardneg_path; leave one of them out")
 
     @property
-    def mined(self) -> bool:
-        """Whether the negatives are mined ones."""
-        return self.negatives in (STAR, HARD)
-
-    @property
-    def drawn(self) -> int:
-        """Negatives drawn for a query in each step."""
-        return 0 if self.negatives == IN_BATCH else self.per_query_hard_num
+    def strategy(self) -> Strategy:
+        """Where the negatives come from."""
+        return STRATEGIES[self.negatives]
 
 
 @dataclass
-class StarTrainingArguments(TrainingArguments):
+class StaticTrainingArguments(TrainingArguments):
     """TrainingArguments with the published defaults, and the published flags that it has dropped."""
 
     output_dir: str = "./data/passage/star_train/models"
@@ -182,8 +183,8 @@ class StarTrainingArguments(TrainingArguments):
             ) from None
 
 
-def parse_arguments() -> tuple[DataArguments, StarTrainingArguments, SearchSettings]:
-    parser = HfArgumentParser((DataArguments, StarTrainingArguments), description=__doc__.splitlines()[0])
+def parse_arguments() -> tuple[DataArguments, StaticTrainingArguments, SearchSettings]:
+    parser = HfArgumentParser((DataArguments, StaticTrainingArguments), description=__doc__.splitlines()[0])
     add_flags(parser, "--search_memory_gb", "--not_faiss_cuda")  # for mining
     _, unknown = parser.parse_known_args()
     if unknown:
@@ -192,7 +193,7 @@ def parse_arguments() -> tuple[DataArguments, StarTrainingArguments, SearchSetti
     data_args, args, search_flags = parser.parse_args_into_dataclasses(look_for_args_file=False)
     if not args.do_train:
         raise InputError("nothing to do: give --do_train")
-    if not (data_args.mined and data_args.hardneg_path is None):
+    if not (data_args.strategy.mined and data_args.hardneg_path is None):
         for flag in ("--search_memory_gb", "--not_faiss_cuda"):
             if any(word.partition("=")[0] == flag for word in sys.argv[1:]):
                 raise InputError(f"{flag} is for mining, and nothing is mined here; leave it out")
@@ -205,20 +206,9 @@ def main() -> None:
     set_seed(args.seed)
     model = load_encoder(data_args.init_path, fresh_head=True)
     collection = open_collection(data_args, model)
-    queries, documents, relevant = collection.queries("train"), collection.passages, collection.relevant("train")
-    pool = given_pool(data_args, relevant, len(documents))
-    record = {
-        "init_path": weights_digest(model),
-        "config": config_digest(model.config),
-        "queries": queries.digest(),
-        "documents": documents.digest(),
-        "judgements": relevance_digest(relevant),
-        "hard negatives": file_digest(data_args.hardneg_path) if data_args.hardneg_path else "mined with --init_path",
-        **outcome(data_args, DATA),
-        **outcome(args, WORKING | OWN),
-        "train_batch_size": args.train_batch_size,
-        "world_size": args.world_size,
-    }
+    relevant = collection.relevant("train")
+    pool = open_pool(data_args, relevant, len(collection.passages))
+    record = make_record(data_args, args, model, collection, relevant)
     output_dir = Path(args.output_dir)
     with sole_writer(output_dir) if args.process_index == 0 else nullcontext():
         start = find_start(args, record)
@@ -226,31 +216,27 @@ def main() -> None:
             print(f"{output_dir} holds the model of this very training already")
             return
         if pool is None:
-            if start is None and args.world_size > 1:
-                raise InputError(
-                    "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
-                )
             retriever = Retriever(model, EncodingSettings(args.per_device_eval_batch_size, args.device), searching)
-            pool = own_hard_negatives(output_dir, retriever, collection, relevant, mine=start is None)
-        if data_args.mined:
-            relevant = with_hard_negatives(relevant, pool)
-        events = Events(args.logging_dir, sealed_step(start) if start else 0) if args.writes_events else None
-        trainer = StarTrainer(
+            pool = mine_pool(args, retriever, collection, relevant, mine=start is None)
+        if data_args.strategy.mined:
+            relevant = keep_queries_with_negatives(relevant, pool)
+        trainer = StaticTrainer(
             model=model,
             args=args,
-            train_dataset=StarDataset(relevant, pool, data_args.drawn, args.seed),
-            data_collator=StarCollator(
-                queries, documents, relevant, data_args.negatives, model.config.pad_token_id, args.padding
+            train_dataset=TrainingDataset(
+                relevant, pool, data_args.strategy.count_drawn(data_args.per_query_hard_num), args.seed
             ),
+            data_collator=Collator(collection, relevant, data_args.strategy, model.config.pad_token_id, args.padding),
             optimizer_str=args.optimizer_str,
             tokenizer_from=data_args.init_path,
             chunk_size=args.chunk_size,
             record=record,
-            events=events,
+            events=Events(args.logging_dir, sealed_step(start) if start else 0) if args.writes_events else None,
         )
         print(
-            f"Training on {len(relevant)} queries and {len(documents)} documents, negatives: {data_args.negatives}, "
-            f"with {args.optimizer_str} on {args.device}" + (f", from {start} on" if start else "")
+            f"Training on {len(relevant)} queries and {len(collection.passages)} documents, "
+            f"negatives: {data_args.strategy}, with {args.optimizer_str} on {args.device}"
+            + (f", from {start} on" if start else "")
         )
         trainer.complete(start)
     print(f"Wrote {output_dir}")
@@ -264,14 +250,36 @@ def open_collection(data_args: DataArguments, model: RobertaDot) -> Collection:
     return collection
 
 
-def given_pool(data_args: DataArguments, relevant: dict[int, list[int]], documents: int) -> HardNegatives | int | None:
+def open_pool(data_args: DataArguments, relevant: dict[int, list[int]], documents: int) -> Pool | None:
     """What negatives are drawn from: lists of hard negatives, all documents, or None for what is to be mined."""
     if data_args.hardneg_path is not None:
         return read_hard_negatives(data_args.hardneg_path, relevant, documents)
-    return None if data_args.mined else documents
+    return None if data_args.strategy.mined else AnyDocument(documents)
 
 
-def find_start(args: StarTrainingArguments, record: dict[str, Any]) -> Path | None:
+def make_record(
+    data_args: DataArguments,
+    args: StaticTrainingArguments,
+    model: RobertaDot,
+    collection: Collection,
+    relevant: dict[int, list[int]],
+) -> dict[str, Any]:
+    """What decides the outcome: a training is resumed with the very same only."""
+    return {
+        "init_path": weights_digest(model),
+        "config": config_digest(model.config),
+        "queries": collection.queries("train").digest(),
+        "documents": collection.passages.digest(),
+        "judgements": relevance_digest(relevant),
+        "hard negatives": file_digest(data_args.hardneg_path) if data_args.hardneg_path else "mined with --init_path",
+        **outcome(data_args, DATA),
+        **outcome(args, WORKING | OWN),
+        "train_batch_size": args.train_batch_size,
+        "world_size": args.world_size,
+    }
+
+
+def find_start(args: StaticTrainingArguments, record: dict[str, Any]) -> Path | None:
     """As :func:`drhard.checkpoints.open_training`: where to go on. One process of several looks, all of them get it."""
     start = None
     if args.process_index == 0:
@@ -280,10 +288,19 @@ def find_start(args: StarTrainingArguments, record: dict[str, Any]) -> Path | No
     return broadcast_object_list([start])[0]
 
 
-def own_hard_negatives(
-    output_dir: Path, retriever: Retriever, collection: Collection, relevant: dict[int, list[int]], mine: bool
+def mine_pool(
+    args: StaticTrainingArguments,
+    retriever: Retriever,
+    collection: Collection,
+    relevant: dict[int, list[int]],
+    mine: bool,
 ) -> HardNegatives:
     """Hard negatives of the model at the start: mined into --output_dir, or read there where a training is resumed."""
+    if mine and args.world_size > 1:
+        raise InputError(
+            "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
+        )
+    output_dir = Path(args.output_dir)
     path, documents = output_dir / HARD_FILE, len(collection.passages)
     if not mine and path.exists():
         stamp = read_stamp(path, {"sha256": str})
@@ -297,15 +314,6 @@ def own_hard_negatives(
         write_stamp(path, {"sha256": file_digest(path)})
         print(f"Wrote {path}")
         return mining.hard
-
-
-def with_hard_negatives(relevant: dict[int, list[int]], pool: HardNegatives) -> dict[int, list[int]]:
-    """``relevant`` without the queries that have no hard negative."""
-    lacking = set(pool.without_any().tolist())
-    kept = {query: rows for query, rows in relevant.items() if query not in lacking}
-    if len(kept) < len(relevant):
-        log.warning("queries without a hard negative are left out of the training: %d", len(relevant) - len(kept))
-    return kept
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def test_every_command_is_one_that_its_script_takes(row: str, command: str, monk
         script, arguments = PROJECT / words[1], words[2:]
         module = load(script)
         if script == PROJECT / "star" / "train.py":
-            parser = module.HfArgumentParser((module.DataArguments, module.StarTrainingArguments))
+            parser = module.HfArgumentParser((module.DataArguments, module.StaticTrainingArguments))
             data_args, args = parser.parse_args_into_dataclasses(arguments)  # exits for an unknown flag
             assert args.do_train
             assert (data_args.hardneg_path is not None) == (data_args.negatives in ("star", "hard"))

@@ -58,7 +58,7 @@ def test_every_flag_of_trainer_is_decided_on() -> None:
 
 def test_every_flag_of_ours_is_decided_on() -> None:
     module = load_script("star/train.py")
-    ours = {field.name for field in dataclasses.fields(module.StarTrainingArguments) if field.init} - set(FIELDS)
+    ours = {field.name for field in dataclasses.fields(module.StaticTrainingArguments) if field.init} - set(FIELDS)
     assert ours == set(OWN)
     assert {field.name for field in dataclasses.fields(module.DataArguments)} == set(DATA)
 

@@ -1,4 +1,4 @@
-"""STAR and its baselines: both encoders trained with negatives that are drawn, not retrieved, by the Trainer."""
+"""Static training, STAR and its baselines: the Trainer trains both encoders, with negatives drawn from fixed pools."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from drhard.encoder import TOKENIZER_FILES, embed_in_chunks, save_encoder
 from drhard.files import partial, remove_folder, whole_folder
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
-from drhard.sampling import StarDataset
+from drhard.sampling import TrainingDataset
 from drhard.training import Events, check_loss, check_trained, parameter_groups, warn_of_long_warmup
 
 import torch
@@ -34,7 +34,7 @@ from transformers.integrations import TensorBoardCallback
 class EpochDraws(TrainerCallback):
     """Tells the data set its epoch; after a resume in the middle of one, Trainer itself does not."""
 
-    def __init__(self, dataset: StarDataset):
+    def __init__(self, dataset: TrainingDataset):
         self.dataset = dataset
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -91,7 +91,7 @@ class EventsCallback(TensorBoardCallback):
             super().on_log(*arguments, **options)
 
 
-class StarTrainer(Trainer):
+class StaticTrainer(Trainer):
     """transformers' Trainer with the pairwise loss, the published optimizers and whole checkpoints.
 
     Args:
@@ -100,7 +100,7 @@ class StarTrainer(Trainer):
         chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
         record: what decides the outcome, for the seals of checkpoints.
         events: where TensorBoard's numbers go, if anywhere.
-        arguments: those of Trainer; the data collator is a :class:`drhard.sampling.StarCollator`.
+        arguments: those of Trainer; the data collator is a :class:`drhard.sampling.Collator`.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class StarTrainer(Trainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> torch.Tensor | tuple[torch.Tensor, None]:
-        """The loss of a batch as :class:`drhard.sampling.StarCollator` makes it."""
+        """The loss of a batch as :class:`drhard.sampling.Collator` makes it."""
         # Under DataParallel, Trainer itself does not turn mixed precision on.
         with self.accelerator.autocast():
             queries = self._embed(model, inputs["query"])  # (B, dim)
