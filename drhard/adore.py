@@ -8,21 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import RobertaDot, check_tokens, save_encoder, weights_digest
+from drhard.encoder import RobertaDot, check_tokens, config_digest, save_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import remove_unfinished, whole_file
 from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
+from drhard.provenance import check_record, relevance_digest
 from drhard.tokens import TokenMemmap, sample_digest
 from drhard.training import (
     Events,
     check_loss,
-    check_record,
     check_trained,
-    config_digest,
     parameter_groups,
-    relevance_digest,
     state_digest,
     warn_of_long_warmup,
 )

@@ -10,8 +10,15 @@ from typing import Any
 from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.errors import InputError
 from drhard.faiss_index import FaissIndex
-from drhard.files import existing, file_digest, whole_file
-from drhard.provenance import read_stamp, stamp_of, write_stamp
+from drhard.files import existing, whole_file
+from drhard.provenance import (
+    check_made_from,
+    is_unchanged,
+    read_stamp,
+    stamp_path,
+    warn_of_no_stamp,
+    write_stamp,
+)
 from drhard.tokens import sample_digest
 from drhard.vectors import check_finite, name_source
 
@@ -134,10 +141,10 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
 
     expected = _stamp(documents, factory)
     found = read_stamp(path, dict.fromkeys(expected, str), {"sha256": str})
-    if found is not None and found.get("sha256", "") not in ("", file_digest(path)):
+    if found is not None and not is_unchanged(path, found):
         raise InputError(
-            f"{path}: is damaged, or not the file that {stamp_of(path).name} was written for; delete both to build it "
-            "anew, or name another file"
+            f"{path}: is damaged, or not the file that {stamp_path(path).name} was written for; delete both to build "
+            "it anew, or name another file"
         )
     try:
         index = faiss.read_index(str(path))
@@ -151,12 +158,14 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{path}: searches by distance; an index of inner products is needed")
     if found is None:
-        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
+        warn_of_no_stamp(path)
         return index
-    if found["vectors"] != expected["vectors"]:
-        raise InputError(f"{path}: was built from other embeddings; delete it to build it anew, or name another file")
-    if factory not in (FLAT, found["factory"]):
-        raise InputError(f"{path}: is an index {found['factory']}, not {factory}; name another file")
+    words = {"vectors": "was built from other embeddings"}
+    vectors = {"vectors": expected["vectors"]}
+    check_made_from(path, found, vectors, words, "delete it to build it anew, or name another file")
+    if factory != FLAT:
+        words = {"factory": f"is an index {found['factory']}, not {factory}"}
+        check_made_from(path, found, {"factory": factory}, words, "name another file")
     return index
 
 

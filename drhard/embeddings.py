@@ -14,7 +14,7 @@ from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, for_cpu, we
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial, sync, whole_file
 from drhard.prefetch import prefetch
-from drhard.provenance import read_stamp, stamp_of, write_stamp
+from drhard.provenance import check_made_from, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 DTYPE = np.dtype(np.float32)
 CPU_TOKENS = 1536  # in a batch: the activations stay in the caches, though the user's batches may be larger
 FLAGS = {"float32": "neither --fp16 nor --bf16", "float16": "--fp16", "bfloat16": "--bf16"}  # of inference
+ONE_COLLECTION = "give the embeddings and the --preprocess_dir of one collection"
 STAMP_FIELDS = {"model": str, "tokens": str, "length": int, "rows": int, "dim": int, "dtype": str}
 WINDOW = 8192  # rows; fixed, so that a run can be gone on with under another batch size
 
@@ -106,7 +107,7 @@ def encode(
                 writing.result()
         except InputError:  # nothing in it is worth resuming from
             unfinished.unlink()
-            stamp_of(path).unlink()
+            stamp_path(path).unlink()
             raise
         sync(unfinished)
         if unfinished.stat().st_size != len(tokens) * row_bytes:
@@ -225,7 +226,7 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
     stamp = read_embedding_stamp(path)
     if stamp is not None and (stamp["rows"], stamp["dim"], stamp["dtype"]) != (count, dim, DTYPE.name):
         raise InputError(
-            f"{path}: holds {count} embeddings of {dim} {DTYPE}, but {stamp_of(path).name} says {stamp['rows']} of "
+            f"{path}: holds {count} embeddings of {dim} {DTYPE}, but {stamp_path(path).name} says {stamp['rows']} of "
             f"{stamp['dim']} {stamp['dtype'][:20]}; the file was cut, or another model made it"
         )
     return np.memmap(path, dtype=DTYPE, mode="r", shape=(count, dim))
@@ -243,20 +244,18 @@ def open_document_embeddings(path: Path, dim: int, collection: Collection) -> np
     documents = open_embeddings(path, dim)
     stamp = read_embedding_stamp(path)
     if stamp is None:
-        _warn_of_no_stamp(path)
+        warn_of_no_stamp(path)
     if not collection.has_passages:
         return documents
     passages = collection.passages
     if len(passages) != len(documents):
         raise InputError(
             f"{path}: holds {len(documents)} embeddings, but there are {len(passages)} passages in {passages.path}; "
-            "give the embeddings and the --preprocess_dir of one collection"
+            f"{ONE_COLLECTION}"
         )
-    if stamp is not None and stamp["tokens"] != passages.digest():
-        raise InputError(
-            f"{path}: was made from other texts than those in {passages.path}; "
-            "give the embeddings and the --preprocess_dir of one collection"
-        )
+    if stamp is not None:
+        words = {"tokens": f"was made from other texts than those in {passages.path}"}
+        check_made_from(path, stamp, {"tokens": passages.digest()}, words, ONE_COLLECTION)
     return documents
 
 
@@ -272,11 +271,7 @@ def _check(path: Path, stamp: dict[str, Any]) -> None:
     """Raise InputError unless the file at ``path`` may stand for what ``stamp`` describes."""
     open_embeddings(path, stamp["dim"], stamp["rows"])
     if not _has_stamp(path, stamp):
-        _warn_of_no_stamp(path)
-
-
-def _warn_of_no_stamp(path: Path) -> None:
-    log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
+        warn_of_no_stamp(path)
 
 
 def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> bool:
@@ -284,21 +279,29 @@ def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> b
     found = read_embedding_stamp(path)
     if found is None:
         return False
-    words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
-    words["precision"] = FLAGS.get(found["precision"], "another precision")
-    for field, expected in stamp.items():
-        if found.get(field) != expected:
-            raise InputError(
-                f"{file or path}: was made with {words.get(field, f'another {field}')}; delete it to make it anew, "
-                "or name another output folder"
-            )
+    words = {
+        "model": "was made with other weights",
+        "tokens": "was made with other texts",
+        "length": "was made with another maximal length",
+        "precision": f"was made with {FLAGS.get(found['precision'], 'another precision')}",
+    }
+    check_made_from(file or path, found, stamp, words, "delete it to make it anew, or name another output folder")
     return True
+
+
+def are_made_by(path: Path, weights: str) -> bool:
+    """Return whether the embeddings at ``path`` are those of a model, as far as their stamp tells.
+
+    Args:
+        weights: :func:`drhard.encoder.weights_digest` of the model.
+    """
+    stamp = read_embedding_stamp(path)
+    return stamp is None or stamp["model"] == weights
 
 
 def warn_if_made_by_another(path: Path, model: RobertaDot) -> None:
     """Log a warning if the stamp of the embeddings at ``path`` names other weights than those of ``model``."""
-    stamp = read_embedding_stamp(path)
-    if stamp is not None and stamp["model"] != weights_digest(model):
+    if not are_made_by(path, weights_digest(model)):
         log.warning("%s: was made by another model than the one that the training starts from", path)
 
 

@@ -19,7 +19,7 @@ from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.files import existing, file_digest, partial, text_lines, whole_file, whole_text
 from drhard.msmarco import parse_id, parse_number, split_fields
-from drhard.provenance import read_stamp, stamp_of, write_stamp
+from drhard.provenance import check_made_from, find_difference, is_unchanged, read_stamp, stamp_path, write_stamp
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def write_run(path: Path, scores: np.ndarray, rows: np.ndarray, made_from: Mappi
         rows: (Q, k), the document rows of each query row, best first; -1 where there is none, at the end.
         made_from: :func:`digest_ids`, which goes into a stamp beside the run.
     """
-    stamp_of(path).unlink(missing_ok=True)  # that of a former run; without one nothing is believed of this one
+    stamp_path(path).unlink(missing_ok=True)  # that of a former run; without one nothing is believed of this one
     with whole_file(score_path(path)) as score_file, whole_text(path) as run:  # named together, when both are whole
         np.save(score_file, scores.astype(np.float32, copy=False))
         for query, documents in enumerate(rows):  # one by one: as Python's numbers all of them take gigabytes
@@ -287,9 +287,10 @@ def convert_run(
     pids, qids = collection.pids(), collection.qids(mode)
     digests = {"documents": _ids_digest(pids), "queries": _ids_digest(qids)}
     stamp = read_stamp(source, STAMP_FIELDS)
-    for name, path in (("documents", collection.pids_path), ("queries", collection.qids_path(mode))):
-        if stamp is not None and stamp[name] != digests[name]:
-            raise InputError(f"{source}: was made with other {name} than {path} has; name its own --preprocess_dir")
+    if stamp is not None:
+        paths = {"documents": collection.pids_path, "queries": collection.qids_path(mode)}
+        words = {name: f"was made with other {name} than {path} has" for name, path in paths.items()}
+        check_made_from(source, stamp, digests, words, "name its own --preprocess_dir")
     scores = score_path(source)
     made_from = digests | {
         "run": file_digest(existing(source)),
@@ -315,7 +316,7 @@ def convert_run(
 def _is_made_from(target: Path, made_from: Mapping[str, str | None]) -> bool:
     text = (str, type(None))
     stamp = read_stamp(target, {name: text for name in made_from} | {"output": str})
-    return stamp is not None and stamp == {**made_from, "output": file_digest(target)}
+    return stamp is not None and find_difference(stamp, made_from) is None and is_unchanged(target, stamp, "output")
 
 
 def _refuse_target(target: Path) -> NoReturn:

@@ -7,11 +7,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest, seal
+from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
 from drhard.encoder import TOKENIZER_FILES, embed_in_chunks, save_encoder
 from drhard.files import partial, remove_folder, whole_folder
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
+from drhard.provenance import write_seal
 from drhard.sampling import TrainingDataset
 from drhard.training import Events, check_loss, check_trained, parameter_groups, warn_of_long_warmup
 
@@ -145,7 +146,7 @@ class StaticTrainer(Trainer):
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             names = [name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (folder / name).is_file()]
-            seal(folder, self.state.global_step, self.record, names)
+            write_seal(folder, self.state.global_step, self.record, names)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -216,6 +217,6 @@ class StaticTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if first:
                 self.state.save_to_json(str(folder / STATE_FILE))
-                seal(folder, step, self.record, [path.name for path in folder.iterdir()])
+                write_seal(folder, step, self.record, [path.name for path in folder.iterdir()])
         if first:
             keep_newest(output_dir, step, self.args.save_total_limit)

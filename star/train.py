@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drhard.checkpoints import MINING_FOLDER, open_training, sealed_step
+from drhard.checkpoints import MINING_FOLDER, open_training
 from drhard.collection import Collection
 from drhard.devices import model_device
-from drhard.encoder import RobertaDot, check_tokens, load_encoder, weights_digest
+from drhard.encoder import RobertaDot, check_tokens, config_digest, load_encoder, weights_digest
 from drhard.errors import InputError, command
 from drhard.files import file_digest, sole_writer
 from drhard.flags import add_flags
@@ -35,7 +35,7 @@ from drhard.negatives import (
     read_hard_negatives,
     write_hard_negatives,
 )
-from drhard.provenance import read_stamp, write_stamp
+from drhard.provenance import is_unchanged, read_sealed_step, read_stamp, relevance_digest, write_stamp
 from drhard.retrieval import Retriever, mine_hard_negatives
 from drhard.runs import run_path
 from drhard.sampling import Collator, TrainingDataset
@@ -43,7 +43,7 @@ from drhard.settings import EncodingSettings, SearchSettings
 from drhard.static import StaticTrainer
 from drhard.strategies import STAR, STRATEGIES, AnyDocument, Pool, Strategy
 from drhard.trainer_flags import DATA, OWN, WORKING, check_flags, check_unknown, outcome
-from drhard.training import Events, config_digest, relevance_digest
+from drhard.training import Events
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -231,7 +231,7 @@ def main() -> None:
             tokenizer_from=data_args.init_path,
             chunk_size=args.chunk_size,
             record=record,
-            events=Events(args.logging_dir, sealed_step(start) if start else 0) if args.writes_events else None,
+            events=Events(args.logging_dir, read_sealed_step(start) if start else 0) if args.writes_events else None,
         )
         print(
             f"Training on {len(relevant)} queries and {len(collection.passages)} documents, "
@@ -304,7 +304,7 @@ def mine_pool(
     path, documents = output_dir / HARD_FILE, len(collection.passages)
     if not mine and path.exists():
         stamp = read_stamp(path, {"sha256": str})
-        if stamp is None or stamp["sha256"] != file_digest(path):
+        if stamp is None or not is_unchanged(path, stamp):
             raise InputError(f"{path}: is not what this training mined; delete it, and it is mined again")
         return read_hard_negatives(path, relevant, documents)
     print(f"Mining hard negatives with the model at the start on {retriever.encoding.device}")

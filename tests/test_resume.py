@@ -14,11 +14,12 @@ from pathlib import Path
 import drhard.adore
 import drhard.static
 from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
-from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training, seal
+from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.files import sole_writer
+from drhard.provenance import write_seal
 from drhard.qrels import read_relevant
 from drhard.sampling import TrainingDataset
 from drhard.static import StaticTrainer
@@ -530,7 +531,7 @@ STAR_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "it is of step 2",
     ),
     "all of another training": (
-        lambda folder: seal(folder, 4, {}, [path.name for path in folder.iterdir()]),
+        lambda folder: write_seal(folder, 4, {}, [path.name for path in folder.iterdir()]),
         "it is of another training",
     ),
 }
