@@ -143,7 +143,7 @@ def measure_preprocessing(folder: Path, rows: int) -> dict[str, Any]:
         write_collection(collection, None, rows)
         command = [sys.executable, ROOT / "preprocess.py", "--data_root", root, "--model_name_or_path", WARMUP]
         seconds, peak = time_and_memory_of(command)
-        tokens = int(TokenMemmap(Path(root) / "passage" / "preprocess", PASSAGES, WIDTH).lengths.sum())
+        tokens = int(TokenMemmap.open(Path(root) / "passage" / "preprocess", PASSAGES, WIDTH).lengths.sum())
         size_gb = collection.stat().st_size / 1e9
     return {
         "rows": rows,

@@ -25,8 +25,8 @@ class Collection:
 
     @cached_property
     def passages(self) -> TokenMemmap:
-        """The tokens of all passages. Raises InputError as :class:`drhard.tokens.TokenMemmap`."""
-        return TokenMemmap(self.folder, PASSAGES, self.max_doc_length)
+        """The tokens of all passages. Raises InputError as :meth:`drhard.tokens.TokenMemmap.open`."""
+        return TokenMemmap.open(self.folder, PASSAGES, self.max_doc_length)
 
     @property
     def has_passages(self) -> bool:
@@ -34,9 +34,9 @@ class Collection:
         return (self.folder / f"{PASSAGES}.memmap").exists()
 
     def queries(self, mode: str) -> TokenMemmap:
-        """Return the tokens of a mode's queries. Raises InputError as :class:`drhard.tokens.TokenMemmap`."""
+        """Return the tokens of a mode's queries. Raises InputError as :meth:`drhard.tokens.TokenMemmap.open`."""
         if mode not in self._queries:
-            self._queries[mode] = TokenMemmap(self.folder, query_name(mode), self.max_query_length)
+            self._queries[mode] = TokenMemmap.open(self.folder, query_name(mode), self.max_query_length)
         return self._queries[mode]
 
     def relevant(self, mode: str, passages: int | None = None) -> dict[int, list[int]]:

@@ -61,59 +61,85 @@ def encode(
             model gives no finite numbers.
     """
     path = Path(path)
-    dim = model.output_embedding_size
     check_tokens(model, tokens)
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}; it must be at least 1")
-    stamp = {
+    stamp = _make_stamp(model, tokens, dtype)
+    if path.exists():
+        _check(path, stamp)
+        log.info("%s is there already and is used again", path)
+        return stamp["dim"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_faults(path), claim(partial(path), path) as file:
+        if path.exists():  # finished by another process since we looked
+            partial(path).unlink()
+            _check(path, stamp)
+            return stamp["dim"]
+        done = _resume(path, stamp, file)
+        try:
+            with closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows:
+                _write_windows(file, _require_finite(windows, path, dtype))
+        except InputError:  # nothing in it is worth resuming from
+            partial(path).unlink()
+            stamp_path(path).unlink()
+            raise
+        _finish(path, stamp)
+    return stamp["dim"]
+
+
+def _make_stamp(model: RobertaDot, tokens: TokenMemmap, dtype: torch.dtype) -> dict[str, Any]:
+    """What the embeddings of ``tokens`` are made from."""
+    return {
         "model": weights_digest(model),
         "tokens": tokens.digest(),
         "length": tokens.max_length,
         "rows": len(tokens),
-        "dim": dim,
+        "dim": model.output_embedding_size,
         "dtype": DTYPE.name,
         "precision": _name(dtype),
     }
-    if path.exists():
-        _check(path, stamp)
-        log.info("%s is there already and is used again", path)
-        return dim
-    unfinished = partial(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    row_bytes = dim * DTYPE.itemsize
-    with disk_faults(path), claim(unfinished, path) as file:
-        if path.exists():  # finished by another process since we looked
-            unfinished.unlink()
-            _check(path, stamp)
-            return dim
-        done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
-        if done and _has_stamp(path, stamp, unfinished):
-            file.truncate(done * row_bytes)
-        else:
-            done = 0
-            file.truncate(0)  # before the stamp, which would else speak for the rows of another
-            write_stamp(path, stamp)
-        try:
-            with (
-                ThreadPoolExecutor(1) as writer,
-                closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows,
-            ):
-                writing = writer.submit(file.flush)
-                for window in windows:
-                    writing.result()
-                    if not np.isfinite(window).all():
-                        raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
-                    writing = writer.submit(_append, file, window)
-                writing.result()
-        except InputError:  # nothing in it is worth resuming from
-            unfinished.unlink()
-            stamp_path(path).unlink()
-            raise
-        sync(unfinished)
-        if unfinished.stat().st_size != len(tokens) * row_bytes:
-            raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
-        os.replace(unfinished, path)
-    return dim
+
+
+def _resume(path: Path, stamp: dict[str, Any], file: BinaryIO) -> int:
+    """Cut the unfinished ``file`` of ``path`` to its whole windows, if it is of ``stamp``; return how many rows stay.
+
+    Raises:
+        InputError: it was made from something else.
+    """
+    row_bytes = stamp["dim"] * DTYPE.itemsize
+    done = partial(path).stat().st_size // row_bytes // WINDOW * WINDOW
+    if done and _has_stamp(path, stamp, partial(path)):
+        file.truncate(done * row_bytes)
+        return done
+    file.truncate(0)  # before the stamp, which would else speak for the rows of another
+    write_stamp(path, stamp)
+    return 0
+
+
+def _require_finite(windows: Iterator[np.ndarray], path: Path, dtype: torch.dtype) -> Iterator[np.ndarray]:
+    """Yield ``windows``. Raises InputError if a number is not finite."""
+    for window in windows:
+        if not np.isfinite(window).all():
+            raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
+        yield window
+
+
+def _write_windows(file: BinaryIO, windows: Iterator[np.ndarray]) -> None:
+    """Append each window while the next is made."""
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(file.flush)
+        for window in windows:
+            writing.result()
+            writing = writer.submit(_append, file, window)
+        writing.result()
+
+
+def _finish(path: Path, stamp: dict[str, Any]) -> None:
+    """Give the finished file its name. Raises OSError if the disk has lost a part of it."""
+    sync(partial(path))
+    if partial(path).stat().st_size != stamp["rows"] * stamp["dim"] * DTYPE.itemsize:
+        raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
+    os.replace(partial(path), path)
 
 
 def _embed(

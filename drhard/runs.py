@@ -329,7 +329,7 @@ def _converted(
     source: Path, qids: np.ndarray, pids: np.ndarray, pid_prefix: str, trec_tag: str | None
 ) -> Iterator[str]:
     """Yield the lines of the run ``source`` in official ids; ``qids`` (Q,) and ``pids`` (P,) are those of each row."""
-    scores_of = _Scores(source) if trec_tag is not None else None
+    scores_of = _Scores.read(source) if trec_tag is not None else None
     for query, documents, _, lines in read_run(source):
         if query >= len(qids):
             raise InputError(f"{source}, line {lines[0]}: there is no query in row {query}; another --preprocess_dir?")
@@ -345,22 +345,32 @@ def _converted(
 
 
 class _Scores:
-    """Scores of a run by query row, strictly falling along the ranks of a query."""
+    """Scores of a run by query row, strictly falling along the ranks of a query; 1/rank where there are none.
 
-    def __init__(self, run: Path):
-        self.path = score_path(run)
-        if not self.path.exists():
-            log.warning("%s: no such file; the scores of the TREC run are 1/rank", self.path)
-            self._scores = None
-            return
-        scores = np.array(read_array(self.path, "retrieve again"))  # to be changed
+    Args:
+        path: what errors name.
+        scores: (Q, k) float32.
+    """
+
+    def __init__(self, path: Path, scores: np.ndarray | None):
+        self.path = path
+        self._scores = scores
+
+    @classmethod
+    def read(cls, run: Path) -> "_Scores":
+        """Read the scores beside ``run``; log a warning if there are none. Raises InputError if they are damaged."""
+        path = score_path(run)
+        if not path.exists():
+            log.warning("%s: no such file; the scores of the TREC run are 1/rank", path)
+            return cls(path, None)
+        scores = np.array(read_array(path, "retrieve again"))  # to be changed
         if scores.ndim != 2 or scores.dtype != np.float32:
-            raise InputError(f"{self.path}: expected float32 scores of queries x ranks")
+            raise InputError(f"{path}: expected float32 scores of queries x ranks")
         with np.errstate(over="ignore"):  # faiss has the least float32 where nothing was found
             for rank in range(1, scores.shape[1]):
                 below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
                 scores[:, rank] = np.minimum(scores[:, rank], below)
-        self._scores = scores
+        return cls(path, scores)
 
     def __call__(self, query: int, count: int) -> list[float]:
         """The scores of the first ``count`` ranks. Raises InputError if the file does not have them."""

@@ -88,7 +88,7 @@ def adore(
     relevant = read_relevant(collection / "train-qrel.tsv")
     training = AdoreTraining(
         model=tiny_model(seed=weights, dropout=0.2),
-        queries=TokenMemmap(collection, query_name("train"), 8),
+        queries=TokenMemmap.open(collection, query_name("train"), 8),
         relevant={qid: pids for qid, pids in relevant.items() if qid < queries},
         documents=vectors,
         settings=settings,
