@@ -7,9 +7,10 @@
 import argparse
 from pathlib import Path
 
+from drhard.collection import Collection
 from drhard.errors import command
 from drhard.msmarco import CORPORA, MODES
-from drhard.runs import convert_run
+from drhard.runs import convert_run, run_path, trec_path
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,11 +31,12 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
-    source = args.input_dir / f"{args.mode}.rank.tsv"
-    target = args.output_dir / (f"{args.mode}.trec" if args.trec else f"{args.mode}.rank.tsv")
+    source = run_path(args.input_dir, args.mode)
+    target = (trec_path if args.trec else run_path)(args.output_dir, args.mode)
     print(f"Converting {source}")
     tag = "-".join(args.input_dir.resolve().name.split()) or "run" if args.trec else None
-    if convert_run(source, target, args.preprocess_dir, args.mode, CORPORA[args.dataset].pid_prefix, tag):
+    collection, prefix = Collection(args.preprocess_dir), CORPORA[args.dataset].pid_prefix
+    if convert_run(source, target, collection, args.mode, prefix, tag):
         print(f"Wrote {target}")
     else:
         print(f"{target} is there already, made from the same run")

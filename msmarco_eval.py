@@ -11,6 +11,7 @@ import sys
 
 from drhard.errors import command
 from drhard.metrics import Coverage, mean_reciprocal_rank
+from drhard.msmarco import DOC, PASSAGE
 from drhard.numbers import COUNT
 from drhard.qrels import read_relevant
 from drhard.runs import read_run
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("cut", metavar="CUT", nargs="?", default=10, type=parse_cut, help="a number, or doc")
     args = parser.parse_args()
-    cut, pid_prefix = (DOC_CUT, "D") if args.cut == "doc" else (args.cut, "")
+    cut, pid_prefix = (DOC_CUT, DOC.pid_prefix) if args.cut == DOC.name else (args.cut, PASSAGE.pid_prefix)
 
     print("Eval Started", flush=True)
     relevant = read_relevant(args.reference, pid_prefix)
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def parse_cut(text: str) -> float | str:
-    return text if text == "doc" else COUNT(text)
+    return text if text == DOC.name else COUNT(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Retrieve with an ADORE model: encode the queries of a split, search given passage embeddings, write the run.
+"""Retrieve with an ADORE model: encode the queries of a mode, search given passage embeddings, write the run.
 
     python ./adore/inference.py --model_dir ./data/passage/trained_models/adore-star \\
         --output_dir ./data/passage/evaluate/adore-star --preprocess_dir ./data/passage/preprocess \\
@@ -8,12 +8,12 @@
 import argparse
 from pathlib import Path
 
+from drhard.collection import Collection
 from drhard.errors import command
 from drhard.files import existing
 from drhard.flags import INDEX, PRECISION, add_flags
 from drhard.hub import find_checkpoint
-from drhard.runs import run_ids, write_run
-from drhard.tokens import TokenMemmap, query_name
+from drhard.runs import digest_ids, run_path, write_run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,8 +39,9 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
-    run = args.output_dir / f"{args.mode}.rank.tsv"
-    queries = TokenMemmap(args.preprocess_dir, query_name(args.mode), args.max_seq_length)
+    run = run_path(args.output_dir, args.mode)
+    collection = Collection(args.preprocess_dir, args.max_seq_length)
+    queries = collection.queries(args.mode)
     existing(args.dmemmap_path)
     find_checkpoint(args.model_dir)
 
@@ -52,7 +53,7 @@ def main() -> None:
 
     model = load_encoder(args.model_dir)
     encoding, searching = EncodingSettings.from_flags(args), SearchSettings.from_flags(args)
-    documents = open_document_embeddings(args.dmemmap_path, model.output_embedding_size, args.preprocess_dir)
+    documents = open_document_embeddings(args.dmemmap_path, model.output_embedding_size, collection)
     encoding.check(model, queries)
     searching.check(args.topk, *documents.shape)
     print(
@@ -62,7 +63,7 @@ def main() -> None:
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     embeddings = encoding.encode(model, queries, query_path)
     with search_embeddings(embeddings, documents, searching, run, args.topk) as found:
-        write_run(run, found.scores, found.rows, run_ids(args.preprocess_dir, args.mode))
+        write_run(run, found.scores, found.rows, digest_ids(collection, args.mode))
     print(f"Wrote {query_path}")
     print(f"Wrote {run}")
 

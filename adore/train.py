@@ -15,13 +15,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from drhard.collection import Collection
 from drhard.errors import command
 from drhard.files import existing, sole_writer
 from drhard.flags import INDEX, add_flags
 from drhard.hub import find_checkpoint
 from drhard.numbers import COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED
-from drhard.qrels import read_relevant_rows
-from drhard.tokens import TokenMemmap, query_name
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,7 +53,8 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
-    queries = TokenMemmap(args.preprocess_dir, query_name("train"), args.max_seq_length)
+    collection = Collection(args.preprocess_dir, args.max_seq_length)
+    queries = collection.queries("train")
     existing(args.pembed_path)
     find_checkpoint(args.init_path)
 
@@ -83,9 +83,9 @@ def main() -> None:
     output = AdoreOutput(args.model_save_dir, args.log_dir, args.init_path, args.save_steps, args.logging_steps)
     model = load_encoder(args.init_path)
     device = model_device(gpu=args.model_gpu_index)
-    documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, args.preprocess_dir)
+    documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, collection)
     warn_if_made_by_another(args.pembed_path, model)
-    relevant = read_relevant_rows(args.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
+    relevant = collection.relevant("train", len(documents))
     searching = replace(SearchSettings.from_flags(args), progress=False)
     searching.check(args.neg_topk, *documents.shape)
     if not searching.gpus:

@@ -47,7 +47,7 @@ def write_tokens(folder: Path, passages: int, vocabulary: int) -> TokenMemmap:
     np.save(folder / "passages_length.npy", lengths)
     meta = {"type": "int32", "total_number": passages, "embedding_size": LONGEST}
     (folder / "passages_meta").write_text(json.dumps(meta))
-    return TokenMemmap(folder, "passages", LONGEST)
+    return TokenMemmap.open(folder, "passages", LONGEST)
 
 
 @torch.no_grad()

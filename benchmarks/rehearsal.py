@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError, command
+from drhard.exact import SEARCH_MEMORY_GB
 from drhard.files import read_object, sole_writer, whole_text, write_json
 from drhard.msmarco import CORPORA
-from drhard.search import SEARCH_MEMORY_GB
 
 import psutil
 from measuring import ROOT, arguments, positive, save, show_machine
@@ -176,7 +176,7 @@ class Plan:
                 f"cvt_back.py --input_dir {run} --preprocess_dir {data}/preprocess --output_dir {official} --mode dev "
                 f"--dataset {self.data_type}{trec}"
             )
-        judgements = f"{data}/dataset/{corpus.splits['dev'].qrels}"
+        judgements = f"{data}/dataset/{corpus.modes['dev'].qrels}"
         yield Command(f"msmarco_eval.py {judgements} {official}/dev.rank.tsv" + ("" if passage else " doc"))
         yield Command(f"trec_eval.py -l 2 {data}/preprocess/test-qrel.tsv {run}/test.rank.tsv")
         yield Command(

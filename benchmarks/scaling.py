@@ -21,7 +21,8 @@ from typing import Any
 
 from drhard.embeddings import open_embeddings
 from drhard.errors import command
-from drhard.search import SEARCH_MEMORY_GB, ExactIndex, check_search
+from drhard.exact import SEARCH_MEMORY_GB, ExactIndex
+from drhard.index import check_topk
 from drhard.tokens import PASSAGES, TokenMemmap
 
 import numpy as np
@@ -142,7 +143,7 @@ def measure_preprocessing(folder: Path, rows: int) -> dict[str, Any]:
         write_collection(collection, None, rows)
         command = [sys.executable, ROOT / "preprocess.py", "--data_root", root, "--model_name_or_path", WARMUP]
         seconds, peak = time_and_memory_of(command)
-        tokens = int(TokenMemmap(Path(root) / "passage" / "preprocess", PASSAGES, WIDTH).lengths.sum())
+        tokens = int(TokenMemmap.open(Path(root) / "passage" / "preprocess", PASSAGES, WIDTH).lengths.sum())
         size_gb = collection.stat().st_size / 1e9
     return {
         "rows": rows,
@@ -159,7 +160,7 @@ def main() -> None:
     path = args.folder.resolve() / "scaling.memmap"
     if args.search:
         return search(path, args.search, args.dim, args.search_memory_gb)
-    check_search(max(k for _, k in WORK.values()), min(args.rows), memory_gb=args.search_memory_gb)
+    check_topk(max(k for _, k in WORK.values()), min(args.rows), memory_gb=args.search_memory_gb)
     path.unlink(missing_ok=True)
     show_machine()
     results: list[dict[str, Any]] = []

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from drhard.errors import command
-from drhard.search import ExactIndex, check_search
+from drhard.exact import ExactIndex
+from drhard.index import check_topk
 
 import faiss
 import numpy as np
@@ -75,7 +76,7 @@ def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, exp
 @command
 def main() -> None:
     args = parse_arguments()
-    check_search(max(k for _, _, k in WORK), args.documents)
+    check_topk(max(k for _, _, k in WORK), args.documents)
     torch.set_grad_enabled(False)
     random = np.random.default_rng(0)
     documents = random.standard_normal((args.documents, args.dim), dtype=np.float32)

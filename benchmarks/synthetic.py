@@ -141,15 +141,15 @@ def write_collection(data_type: str, counts: Counts, folder: Path) -> None:
                 file.close()
     random = np.random.default_rng(2)
     qids = random.permutation(LARGEST_QID)[: sum(counts.queries.values())]
-    for mode, split in corpus.splits.items():
+    for mode, files in corpus.modes.items():
         own, qids = np.split(qids, [counts.queries[mode]])
-        if not (folder / split.queries).exists():
+        if not (folder / files.queries).exists():
             lengths = random.integers(*QUERY_WORDS, len(own))
-            with whole_text(folder / split.queries) as file:
+            with whole_text(folder / files.queries) as file:
                 file.writelines(f"{q}\t{text}\n" for q, text in zip(own.tolist(), texts.draw(lengths), strict=True))
-        if split.qrels and not (folder / split.qrels).exists():
+        if files.qrels and not (folder / files.qrels).exists():
             judged, total = own[: counts.judged[mode]], counts.judgements[mode]
-            write_judgements(folder / split.qrels, judged, total, counts.documents, corpus.pid_prefix, mode == "test")
+            write_judgements(folder / files.qrels, judged, total, counts.documents, corpus.pid_prefix, mode == "test")
 
 
 def write_judgements(

@@ -133,7 +133,7 @@ def check_same(ours: Path, theirs: Path) -> int:
     """End the benchmark unless all ids are equal; return how many tokens there are."""
     lengths = np.load(theirs.with_suffix(".npy"))
     expected = np.memmap(theirs, dtype=np.int32, mode="r", shape=(len(lengths), WIDTH))
-    tokens = TokenMemmap(ours, PASSAGES, WIDTH)
+    tokens = TokenMemmap.open(ours, PASSAGES, WIDTH)
     found = np.memmap(ours / "passages.memmap", dtype=np.int32, mode="r", shape=expected.shape)
     if not (np.array_equal(tokens.lengths, lengths) and np.array_equal(found, expected)):
         raise SystemExit("error: the ids differ; a faster wrong answer is no answer")

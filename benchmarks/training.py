@@ -17,8 +17,9 @@ from typing import Any
 from drhard.adore import Candidates
 from drhard.encoder import RobertaDot, embed_in_chunks
 from drhard.errors import command
+from drhard.exact import ExactIndex
+from drhard.index import check_topk
 from drhard.losses import adore_loss, pairwise_loss
-from drhard.search import ExactIndex, check_search
 
 import faiss
 import numpy as np
@@ -198,7 +199,7 @@ def main() -> None:
     args = parse_arguments()
     if args.step:
         return print_step(args)
-    check_search(TOPK, args.documents)
+    check_topk(TOPK, args.documents)
     show_machine()
     adore = measure_adore(args.documents, args.rounds)
     show(

@@ -8,21 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import RobertaDot, check_tokens, save_encoder, weights_digest
+from drhard.encoder import RobertaDot, check_tokens, config_digest, save_encoder, weights_digest
 from drhard.errors import InputError
 from drhard.files import remove_unfinished, whole_file
+from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
-from drhard.search import Index
+from drhard.provenance import check_record, relevance_digest
 from drhard.tokens import TokenMemmap, sample_digest
 from drhard.training import (
     Events,
     check_loss,
-    check_record,
     check_trained,
-    config_digest,
     parameter_groups,
-    relevance_digest,
     state_digest,
     warn_of_long_warmup,
 )
@@ -207,7 +205,7 @@ class AdoreTraining:
             parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
         )
         self.scheduler = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, updates)
-        self.record = self._record()  # of the weights at the start
+        self._record: dict[str, Any] = {}  # what decides the outcome; resume makes it
         self.step = 0  # batches done
         self._epoch_order: tuple[int, np.ndarray] = -1, self.query_rows  # the epoch that is under way, its order
         warn_of_long_warmup(settings.warmup_steps, updates)
@@ -316,7 +314,8 @@ class AdoreTraining:
 
     # Resuming
 
-    def _record(self) -> dict[str, Any]:
+    def _make_record(self) -> dict[str, Any]:
+        """Of the weights at the start, so before the state of a stopped training is loaded."""
         return asdict(self.settings) | {
             "init_path": weights_digest(self.model),
             "config": config_digest(self.model.config),
@@ -331,7 +330,7 @@ class AdoreTraining:
     def _save_state(self) -> None:
         check_trained(self.model, self.step)
         state = {
-            "record": self.record,
+            "record": self._record,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -348,6 +347,7 @@ class AdoreTraining:
         Raises:
             InputError: the state in the folder is damaged, or that of a training with other settings.
         """
+        self._record = self._make_record()
         folder = self.output.save_dir
         for pattern in ("epoch-*", "checkpoint-*"):
             remove_unfinished(folder, pattern)
@@ -356,7 +356,7 @@ class AdoreTraining:
                 raise InputError(f"{folder}: there are checkpoints of another training; {WAY_OUT}")
             return
         state = self._read_state()
-        check_record(folder, state["record"], self.record, WAY_OUT)
+        check_record(folder, state["record"], self._record, WAY_OUT)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

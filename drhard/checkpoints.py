@@ -6,18 +6,17 @@ has a seal too. ``training.json`` there says what the training was begun with.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import file_digest, read_object, remove_folder, remove_unfinished, write_json
-from drhard.training import check_record, record_digest
+from drhard.files import read_object, remove_folder, remove_unfinished, write_json
+from drhard.provenance import SEAL_FILE, check_record, find_fault, read_sealed_step
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "training.json"
-SEAL_FILE = "checkpoint.json"
 STATE_FILE = "trainer_state.json"
 MODEL_FILES = ("config.json", "model.safetensors")
 NEEDED = (*MODEL_FILES, "optimizer.pt", "scheduler.pt", STATE_FILE)  # and one of random numbers for each process
@@ -28,44 +27,6 @@ WAY_OUT = "give --overwrite_output_dir to start anew, or name another --output_d
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
     """Where the checkpoint of ``step`` goes."""
     return output_dir / f"checkpoint-{step}"
-
-
-def seal(folder: Path, step: int, record: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Write down the step, the training and the digests of the files ``names`` in ``folder``.
-
-    Args:
-        record: what decides the outcome of the training.
-    """
-    files = {name: file_digest(folder / name) for name in sorted(names)}
-    write_json(folder / SEAL_FILE, {"step": step, "training": record_digest(record), "files": files}, indent=1)
-
-
-def sealed_step(folder: Path) -> int:
-    """The step of a sealed checkpoint. Raises InputError if it has no seal."""
-    return read_object(folder / SEAL_FILE, {"step": int})["step"]
-
-
-def fault(folder: Path, record: Mapping[str, Any], needed: Iterable[str]) -> str | None:
-    """Why ``folder`` is no whole checkpoint of the training, or None if it is one.
-
-    Args:
-        record: what decides the outcome of the training.
-        needed: files that must be in it.
-    """
-    if not (folder / SEAL_FILE).exists():
-        return f"{SEAL_FILE} is missing"
-    try:
-        found = read_object(folder / SEAL_FILE, {"step": int, "training": str, "files": dict})
-    except InputError:
-        return f"{SEAL_FILE} is damaged"
-    if found["training"] != record_digest(record):
-        return "it is of another training"
-    for name in sorted({*found["files"], *needed}):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if file_digest(folder / name) != found["files"].get(name):
-            return f"{name} is damaged"
-    return None
 
 
 def open_training(
@@ -96,13 +57,13 @@ def open_training(
             raise InputError(f"{output_dir}: there {there}; {WAY_OUT}")
         check_record(output_dir, read_object(output_dir / RECORD_FILE, {}, WAY_OUT), record, WAY_OUT)
     if finished and (output_dir / SEAL_FILE).exists():
-        reason = fault(output_dir, record, MODEL_FILES)
+        reason = find_fault(output_dir, record, MODEL_FILES)
         if reason:
             raise InputError(f"{output_dir}: there is a finished model, but {reason}; {WAY_OUT}")
         return output_dir
     write_json(output_dir / RECORD_FILE, record, indent=1)
     if asked:
-        reason = fault(asked, record, NEEDED)
+        reason = find_fault(asked, record, NEEDED)
         if reason:
             raise InputError(f"{asked}: no checkpoint to go on from: {reason}")
         return asked
@@ -134,9 +95,9 @@ def _step(folder: Path) -> int:
 def _newest_whole(checkpoints: list[Path], record: Mapping[str, Any]) -> Path:
     reasons = []
     for folder in checkpoints:
-        reason = fault(folder, record, NEEDED)
-        if reason is None and _step(folder) != sealed_step(folder):
-            reason = f"it is of step {sealed_step(folder)}"
+        reason = find_fault(folder, record, NEEDED)
+        if reason is None and _step(folder) != read_sealed_step(folder):
+            reason = f"it is of step {read_sealed_step(folder)}"
         if reason is None:
             return folder
         log.warning("%s is passed over: %s", folder, reason)

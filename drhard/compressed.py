@@ -7,13 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.errors import InputError
-from drhard.files import existing, file_digest, whole_file
+from drhard.faiss_index import FaissIndex
+from drhard.files import existing, whole_file
 from drhard.flags import FLAT
-from drhard.provenance import read_stamp, stamp_of, write_stamp
-from drhard.search import BLOCK_ROWS, ShardedIndex
+from drhard.provenance import (
+    check_made_from,
+    is_unchanged,
+    read_stamp,
+    stamp_path,
+    warn_of_no_stamp,
+    write_stamp,
+)
 from drhard.tokens import sample_digest
-from drhard.vectors import check_finite
+from drhard.vectors import check_finite, name_source
 
 import numpy as np
 from tqdm import tqdm
@@ -32,7 +40,7 @@ def open_compressed(
     parameters: Mapping[str, int],
     gpus: Sequence[int] = (),
     progress: bool = False,
-) -> ShardedIndex:
+) -> FaissIndex:
     """An index of faiss, built here or read from a file.
 
     Args:
@@ -54,7 +62,7 @@ def open_compressed(
     else:
         index = _build_at(path, documents, factory)
     set_parameters(index, parameters, str(path or f"--index_factory {factory}"))
-    return ShardedIndex([_to_gpus(index, gpus) if gpus else index], progress)
+    return FaissIndex([_to_gpus(index, gpus) if gpus else index], progress)
 
 
 def check_factory(factory: str, dim: int, parameters: Mapping[str, int], on_gpus: bool) -> None:
@@ -98,9 +106,8 @@ def _build(documents: np.ndarray, factory: str) -> Any:
     except RuntimeError as error:
         raise InputError(f"--index_factory {factory} cannot index {count} x {dim}: {_reason(error)}") from None
     with tqdm(total=count, unit="doc", unit_scale=True, desc=f"indexing {factory}") as bar:
-        for first in range(0, count, BLOCK_ROWS):
-            block = np.ascontiguousarray(documents[first : first + BLOCK_ROWS])
-            check_finite(block, first, str(getattr(documents, "filename", "the documents")))
+        for first, block in read_blocks(documents, BLOCK_ROWS):
+            check_finite(block, first, name_source(documents, "the documents"))
             index.add(block)
             bar.update(len(block))
     return index
@@ -134,10 +141,10 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
 
     expected = _stamp(documents, factory)
     found = read_stamp(path, dict.fromkeys(expected, str), {"sha256": str})
-    if found is not None and found.get("sha256", "") not in ("", file_digest(path)):
+    if found is not None and not is_unchanged(path, found):
         raise InputError(
-            f"{path}: is damaged, or not the file that {stamp_of(path).name} was written for; delete both to build it "
-            "anew, or name another file"
+            f"{path}: is damaged, or not the file that {stamp_path(path).name} was written for; delete both to build "
+            "it anew, or name another file"
         )
     try:
         index = faiss.read_index(str(path))
@@ -151,12 +158,14 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{path}: searches by distance; an index of inner products is needed")
     if found is None:
-        log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
+        warn_of_no_stamp(path)
         return index
-    if found["vectors"] != expected["vectors"]:
-        raise InputError(f"{path}: was built from other embeddings; delete it to build it anew, or name another file")
-    if factory not in (FLAT, found["factory"]):
-        raise InputError(f"{path}: is an index {found['factory']}, not {factory}; name another file")
+    words = {"vectors": "was built from other embeddings"}
+    vectors = {"vectors": expected["vectors"]}
+    check_made_from(path, found, vectors, words, "delete it to build it anew, or name another file")
+    if factory != FLAT:
+        words = {"factory": f"is an index {found['factory']}, not {factory}"}
+        check_made_from(path, found, {"factory": factory}, words, "name another file")
     return index
 
 

@@ -9,12 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from drhard.collection import Collection
 from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, for_cpu, weights_digest
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial, sync, whole_file
 from drhard.prefetch import prefetch
-from drhard.provenance import read_stamp, stamp_of, write_stamp
-from drhard.tokens import PASSAGES, TokenMemmap
+from drhard.provenance import check_made_from, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
+from drhard.tokens import TokenMemmap
 
 import numpy as np
 import psutil
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 DTYPE = np.dtype(np.float32)
 CPU_TOKENS = 1536  # in a batch: the activations stay in the caches, though the user's batches may be larger
 FLAGS = {"float32": "neither --fp16 nor --bf16", "float16": "--fp16", "bfloat16": "--bf16"}  # of inference
+ONE_COLLECTION = "give the embeddings and the --preprocess_dir of one collection"
 STAMP_FIELDS = {"model": str, "tokens": str, "length": int, "rows": int, "dim": int, "dtype": str}
 WINDOW = 8192  # rows; fixed, so that a run can be gone on with under another batch size
 
@@ -59,59 +61,85 @@ def encode(
             model gives no finite numbers.
     """
     path = Path(path)
-    dim = model.output_embedding_size
     check_tokens(model, tokens)
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}; it must be at least 1")
-    stamp = {
+    stamp = _make_stamp(model, tokens, dtype)
+    if path.exists():
+        _check(path, stamp)
+        log.info("%s is there already and is used again", path)
+        return stamp["dim"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_faults(path), claim(partial(path), path) as file:
+        if path.exists():  # finished by another process since we looked
+            partial(path).unlink()
+            _check(path, stamp)
+            return stamp["dim"]
+        done = _resume(path, stamp, file)
+        try:
+            with closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows:
+                _write_windows(file, _require_finite(windows, path, dtype))
+        except InputError:  # nothing in it is worth resuming from
+            partial(path).unlink()
+            stamp_path(path).unlink()
+            raise
+        _finish(path, stamp)
+    return stamp["dim"]
+
+
+def _make_stamp(model: RobertaDot, tokens: TokenMemmap, dtype: torch.dtype) -> dict[str, Any]:
+    """What the embeddings of ``tokens`` are made from."""
+    return {
         "model": weights_digest(model),
         "tokens": tokens.digest(),
         "length": tokens.max_length,
         "rows": len(tokens),
-        "dim": dim,
+        "dim": model.output_embedding_size,
         "dtype": DTYPE.name,
         "precision": _name(dtype),
     }
-    if path.exists():
-        _check(path, stamp)
-        log.info("%s is there already and is used again", path)
-        return dim
-    unfinished = partial(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    row_bytes = dim * DTYPE.itemsize
-    with disk_faults(path), claim(unfinished, path) as file:
-        if path.exists():  # finished by another process since we looked
-            unfinished.unlink()
-            _check(path, stamp)
-            return dim
-        done = unfinished.stat().st_size // row_bytes // WINDOW * WINDOW
-        if done and _has_stamp(path, stamp, unfinished):
-            file.truncate(done * row_bytes)
-        else:
-            done = 0
-            file.truncate(0)  # before the stamp, which would else speak for the rows of another
-            write_stamp(path, stamp)
-        try:
-            with (
-                ThreadPoolExecutor(1) as writer,
-                closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows,
-            ):
-                writing = writer.submit(file.flush)
-                for window in windows:
-                    writing.result()
-                    if not np.isfinite(window).all():
-                        raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
-                    writing = writer.submit(_append, file, window)
-                writing.result()
-        except InputError:  # nothing in it is worth resuming from
-            unfinished.unlink()
-            stamp_of(path).unlink()
-            raise
-        sync(unfinished)
-        if unfinished.stat().st_size != len(tokens) * row_bytes:
-            raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
-        os.replace(unfinished, path)
-    return dim
+
+
+def _resume(path: Path, stamp: dict[str, Any], file: BinaryIO) -> int:
+    """Cut the unfinished ``file`` of ``path`` to its whole windows, if it is of ``stamp``; return how many rows stay.
+
+    Raises:
+        InputError: it was made from something else.
+    """
+    row_bytes = stamp["dim"] * DTYPE.itemsize
+    done = partial(path).stat().st_size // row_bytes // WINDOW * WINDOW
+    if done and _has_stamp(path, stamp, partial(path)):
+        file.truncate(done * row_bytes)
+        return done
+    file.truncate(0)  # before the stamp, which would else speak for the rows of another
+    write_stamp(path, stamp)
+    return 0
+
+
+def _require_finite(windows: Iterator[np.ndarray], path: Path, dtype: torch.dtype) -> Iterator[np.ndarray]:
+    """Yield ``windows``. Raises InputError if a number is not finite."""
+    for window in windows:
+        if not np.isfinite(window).all():
+            raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
+        yield window
+
+
+def _write_windows(file: BinaryIO, windows: Iterator[np.ndarray]) -> None:
+    """Append each window while the next is made."""
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(file.flush)
+        for window in windows:
+            writing.result()
+            writing = writer.submit(_append, file, window)
+        writing.result()
+
+
+def _finish(path: Path, stamp: dict[str, Any]) -> None:
+    """Give the finished file its name. Raises OSError if the disk has lost a part of it."""
+    sync(partial(path))
+    if partial(path).stat().st_size != stamp["rows"] * stamp["dim"] * DTYPE.itemsize:
+        raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
+    os.replace(partial(path), path)
 
 
 def _embed(
@@ -224,14 +252,14 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
     stamp = read_embedding_stamp(path)
     if stamp is not None and (stamp["rows"], stamp["dim"], stamp["dtype"]) != (count, dim, DTYPE.name):
         raise InputError(
-            f"{path}: holds {count} embeddings of {dim} {DTYPE}, but {stamp_of(path).name} says {stamp['rows']} of "
+            f"{path}: holds {count} embeddings of {dim} {DTYPE}, but {stamp_path(path).name} says {stamp['rows']} of "
             f"{stamp['dim']} {stamp['dtype'][:20]}; the file was cut, or another model made it"
         )
     return np.memmap(path, dtype=DTYPE, mode="r", shape=(count, dim))
 
 
-def open_document_embeddings(path: Path, dim: int, preprocess_dir: Path) -> np.ndarray:
-    """Open the embeddings of the passages in ``preprocess_dir``; compare them where the passages are there.
+def open_document_embeddings(path: Path, dim: int, collection: Collection) -> np.ndarray:
+    """Open the embeddings of the passages of ``collection``; compare them where the passages are there.
 
     Returns:
         (rows, dim) float32 memmap.
@@ -242,20 +270,18 @@ def open_document_embeddings(path: Path, dim: int, preprocess_dir: Path) -> np.n
     documents = open_embeddings(path, dim)
     stamp = read_embedding_stamp(path)
     if stamp is None:
-        _warn_of_no_stamp(path)
-    if not (preprocess_dir / f"{PASSAGES}.memmap").exists():
+        warn_of_no_stamp(path)
+    if not collection.has_passages:
         return documents
-    passages = TokenMemmap(preprocess_dir, PASSAGES, 2)
+    passages = collection.passages
     if len(passages) != len(documents):
         raise InputError(
             f"{path}: holds {len(documents)} embeddings, but there are {len(passages)} passages in {passages.path}; "
-            "give the embeddings and the --preprocess_dir of one collection"
+            f"{ONE_COLLECTION}"
         )
-    if stamp is not None and stamp["tokens"] != passages.digest():
-        raise InputError(
-            f"{path}: was made from other texts than those in {passages.path}; "
-            "give the embeddings and the --preprocess_dir of one collection"
-        )
+    if stamp is not None:
+        words = {"tokens": f"was made from other texts than those in {passages.path}"}
+        check_made_from(path, stamp, {"tokens": passages.digest()}, words, ONE_COLLECTION)
     return documents
 
 
@@ -271,11 +297,7 @@ def _check(path: Path, stamp: dict[str, Any]) -> None:
     """Raise InputError unless the file at ``path`` may stand for what ``stamp`` describes."""
     open_embeddings(path, stamp["dim"], stamp["rows"])
     if not _has_stamp(path, stamp):
-        _warn_of_no_stamp(path)
-
-
-def _warn_of_no_stamp(path: Path) -> None:
-    log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_of(path).name)
+        warn_of_no_stamp(path)
 
 
 def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> bool:
@@ -283,21 +305,29 @@ def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> b
     found = read_embedding_stamp(path)
     if found is None:
         return False
-    words = {"model": "other weights", "tokens": "other texts", "length": "another maximal length"}
-    words["precision"] = FLAGS.get(found["precision"], "another precision")
-    for field, expected in stamp.items():
-        if found.get(field) != expected:
-            raise InputError(
-                f"{file or path}: was made with {words.get(field, f'another {field}')}; delete it to make it anew, "
-                "or name another output folder"
-            )
+    words = {
+        "model": "was made with other weights",
+        "tokens": "was made with other texts",
+        "length": "was made with another maximal length",
+        "precision": f"was made with {FLAGS.get(found['precision'], 'another precision')}",
+    }
+    check_made_from(file or path, found, stamp, words, "delete it to make it anew, or name another output folder")
     return True
+
+
+def are_made_by(path: Path, weights: str) -> bool:
+    """Return whether the embeddings at ``path`` are those of a model, as far as their stamp tells.
+
+    Args:
+        weights: :func:`drhard.encoder.weights_digest` of the model.
+    """
+    stamp = read_embedding_stamp(path)
+    return stamp is None or stamp["model"] == weights
 
 
 def warn_if_made_by_another(path: Path, model: RobertaDot) -> None:
     """Log a warning if the stamp of the embeddings at ``path`` names other weights than those of ``model``."""
-    stamp = read_embedding_stamp(path)
-    if stamp is not None and stamp["model"] != weights_digest(model):
+    if not are_made_by(path, weights_digest(model)):
         log.warning("%s: was made by another model than the one that the training starts from", path)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -25,7 +26,7 @@ from drhard.tokens import TokenMemmap
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import RobertaConfig, RobertaModel
+from transformers import PreTrainedConfig, RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # its bars for reading and writing weights drown ours
 
 HEAD = ("embeddingHead.bias", "embeddingHead.weight", "norm.bias", "norm.weight")
+CONFIG_NOTES = ("_name_or_path", "transformers_version", "dtype", "architectures")  # decide nothing of a training
 PREPROCESS_AGAIN = "run preprocess.py with the tokenizer of this model (--model_name_or_path)"
 
 
@@ -180,6 +182,12 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().data)
     return digest.hexdigest()
+
+
+def config_digest(config: PreTrainedConfig) -> str:
+    """Return the SHA-256 over what the configuration of a model says of its computing, dropout included."""
+    values = {name: value for name, value in config.to_dict().items() if name not in CONFIG_NOTES}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Path) -> None:

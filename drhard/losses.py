@@ -7,7 +7,7 @@ from torch.nn import functional
 def pairwise_loss(scores: torch.Tensor, positive: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
     """Pairwise softmax loss over the documents of a batch (sections 3.2 and 4.1 of the paper).
 
-    STAR and its baselines differ in ``negatives`` alone, see :func:`drhard.sampling.negatives_mask`. For query
+    STAR and its baselines differ in ``negatives`` alone, see :meth:`drhard.strategies.Strategy.mask`. For query
     i, its positive d+ and each negative d: ``-log softmax([s(i, d+), s(i, d)])[0]``, which is
     ``log(1 + exp(s(i, d) - s(i, d+)))``. As published, the sum of all terms is divided by their number.
 

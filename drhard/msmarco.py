@@ -1,56 +1,18 @@
-"""MS MARCO's and TREC's text files: their names, their fields, and what is wrong with a line."""
+"""The text formats of collections: MS MARCO's files, their names, their fields, and what is wrong with a line.
+
+To add a format: write the parsers of its lines here, and make a :class:`Corpus` of them.
+"""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from drhard.errors import InputError
 
 LARGEST_ID = 2**31 - 1  # ids live in int32 files
-
-
-@dataclass(frozen=True)
-class Split:
-    """The files of one set of queries; without ``qrels`` (leaderboard queries) all its queries are kept."""
-
-    queries: str
-    qrels: str | None
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The names of the official files of one collection, and how its document ids are written."""
-
-    name: str  # "passage" or "doc", the folder under the data root
-    collection: str
-    pid_prefix: str  # official ids are "D123" for documents, "123" for passages
-    splits: dict[str, Split]
-
-
-PASSAGE = Corpus(
-    name="passage",
-    collection="collection.tsv",
-    pid_prefix="",
-    splits={
-        "train": Split("queries.train.tsv", "qrels.train.tsv"),
-        "dev": Split("queries.dev.small.tsv", "qrels.dev.small.tsv"),
-        "test": Split("msmarco-test2019-queries.tsv", "2019qrels-pass.txt"),
-        "lead": Split("queries.eval.small.tsv", None),
-    },
-)
-DOC = Corpus(
-    name="doc",
-    collection="msmarco-docs.tsv",
-    pid_prefix="D",
-    splits={
-        "train": Split("msmarco-doctrain-queries.tsv", "msmarco-doctrain-qrels.tsv"),
-        "dev": Split("msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv"),
-        "test": Split("msmarco-test2019-queries.tsv", "2019qrels-docs.txt"),
-        "lead": Split("docleaderboard-queries.tsv", None),
-    },
-)
-CORPORA = {corpus.name: corpus for corpus in (PASSAGE, DOC)}
-MODES = tuple(PASSAGE.splits)
+DOC_PREFIX = "D"  # official ids of documents are "D123", those of passages "123"
 
 
 _V2_ID = re.compile("msmarco_.*_[0-9]")
@@ -104,7 +66,7 @@ def parse_document(line: str, where: str) -> tuple[int, str]:
     Raises InputError, naming ``where``, for a bad line.
     """
     pid, url, title, body = _fields(line, 4, "D<pid> <tab> url <tab> title <tab> body", where)
-    return parse_id(pid, "D", where), f"{url.rstrip()}<sep>{title.rstrip()}<sep>{body}"
+    return parse_id(pid, DOC_PREFIX, where), f"{url.rstrip()}<sep>{title.rstrip()}<sep>{body}"
 
 
 def _fields(line: str, count: int, form: str, where: str) -> list[str]:
@@ -140,3 +102,75 @@ def split_fields(line: str, path: str | Path, number: int) -> list[str]:
     if control:
         raise InputError(f"{path}, line {number}: has the control character {control[0]!r}; delete it")
     return [field for field in re.split("[ \t]+", line) if field]
+
+
+# The formats
+
+
+class QueryFiles(NamedTuple):
+    """The files of a mode: its queries and their judgements. Without ``qrels``, as lead, it keeps all queries."""
+
+    queries: str
+    qrels: str | None
+
+
+class Bm25Parameters(NamedTuple):
+    """Of BM25: saturation of a word's frequency, and how much a document's length counts."""
+
+    k1: float
+    b: float
+
+
+Parser = Callable[[str, str], tuple[int, str]]  # line, what errors call it -> official id, text
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A collection's text format, and where its files are.
+
+    Attributes:
+        name: the folder under the data root.
+        collection: the file of the passages or documents.
+        pid_prefix: what official ids of documents begin with.
+        parse: reads a line of ``collection``.
+        modes: the files of each mode.
+        bm25: the parameters that suit the collection.
+    """
+
+    name: str
+    collection: str
+    pid_prefix: str
+    parse: Parser
+    modes: dict[str, QueryFiles]
+    bm25: Bm25Parameters
+
+
+PASSAGE = Corpus(
+    name="passage",
+    collection="collection.tsv",
+    pid_prefix="",
+    parse=parse_passage,
+    modes={
+        "train": QueryFiles("queries.train.tsv", "qrels.train.tsv"),
+        "dev": QueryFiles("queries.dev.small.tsv", "qrels.dev.small.tsv"),
+        "test": QueryFiles("msmarco-test2019-queries.tsv", "2019qrels-pass.txt"),
+        "lead": QueryFiles("queries.eval.small.tsv", None),
+    },
+    bm25=Bm25Parameters(0.82, 0.68),  # tuned
+)
+DOC = Corpus(
+    name="doc",
+    collection="msmarco-docs.tsv",
+    pid_prefix=DOC_PREFIX,
+    parse=parse_document,
+    modes={
+        "train": QueryFiles("msmarco-doctrain-queries.tsv", "msmarco-doctrain-qrels.tsv"),
+        "dev": QueryFiles("msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv"),
+        "test": QueryFiles("msmarco-test2019-queries.tsv", "2019qrels-docs.txt"),
+        "lead": QueryFiles("docleaderboard-queries.tsv", None),
+    },
+    bm25=Bm25Parameters(0.9, 0.4),  # not tuned
+)
+CORPORA = {corpus.name: corpus for corpus in (PASSAGE, DOC)}
+MODES = tuple(PASSAGE.modes)
+JUDGED_MODES = tuple(mode for mode, files in PASSAGE.modes.items() if files.qrels is not None)

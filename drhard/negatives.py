@@ -1,6 +1,7 @@
 """Hard negatives: what a retriever ranks high though it is not judged relevant, and their file ``hard.json``."""
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from drhard.msmarco import parse_number
 
 import numpy as np
 
+log = logging.getLogger(__name__)
+
+HARD_FILE = "hard.json"
 EXPECTED = 'expected {"qid": [pid, …], …} with row numbers'
 READ_BYTES = 1 << 24
 RESULTS_AT_ONCE = 1 << 21  # 16 MB as int64
@@ -78,6 +82,15 @@ def best_not_relevant(rows: np.ndarray, relevant: Mapping[int, Sequence[int]], t
         negatives[end : end + len(found)] = found
         end += len(found)
     return HardNegatives(np.arange(queries), np.cumsum(counts), negatives[:end])
+
+
+def keep_queries_with_negatives(relevant: Mapping[int, Sequence[int]], hard: HardNegatives) -> dict[int, Sequence[int]]:
+    """Return ``relevant`` without the queries that have no hard negative; log a warning that says how many."""
+    lacking = set(hard.without_any().tolist())
+    kept = {query: rows for query, rows in relevant.items() if query not in lacking}
+    if len(kept) < len(relevant):
+        log.warning("queries without a hard negative are left out of the training: %d", len(relevant) - len(kept))
+    return kept
 
 
 def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:

@@ -21,10 +21,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.files import decode_line, sole_writer, text_lines, whole, whole_file, whole_text, write_json
-from drhard.ids import read_ids, write_ids
-from drhard.msmarco import Corpus, parse_document, parse_id, parse_passage, parse_query, source_file
+from drhard.ids import write_ids
+from drhard.msmarco import Corpus, Parser, parse_id, parse_query, source_file
 from drhard.numbers import COUNT, LENGTH, Range
 from drhard.qrels import Judgement, read_judgements
 from drhard.tokenizer import RobertaTokenizer
@@ -39,12 +40,9 @@ TOKEN_DTYPE = np.dtype(np.int32)
 BATCH_BYTES = 1 << 18  # of text to a worker at a time: a few hundred passages, or one long document
 BATCH_TOKENS = 1 << 24  # places for tokens in the rows of a batch
 WORKERS = Range(1, 1024)
-PIDS = "pid2offset.pickle"
 EMPTY_TEXTS = ("refuse", "skip", "keep")
 # Most lines are seen not to be empty by this alone: a printable character of ASCII behind the id.
 _SURELY_TEXT = re.compile(rb"[^\t]*\t *[!-~]")
-
-Parser = Callable[[str, str], tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class _Source(NamedTuple):
 
     path: Path
     name: str
+    prefix: str  # of its ids
     parse: Parser
     characters: int | None  # where a text is cut
     width: int  # tokens
@@ -117,7 +116,7 @@ def preprocess(
     workers: int,
     empty_texts: str = "refuse",
 ) -> list[Path]:
-    """Write the ``preprocess`` folder of a collection; splits whose query file is not there are left out.
+    """Write the ``preprocess`` folder of a collection; modes whose query file is not there are left out.
 
     All files get their names together, at the end. A run that fails or is killed leaves those of the earlier run.
 
@@ -137,42 +136,44 @@ def preprocess(
     collection, queries, qrels = _find_sources(corpus, root / "dataset")
     # All that can be checked early is, before the long work.
     judged = {mode: list(read_judgements(path, corpus.pid_prefix)) for mode, path in qrels.items()}
-    parse = parse_document if corpus.name == "doc" else parse_passage
     workers = min(workers, 1 + collection.stat().st_size // BATCH_BYTES)
     target = root / "preprocess"
     with sole_writer(target) as lock, _staged(target / ".partial") as folder:
         with _pool(workers, tokenizer, lock, folder) as pool:
             job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts)
-            source = _Source(collection, PASSAGES, parse, lengths.doc_characters, lengths.doc_tokens)
+            source = _Source(
+                collection, PASSAGES, corpus.pid_prefix, corpus.parse, lengths.doc_characters, lengths.doc_tokens
+            )
             documents = _write_tokens(job, source, None)
-            write_ids(folder / PIDS, documents.ids)
+            staged = Collection(folder)
+            write_ids(staged.pids_path, documents.ids)
             row_of_pid = _RowLookup(documents.ids)
             for mode, path in queries.items():
                 keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
-                source = _Source(path, query_name(mode), parse_query, None, lengths.query_tokens)
+                source = _Source(path, query_name(mode), "", parse_query, None, lengths.query_tokens)
                 asked = _write_tokens(job, source, keep)
-                write_ids(folder / f"{mode}-qid2offset.pickle", asked.ids)
+                write_ids(staged.qids_path(mode), asked.ids)
                 if mode in judged:
                     rows = _judged_rows(judged[mode], qrels[mode], asked, documents, _RowLookup(asked.ids), row_of_pid)
-                    _write_qrels(folder / f"{mode}-qrel.tsv", judged[mode], *rows)
-        _publish(folder, target, [mode for mode in corpus.splits if mode not in queries])
+                    _write_qrels(staged.qrels_path(mode), judged[mode], *rows)
+        _publish(folder, target, [mode for mode in corpus.modes if mode not in queries])
     return [target / f"{name}.memmap" for name in (PASSAGES, *map(query_name, queries))]
 
 
 def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
-    """The collection's file, and by split those of the queries and of the qrels."""
+    """The collection's file, and by mode those of the queries and of the qrels."""
     collection = source_file(dataset, corpus.collection)
     if collection is None:
         raise InputError(f"{dataset / corpus.collection}: no such file; download_data.sh {corpus.name} fetches it")
     queries, qrels = {}, {}
-    for mode, split in corpus.splits.items():
-        path = source_file(dataset, split.queries)
+    for mode, files in corpus.modes.items():
+        path = source_file(dataset, files.queries)
         if path is None:
-            log.warning("%s: no such file; the %s queries are left out", dataset / split.queries, mode)
+            log.warning("%s: no such file; the %s queries are left out", dataset / files.queries, mode)
             continue
         queries[mode] = path
-        if split.qrels is not None:
-            qrels[mode] = source_file(dataset, split.qrels) or dataset / split.qrels
+        if files.qrels is not None:
+            qrels[mode] = source_file(dataset, files.qrels) or dataset / files.qrels
     return collection, queries, qrels
 
 
@@ -194,11 +195,11 @@ def _publish(staged: Path, target: Path, absent: list[str]) -> None:
     leaves files of two runs that can be read.
 
     Args:
-        absent: the splits that are not among the new files. Earlier ones stay if they are of the same documents.
+        absent: the modes that are not among the new files. Earlier ones stay if they are of the same documents.
     """
     names = {path.name for path in staged.iterdir()}
     stale = [path for mode in absent for path in target.glob(f"{mode}-q*") if path.is_file()]
-    if stale and not _same_ids(staged / PIDS, target / PIDS):
+    if stale and not _same_ids(Collection(staged), Collection(target)):
         for path in sorted(stale, key=_meta_last, reverse=True):
             log.warning("%s: removed; it was made with other documents, and its source is no longer there", path)
             path.unlink()
@@ -208,9 +209,9 @@ def _publish(staged: Path, target: Path, absent: list[str]) -> None:
         os.replace(staged / name, target / name)
 
 
-def _same_ids(new: Path, old: Path) -> bool:
+def _same_ids(new: Collection, old: Collection) -> bool:
     try:
-        return np.array_equal(read_ids(new), read_ids(old))
+        return np.array_equal(new.pids(), old.pids())
     except InputError:  # the old file is missing or damaged
         return False
 
@@ -235,7 +236,7 @@ def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written
             what = "no query in it is judged" if keep is not None else "there is nothing in it"
             raise InputError(f"{source.path}: {what}")
         ids, lengths = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
-        _refuse_duplicates(ids, source.path)
+        _refuse_duplicates(ids, source)
     if empty or left_out:
         done = f"{len(empty)} empty texts have no words" if empty else f"{len(left_out)} empty texts are left out"
         log.warning("%s: %s", source.path, done)
@@ -325,15 +326,13 @@ def _about_empty(source: Path, numbers: list[int]) -> str:
     return f"{source}, {what}; give --empty_texts skip to leave them out, or keep for rows without words"
 
 
-def _refuse_duplicates(ids: np.ndarray, source: Path) -> None:
+def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
     ordered = np.sort(ids)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
-        duplicate = str(twice[0])
-        numbers = [
-            number for number, line in text_lines(source) if line.split("\t", 1)[0].removeprefix("D") == duplicate
-        ]
-        raise InputError(f"{source}, line {numbers[1]}: the id {duplicate} is there already, in line {numbers[0]}")
+        field = f"{source.prefix}{twice[0]}"
+        numbers = [number for number, line in text_lines(source.path) if line.split("\t", 1)[0] == field]
+        raise InputError(f"{source.path}, line {numbers[1]}: the id {twice[0]} is there already, in line {numbers[0]}")
 
 
 class _RowLookup:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from drhard.embeddings import read_embedding_stamp
+from drhard.embeddings import are_made_by
 from drhard.encoder import load_encoder, weights_digest
 from drhard.errors import InputError, one_line
 from drhard.files import file_digest
@@ -164,9 +164,8 @@ def _made_by_its_model(trial: Trial) -> bool:
         return False
     digest = weights_digest(load_encoder(trial.model))
     for mode, run in trial.runs.items():
-        for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):  # of star/inference.py, of adore/inference.py
-            stamp = read_embedding_stamp(run.with_name(name))
-            if stamp is not None and stamp["model"] != digest:
+        for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
+            if not are_made_by(run.with_name(name), digest):
                 log.warning("%s: was made by other weights than those in %s; it is skipped", run, trial.model)
                 return False
     return True

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial
-from drhard.provenance import read_stamp, stamp_of, write_stamp
+from drhard.provenance import read_stamp, stamp_path, write_stamp
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def search_on_disk(
         made_from: what decides the results, for JSON. Results of something else are not resumed.
         queries, k: how many, and how many documents for each.
         search: given how many queries have their results already, yields scores and rows of the others, as
-            :meth:`drhard.search.Index.passes` does.
+            :meth:`drhard.index.Index.passes` does.
 
     Raises:
         InputError: another process makes the run, a score is not finite, or the disk takes no more.
@@ -54,7 +54,7 @@ def search_on_disk(
             _search(file, path, dict(made_from, k=k), queries, record, search)
             found = np.memmap(path, dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
             yield Results(found["scores"], found["rows"])
-            stamp_of(path).unlink(missing_ok=True)
+            stamp_path(path).unlink(missing_ok=True)
             path.unlink()
 
 

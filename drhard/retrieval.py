@@ -1,4 +1,4 @@
-"""Encode a collection and a split's queries with one encoder and search; mine hard negatives, with BM25 too."""
+"""Encode a collection and a mode's queries with one encoder and search; mine hard negatives, with BM25 too."""
 
 import hashlib
 import logging
@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from drhard.bm25 import Bm25Index, document_texts, query_texts
+from drhard.bm25 import Bm25Index
+from drhard.collection import Collection
 from drhard.embeddings import write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError, one_line
-from drhard.msmarco import Corpus
+from drhard.index import RESULTS_AT_ONCE
+from drhard.msmarco import Bm25Parameters, Corpus
 from drhard.negatives import HardNegatives, best_not_relevant
-from drhard.qrels import read_relevant_rows
 from drhard.results import Results, search_on_disk
-from drhard.search import RESULTS_AT_ONCE
 from drhard.settings import EncodingSettings, SearchSettings
-from drhard.tokens import PASSAGES, TokenMemmap, sample_digest
+from drhard.texts import read_passage_texts, read_query_texts
+from drhard.tokens import TokenMemmap, sample_digest
 
 import numpy as np
 
@@ -35,14 +36,14 @@ class Retriever:
     encoding: EncodingSettings
     searching: SearchSettings
 
-    def check(self, passages: TokenMemmap, queries: TokenMemmap, topk: int) -> None:
+    def check(self, collection: Collection, mode: str, topk: int) -> None:
         """Raise InputError, before the long work, if it cannot be done."""
-        self.encoding.check(self.model, queries, passages)
-        self.searching.check(topk, len(passages), self.model.output_embedding_size)
+        self.encoding.check(self.model, collection.queries(mode), collection.passages)
+        self.searching.check(topk, len(collection.passages), self.model.output_embedding_size)
 
     @contextmanager
-    def retrieve(self, passages: TokenMemmap, queries: TokenMemmap, run: Path, topk: int) -> Iterator[Results]:
-        """Encode queries and passages into the folder of ``run`` and search the passages.
+    def retrieve(self, collection: Collection, mode: str, run: Path, topk: int) -> Iterator[Results]:
+        """Encode a mode's queries and the passages into the folder of ``run`` and search the passages.
 
         Embeddings go into ``{name}.memmap`` and ``{name}-id.memmap``, where they are found again.
 
@@ -53,8 +54,8 @@ class Retriever:
         Raises:
             InputError: as :meth:`check`, :meth:`EncodingSettings.encode` and :meth:`SearchSettings.open`.
         """
-        self.check(passages, queries, topk)
-        embeddings = [self._encode(tokens, run.parent) for tokens in (queries, passages)]
+        self.check(collection, mode, topk)
+        embeddings = [self._encode(tokens, run.parent) for tokens in (collection.queries(mode), collection.passages)]
         with search_embeddings(*embeddings, self.searching, run, topk) as found:
             yield found
 
@@ -93,44 +94,39 @@ class Mined(NamedTuple):
 
 @contextmanager
 def mine_hard_negatives(
-    retriever: Retriever,
-    passages: TokenMemmap,
-    queries: TokenMemmap,
-    relevant: Mapping[int, Sequence[int]],
-    run: Path,
-    topk: int,
+    retriever: Retriever, collection: Collection, mode: str, run: Path, topk: int
 ) -> Iterator[Mined]:
     """For each query, the ``topk`` best passages that are not judged relevant to it (section 4.1 of the paper).
 
     Args:
-        relevant: query row -> relevant passage rows.
         run: as for :meth:`Retriever.retrieve`.
 
     Raises:
         InputError: as :meth:`Retriever.retrieve`, or there are too few passages.
     """
-    depth = _depth(relevant, len(passages), topk)
-    with retriever.retrieve(passages, queries, run, depth) as found:
+    relevant = collection.relevant(mode)
+    depth = _depth(relevant, len(collection.passages), topk)
+    with retriever.retrieve(collection, mode, run, depth) as found:
         yield _mined(found, relevant, topk)
 
 
 @contextmanager
 def mine_bm25_negatives(
-    corpus: Corpus, root: Path, mode: str, run: Path, topk: int, k1: float, b: float
+    corpus: Corpus, root: Path, mode: str, run: Path, topk: int, parameters: Bm25Parameters
 ) -> Iterator[Mined]:
     """The same with BM25, as the paper's warm-up needs them; fewer than ``topk`` where fewer share a word.
 
     Args:
         root: the folder with ``dataset/`` and ``preprocess/``.
-        k1, b: of :class:`drhard.bm25.Bm25Index`.
     """
-    passages = TokenMemmap(root / "preprocess", PASSAGES, 2)
-    queries = query_texts(corpus, root, mode)
-    relevant = read_relevant_rows(root / "preprocess" / f"{mode}-qrel.tsv", len(queries), len(passages))
+    collection = Collection(root / "preprocess")
+    passages = collection.passages
+    queries = read_query_texts(corpus, root, mode)
+    relevant = collection.relevant(mode)
     depth = _depth(relevant, len(passages), topk)
-    index = Bm25Index(document_texts(corpus, root, len(passages)), len(passages), k1, b)
+    index = Bm25Index(read_passage_texts(corpus, root), len(passages), parameters)
     texts = hashlib.sha256("\n".join(queries).encode()).hexdigest()
-    made_from = {"queries": texts, "documents": passages.digest(), "index": f"BM25 {k1} {b}"}
+    made_from = {"queries": texts, "documents": passages.digest(), "index": f"BM25 {parameters.k1} {parameters.b}"}
 
     def passes(done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         together = max(1, RESULTS_AT_ONCE // depth)

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 from drhard.arrays import read_array
+from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.files import existing, file_digest, partial, text_lines, whole_file, whole_text
-from drhard.ids import read_ids
 from drhard.msmarco import parse_id, parse_number, split_fields
-from drhard.provenance import read_stamp, stamp_of, write_stamp
+from drhard.provenance import check_made_from, find_difference, is_unchanged, read_stamp, stamp_path, write_stamp
 
 import numpy as np
 
 log = logging.getLogger(__name__)
 
 PARTS = 64  # into which a run is split whose queries are scattered over it
+RUN_SUFFIX = ".rank.tsv"
 STAMP_FIELDS = {"documents": str, "queries": str}
 
 
@@ -38,9 +39,9 @@ def write_run(path: Path, scores: np.ndarray, rows: np.ndarray, made_from: Mappi
     Args:
         scores: (Q, k) float32; ``scores[query, rank - 1]`` is that of a line of the run.
         rows: (Q, k), the document rows of each query row, best first; -1 where there is none, at the end.
-        made_from: :func:`run_ids`, which goes into a stamp beside the run.
+        made_from: :func:`digest_ids`, which goes into a stamp beside the run.
     """
-    stamp_of(path).unlink(missing_ok=True)  # that of a former run; without one nothing is believed of this one
+    stamp_path(path).unlink(missing_ok=True)  # that of a former run; without one nothing is believed of this one
     with whole_file(score_path(path)) as score_file, whole_text(path) as run:  # named together, when both are whole
         np.save(score_file, scores.astype(np.float32, copy=False))
         for query, documents in enumerate(rows):  # one by one: as Python's numbers all of them take gigabytes
@@ -51,32 +52,33 @@ def write_run(path: Path, scores: np.ndarray, rows: np.ndarray, made_from: Mappi
         write_stamp(path, made_from)
 
 
-def run_ids(preprocess_dir: Path, mode: str) -> dict[str, str]:
-    """What tells the official ids of a run's rows from others: a digest for its documents and one for its queries.
+def run_path(folder: Path, mode: str) -> Path:
+    """Return the file of a run, ``{mode}.rank.tsv``."""
+    return folder / f"{mode}{RUN_SUFFIX}"
 
-    Empty if ``preprocess_dir`` has no official ids. Raises InputError as :func:`drhard.ids.read_ids`.
+
+def trec_path(folder: Path, mode: str) -> Path:
+    """Return the file of a run in TREC's six columns, ``{mode}.trec``."""
+    return folder / f"{mode}.trec"
+
+
+def score_path(run: Path) -> Path:
+    """Return the file of the scores of a run, ``{mode}.score.npy`` beside ``{mode}.rank.tsv``."""
+    return run.with_name(f"{run.name.removesuffix(RUN_SUFFIX)}.score.npy")
+
+
+def digest_ids(collection: Collection, mode: str) -> dict[str, str]:
+    """Return what tells the official ids of a run's rows from others: a digest for documents and one for queries.
+
+    Empty if the collection has no official ids. Raises InputError as :func:`drhard.ids.read_ids`.
     """
-    paths = id_paths(preprocess_dir, mode)
-    if not all(path.exists() for path in paths.values()):
+    if not collection.has_ids(mode):
         return {}
-    return {name: _ids_digest(read_ids(path)) for name, path in paths.items()}
-
-
-def id_paths(preprocess_dir: Path, mode: str) -> dict[str, Path]:
-    """The files that hold the official ids of documents and of a split's queries."""
-    return {
-        "documents": preprocess_dir / "pid2offset.pickle",
-        "queries": preprocess_dir / f"{mode}-qid2offset.pickle",
-    }
+    return {"documents": _ids_digest(collection.pids()), "queries": _ids_digest(collection.qids(mode))}
 
 
 def _ids_digest(ids: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8")).hexdigest()
-
-
-def score_path(run: Path) -> Path:
-    """The file of the scores of a run, ``{mode}.score.npy`` beside ``{mode}.rank.tsv``."""
-    return run.with_name(f"{run.name.removesuffix('.rank.tsv')}.score.npy")
 
 
 # Read
@@ -265,12 +267,12 @@ def _qid(line: tuple[int, list[str]]) -> str:
 
 
 def convert_run(
-    source: Path, target: Path, preprocess_dir: Path, mode: str, pid_prefix: str, trec_tag: str | None = None
+    source: Path, target: Path, collection: Collection, mode: str, pid_prefix: str, trec_tag: str | None = None
 ) -> bool:
     """Write a run in row numbers as one in official ids.
 
     Args:
-        preprocess_dir: the folder whose rows they are.
+        collection: whose rows they are.
         trec_tag: write TREC's six columns, with this tag. Scores come from the file beside ``source``; equal
             ones are told apart by the least step of a float32, since trec_eval breaks ties by docid and not by
             rank. Without that file they are 1/rank, with a warning.
@@ -282,13 +284,13 @@ def convert_run(
         InputError: as :func:`read_run`; ``source`` was made with other ids, or has a row that they or the file of
             scores do not have; or another ``target`` is there.
     """
-    paths = id_paths(preprocess_dir, mode)
-    ids = {name: read_ids(path) for name, path in paths.items()}
-    digests = {name: _ids_digest(ids[name]) for name in ids}
+    pids, qids = collection.pids(), collection.qids(mode)
+    digests = {"documents": _ids_digest(pids), "queries": _ids_digest(qids)}
     stamp = read_stamp(source, STAMP_FIELDS)
-    for name, path in paths.items():
-        if stamp is not None and stamp[name] != digests[name]:
-            raise InputError(f"{source}: was made with other {name} than {path} has; name its own --preprocess_dir")
+    if stamp is not None:
+        paths = {"documents": collection.pids_path, "queries": collection.qids_path(mode)}
+        words = {name: f"was made with other {name} than {path} has" for name, path in paths.items()}
+        check_made_from(source, stamp, digests, words, "name its own --preprocess_dir")
     scores = score_path(source)
     made_from = digests | {
         "run": file_digest(existing(source)),
@@ -303,7 +305,7 @@ def convert_run(
     with whole_text(target) as file:
         if target.exists():  # another process was quicker
             _refuse_target(target)
-        for line in _converted(source, ids["queries"], ids["documents"], pid_prefix, trec_tag):
+        for line in _converted(source, qids, pids, pid_prefix, trec_tag):
             file.write(line)
         file.flush()
         # The stamp comes first: a run that is whole is known as such, whenever this process dies.
@@ -314,7 +316,7 @@ def convert_run(
 def _is_made_from(target: Path, made_from: Mapping[str, str | None]) -> bool:
     text = (str, type(None))
     stamp = read_stamp(target, {name: text for name in made_from} | {"output": str})
-    return stamp is not None and stamp == {**made_from, "output": file_digest(target)}
+    return stamp is not None and find_difference(stamp, made_from) is None and is_unchanged(target, stamp, "output")
 
 
 def _refuse_target(target: Path) -> NoReturn:
@@ -327,7 +329,7 @@ def _converted(
     source: Path, qids: np.ndarray, pids: np.ndarray, pid_prefix: str, trec_tag: str | None
 ) -> Iterator[str]:
     """Yield the lines of the run ``source`` in official ids; ``qids`` (Q,) and ``pids`` (P,) are those of each row."""
-    scores_of = _Scores(source) if trec_tag is not None else None
+    scores_of = _Scores.read(source) if trec_tag is not None else None
     for query, documents, _, lines in read_run(source):
         if query >= len(qids):
             raise InputError(f"{source}, line {lines[0]}: there is no query in row {query}; another --preprocess_dir?")
@@ -343,22 +345,32 @@ def _converted(
 
 
 class _Scores:
-    """Scores of a run by query row, strictly falling along the ranks of a query."""
+    """Scores of a run by query row, strictly falling along the ranks of a query; 1/rank where there are none.
 
-    def __init__(self, run: Path):
-        self.path = score_path(run)
-        if not self.path.exists():
-            log.warning("%s: no such file; the scores of the TREC run are 1/rank", self.path)
-            self._scores = None
-            return
-        scores = np.array(read_array(self.path, "retrieve again"))  # to be changed
+    Args:
+        path: what errors name.
+        scores: (Q, k) float32.
+    """
+
+    def __init__(self, path: Path, scores: np.ndarray | None):
+        self.path = path
+        self._scores = scores
+
+    @classmethod
+    def read(cls, run: Path) -> "_Scores":
+        """Read the scores beside ``run``; log a warning if there are none. Raises InputError if they are damaged."""
+        path = score_path(run)
+        if not path.exists():
+            log.warning("%s: no such file; the scores of the TREC run are 1/rank", path)
+            return cls(path, None)
+        scores = np.array(read_array(path, "retrieve again"))  # to be changed
         if scores.ndim != 2 or scores.dtype != np.float32:
-            raise InputError(f"{self.path}: expected float32 scores of queries x ranks")
+            raise InputError(f"{path}: expected float32 scores of queries x ranks")
         with np.errstate(over="ignore"):  # faiss has the least float32 where nothing was found
             for rank in range(1, scores.shape[1]):
                 below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
                 scores[:, rank] = np.minimum(scores[:, rank], below)
-        self._scores = scores
+        return cls(path, scores)
 
     def __call__(self, query: int, count: int) -> list[float]:
         """The scores of the first ``count`` ranks. Raises InputError if the file does not have them."""

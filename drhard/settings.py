@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.compressed import check_factory, open_compressed
+from drhard.backends import Backend, CompressedBackend, ExactBackend
 from drhard.devices import encoding_dtype, model_device
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import RobertaDot, check_tokens
 from drhard.errors import InputError
-from drhard.files import existing, file_digest
+from drhard.exact import SEARCH_MEMORY_GB
+from drhard.files import file_digest
 from drhard.flags import FLAT
+from drhard.index import Index
 from drhard.numbers import COUNT
-from drhard.search import GPU_TOPK, SEARCH_MEMORY_GB, ExactIndex, Index, check_search, gpu_index, gpus_with_room
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -86,17 +87,11 @@ class SearchSettings:
 
     def check(self, k: int, count: int, dim: int) -> None:
         """Raise InputError, before the long work, if the ``k`` best of ``count`` x ``dim`` cannot be searched so."""
-        check_search(k, count, self.gpus or (), self.memory_gb)
         for name, value in self.parameters.items():
             COUNT.check(name, value)
-        if self.exact:
-            if self.parameters:
-                raise InputError("--nprobe and --ef_search are of a compressed index: give --index_factory too")
-            return
-        if self.factory == FLAT:
-            existing(self.index_path, "with --index_factory it is built there")
-        else:
-            check_factory(self.factory, dim, self.parameters, bool(self.gpus))
+        self._choose().check(k, count, dim)
+        if self.exact and self.parameters:
+            raise InputError("--nprobe and --ef_search are of a compressed index: give --index_factory too")
 
     def open(self, documents: np.ndarray, k: int) -> Index:
         """The index of ``documents`` (N, dim) float32, for searches of the ``k`` best and fewer.
@@ -105,16 +100,12 @@ class SearchSettings:
             InputError: faiss cannot build such an index, the one at ``index_path`` is not of these documents, or a
                 GPU cannot hold it.
         """
-        if not self.exact:
-            return open_compressed(
-                documents, self.factory, self.index_path, self.parameters, self.gpus or (), self.progress
-            )
-        gpus = self.gpus
-        if gpus is None:
-            gpus = gpus_with_room(documents.nbytes) if k <= GPU_TOPK else ()
-        if gpus:
-            return gpu_index(documents, gpus, self.progress)
-        return ExactIndex(documents, self.progress, self.memory_gb)
+        return self._choose().open(documents, k)
+
+    def _choose(self) -> Backend:
+        if self.exact:
+            return ExactBackend(self.gpus, self.memory_gb, self.progress)
+        return CompressedBackend(self.factory, self.index_path, self.parameters, self.gpus or (), self.progress)
 
     def outcome(self) -> str:
         """What decides which documents are found, beside the documents; call it once the index is open."""

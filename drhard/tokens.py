@@ -1,7 +1,8 @@
-"""Token memmaps: the ids of all passages, or of the queries of a split, one row each."""
+"""Token memmaps: the ids of all passages, or of the queries of a mode, one row each."""
 
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,50 +23,67 @@ SAMPLE = 200  # rows whose ends are looked at
 
 
 def query_name(mode: str) -> str:
-    """The name of the token memmap of a split's queries."""
+    """The name of the token memmap of a mode's queries."""
     return f"{mode}-query"
 
 
 class TokenMemmap:
     """``{name}.memmap`` with its ``{name}_meta`` and ``{name}_length.npy``, as preprocess.py writes them.
 
+    :meth:`open` opens one.
+
     Args:
-        folder: a ``preprocess`` folder.
-        name: ``passages`` or ``{mode}-query``.
+        path: of the memmap.
+        tokens: (rows, width) integers, padded with 0.
+        lengths: (rows,), how many tokens each row has.
         max_length: a longer row keeps its first ``max_length - 1`` tokens and its last, ``</s>``.
+        meta: what is known of the tokens.
 
     Attributes:
-        path: the memmap.
+        name: ``passages`` or ``{mode}-query``.
         lengths: (rows,), how many tokens of each row are read.
         tokenizer: :meth:`drhard.tokenizer.RobertaTokenizer.digest` of what made it, None if the meta does not say.
         max_token_id: the greatest id, None if the meta does not say.
         vocabulary: how many ids the reader knows. Once it is set, each batch is checked.
-
-    Raises:
-        InputError: a file is missing or they do not fit each other.
     """
 
-    def __init__(self, folder: str | Path, name: str, max_length: int):
-        if max_length < 2:
-            raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
-        self.name = name
+    def __init__(self, path: Path, tokens: np.ndarray, lengths: np.ndarray, max_length: int, meta: Mapping[str, Any]):
+        self.path, self.name = path, path.name.removesuffix(".memmap")
         self.max_length = max_length
-        self.path = existing(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
-        meta, dtype = _read_meta(Path(folder) / f"{name}_meta")
-        rows, width = meta["total_number"], meta["embedding_size"]
-        if self.path.stat().st_size != rows * width * dtype.itemsize:
-            raise InputError(
-                f"{self.path}: has {self.path.stat().st_size} bytes where {name}_meta speaks of "
-                f"{rows} x {width} {dtype}; {PREPROCESS_AGAIN}"
-            )
         self.tokenizer: str | None = meta.get("tokenizer")
         self.max_token_id: int | None = meta.get("max_token_id")
         self.vocabulary: int | None = None
-        self._full_lengths = _read_lengths(Path(folder) / f"{name}_length.npy", rows, width)
-        self.lengths: np.ndarray = np.minimum(self._full_lengths, max_length)
-        self._tokens = np.memmap(self.path, dtype=dtype, mode="r", shape=(rows, width))
-        if not self._ends_fit() or ("lengths" in meta and meta["lengths"] != self._lengths_digest):
-            raise InputError(f"{self.path}: {name}_length.npy has the lengths of other texts; {PREPROCESS_AGAIN}")
+        self.lengths: np.ndarray = np.minimum(lengths, max_length)
+        self._full_lengths = lengths
+        self._tokens = tokens
+
+    @classmethod
+    def open(cls, folder: str | Path, name: str, max_length: int) -> "TokenMemmap":
+        """Open the three files of a token memmap.
+
+        Args:
+            folder: a ``preprocess`` folder.
+            name: ``passages`` or ``{mode}-query``.
+            max_length: tokens where rows are cut.
+
+        Raises:
+            InputError: a file is missing or they do not fit each other.
+        """
+        if max_length < 2:
+            raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
+        path = existing(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
+        meta, dtype = _read_meta(Path(folder) / f"{name}_meta")
+        rows, width = meta["total_number"], meta["embedding_size"]
+        if path.stat().st_size != rows * width * dtype.itemsize:
+            raise InputError(
+                f"{path}: has {path.stat().st_size} bytes where {name}_meta speaks of "
+                f"{rows} x {width} {dtype}; {PREPROCESS_AGAIN}"
+            )
+        lengths = _read_lengths(Path(folder) / f"{name}_length.npy", rows, width)
+        tokens = cls(path, np.memmap(path, dtype=dtype, mode="r", shape=(rows, width)), lengths, max_length, meta)
+        if not tokens._ends_fit() or ("lengths" in meta and meta["lengths"] != tokens._lengths_digest):
+            raise InputError(f"{path}: {name}_length.npy has the lengths of other texts; {PREPROCESS_AGAIN}")
+        return tokens
 
     @cached_property
     def _lengths_digest(self) -> str:

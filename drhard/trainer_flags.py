@@ -14,6 +14,7 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.numbers import BETA, COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED, Range
+from drhard.strategies import STAR, STRATEGIES
 
 STEPS = Range(0, 2**31 - 1, whole=False, above=True)  # between two events; below 1 a share of all steps
 WARMUP = Range(0, 2**31 - 1, whole=False)  # below 1 a share of all steps too
@@ -149,10 +150,9 @@ DATA: Mapping[str, Flag] = {  # of star/train.py too
     "init_path": Flag(str, None, "the checkpoint to start from: a warm-up model, or roberta-base", required=True),
     "negatives": _outcome(
         str,
-        "star",
-        "star: hard negatives and the other documents of the batch; in-batch: the other queries' positives; random: "
-        "documents of the whole collection; hard: hard negatives alone",
-        choices=("star", "in-batch", "random", "hard"),
+        STAR.name,
+        "; ".join(f"{strategy}: {strategy.help}" for strategy in STRATEGIES.values()),
+        choices=tuple(STRATEGIES),
     ),
     "hardneg_path": Flag(Path, None, "hard.json; without it --init_path mines one into --output_dir first"),
     "per_query_hard_num": _outcome(COUNT, 1, "hard (or random) negatives drawn for a query in each step"),

@@ -1,10 +1,9 @@
-"""What both trainings share: which parameters decay, checks of weights and losses, records of input, TensorBoard."""
+"""What both trainings share: which parameters decay, checks of weights and losses, TensorBoard."""
 
 import hashlib
-import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ from drhard.files import disk_faults
 import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedConfig
 
 log = logging.getLogger(__name__)
 
 NO_DECAY = ("bias", "LayerNorm.weight")  # published; so the weight of the head's norm does decay
-CONFIG_NOTES = ("_name_or_path", "transformers_version", "dtype", "architectures")  # decide nothing of a training
-DIGEST_DIGITS = 64  # of a SHA-256
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -71,39 +67,7 @@ def warn_of_long_warmup(warmup_steps: int, steps: int) -> None:
         )
 
 
-# Records of what a training is made from
-
-
-def check_record(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any], way_out: str) -> None:
-    """Raise InputError, ending with ``way_out``, unless the training in ``folder`` was begun with ``expected``.
-
-    Args:
-        found: what it was begun with, as it wrote it down.
-    """
-    for name, value in expected.items():
-        begun = found.get(name)
-        if begun == value:
-            continue
-        if all(isinstance(one, str) and len(one) >= DIGEST_DIGITS for one in (begun, value)) and name != "index":
-            raise InputError(f"{folder}: the training there was begun with another {name}; {way_out}")
-        raise InputError(f"{folder}: the training there was begun with {name} {begun}, not {value}; {way_out}")
-
-
-def relevance_digest(relevant: Mapping[int, Sequence[int]]) -> str:
-    """SHA-256 over query rows and their relevant document rows, whose order counts: one of them is drawn."""
-    pairs = [[query, *map(int, relevant[query])] for query in sorted(relevant)]
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
-
-
-def config_digest(config: PreTrainedConfig) -> str:
-    """SHA-256 over what the configuration of a model says of its computing, dropout among it."""
-    values = {name: value for name, value in config.to_dict().items() if name not in CONFIG_NOTES}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def record_digest(record: Mapping[str, Any]) -> str:
-    """SHA-256 over a record of settings and digests."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+# ADORE's state
 
 
 def state_digest(state: Any) -> str:

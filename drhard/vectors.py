@@ -24,8 +24,12 @@ def check_finite(vectors: np.ndarray, first_row: int = 0, name: str | None = Non
                 continue
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if len(bad):
-            name = name or str(getattr(vectors, "filename", "the vectors"))
             raise InputError(
-                f"{name}: row {first_row + start + bad[0]} has numbers that are not finite; "
-                "the file is damaged, make it anew"
+                f"{name or name_source(vectors, 'the vectors')}: row {first_row + start + bad[0]} has numbers that are "
+                "not finite; the file is damaged, make it anew"
             )
+
+
+def name_source(vectors: np.ndarray, otherwise: str) -> str:
+    """Return what errors call ``vectors``: their file if they are a memmap, else ``otherwise``."""
+    return str(getattr(vectors, "filename", otherwise))

@@ -1,4 +1,4 @@
-"""Retrieve with a STAR model: encode the passages and the queries of a split, search, write the run.
+"""Retrieve with a STAR model: encode the passages and the queries of a mode, search, write the run.
 
 Reads {data_root}/{type}/preprocess and {data_root}/{type}/trained_models/star, writes
 {data_root}/{type}/evaluate/star/{mode}.rank.tsv:
@@ -9,11 +9,11 @@ Reads {data_root}/{type}/preprocess and {data_root}/{type}/trained_models/star, 
 import argparse
 from pathlib import Path
 
+from drhard.collection import Collection
 from drhard.errors import command
 from drhard.flags import INDEX, PRECISION, add_flags
 from drhard.hub import find_checkpoint
-from drhard.runs import run_ids, write_run
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.runs import digest_ids, run_path, write_run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,9 +43,9 @@ def main() -> None:
     root = args.data_root / args.data_type
     model_dir = args.model_dir or root / "trained_models" / "star"
     output_dir = args.output_dir or root / "evaluate" / "star"
-    run = output_dir / f"{args.mode}.rank.tsv"
-    passages = TokenMemmap(root / "preprocess", PASSAGES, args.max_doc_length)
-    queries = TokenMemmap(root / "preprocess", query_name(args.mode), args.max_query_length)
+    run = run_path(output_dir, args.mode)
+    collection = Collection(root / "preprocess", args.max_query_length, args.max_doc_length)
+    passages, queries = collection.passages, collection.queries(args.mode)
     find_checkpoint(model_dir)
 
     # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
@@ -59,8 +59,8 @@ def main() -> None:
         f"Retrieving {args.topk} of {len(passages)} passages for {len(queries)} queries, "
         f"{model_dir} on {retriever.encoding.device}"
     )
-    with retriever.retrieve(passages, queries, run, args.topk) as found:
-        write_run(run, found.scores, found.rows, run_ids(root / "preprocess", args.mode))
+    with retriever.retrieve(collection, args.mode, run, args.topk) as found:
+        write_run(run, found.scores, found.rows, digest_ids(collection, args.mode))
     print(f"Wrote {run}")
 
 

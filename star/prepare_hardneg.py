@@ -16,21 +16,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drhard.collection import Collection
 from drhard.errors import InputError, command
 from drhard.flags import FLAT, INDEX, PRECISION, add_flags
 from drhard.hub import find_checkpoint
-from drhard.msmarco import CORPORA, PASSAGE
-from drhard.negatives import write_hard_negatives
+from drhard.msmarco import CORPORA, JUDGED_MODES, Bm25Parameters
+from drhard.negatives import HARD_FILE, write_hard_negatives
 from drhard.numbers import FRACTION, RATE
-from drhard.qrels import read_relevant_rows
-from drhard.runs import run_ids, write_run
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.runs import digest_ids, run_path, write_run
 
 if TYPE_CHECKING:
     from drhard.retrieval import Mined
-
-BM25_TUNED = {"passage": (0.82, 0.68)}  # k1, b for MS MARCO's passages
-BM25_DEFAULT = (0.9, 0.4)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
         *PRECISION,
         eval_batch_size={"default": 128},
         mode={
-            "choices": [mode for mode, split in PASSAGE.splits.items() if split.qrels],
+            "choices": JUDGED_MODES,
             "help": "which queries; star/train.py needs train",
         },
         topk={"default": 200, "help": "negatives for each query (%(default)s)"},
@@ -70,13 +66,13 @@ def main() -> None:
     args = parse_arguments()
     root = args.data_root / args.data_type
     output_dir = args.output_dir or root / ("bm25_retrieve" if args.retriever == "bm25" else "warmup_retrieve")
-    run = output_dir / f"{args.mode}.rank.tsv"
+    run = run_path(output_dir, args.mode)
     mine = with_bm25 if args.retriever == "bm25" else with_encoder
     with mine(args, root, run) as mined:
-        write_run(run, mined.scores, mined.rows, run_ids(root / "preprocess", args.mode))
-        write_hard_negatives(output_dir / "hard.json", mined.hard)
+        write_run(run, mined.scores, mined.rows, digest_ids(Collection(root / "preprocess"), args.mode))
+        write_hard_negatives(output_dir / HARD_FILE, mined.hard)
     print(f"Wrote {run}")
-    print(f"Wrote {output_dir / 'hard.json'}")
+    print(f"Wrote {output_dir / HARD_FILE}")
 
 
 def with_bm25(args: argparse.Namespace, root: Path, run: Path) -> "AbstractContextManager[Mined]":
@@ -88,19 +84,18 @@ def with_bm25(args: argparse.Namespace, root: Path, run: Path) -> "AbstractConte
         )
     from drhard.retrieval import mine_bm25_negatives
 
-    k1, b = BM25_TUNED.get(args.data_type, BM25_DEFAULT)
-    k1, b = k1 if args.k1 is None else args.k1, b if args.b is None else args.b
+    corpus = CORPORA[args.data_type]
+    k1, b = corpus.bm25.k1 if args.k1 is None else args.k1, corpus.bm25.b if args.b is None else args.b
     print(f"Mining {args.topk} hard negatives for each {args.mode} query with BM25, k1 {k1}, b {b}")
-    return mine_bm25_negatives(CORPORA[args.data_type], root, args.mode, run, args.topk, k1, b)
+    return mine_bm25_negatives(corpus, root, args.mode, run, args.topk, Bm25Parameters(k1, b))
 
 
 def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> "AbstractContextManager[Mined]":
     if args.k1 is not None or args.b is not None:
         raise InputError("--k1 and --b are those of --retriever bm25; leave them out")
     model_dir = args.model_dir or root / "warmup"
-    passages = TokenMemmap(root / "preprocess", PASSAGES, args.max_doc_length)
-    queries = TokenMemmap(root / "preprocess", query_name(args.mode), args.max_query_length)
-    relevant = read_relevant_rows(root / "preprocess" / f"{args.mode}-qrel.tsv", len(queries), len(passages))
+    collection = Collection(root / "preprocess", args.max_query_length, args.max_doc_length)
+    queries, passages = collection.queries(args.mode), collection.passages
     find_checkpoint(model_dir)
 
     # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
@@ -110,8 +105,11 @@ def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> "AbstractCo
 
     encoding = EncodingSettings.from_flags(args)
     retriever = Retriever(load_encoder(model_dir), encoding, SearchSettings.from_flags(args, args.no_cuda))
-    print(f"Mining {args.topk} hard negatives for each {args.mode} query with {model_dir} on {encoding.device}")
-    return mine_hard_negatives(retriever, passages, queries, relevant, run, args.topk)
+    print(
+        f"Mining {args.topk} hard negatives for each of {len(queries)} {args.mode} queries among {len(passages)} "
+        f"passages, {model_dir} on {encoding.device}"
+    )
+    return mine_hard_negatives(retriever, collection, args.mode, run, args.topk)
 
 
 if __name__ == "__main__":

@@ -14,26 +14,33 @@ transformers' TrainingArguments; drhard/trainer_flags.py says which work, and wh
 """
 
 import argparse
-import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drhard.collection import Collection
 from drhard.errors import InputError, command
 from drhard.files import file_digest, sole_writer
 from drhard.flags import FLAGS, add_flags
 from drhard.hub import find_checkpoint
-from drhard.negatives import HardNegatives, read_hard_negatives, write_hard_negatives
-from drhard.provenance import read_stamp, write_stamp
-from drhard.qrels import read_relevant_rows
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.negatives import (
+    HARD_FILE,
+    HardNegatives,
+    keep_queries_with_negatives,
+    read_hard_negatives,
+    write_hard_negatives,
+)
+from drhard.provenance import is_unchanged, read_stamp, relevance_digest, write_stamp
+from drhard.runs import run_path
+from drhard.strategies import STRATEGIES, AnyDocument, Pool
 from drhard.trainer_flags import DATA, OWN, WORKING, add_trainer_flags, check_needs, outcome, trainer_words
 
 if TYPE_CHECKING:
+    from drhard.encoder import RobertaDot
     from drhard.retrieval import Retriever
 
-log = logging.getLogger(__name__)
+    from transformers import TrainingArguments
 
 MINED = 200  # hard negatives for a query where none are given, as prepare_hardneg.py mines
 MINING = ("--search_memory_gb", "--not_faiss_cuda")
@@ -51,16 +58,15 @@ def parse_arguments() -> argparse.Namespace:
     if not args.do_train:
         raise InputError("nothing to do: give --do_train")
     check_needs(args)
-    args.mined = args.negatives in ("star", "hard")
-    args.drawn = 0 if args.negatives == "in-batch" else args.per_query_hard_num
-    if args.hardneg_path is not None and not args.mined:
+    args.strategy = STRATEGIES[args.negatives]
+    if args.hardneg_path is not None and not args.strategy.mined:
         raise InputError(f"--negatives {args.negatives} has no use for --hardneg_path; leave one of them out")
     asked = str(args.resume_from_checkpoint or True).lower()
     if asked == "false":
         raise InputError("--resume_from_checkpoint False: give --overwrite_output_dir to start anew")
     if asked == "true":  # what is done anyway
         args.resume_from_checkpoint = None
-    if not (args.mined and args.hardneg_path is None):
+    if not (args.strategy.mined and args.hardneg_path is None):
         for flag in MINING:
             if getattr(args, FLAGS[flag]["dest"]) != FLAGS[flag]["default"]:
                 raise InputError(f"{flag} is for mining, and nothing is mined here; leave it out")
@@ -70,41 +76,29 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     flags = parse_arguments()
-    queries = TokenMemmap(flags.preprocess_dir, query_name("train"), flags.max_query_length)
-    documents = TokenMemmap(flags.preprocess_dir, PASSAGES, flags.max_doc_length)
-    relevant = read_relevant_rows(flags.preprocess_dir / "train-qrel.tsv", len(queries), len(documents))
-    pool = given_pool(flags, relevant, len(documents))
+    collection = Collection(flags.preprocess_dir, flags.max_query_length, flags.max_doc_length)
+    relevant = collection.relevant("train")
+    pool = open_pool(flags, relevant, len(collection.passages))
     find_checkpoint(flags.init_path)
 
     # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
-    from drhard.checkpoints import sealed_step
-    from drhard.encoder import check_tokens, load_encoder, weights_digest
+    from drhard.encoder import check_tokens, load_encoder
+    from drhard.provenance import read_sealed_step
     from drhard.retrieval import Retriever
-    from drhard.sampling import StarCollator, StarDataset
+    from drhard.sampling import Collator, TrainingDataset
     from drhard.settings import EncodingSettings, SearchSettings
-    from drhard.star import StarTrainer
+    from drhard.static import StaticTrainer
     from drhard.trainer_arguments import trainer_arguments
-    from drhard.training import Events, config_digest, relevance_digest
+    from drhard.training import Events
 
     from transformers import set_seed
 
     args = trainer_arguments(flags)
     set_seed(args.seed)
     model = load_encoder(flags.init_path, fresh_head=True)
-    for tokens in (queries, documents):
+    for tokens in (collection.queries("train"), collection.passages):
         check_tokens(model, tokens)
-    record = {
-        "init_path": weights_digest(model),
-        "config": config_digest(model.config),
-        "queries": queries.digest(),
-        "documents": documents.digest(),
-        "judgements": relevance_digest(relevant),
-        "hard negatives": file_digest(flags.hardneg_path) if flags.hardneg_path else "mined with --init_path",
-        **outcome(flags, DATA | OWN),
-        **outcome(args, WORKING),
-        "train_batch_size": args.train_batch_size,
-        "world_size": args.world_size,
-    }
+    record = make_record(flags, args, model, collection, relevant)
     output_dir = Path(args.output_dir)
     with sole_writer(output_dir) if args.process_index == 0 else nullcontext():
         start = find_start(flags, record, args.process_index)
@@ -116,38 +110,63 @@ def main() -> None:
                 raise InputError(
                     "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
                 )
-            searching = SearchSettings.from_flags(flags, flags.no_cuda)
-            retriever = Retriever(model, EncodingSettings(args.per_device_eval_batch_size, args.device), searching)
-            pool = own_hard_negatives(output_dir, retriever, documents, queries, relevant, mine=start is None)
-        if flags.mined:
-            relevant = with_hard_negatives(relevant, pool)
+            encoding = EncodingSettings(args.per_device_eval_batch_size, args.device)
+            retriever = Retriever(model, encoding, SearchSettings.from_flags(flags, flags.no_cuda))
+            pool = mine_pool(output_dir, retriever, collection, relevant, mine=start is None)
+        if flags.strategy.mined:
+            relevant = keep_queries_with_negatives(relevant, pool)
         writes_events = "tensorboard" in flags.report_to and args.process_index == 0
-        trainer = StarTrainer(
+        trainer = StaticTrainer(
             model=model,
             args=args,
-            train_dataset=StarDataset(relevant, pool, flags.drawn, args.seed),
-            data_collator=StarCollator(
-                queries, documents, relevant, flags.negatives, model.config.pad_token_id, flags.padding
+            train_dataset=TrainingDataset(
+                relevant, pool, flags.strategy.count_drawn(flags.per_query_hard_num), args.seed
             ),
+            data_collator=Collator(collection, relevant, flags.strategy, model.config.pad_token_id, flags.padding),
             optimizer_str=flags.optimizer_str,
             tokenizer_from=flags.init_path,
             chunk_size=flags.chunk_size,
             record=record,
-            events=Events(flags.logging_dir, sealed_step(start) if start else 0) if writes_events else None,
+            events=Events(flags.logging_dir, read_sealed_step(start) if start else 0) if writes_events else None,
         )
         print(
-            f"Training on {len(relevant)} queries and {len(documents)} documents, negatives: {flags.negatives}, "
-            f"with {flags.optimizer_str} on {args.device}" + (f", from {start} on" if start else "")
+            f"Training on {len(relevant)} queries and {len(collection.passages)} documents, "
+            f"negatives: {flags.strategy}, with {flags.optimizer_str} on {args.device}"
+            + (f", from {start} on" if start else "")
         )
         trainer.complete(start)
     print(f"Wrote {output_dir}")
 
 
-def given_pool(flags: argparse.Namespace, relevant: dict[int, list[int]], documents: int) -> HardNegatives | int | None:
+def open_pool(flags: argparse.Namespace, relevant: dict[int, list[int]], documents: int) -> Pool | None:
     """What negatives are drawn from: lists of hard negatives, all documents, or None for what is to be mined."""
     if flags.hardneg_path is not None:
         return read_hard_negatives(flags.hardneg_path, relevant, documents)
-    return None if flags.mined else documents
+    return None if flags.strategy.mined else AnyDocument(documents)
+
+
+def make_record(
+    flags: argparse.Namespace,
+    args: "TrainingArguments",
+    model: "RobertaDot",
+    collection: Collection,
+    relevant: dict[int, list[int]],
+) -> dict[str, Any]:
+    """What decides the outcome: a training is resumed with the very same only."""
+    from drhard.encoder import config_digest, weights_digest
+
+    return {
+        "init_path": weights_digest(model),
+        "config": config_digest(model.config),
+        "queries": collection.queries("train").digest(),
+        "documents": collection.passages.digest(),
+        "judgements": relevance_digest(relevant),
+        "hard negatives": file_digest(flags.hardneg_path) if flags.hardneg_path else "mined with --init_path",
+        **outcome(flags, DATA | OWN),
+        **outcome(args, WORKING),
+        "train_batch_size": args.train_batch_size,
+        "world_size": args.world_size,
+    }
 
 
 def find_start(flags: argparse.Namespace, record: dict[str, Any], process: int) -> Path | None:
@@ -163,40 +182,26 @@ def find_start(flags: argparse.Namespace, record: dict[str, Any], process: int) 
     return broadcast_object_list([start])[0]
 
 
-def own_hard_negatives(
-    output_dir: Path,
-    retriever: "Retriever",
-    documents: TokenMemmap,
-    queries: TokenMemmap,
-    relevant: dict[int, list[int]],
-    mine: bool,
+def mine_pool(
+    output_dir: Path, retriever: "Retriever", collection: Collection, relevant: dict[int, list[int]], mine: bool
 ) -> HardNegatives:
     """Hard negatives of the model at the start: mined into --output_dir, or read there where a training is resumed."""
     from drhard.checkpoints import MINING_FOLDER
     from drhard.retrieval import mine_hard_negatives
 
-    path = output_dir / "hard.json"
+    path, documents = output_dir / HARD_FILE, len(collection.passages)
     if not mine and path.exists():
         stamp = read_stamp(path, {"sha256": str})
-        if stamp is None or stamp["sha256"] != file_digest(path):
+        if stamp is None or not is_unchanged(path, stamp):
             raise InputError(f"{path}: is not what this training mined; delete it, and it is mined again")
-        return read_hard_negatives(path, relevant, len(documents))
+        return read_hard_negatives(path, relevant, documents)
     print(f"Mining hard negatives with the model at the start on {retriever.encoding.device}")
-    run = output_dir / MINING_FOLDER / "train.rank.tsv"
-    with mine_hard_negatives(retriever, documents, queries, relevant, run, min(MINED, len(documents) // 2)) as mining:
+    run = run_path(output_dir / MINING_FOLDER, "train")
+    with mine_hard_negatives(retriever, collection, "train", run, min(MINED, documents // 2)) as mining:
         write_hard_negatives(path, mining.hard)
         write_stamp(path, {"sha256": file_digest(path)})
         print(f"Wrote {path}")
         return mining.hard
-
-
-def with_hard_negatives(relevant: dict[int, list[int]], pool: HardNegatives) -> dict[int, list[int]]:
-    """``relevant`` without the queries that have no hard negative."""
-    lacking = set(pool.without_any().tolist())
-    kept = {query: rows for query, rows in relevant.items() if query not in lacking}
-    if len(kept) < len(relevant):
-        log.warning("queries without a hard negative are left out of the training: %d", len(relevant) - len(kept))
-    return kept
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def write_tokens(folder: Path, name: str, sequences: Sequence[Sequence[int]], wi
 
 def open_tokens(folder: Path, sequences: Sequence[Sequence[int]], width: int, length: int | None = None) -> TokenMemmap:
     """:func:`write_tokens` for passages, opened with ``length`` (default: all of the width)."""
-    return TokenMemmap(write_tokens(folder, PASSAGES, sequences, width), PASSAGES, length or width)
+    return TokenMemmap.open(write_tokens(folder, PASSAGES, sequences, width), PASSAGES, length or width)
 
 
 def write_collection(folder: Path, passages: int = 12, queries: int = 6, mode: str = "train", seed: int = 0) -> Path:

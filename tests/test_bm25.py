@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from drhard.bm25 import Bm25Index, document_texts, query_texts
+from drhard.bm25 import Bm25Index
 from drhard.errors import InputError
 from drhard.ids import write_ids
-from drhard.msmarco import CORPORA
+from drhard.msmarco import CORPORA, Bm25Parameters
 from drhard.negatives import HardNegatives
 from drhard.qrels import read_relevant
 from drhard.retrieval import Mined, mine_bm25_negatives
 from drhard.runs import read_run
+from drhard.texts import read_passage_texts, read_query_texts
 from drhard.words import split, stem
 
 import numpy as np
@@ -69,11 +70,11 @@ def random_texts(count: int, longest: int, seed: int) -> list[str]:
 def test_scores_are_those_of_the_formula(k1: float, b: float) -> None:
     documents, queries = random_texts(30, 12, seed=0), random_texts(9, 4, seed=1)
     queries[3] = "star star of the Rhine"
-    scores, rows = Bm25Index(iter(documents), 30, k1, b).search(queries, 30)
+    scores, rows = Bm25Index(iter(documents), 30, Bm25Parameters(k1, b)).search(queries, 30)
     assert scores.shape == rows.shape == (9, 30)
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
     for query, text in enumerate(queries):
-        expected = np.array(plain_bm25(documents, text, k1, b))
+        expected = np.array(plain_bm25(documents, text, Bm25Parameters(k1, b)))
         found = int((expected > 0).sum())
         assert found > 0
         assert set(rows[query, :found]) == set(np.flatnonzero(expected))
@@ -83,23 +84,23 @@ def test_scores_are_those_of_the_formula(k1: float, b: float) -> None:
 
 
 def test_other_forms_of_a_word_are_found_though_no_document_has_them() -> None:
-    index = Bm25Index(["the rivers of europe", "stars and planets", "walks in the north"], 3, 0.9, 0.4)
+    index = Bm25Index(["the rivers of europe", "stars and planets", "walks in the north"], 3, Bm25Parameters(0.9, 0.4))
     _, rows = index.search(["river", "starring", "WALKED north", "rivered zebra"], 2)
     assert rows.tolist() == [[0, -1], [1, -1], [2, -1], [0, -1]]
 
 
 def test_ties_go_to_the_smaller_row() -> None:
     documents = ["sea", "star north", "star sea", "star north", "north star", "planet"]
-    scores, rows = Bm25Index(documents, 6, 0.9, 0.4).search(["star", "north star"], 5)
+    scores, rows = Bm25Index(documents, 6, Bm25Parameters(0.9, 0.4)).search(["star", "north star"], 5)
     assert rows.tolist() == [[1, 2, 3, 4, -1], [1, 3, 4, 2, -1]]
     assert scores[0, 0] == scores[0, 3] > 0
-    _, fewer = Bm25Index(documents, 6, 0.9, 0.4).search(["star", "north star"], 2)
+    _, fewer = Bm25Index(documents, 6, Bm25Parameters(0.9, 0.4)).search(["star", "north star"], 2)
     assert fewer.tolist() == [[1, 2], [1, 3]]
 
 
 def test_queries_without_a_known_word_find_nothing() -> None:
     # A document of stop words alone must not be found by a query of stop words alone.
-    index = Bm25Index(["star", "the of", "the river of"], 3, 0.9, 0.4)
+    index = Bm25Index(["star", "the of", "the river of"], 3, Bm25Parameters(0.9, 0.4))
     scores, rows = index.search(["river zebra", "zebra\n", "the of", "a", "?!", ""], 3)
     assert rows[1:].tolist() == [[-1] * 3] * 5
     assert not scores[1:].any()
@@ -107,27 +108,29 @@ def test_queries_without_a_known_word_find_nothing() -> None:
 
 
 def test_words_of_one_letter_count() -> None:
-    _, rows = Bm25Index(["vitamin c", "vitamin d", "vitamin k", "us u"], 4, 0.9, 0.4).search(["Vitamin K's role"], 3)
+    _, rows = Bm25Index(["vitamin c", "vitamin d", "vitamin k", "us u"], 4, Bm25Parameters(0.9, 0.4)).search(
+        ["Vitamin K's role"], 3
+    )
     assert rows[0].tolist() == [2, 0, 1]
 
 
 def test_sentences_without_blanks_are_found_by_their_parts() -> None:
     documents = ["東京都の人口は千万人です。", "北京是中国的首都", "ภาษาไทยเป็นภาษา", "서울은 대한민국의 수도", "abc"]
     queries = ["人口", "中国首都", "ภาษาไทย", "대한민국", "ＡＢＣ"]
-    _, rows = Bm25Index(documents, 5, 0.9, 0.4).search(queries, 1)
+    _, rows = Bm25Index(documents, 5, Bm25Parameters(0.9, 0.4)).search(queries, 1)
     assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_beyond_the_documents_is_refused(k: int) -> None:
     with pytest.raises(InputError, match=f"the {k} best of 3 documents"):
-        Bm25Index(["star", "river", "sea"], 3, 0.9, 0.4).search(["star"], k)
+        Bm25Index(["star", "river", "sea"], 3, Bm25Parameters(0.9, 0.4)).search(["star"], k)
 
 
 @pytest.mark.parametrize("k1, b", [(-0.1, 0.4), (0.9, -0.1), (0.9, 1.1), (float("nan"), 0.4), (0.9, float("nan"))])
 def test_parameters_out_of_range_are_refused(k1: float, b: float) -> None:
     with pytest.raises(InputError, match="BM25 with k1"):
-        Bm25Index(["star"], 1, k1, b)
+        Bm25Index(["star"], 1, Bm25Parameters(k1, b))
 
 
 # Texts
@@ -153,12 +156,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
-    passages = list(document_texts(CORPORA["passage"], root, 6))
+    passages = list(read_passage_texts(CORPORA["passage"], root))
     assert passages == ["Rhine river", "a star", "star and planet", "planet of a star", "sea", "north sea"]
     write_ids(root / "preprocess/pid2offset.pickle", np.array([7, 3]))
-    assert list(document_texts(CORPORA["doc"], root, 2)) == ["http://x A title The body", "url  body   x"]
+    assert list(read_passage_texts(CORPORA["doc"], root)) == ["http://x A title The body", "url  body   x"]
     for corpus in CORPORA.values():
-        assert query_texts(corpus, root, "train") == ["where is the Rhine", "stars", "planets?", "zebra"]
+        assert read_query_texts(corpus, root, "train") == ["where is the Rhine", "stars", "planets?", "zebra"]
 
 
 @pytest.mark.parametrize(
@@ -180,8 +183,8 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
     if content is not None:
         (root / "dataset" / name).write_text(content)
     with pytest.raises(InputError, match=complaint):
-        list(document_texts(CORPORA["passage"], root, 6))
-        query_texts(CORPORA["passage"], root, "train")
+        list(read_passage_texts(CORPORA["passage"], root))
+        read_query_texts(CORPORA["passage"], root, "train")
 
 
 # Negatives
@@ -189,7 +192,7 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
 
 def mine(root: Path, topk: int) -> Mined:
     run = root / "mined" / "train.rank.tsv"
-    with mine_bm25_negatives(CORPORA["passage"], root, "train", run, topk, 0.9, 0.4) as mined:
+    with mine_bm25_negatives(CORPORA["passage"], root, "train", run, topk, Bm25Parameters(0.9, 0.4)) as mined:
         return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
 
 
@@ -246,9 +249,8 @@ def test_prepare_hardneg(
     )
     assert f"k1 {k1}, b {b}" in printed
     root = preprocessed / "data" / corpus
-    count = json.loads((root / "preprocess/passages_meta").read_text())["total_number"]
-    documents = list(document_texts(CORPORA[corpus], root, count))
-    queries = query_texts(CORPORA[corpus], root, "train")
+    documents = list(read_passage_texts(CORPORA[corpus], root))
+    queries = read_query_texts(CORPORA[corpus], root, "train")
     relevant = read_relevant(root / "preprocess" / "train-qrel.tsv")
     hard = {int(qid): rows for qid, rows in json.loads((tmp_path / "out/hard.json").read_text()).items()}
     assert sorted(hard) == list(range(len(queries)))
@@ -262,7 +264,7 @@ def test_prepare_hardneg(
         assert len(run.get(query, [])) == min(sharing, TOPK + 10)
     assert sum(map(len, hard.values())) > len(queries)
     for query in range(0, len(queries), len(queries) // 4):
-        expected = np.array(plain_bm25(documents, queries[query], k1, b))
+        expected = np.array(plain_bm25(documents, queries[query], Bm25Parameters(k1, b)))
         found = run.get(query, [])
         np.testing.assert_allclose(scores[query, : len(found)], expected[found], rtol=1e-5)
         np.testing.assert_allclose(scores[query, : len(found)], -np.sort(-expected)[: len(found)], rtol=1e-5)

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import drhard.compressed
-import drhard.search
+import drhard.faiss_index
 from drhard.adore import Candidates, retrieval_quality
 from drhard.compressed import check_kind
 from drhard.errors import InputError
+from drhard.exact import ExactIndex
+from drhard.faiss_index import FaissIndex
 from drhard.files import file_digest, whole_file
+from drhard.index import Index
 from drhard.runs import read_run
-from drhard.search import ExactIndex, Index, ShardedIndex
 from drhard.settings import SearchSettings
 
 import faiss
@@ -256,7 +258,7 @@ def test_where_fewer_are_found_there_is_minus_one(documents: np.ndarray, queries
 
 def test_minus_one_comes_last_when_parts_are_merged(documents: np.ndarray, queries: np.ndarray) -> None:
     shards = [faiss_index(documents[:50], "Flat"), faiss_index(documents[50:], "IVF8,Flat")]
-    scores, rows = ShardedIndex(shards).search(queries, 240)
+    scores, rows = FaissIndex(shards).search(queries, 240)
     for query in range(len(queries)):
         found = shards[1].search(queries[query : query + 1], 240)[1][0]
         wanted = [*range(50), *(50 + found[found >= 0])]
@@ -319,7 +321,7 @@ def test_how_many_queries_get_fewer_is_said_once(
 
 def test_passes_are_the_search(documents: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     index = open_index(documents, "SQ8")
-    monkeypatch.setattr(drhard.search, "RESULTS_AT_ONCE", 40)
+    monkeypatch.setattr(drhard.faiss_index, "RESULTS_AT_ONCE", 40)
     parts = list(index.passes(queries, 10))
     assert [len(rows) for _, rows in parts] == [4, 4, 1]
     for found, expected in zip(zip(*parts, strict=True), index.search(queries, 10), strict=True):

@@ -843,7 +843,7 @@ def test_the_manifest_brings_what_preprocess_reads() -> None:
     for corpus in CORPORA.values():
         files = [file for file in manifest.files if file.dataset == corpus.name]
         names = [name for file in files for name in file.names]
-        splits = corpus.splits.values()
+        splits = corpus.modes.values()
         wanted = {corpus.collection} | {name for split in splits for name in (split.queries, split.qrels) if name}
         assert {name.removesuffix(".gz") for name in names} == wanted
         assert len(names) == len(wanted)

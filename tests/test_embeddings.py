@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import drhard.embeddings
+from drhard.collection import Collection
 from drhard.embeddings import (
     encode,
     in_memory_if_it_fits,
@@ -372,21 +373,21 @@ def test_documents_of_another_collection_are_refused(
 ) -> None:
     path = tmp_path / "passages.memmap"
     encode(tiny_model(), tokens, path, 8, CPU)
-    assert len(open_document_embeddings(path, 16, tmp_path / "preprocess")) == 23
-    assert len(open_document_embeddings(path, 16, tmp_path / "queries alone")) == 23
+    assert len(open_document_embeddings(path, 16, Collection(tmp_path / "preprocess"))) == 23
+    assert len(open_document_embeddings(path, 16, Collection(tmp_path / "queries alone"))) == 23
     more, other = random_sequences(24, 12, seed=0), random_sequences(23, 12, seed=1)
     for name, sequences in (("more", more), ("other", other)):
         open_tokens(tmp_path / name, sequences, 12)
     with pytest.raises(InputError, match=r"holds 23 embeddings, but there are 24 passages in .*more/passages\.memmap"):
-        open_document_embeddings(path, 16, tmp_path / "more")
+        open_document_embeddings(path, 16, Collection(tmp_path / "more"))
     with pytest.raises(InputError, match=r"was made from other texts than those in .*other/passages\.memmap"):
-        open_document_embeddings(path, 16, tmp_path / "other")
+        open_document_embeddings(path, 16, Collection(tmp_path / "other"))
     assert not caplog.messages
     (tmp_path / "passages.memmap.json").unlink()  # from elsewhere
-    assert len(open_document_embeddings(path, 16, tmp_path / "other")) == 23
+    assert len(open_document_embeddings(path, 16, Collection(tmp_path / "other"))) == 23
     assert "has no stamp" in caplog.text
     with pytest.raises(InputError, match="holds 23 embeddings, but there are 24 passages"):
-        open_document_embeddings(path, 16, tmp_path / "more")
+        open_document_embeddings(path, 16, Collection(tmp_path / "more"))
 
 
 def test_vectors_that_are_no_numbers_are_told(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hole(root / "dataset" / corpus.collection, 1)
         write_tokens(root / "preprocess", PASSAGES, counts.documents)
         (root / "preprocess" / "pid2offset.pickle").write_bytes(b"\x80\x03}.")
-        for mode, split in corpus.splits.items():
+        for mode, split in corpus.modes.items():
             queries = counts.judged.get(mode, counts.queries[mode])
             write_tokens(root / "preprocess", query_name(mode), queries)
             ids = pickle.dumps({row: row for row in range(queries)}, protocol=3)

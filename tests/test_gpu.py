@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from drhard.search import ExactIndex, gpu_index
+from drhard.exact import ExactIndex
+from drhard.faiss_index import open_on_gpus
 
 import faiss
 import numpy as np
@@ -19,7 +20,7 @@ def test_search_on_the_gpu_equals_the_cpu(shards: int) -> None:
     random = np.random.default_rng(0)
     documents = random.standard_normal((20_000, 96)).astype(np.float32)
     queries = random.standard_normal((50, 96)).astype(np.float32)
-    scores, rows = gpu_index(documents, [0] * shards).search(queries, 100)
+    scores, rows = open_on_gpus(documents, [0] * shards).search(queries, 100)
     exact_scores, exact_rows = ExactIndex(documents).search(queries, 100)
     np.testing.assert_allclose(scores, exact_scores, rtol=1e-4)
     assert (rows == exact_rows).mean() > 0.999  # near ties may stand in another order

@@ -4,7 +4,8 @@ import math
 
 from drhard.adore import Candidates, retrieval_quality
 from drhard.losses import adore_loss, pairwise_loss
-from drhard.sampling import HARD, IN_BATCH, NEGATIVES, RANDOM, STAR, StarDataset, negatives_mask
+from drhard.sampling import TrainingDataset
+from drhard.strategies import HARD, IN_BATCH, RANDOM, STAR, STRATEGIES, AnyDocument, Strategy
 
 import numpy as np
 import pytest
@@ -100,46 +101,46 @@ def test_pairwise_gradient_pushes_positive_up_and_negatives_down() -> None:
     assert scores.grad.sum().item() == pytest.approx(0, abs=1e-6)
 
 
-def plain_mode_loss(
-    mode: str,
+def plain_strategy_loss(
+    strategy: Strategy,
     batch: list[tuple[int, int, list[int]]],
     relevant: dict[int, list[int]],
     score: dict[tuple[int, int], float],
 ) -> float:
-    """A mode's loss from the paper's words: a batch of (query, positive, negatives drawn), looped over twice."""
+    """A strategy's loss from the paper's words: a batch of (query, positive, negatives drawn), looped over twice."""
     terms = []
     for query, positive, drawn in batch:
         own = [document for document in drawn if document not in relevant[query]]
         others = []
         for _, other_positive, other_drawn in batch:
-            others += [other_positive] + (other_drawn if mode == STAR else [])
+            others += [other_positive] + (other_drawn if strategy == STAR else [])
         others = [document for document in others if document not in relevant[query]]
-        for document in {STAR: others, IN_BATCH: others, RANDOM: own, HARD: own}[mode]:
+        for document in {STAR: others, IN_BATCH: others, RANDOM: own, HARD: own}[strategy]:
             terms.append(math.log(1 + math.exp(score[query, document] - score[query, positive])))
     return sum(terms) / len(terms) if terms else 0.0
 
 
-@pytest.mark.parametrize("mode", NEGATIVES)
+@pytest.mark.parametrize("strategy", STRATEGIES.values())
 @SLOW_MACHINE
 @given(SEEDS)
-def test_each_mode_is_a_double_loop_over_its_negatives(mode: str, seed: int) -> None:
+def test_each_strategy_is_a_double_loop_over_its_negatives(strategy: Strategy, seed: int) -> None:
     random = np.random.default_rng(seed)
-    count, documents, drawn = 6, 9, 0 if mode == IN_BATCH else int(random.integers(1, 4))
+    count, documents, drawn = 6, 9, 0 if strategy == IN_BATCH else int(random.integers(1, 4))
     # So few documents that positives, drawn ones and judged ones meet in every batch.
     relevant = {q: random.choice(documents, random.integers(1, 3), replace=False).tolist() for q in range(count)}
     hard = {q: [d for d in range(documents) if d not in relevant[q]] for q in range(count)}
     scores = random.normal(scale=2, size=(count, documents))
-    data = StarDataset(relevant, hard if mode in (STAR, HARD) else documents, drawn, seed)
+    data = TrainingDataset(relevant, hard if strategy.mined else AnyDocument(documents), drawn, seed)
     examples = [data[index] for index in random.choice(count, 4, replace=False)]
 
     rows = [example.positive for example in examples] + [row for example in examples for row in example.drawn]
     table = torch.from_numpy(scores[[example.query for example in examples]][:, rows])
-    mask = negatives_mask(mode, examples, relevant)
+    mask = strategy.mask(examples, relevant)
     loss = pairwise_loss(table, torch.arange(len(examples)), torch.from_numpy(mask)).item()
 
     batch = [(example.query, example.positive, list(example.drawn)) for example in examples]
     score = {(q, d): scores[q, d] for q in range(count) for d in range(documents)}
-    assert loss == pytest.approx(plain_mode_loss(mode, batch, relevant, score), rel=1e-5, abs=1e-6)
+    assert loss == pytest.approx(plain_strategy_loss(strategy, batch, relevant, score), rel=1e-5, abs=1e-6)
 
 
 def adore_problem(seed: int) -> tuple[list[list[tuple[float, bool]]], torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -23,13 +23,13 @@ def test_official_files() -> None:
     assert MODES == ("train", "dev", "test", "lead")
     assert (passage.collection, doc.collection) == ("collection.tsv", "msmarco-docs.tsv")
     assert (passage.pid_prefix, doc.pid_prefix) == ("", "D")
-    assert {mode: (split.queries, split.qrels) for mode, split in passage.splits.items()} == {
+    assert {mode: (split.queries, split.qrels) for mode, split in passage.modes.items()} == {
         "train": ("queries.train.tsv", "qrels.train.tsv"),
         "dev": ("queries.dev.small.tsv", "qrels.dev.small.tsv"),
         "test": ("msmarco-test2019-queries.tsv", "2019qrels-pass.txt"),
         "lead": ("queries.eval.small.tsv", None),
     }
-    assert {mode: (split.queries, split.qrels) for mode, split in doc.splits.items()} == {
+    assert {mode: (split.queries, split.qrels) for mode, split in doc.modes.items()} == {
         "train": ("msmarco-doctrain-queries.tsv", "msmarco-doctrain-qrels.tsv"),
         "dev": ("msmarco-docdev-queries.tsv", "msmarco-docdev-qrels.tsv"),
         "test": ("msmarco-test2019-queries.tsv", "2019qrels-docs.txt"),

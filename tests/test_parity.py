@@ -5,7 +5,8 @@ import pickle
 import shutil
 from pathlib import Path
 
-from drhard.runs import run_ids
+from drhard.collection import Collection
+from drhard.runs import digest_ids
 from drhard.tokenizer import RobertaTokenizer
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_star_inference(star_inferred: Path, expected: Path, corpus: str, mode: 
         ours / "passages.memmap",
     )
     stamp = json.loads((ours / f"{mode}.rank.tsv.json").read_text())
-    assert stamp == run_ids(star_inferred / "data" / corpus / "preprocess", mode)
+    assert stamp == digest_ids(Collection(star_inferred / "data" / corpus / "preprocess"), mode)
 
 
 @pytest.mark.parametrize("corpus", CORPORA)

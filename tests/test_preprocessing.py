@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import drhard.preprocessing
-from drhard.bm25 import document_texts, query_texts
 from drhard.errors import InputError
 from drhard.files import sole_writer
 from drhard.ids import read_ids
 from drhard.msmarco import DOC, PASSAGE
 from drhard.preprocessing import Lengths, preprocess
+from drhard.texts import read_passage_texts, read_query_texts
 from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap
 
@@ -59,7 +59,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tokenizer: RobertaTokeni
 
 
 def test_rows_are_the_texts_in_their_order(reference: Path, tokenizer: RobertaTokenizer) -> None:
-    tokens = TokenMemmap(reference, PASSAGES, 12)
+    tokens = TokenMemmap.open(reference, PASSAGES, 12)
     ids, _ = tokens.batch(np.arange(50), tokenizer.pad_token_id)
     for pid, row, length in zip(PIDS, ids, tokens.lengths, strict=True):
         expected = tokenizer.encode(text_of(pid)[:10], max_length=12, truncation=True)
@@ -75,7 +75,7 @@ def test_judged_queries_are_kept_and_all_of_the_leaderboard(reference: Path, tok
     assert pickle.loads((reference / "lead-qid2offset.pickle").read_bytes()) == {1: 0, 9: 1}
     assert (reference / "train-qrel.tsv").read_text() == "1\t0\t4\t1\n0\t0\t0\t0\n1\t0\t49\t2\n"
     assert not (reference / "lead-qrel.tsv").exists()
-    ids, mask = TokenMemmap(reference, "train-query", 6).batch(np.array([1]), tokenizer.pad_token_id)
+    ids, mask = TokenMemmap.open(reference, "train-query", 6).batch(np.array([1]), tokenizer.pad_token_id)
     assert ids[mask == 1].tolist() == tokenizer.encode("what is a star", max_length=6, truncation=True)
 
 
@@ -106,7 +106,7 @@ def test_documents_are_url_title_body(tmp_path: Path, tokenizer: RobertaTokenize
     (dataset / "msmarco-docs.tsv").write_text("D7\thttp://a\tthe title\tthe body\nD5\thttp://b\t\tend\n")
     preprocess(DOC, tmp_path / "doc", tokenizer, Lengths(30, 6, 100), workers=1)
     folder = tmp_path / "doc" / "preprocess"
-    ids, mask = TokenMemmap(folder, PASSAGES, 30).batch(np.arange(2), tokenizer.pad_token_id)
+    ids, mask = TokenMemmap.open(folder, PASSAGES, 30).batch(np.arange(2), tokenizer.pad_token_id)
     texts = [tokenizer.decode(row[row_mask == 1]) for row, row_mask in zip(ids, mask, strict=True)]
     assert texts[1] == "<s> http://b<sep><sep>end</s>"
     assert tokenizer.encode("http://a<sep>the title<sep>the body", max_length=30, truncation=True) == (
@@ -128,7 +128,7 @@ def test_failing_again_leaves_the_earlier_files(tmp_path: Path, tokenizer: Rober
 
 def test_metas_say_what_made_them(reference: Path, tokenizer: RobertaTokenizer) -> None:
     for name, width in ((PASSAGES, 12), ("train-query", 6), ("lead-query", 6)):
-        tokens = TokenMemmap(reference, name, width)
+        tokens = TokenMemmap.open(reference, name, width)
         assert tokens.tokenizer == tokenizer.digest()
         rows = np.memmap(tokens.path, dtype=np.int32, mode="r")
         assert tokens.max_token_id == rows.max()
@@ -170,15 +170,15 @@ def test_empty_texts_are_left_out_with_their_judgements(
     assert ids_of(folder / "pid2offset.pickle") == [7, 5, 4]
     assert ids_of(folder / "train-qid2offset.pickle") == [1, 2]
     assert (folder / "train-qrel.tsv").read_text() == "0\t0\t1\t1\n1\t0\t2\t2\n"
-    assert TokenMemmap(folder, PASSAGES, 12).lengths.min() > 2
+    assert TokenMemmap.open(folder, PASSAGES, 12).lengths.min() > 2
     messages = [message.partition("dataset/")[2] for message in caplog.messages]
     assert [message for message in messages if "empty" in message] == [
         "collection.tsv: 2 empty texts are left out",
         "queries.train.tsv: 1 empty texts are left out",
         "qrels.train.tsv: 2 judgements of empty texts are left out",
     ]
-    assert list(document_texts(PASSAGE, root, 3)) == ["the river", "a star", "the sea"]
-    assert query_texts(PASSAGE, root, "train") == ["where is it", "what is it"]
+    assert list(read_passage_texts(PASSAGE, root)) == ["the river", "a star", "the sea"]
+    assert read_query_texts(PASSAGE, root, "train") == ["where is it", "what is it"]
 
 
 def test_empty_texts_are_kept_as_rows_without_words(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
@@ -187,10 +187,10 @@ def test_empty_texts_are_kept_as_rows_without_words(tmp_path: Path, tokenizer: R
     folder = root / "preprocess"
     assert ids_of(folder / "pid2offset.pickle") == [7, 8, 5, 6, 4]
     assert (folder / "train-qrel.tsv").read_text() == "1\t0\t2\t1\n2\t0\t3\t1\n2\t0\t4\t2\n0\t0\t4\t1\n"
-    ids, mask = TokenMemmap(folder, PASSAGES, 12).batch(np.array([1, 3]), 1)
+    ids, mask = TokenMemmap.open(folder, PASSAGES, 12).batch(np.array([1, 3]), 1)
     assert ids.tolist() == [[0, 2], [0, 2]]
     assert mask.all()
-    assert list(document_texts(PASSAGE, root, 5)) == ["the river", "", "a star", "", "the sea"]
+    assert list(read_passage_texts(PASSAGE, root)) == ["the river", "", "a star", "", "the sea"]
 
 
 def test_text_behind_many_blanks_is_not_empty(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
@@ -199,7 +199,7 @@ def test_text_behind_many_blanks_is_not_empty(tmp_path: Path, tokenizer: Roberta
         dataset.mkdir(parents=True)
         (dataset / "collection.tsv").write_text(f"7\t{' ' * 20}\u3000the river\n8\t\xa0\u3000é\n")
         preprocess(PASSAGE, tmp_path / way, tokenizer, LENGTHS, workers=1, empty_texts=way)
-        ids, mask = TokenMemmap(tmp_path / way / "preprocess", PASSAGES, 12).batch(np.arange(2), 1)
+        ids, mask = TokenMemmap.open(tmp_path / way / "preprocess", PASSAGES, 12).batch(np.arange(2), 1)
         assert ids[0][mask[0] == 1].tolist() == tokenizer.encode("the river", max_length=12, truncation=True)
         assert len(ids) == 2
 
@@ -235,7 +235,7 @@ def opened(folder: Path) -> set[str]:
     found = set()
     for name in (PASSAGES, "train-query", "lead-query"):
         with suppress(InputError):
-            TokenMemmap(folder, name, 12)
+            TokenMemmap.open(folder, name, 12)
             found.add(name)
     return found
 
@@ -269,7 +269,7 @@ def test_a_kill_between_two_names_leaves_nothing_that_can_be_read(
             }
 
 
-def test_splits_of_other_documents_do_not_stay(
+def test_modes_of_other_documents_do_not_stay(
     tmp_path: Path, tokenizer: RobertaTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_source(tmp_path / "passage")
@@ -314,7 +314,7 @@ def test_a_full_disk_is_one_sentence(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert snapshot(root / "preprocess") == snapshot(reference)
     preprocess(PASSAGE, root, tokenizer, lengths, workers=1)
-    assert len(TokenMemmap(root / "preprocess", PASSAGES, 12)) == 51
+    assert len(TokenMemmap.open(root / "preprocess", PASSAGES, 12)) == 51
 
 
 # Processes that are killed

@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import drhard.adore
-import drhard.star
+import drhard.static
 from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
-from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training, seal
+from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
+from drhard.exact import ExactIndex
 from drhard.files import sole_writer
+from drhard.provenance import write_seal
 from drhard.qrels import read_relevant
-from drhard.sampling import StarDataset
-from drhard.search import ExactIndex
-from drhard.star import StarTrainer
+from drhard.sampling import TrainingDataset
+from drhard.static import StaticTrainer
 from drhard.tokens import TokenMemmap, query_name
 
 import numpy as np
@@ -87,7 +88,7 @@ def adore(
     relevant = read_relevant(collection / "train-qrel.tsv")
     training = AdoreTraining(
         model=tiny_model(seed=weights, dropout=0.2),
-        queries=TokenMemmap(collection, query_name("train"), 8),
+        queries=TokenMemmap.open(collection, query_name("train"), 8),
         relevant={qid: pids for qid, pids in relevant.items() if qid < queries},
         documents=vectors,
         settings=settings,
@@ -389,9 +390,9 @@ def star_arguments(star_input: Path, folder: Path, *more: object) -> list[object
 def stop_star(monkeypatch: pytest.MonkeyPatch, star_input: Path, folder: Path, steps: int, *more: object) -> None:
     """Run star/train.py and press Ctrl-C after so many steps."""
     taken = 0
-    train = StarTrainer.training_step
+    train = StaticTrainer.training_step
 
-    def counted(self: StarTrainer, *arguments: object, **options: object) -> torch.Tensor:
+    def counted(self: StaticTrainer, *arguments: object, **options: object) -> torch.Tensor:
         nonlocal taken
         if taken == steps:
             raise KeyboardInterrupt
@@ -399,7 +400,7 @@ def stop_star(monkeypatch: pytest.MonkeyPatch, star_input: Path, folder: Path, s
         return train(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StarTrainer, "training_step", counted)
+        patch.setattr(StaticTrainer, "training_step", counted)
         with pytest.raises(SystemExit) as ended:
             call_script("star/train.py", *star_arguments(star_input, folder, *more))
     assert ended.value.code == 130
@@ -416,10 +417,12 @@ def star_unbroken(
     """Optimizer, final weights, and the (epoch, query index) of each draw."""
     folder = tmp_path_factory.mktemp("unbroken")
     drawn = []
-    draw = StarDataset.__getitem__
+    draw = TrainingDataset.__getitem__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            StarDataset, "__getitem__", lambda self, index: drawn.append((int(self.epoch), index)) or draw(self, index)
+            TrainingDataset,
+            "__getitem__",
+            lambda self, index: drawn.append((int(self.epoch), index)) or draw(self, index),
         )
         call_script("star/train.py", *star_arguments(star_input, folder, "--optimizer_str", request.param))
     weights = load_file(folder / "models" / "model.safetensors")
@@ -441,9 +444,9 @@ def test_stopped_star_goes_on(
     optimizer, weights, _ = star_unbroken
     stop_star(monkeypatch, star_input, tmp_path, steps, "--optimizer_str", optimizer)
     drawn = []
-    draw = StarDataset.__getitem__
+    draw = TrainingDataset.__getitem__
     with monkeypatch.context() as patch:
-        patch.setattr(StarDataset, "__getitem__", lambda self, index: drawn.append(index) or draw(self, index))
+        patch.setattr(TrainingDataset, "__getitem__", lambda self, index: drawn.append(index) or draw(self, index))
         call_script("star/train.py", *star_arguments(star_input, tmp_path, "--optimizer_str", optimizer))
     assert equal(load_file(tmp_path / "models" / "model.safetensors"), weights)
 
@@ -528,7 +531,7 @@ STAR_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "it is of step 2",
     ),
     "all of another training": (
-        lambda folder: seal(folder, 4, {}, [path.name for path in folder.iterdir()]),
+        lambda folder: write_seal(folder, 4, {}, [path.name for path in folder.iterdir()]),
         "it is of another training",
     ),
 }
@@ -651,7 +654,7 @@ def test_hard_negatives_that_star_mined_itself_are_read_again(
 def test_star_stops_where_the_loss_is_not_finite(
     star_input: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loss = drhard.star.pairwise_loss
+    loss = drhard.static.pairwise_loss
     taken = 0
 
     def diverging(*arguments: object) -> torch.Tensor:
@@ -659,7 +662,7 @@ def test_star_stops_where_the_loss_is_not_finite(
         taken += 1
         return loss(*arguments) * (math.inf if taken == step else 1)
 
-    monkeypatch.setattr(drhard.star, "pairwise_loss", diverging)
+    monkeypatch.setattr(drhard.static, "pairwise_loss", diverging)
     message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
     assert message.startswith(f"error: step {step}: the loss is not finite; ")
     assert not (tmp_path / "models" / "config.json").exists()
@@ -668,15 +671,15 @@ def test_star_stops_where_the_loss_is_not_finite(
 def test_star_writes_no_weights_that_are_not_finite(
     star_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = StarTrainer.training_step
+    train = StaticTrainer.training_step
 
-    def breaking(self: StarTrainer, *arguments: object, **options: object) -> torch.Tensor:
+    def breaking(self: StaticTrainer, *arguments: object, **options: object) -> torch.Tensor:
         loss = train(self, *arguments, **options)
         if self.state.global_step == 3:
             self.model.norm.bias.data[0] = math.nan
         return loss
 
-    monkeypatch.setattr(StarTrainer, "training_step", breaking)
+    monkeypatch.setattr(StaticTrainer, "training_step", breaking)
     message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
     assert re.match(r"error: step 4: the weights of .* are not finite; ", message)
     assert [path.name for path in (tmp_path / "models").glob("checkpoint-*")] == ["checkpoint-2"]

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.qrels import read_relevant_rows
 from drhard.retrieval import Mined, Retriever, mine_hard_negatives
 from drhard.settings import EncodingSettings, SearchSettings
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.tokens import PASSAGES, query_name
 
 import numpy as np
 import pytest
@@ -43,13 +43,12 @@ def retriever(**searching: object) -> Retriever:
     return Retriever(tiny_model(), EncodingSettings(8, torch.device("cpu")), SearchSettings(**searching))
 
 
-def opened(preprocessed: Path) -> tuple[TokenMemmap, TokenMemmap]:
-    """Passages and queries."""
-    return TokenMemmap(preprocessed, PASSAGES, 16), TokenMemmap(preprocessed, query_name("train"), 8)
+def opened(preprocessed: Path) -> Collection:
+    return Collection(preprocessed, max_query_length=8, max_doc_length=16)
 
 
 def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
-    with retriever().retrieve(*opened(preprocessed), tmp_path / "out" / "train.rank.tsv", 9) as found:
+    with retriever().retrieve(opened(preprocessed), "train", tmp_path / "out" / "train.rank.tsv", 9) as found:
         scores, rows = np.array(found.scores), np.array(found.rows)
     np.testing.assert_array_equal(rows, ranking()[:, :9])
     embedded = [
@@ -62,9 +61,7 @@ def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
 
 
 def mine(preprocessed: Path, folder: Path, topk: int) -> Mined:
-    passages, queries = opened(preprocessed)
-    relevant = read_relevant_rows(preprocessed / "train-qrel.tsv", 4, 40)
-    with mine_hard_negatives(retriever(), passages, queries, relevant, folder / "train.rank.tsv", topk) as mined:
+    with mine_hard_negatives(retriever(), opened(preprocessed), "train", folder / "train.rank.tsv", topk) as mined:
         return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
 
 

@@ -8,9 +8,10 @@ from typing import IO
 
 import drhard.runs
 from drhard import ids
+from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.files import whole_text
-from drhard.runs import Ranking, convert_run, read_rankings, read_run, run_ids, write_run
+from drhard.runs import Ranking, convert_run, digest_ids, read_rankings, read_run, write_run
 
 import ir_measures
 import numpy as np
@@ -28,11 +29,11 @@ def read(path: Path, pid_prefix: str = "") -> dict[int, list[int]]:
     return {qid: pids for qid, pids, *_ in read_run(path, pid_prefix)}
 
 
-def write_ids(folder: Path, qids: list[int], pids: list[int]) -> Path:
+def write_ids(folder: Path, qids: list[int], pids: list[int]) -> Collection:
     """Write the official ids of rows, as preprocess.py does."""
     ids.write_ids(folder / "dev-qid2offset.pickle", np.array(qids))
     ids.write_ids(folder / "pid2offset.pickle", np.array(pids))
-    return folder
+    return Collection(folder)
 
 
 def test_written_run_is_the_published_format(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_a_run_knows_the_ids_that_it_was_made_with(tmp_path: Path) -> None:
     """The same collection in another order, or other queries, would give official ids of other documents."""
     own = write_ids(tmp_path / "own", [100, 200], [10, 20, 30])
     run = tmp_path / "dev.rank.tsv"
-    write_run(run, np.array([[2, 1], [2, 1]]), np.array([[0, 1], [2, 0]]), run_ids(own, "dev"))
+    write_run(run, np.array([[2, 1], [2, 1]]), np.array([[0, 1], [2, 0]]), digest_ids(own, "dev"))
     for name, kind, qids, pids in (
         ("order", "documents", [100, 200], [10, 30, 20]),
         ("more", "documents", [100, 200], [10, 20, 30, 40]),
@@ -182,11 +183,11 @@ def test_a_run_knows_the_ids_that_it_was_made_with(tmp_path: Path) -> None:
             convert_run(run, tmp_path / "out.tsv", write_ids(tmp_path / name, qids, pids), "dev", "")
     assert convert_run(run, tmp_path / "out.tsv", own, "dev", "")
     write_run(run, np.array([[2, 1]]), np.array([[0, 1]]))  # without official ids: the former stamp is not its own
-    assert convert_run(run, tmp_path / "other.tsv", tmp_path / "order", "dev", "")
+    assert convert_run(run, tmp_path / "other.tsv", Collection(tmp_path / "order"), "dev", "")
 
 
 def test_without_official_ids_a_run_has_no_stamp(tmp_path: Path) -> None:
-    assert run_ids(tmp_path, "dev") == {}
+    assert digest_ids(Collection(tmp_path), "dev") == {}
     write_run(tmp_path / "dev.rank.tsv", np.array([[2, 1]]), np.array([[0, 1]]), {})
     assert sorted(os.listdir(tmp_path)) == ["dev.rank.tsv", "dev.score.npy"]
 
@@ -352,7 +353,7 @@ def test_scores_of_another_run_are_refused(tmp_path: Path, scores: np.ndarray | 
         convert_run(source, target, write_ids(tmp_path, list(QIDS), list(PIDS)), "dev", "", trec_tag="t")
     assert str(error.value).startswith(str(tmp_path / "dev.score.npy"))
     assert not list(tmp_path.glob("dev.trec*"))
-    convert_run(source, tmp_path / "official.tsv", tmp_path, "dev", "")  # which needs no scores
+    convert_run(source, tmp_path / "official.tsv", Collection(tmp_path), "dev", "")  # which needs no scores
 
 
 def test_cvt_back_writes_a_trec_run(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_splits_share_nothing_and_know_their_documents(corpus: Corpus) -> None:
     assert len(pids) == len(set(pids)) == 10_032
     assert pids != sorted(pids)
     texts, relevant = {}, {}
-    for mode, split in corpus.splits.items():
+    for mode, split in corpus.modes.items():
         queries = dict(line.split("\t") for line in (dataset / split.queries).read_text(encoding="utf-8").splitlines())
         texts[mode] = {text.lower() for text in queries.values()}
         assert len(texts[mode]) == len(queries) == {"train": 7096, "dev": 1000, "test": 500, "lead": 200}[mode]

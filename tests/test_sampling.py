@@ -3,29 +3,22 @@
 import json
 from pathlib import Path
 
-from drhard.sampling import (
-    HARD,
-    IN_BATCH,
-    NEGATIVES,
-    RANDOM,
-    STAR,
-    Example,
-    StarCollator,
-    StarDataset,
-    negatives_mask,
-)
+from drhard.collection import Collection
+from drhard.sampling import Collator, TrainingDataset
+from drhard.strategies import HARD, IN_BATCH, RANDOM, STAR, STRATEGIES, AnyDocument, Example, Strategy
+from drhard.tokens import PASSAGES, query_name
 
 import numpy as np
 import pytest
 import torch
-from helpers import call_script, open_tokens, random_sequences, save_tiny, write_collection
+from helpers import call_script, random_sequences, save_tiny, write_collection, write_tokens
 from safetensors.numpy import load_file
 
 RELEVANT = {3: [10, 11, 12], 5: [20], 9: [30, 31]}
 MINED = {3: [40, 41, 42, 43], 5: [50, 51, 52, 53, 54], 9: [60, 61]}
 
 
-def draws(dataset: StarDataset, epochs: int) -> list[dict[int, Example]]:
+def draws(dataset: TrainingDataset, epochs: int) -> list[dict[int, Example]]:
     found = []
     for epoch in range(epochs):
         dataset.set_epoch(epoch)
@@ -34,7 +27,7 @@ def draws(dataset: StarDataset, epochs: int) -> list[dict[int, Example]]:
 
 
 def test_examples_are_one_per_query_with_its_own_documents() -> None:
-    for examples in draws(StarDataset(RELEVANT, MINED, 2, seed=0), 30):
+    for examples in draws(TrainingDataset(RELEVANT, MINED, 2, seed=0), 30):
         assert sorted(examples) == [3, 5, 9]
         for query, example in examples.items():
             assert example.positive in RELEVANT[query]
@@ -43,27 +36,27 @@ def test_examples_are_one_per_query_with_its_own_documents() -> None:
 
 
 def test_draws_depend_on_seed_epoch_and_query_only() -> None:
-    one = draws(StarDataset(RELEVANT, MINED, 2, seed=1), 20)
-    again = StarDataset(dict(reversed(RELEVANT.items())), MINED | {8: [1, 2]}, 2, seed=1)
+    one = draws(TrainingDataset(RELEVANT, MINED, 2, seed=1), 20)
+    again = TrainingDataset(dict(reversed(RELEVANT.items())), MINED | {8: [1, 2]}, 2, seed=1)
     again.set_epoch(13)
     for index in (2, 0, 1, 1):  # in another order, some twice
         assert again[index] == one[13][again.queries[index]]
-    fewer = StarDataset({9: RELEVANT[9]}, {9: MINED[9]}, 2, seed=1)
+    fewer = TrainingDataset({9: RELEVANT[9]}, {9: MINED[9]}, 2, seed=1)
     assert [epoch[9] for epoch in draws(fewer, 20)] == [epoch[9] for epoch in one]
-    assert draws(StarDataset(RELEVANT, MINED, 2, seed=2), 20) != one
+    assert draws(TrainingDataset(RELEVANT, MINED, 2, seed=2), 20) != one
     assert len({epoch[3] for epoch in one}) > 5
 
 
 def test_queries_with_equal_lists_draw_apart() -> None:
     same = {query: [1, 2, 3, 4] for query in range(40)}
-    examples = draws(StarDataset(same, same, 1, seed=0), 1)[0].values()
+    examples = draws(TrainingDataset(same, same, 1, seed=0), 1)[0].values()
     assert len({(example.positive, example.drawn) for example in examples}) > 8
 
 
 def test_draws_are_uniform() -> None:
     """Counts over 6,000 epochs within 5 standard deviations of what fair draws give."""
     epochs = 6000
-    examples = [epoch[3] for epoch in draws(StarDataset({3: RELEVANT[3]}, MINED, 2, seed=7), epochs)]
+    examples = [epoch[3] for epoch in draws(TrainingDataset({3: RELEVANT[3]}, MINED, 2, seed=7), epochs)]
     for outcomes, chances in (
         ([example.positive for example in examples], {row: 1 / 3 for row in RELEVANT[3]}),
         ([row for example in examples for row in example.drawn], {row: 1 / 2 for row in MINED[3]}),
@@ -78,19 +71,19 @@ def test_draws_are_uniform() -> None:
 
 
 def test_more_negatives_than_there_are_repeat() -> None:
-    example = StarDataset({9: [30]}, MINED, 5, seed=0)[0]
+    example = TrainingDataset({9: [30]}, MINED, 5, seed=0)[0]
     assert len(example.drawn) == 5
     assert set(example.drawn) <= {60, 61}
 
 
 def test_no_hard_negatives() -> None:
-    assert StarDataset({9: [30]}, MINED, 0, seed=0)[0] == Example(9, 30, ())
+    assert TrainingDataset({9: [30]}, MINED, 0, seed=0)[0] == Example(9, 30, ())
 
 
 def test_random_negatives_come_from_the_whole_collection() -> None:
     """Counts over 4,000 epochs within 5 standard deviations of what fair draws give, none twice for a query."""
     epochs, size = 4000, 12
-    drawn = [epoch[5].drawn for epoch in draws(StarDataset(RELEVANT, size, 3, seed=3), epochs)]
+    drawn = [epoch[5].drawn for epoch in draws(TrainingDataset(RELEVANT, AnyDocument(size), 3, seed=3), epochs)]
     assert all(len(set(rows)) == 3 for rows in drawn)
     counts = np.bincount(np.ravel(drawn), minlength=size)
     chance = 3 / size
@@ -99,13 +92,14 @@ def test_random_negatives_come_from_the_whole_collection() -> None:
 
 
 @pytest.fixture
-def collator(tmp_path: Path) -> StarCollator:
-    queries = open_tokens(tmp_path / "queries", random_sequences(4, 6, seed=0), 8, 5)
-    documents = open_tokens(tmp_path / "documents", random_sequences(20, 10, seed=1), 12, 9)
-    return StarCollator(queries, documents, {0: [3, 4], 1: [4], 2: [7], 3: [8, 3]}, STAR, pad_id=1, padding=False)
+def collator(tmp_path: Path) -> Collator:
+    write_tokens(tmp_path, query_name("train"), random_sequences(4, 6, seed=0), 8)
+    write_tokens(tmp_path, PASSAGES, random_sequences(20, 10, seed=1), 12)
+    tokens = Collection(tmp_path, max_query_length=5, max_doc_length=9)
+    return Collator(tokens, {0: [3, 4], 1: [4], 2: [7], 3: [8, 3]}, STAR, pad_id=1, padding=False)
 
 
-def test_negatives_are_all_documents_that_are_not_relevant_to_the_query(collator: StarCollator) -> None:
+def test_negatives_are_all_documents_that_are_not_relevant_to_the_query(collator: Collator) -> None:
     # Document 4 is query 1's positive and relevant to query 0 too; 3 is query 0's positive, relevant to 3 and
     # hard for 2; 9 is there twice and counts twice; 7 is hard for 1 and the positive of 2.
     examples = [Example(0, 3, (9,)), Example(1, 4, (7,)), Example(2, 7, (3,)), Example(3, 8, (9,))]
@@ -121,14 +115,14 @@ def test_negatives_drawn_for_a_query_are_its_own_alone() -> None:
     examples = [Example(0, 3, (9, 4)), Example(1, 4, (7, 3)), Example(2, 7, (9, 9))]
     no, yes = False, True
     own = [[no] * 3 + row for row in ([yes, no, *[no] * 4], [no, no, yes, yes, no, no], [*[no] * 4, yes, yes])]
-    for mode in (RANDOM, HARD):
-        assert negatives_mask(mode, examples, relevant).tolist() == own
+    for strategy in (RANDOM, HARD):
+        assert strategy.mask(examples, relevant).tolist() == own
     alone = [Example(0, 3, ()), Example(1, 4, ()), Example(2, 7, ())]
     # Document 4 is query 1's positive and relevant to query 0 too.
-    assert negatives_mask(IN_BATCH, alone, relevant).tolist() == [[no, no, yes], [yes, no, yes], [yes, yes, no]]
+    assert IN_BATCH.mask(alone, relevant).tolist() == [[no, no, yes], [yes, no, yes], [yes, yes, no]]
 
 
-def test_tensors_hold_the_tokens_of_their_rows(collator: StarCollator) -> None:
+def test_tensors_hold_the_tokens_of_their_rows(collator: Collator) -> None:
     examples = [Example(2, 7, (3, 9)), Example(0, 4, (5, 6))]
     batch = collator(examples)
     for part, source, rows in (
@@ -141,8 +135,9 @@ def test_tensors_hold_the_tokens_of_their_rows(collator: StarCollator) -> None:
         assert batch[part]["attention_mask"].tolist() == mask.tolist()
 
 
-def test_padding_goes_to_the_maximal_lengths(collator: StarCollator) -> None:
-    padded = StarCollator(collator.queries, collator.documents, {0: [3], 1: [4]}, STAR, pad_id=1, padding=True)
+def test_padding_goes_to_the_maximal_lengths(tmp_path: Path, collator: Collator) -> None:
+    tokens = Collection(tmp_path, max_query_length=5, max_doc_length=9)
+    padded = Collator(tokens, {0: [3], 1: [4]}, STAR, pad_id=1, padding=True)
     examples = [Example(0, 3, (9,)), Example(1, 4, (7,))]
     wide, narrow = padded(examples), collator(examples)
     for part, width in (("query", 5), ("positive", 9), ("drawn", 9)):
@@ -154,7 +149,7 @@ def test_padding_goes_to_the_maximal_lengths(collator: StarCollator) -> None:
         assert not wide[part]["attention_mask"][:, shorter:].any()
 
 
-def test_batch_without_hard_negatives(collator: StarCollator) -> None:
+def test_batch_without_hard_negatives(collator: Collator) -> None:
     batch = collator([Example(0, 3, ()), Example(2, 7, ())])
     assert batch["drawn"] is None
     assert batch["negatives"].tolist() == [[False, True], [True, False]]
@@ -179,9 +174,9 @@ def collection(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(collection: Path, name: str, negatives: str, *more: object) -> np.ndarray:
+def train(collection: Path, name: str, negatives: Strategy, *more: object) -> np.ndarray:
     """Two steps of star/train.py; return the weights of the model that it writes."""
-    hard = ["--hardneg_path", collection / "hard.json"] if negatives in (STAR, HARD) else []
+    hard = ["--hardneg_path", collection / "hard.json"] if negatives.mined else []
     call_script(
         "star/train.py",
         "--do_train",
@@ -225,17 +220,17 @@ def test_each_kind_of_negatives_trains_another_model(
 ) -> None:
     """What is drawn for a batch, and who is whose negative there, is what the kind says."""
     seen: list[list[Example]] = []
-    collate = StarCollator.__call__
-    monkeypatch.setattr(StarCollator, "__call__", lambda self, batch: seen.append(batch) or collate(self, batch))
+    collate = Collator.__call__
+    monkeypatch.setattr(Collator, "__call__", lambda self, batch: seen.append(batch) or collate(self, batch))
     models = [weights(collection / "init")]
-    for negatives in NEGATIVES:
+    for negatives in STRATEGIES.values():
         seen.clear()
-        models.append(train(collection, negatives, negatives, "--per_query_hard_num", drawn))
+        models.append(train(collection, negatives.name, negatives, "--per_query_hard_num", drawn))
         assert f"Training on 6 queries and 20 documents, negatives: {negatives}, " in capsys.readouterr().out
         assert {example.query for batch in seen for example in batch} == set(range(QUERIES))
         rows = [example.drawn for batch in seen for example in batch]
         assert {len(of) for of in rows} == {0 if negatives == IN_BATCH else drawn}
-        if negatives in (STAR, HARD):
+        if negatives.mined:
             assert {row for of in rows for row in of} <= {8, 9, 10, 11}
         if negatives == RANDOM:
             assert not {row for of in rows for row in of} <= {8, 9, 10, 11}
@@ -252,7 +247,7 @@ def test_in_batch_draws_nothing_whatever_the_number(collection: Path) -> None:
 
 @pytest.mark.parametrize("negatives", [STAR, HARD])
 def test_queries_without_a_hard_negative_are_left_out(
-    collection: Path, negatives: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    collection: Path, negatives: Strategy, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """As if they had not been judged: the same model as without them."""
     write_hard(collection, {query: [] if query in (1, 4) else [8, 9, 10, 11] for query in range(QUERIES)})

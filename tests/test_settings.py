@@ -2,8 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 
+from drhard.exact import SEARCH_MEMORY_GB
 from drhard.flags import FLAGS, FLAT, INDEX, add_flags
-from drhard.search import SEARCH_MEMORY_GB
 from drhard.settings import EncodingSettings, SearchSettings
 
 import pytest

@@ -48,7 +48,7 @@ def test_a_token_0_in_a_row_is_no_padding(tmp_path: Path) -> None:
 def test_meta_names_the_type(tmp_path: Path, dtype: str) -> None:
     sequences = random_sequences(5, 8, seed=0)
     write_tokens(tmp_path, PASSAGES, sequences, 8, dtype)
-    ids, _ = TokenMemmap(tmp_path, PASSAGES, 8).batch(np.arange(5), PAD)
+    ids, _ = TokenMemmap.open(tmp_path, PASSAGES, 8).batch(np.arange(5), PAD)
     assert [row[: len(sequence)].tolist() for row, sequence in zip(ids, sequences, strict=True)] == sequences
 
 
@@ -61,7 +61,7 @@ def test_digest_tells_texts_apart_but_not_types(tmp_path: Path) -> None:
         open_tokens(tmp_path / str(number), rows, 8).digest() for number, rows in enumerate((sequences, other, shorter))
     ]
     assert len(set(digests)) == 3
-    wider = TokenMemmap(write_tokens(tmp_path / "int64", PASSAGES, sequences, 8, "int64"), PASSAGES, 8)
+    wider = TokenMemmap.open(write_tokens(tmp_path / "int64", PASSAGES, sequences, 8, "int64"), PASSAGES, 8)
     assert wider.digest() == digests[0]
 
 
@@ -177,10 +177,10 @@ def damaged(folder: Path, what: str) -> None:
 )
 def test_damaged_files_are_refused(tmp_path: Path, what: str, file: str) -> None:
     write_tokens(tmp_path, PASSAGES, random_sequences(5, 8, seed=0), 8)
-    TokenMemmap(tmp_path, PASSAGES, 8)
+    TokenMemmap.open(tmp_path, PASSAGES, 8)
     damaged(tmp_path, what)
     with pytest.raises(InputError, match=file.replace(".", r"\.")) as error:
-        TokenMemmap(tmp_path, PASSAGES, 8)
+        TokenMemmap.open(tmp_path, PASSAGES, 8)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -188,7 +188,7 @@ def test_damaged_files_are_refused(tmp_path: Path, what: str, file: str) -> None
 def test_length_must_hold_both_ends(tmp_path: Path) -> None:
     write_tokens(tmp_path, PASSAGES, [[0, 5, 2]], 8)
     with pytest.raises(InputError, match="length of 1"):
-        TokenMemmap(tmp_path, PASSAGES, 1)
+        TokenMemmap.open(tmp_path, PASSAGES, 1)
 
 
 def test_mutated_lengths_are_read_or_refused(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_mutated_lengths_are_read_or_refused(tmp_path: Path) -> None:
         changed[place : place + random.integers(3)] = pieces[random.integers(len(pieces))]
         path.write_bytes(changed)
         with suppress(InputError):
-            TokenMemmap(tmp_path, PASSAGES, 8)
+            TokenMemmap.open(tmp_path, PASSAGES, 8)
 
 
 def test_folders_of_others_say_less(tmp_path: Path) -> None:

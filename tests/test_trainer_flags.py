@@ -8,7 +8,6 @@ from pathlib import Path
 
 from drhard.errors import InputError
 from drhard.numbers import Range
-from drhard.sampling import NEGATIVES
 from drhard.trainer_arguments import trainer_arguments
 from drhard.trainer_flags import DATA, FORMER, OWN, REFUSED, SCHEDULES, WORKING, add_trainer_flags, outcome
 
@@ -78,7 +77,6 @@ def test_flags_are_read_as_trainer_reads_them() -> None:
         if name not in ours:
             assert flag.default == getattr(default, "value", default), name
     assert set(theirs["lr_scheduler_type"].choices) - set(SCHEDULES) == {"reduce_lr_on_plateau", "greedy"}
-    assert tuple(DATA["negatives"].choices or ()) == NEGATIVES
 
 
 def test_a_switch_takes_yes_and_no(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

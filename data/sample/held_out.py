@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     folder = parser.parse_args().output_dir
-    train, dev = PASSAGE.splits["train"], PASSAGE.splits["dev"]
+    train, dev = PASSAGE.modes["train"], PASSAGE.modes["dev"]
 
     queries = [line for _, line in text_lines(DATASET / train.queries)]
     held_out = {line.split("\t")[0] for line in queries[-HELD_OUT:]}

@@ -370,7 +370,7 @@ def _write_corpus(folder: Path, corpus: Any, count: int, queries: int, dice: Any
     relevant = []
     body = (lambda pid: f"http://x/{pid}\t{text(1, 4)}\t{text(10, 40)}") if prefix else lambda _: text(2, 7)
     _write_lines(folder / corpus.collection, [f"{prefix}{pid}\t{body(pid)}" for pid in pids])
-    for number, (mode, split) in enumerate(corpus.splits.items(), start=1):
+    for number, (mode, split) in enumerate(corpus.modes.items(), start=1):
         qids = range(2000 * number, 2000 * number + (queries if mode == "train" else queries // 2))
         _write_lines(folder / split.queries, [f"{qid}\t{text(2, 6)}" for qid in (*qids, 99_999)])
         if split.qrels is None:

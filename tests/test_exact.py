@@ -1,19 +1,16 @@
-"""Search: equal to brute force, ties by the smaller row, in blocks of any size, from a file or from memory."""
+"""Exact search: equal to brute force, ties by the smaller row, in blocks of any size, from a file or from memory."""
 
 import os
 import threading
 from pathlib import Path
 
-import drhard.search
-import drhard.settings
+import drhard.exact
 from drhard.errors import InputError
-from drhard.search import ADDED, ExactIndex, ShardedIndex, TopK, check_search, gpus_with_room
-from drhard.settings import SearchSettings
+from drhard.exact import ExactIndex
+from drhard.topk import ADDED
 
-import faiss
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,42 +113,13 @@ def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path, value: float
         ExactIndex(documents[:400]).search(queries, 3)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("kind", ["exact", "sharded"])
-def test_queries_that_are_not_numbers_are_refused(kind: str, value: float) -> None:
-    documents = np.ones((4, 2), dtype=np.float32)
-    shard = faiss.IndexFlatIP(2)
-    shard.add(documents)
-    index = ExactIndex(documents) if kind == "exact" else ShardedIndex([shard])
-    with pytest.raises(InputError, match="the queries: row 1 has numbers that are not finite"):
-        index.search(np.array([[1, 1], [value, 1]], dtype=np.float32), 2)
-
-
-@SLOW_MACHINE
-@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.lists(st.integers(1, 30), min_size=1), st.booleans())
-def test_top_k_of_blocks_equals_sorting_everything(seed: int, k: int, widths: list[int], ascending: bool) -> None:
-    everything = np.random.default_rng(seed).integers(-9, 10, (3, sum(widths))).astype(np.float32)
-    if ascending:
-        everything[0].sort()  # every document is better than all before, for one query
-    best = TopK(np.empty((3, k), dtype=np.float32), np.empty((3, k), dtype=np.int64))
-    for first, width in zip(np.cumsum([0, *widths]), widths, strict=False):
-        best.add(np.ascontiguousarray(everything[:, first : first + width].T), int(first))
-        assert best._counts.max() < 2 * k  # what waits is bounded
-    best.merge()
-    for query, scores in enumerate(everything):
-        order = np.lexsort((np.arange(len(scores)), -scores))[:k]
-        missing = k - len(order)
-        assert best.rows[query].tolist() == [*order, *[-1] * missing]
-        assert best.scores[query].tolist() == [*scores[order], *[-np.inf] * missing]
-
-
 def bytes_of_a_pass(index: ExactIndex, queries: int, k: int) -> int:
     """What is in memory at once when so many queries go past the documents, by the shapes of the arrays."""
     dim = index.documents.shape[1]
     blocks = 3 * index.block_rows * dim * 4
     results = 2 * queries * k * 12  # those of the pass before are still held
     filters, waiting = queries * dim * 4, 3 * queries * k * ADDED.itemsize
-    tile = drhard.search.TILE_SCORES * 4
+    tile = drhard.exact.TILE_SCORES * 4
     return blocks + filters + results + waiting + tile
 
 
@@ -160,7 +128,7 @@ def test_more_queries_than_the_memory_holds_go_in_passes() -> None:
     documents = random.integers(-2, 3, (50, 3)).astype(np.float32)
     queries = random.integers(-2, 3, (2311, 3)).astype(np.float32)
     index = ExactIndex(documents, memory_gb=0.0226, block_rows=10, query_rows=64)
-    together = index.queries_together(7)
+    together = index.count_together(7)
     assert 64 < together < 1500
     parts = list(index.passes(queries, 7))
     assert [len(rows) for _, rows in parts] == [together] * (2311 // together) + [2311 % together]
@@ -176,78 +144,16 @@ def test_more_queries_than_the_memory_holds_go_in_passes() -> None:
 @pytest.mark.parametrize("memory_gb", [0.5, 2.0, 4.0])
 def test_a_pass_keeps_the_memory_and_makes_use_of_it(memory_gb: float, k: int) -> None:
     index = ExactIndex(np.broadcast_to(np.float32(0), (8_841_823, 768)), memory_gb=memory_gb)
-    together = index.queries_together(k)
+    together = index.count_together(k)
     held = bytes_of_a_pass(index, together, k)
     assert together >= 1
     assert held < memory_gb * 1e9
     assert k == 100_000 or held > 0.5 * memory_gb * 1e9
 
 
-def test_ms_marcos_training_queries_are_searched_in_a_few_passes() -> None:
-    """The published flags of mining: 502,939 queries, 210 of 8,841,823 passages each, within the default 2 GB."""
-    SearchSettings().check(210, 8_841_823, 768)
-    SearchSettings(gpus=None).check(210, 8_841_823, 768)
-    index = SearchSettings().open(np.broadcast_to(np.float32(0), (8_841_823, 768)), 210)
-    assert -(-502_939 // index.queries_together(210)) <= 5
-
-
 def test_large_vectors_still_go_past_many_at_a_time() -> None:
     index = ExactIndex(np.broadcast_to(np.float32(0), (1_000_000, 8192)), memory_gb=0.5)
-    assert index.queries_together(100) == drhard.search.QUERY_ROWS
-
-
-@pytest.mark.parametrize("memory_gb", [0, -1, 0.4, float("nan"), float("inf")])
-def test_no_memory_is_refused(memory_gb: float) -> None:
-    with pytest.raises(InputError, match="--search_memory_gb"):
-        check_search(1, 5, memory_gb=memory_gb)
-
-
-@SLOW_MACHINE
-@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 12))
-def test_shards_merge_to_the_whole(seed: int, shards: int, k: int) -> None:
-    random = np.random.default_rng(seed)
-    parts = [random.normal(size=(random.integers(1, 9), 5)).astype(np.float32) for _ in range(shards)]
-    documents, queries = np.concatenate(parts), random.normal(size=(4, 5)).astype(np.float32)
-    k = min(k, len(documents))
-    indexes = []
-    for part in parts:
-        indexes.append(faiss.IndexFlatIP(5))
-        indexes[-1].add(part)
-    scores, rows = ShardedIndex(indexes).search(queries, k)
-    exact = queries.astype(np.float64) @ documents.T.astype(np.float64)
-    expected = np.argsort(-exact, axis=1)[:, :k]  # random reals: no ties
-    np.testing.assert_array_equal(rows, expected)
-    np.testing.assert_allclose(scores, np.take_along_axis(exact, expected, axis=1), rtol=1e-5, atol=1e-5)
-
-
-def test_ties_across_shards_go_to_the_smaller_row() -> None:
-    shards = []
-    for _ in range(3):
-        shards.append(faiss.IndexFlatIP(2))
-        shards[-1].add(np.ones((2, 2), dtype=np.float32))
-    _, rows = ShardedIndex(shards).search(np.ones((1, 2), dtype=np.float32), 6)
-    assert rows.tolist() == [[0, 1, 2, 3, 4, 5]]
-
-
-@pytest.mark.parametrize("k", [0, -1, 5])
-@pytest.mark.parametrize("kind", ["exact", "sharded"])
-def test_k_must_be_possible(kind: str, k: int) -> None:
-    documents = np.ones((4, 2), dtype=np.float32)
-    shard = faiss.IndexFlatIP(2)
-    shard.add(documents)
-    index = ExactIndex(documents) if kind == "exact" else ShardedIndex([shard])
-    with pytest.raises(InputError, match=f"{k} best of 4 documents"):
-        index.search(np.ones((1, 2), dtype=np.float32), k)
-
-
-@pytest.mark.parametrize("kind", ["exact", "sharded"])
-def test_other_dimension_is_refused(kind: str) -> None:
-    documents = np.ones((4, 2), dtype=np.float32)
-    shard = faiss.IndexFlatIP(2)
-    shard.add(documents)
-    index = ExactIndex(documents) if kind == "exact" else ShardedIndex([shard])
-    with pytest.raises(InputError, match="3 dimensions, the documents 2"):
-        index.search(np.ones((1, 3), dtype=np.float32), 1)
+    assert index.count_together(100) == drhard.exact.QUERY_ROWS
 
 
 class BrokenDisk:
@@ -278,33 +184,3 @@ def test_file_that_shrank_is_noticed(tmp_path: Path) -> None:
     os.truncate(path, 25 * 2 * 4)
     with pytest.raises((ValueError, OSError, InputError)):
         ExactIndex(documents, block_rows=10).search(np.ones((1, 2), dtype=np.float32), 1)
-
-
-def test_gpus_that_are_not_there_are_refused() -> None:
-    with pytest.raises(InputError, match="GPU"):
-        SearchSettings(gpus=[99]).check(1, 2, 2)
-    with pytest.raises(InputError, match="GPU"):
-        SearchSettings(gpus=[99]).open(np.ones((2, 2), dtype=np.float32), 1)
-
-
-def test_what_a_gpu_cannot_return_is_refused_before_the_long_work() -> None:
-    with pytest.raises(InputError, match="2048"):
-        check_search(3000, 10_000, gpus=[0])
-    check_search(3000, 10_000)
-
-
-def test_all_gpus_are_for_what_they_can_return(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gpus=None is not the CPU: what is asked of the GPUs decides where the search goes."""
-    monkeypatch.setattr(drhard.settings, "gpus_with_room", lambda _: [0])
-    monkeypatch.setattr(drhard.settings, "gpu_index", lambda *_: "on the GPUs")
-    documents = np.ones((4000, 2), dtype=np.float32)
-    searching = SearchSettings(gpus=None)
-    searching.check(3000, 4000, 2)
-    assert searching.open(documents, 2048) == "on the GPUs"
-    assert isinstance(searching.open(documents, 2049), ExactIndex)
-    assert isinstance(SearchSettings().open(documents, 10), ExactIndex)
-
-
-def test_without_a_gpu_the_search_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpus_with_room(1) == []

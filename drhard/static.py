@@ -1,4 +1,4 @@
-"""STAR and its baselines: both encoders trained with negatives that are drawn, not retrieved, by the Trainer."""
+"""Static training, STAR and its baselines: the Trainer trains both encoders, with negatives drawn from fixed pools."""
 
 import json
 import math
@@ -7,13 +7,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest, seal
+from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
 from drhard.encoder import embed_in_chunks, save_encoder
 from drhard.files import partial, remove_folder, whole_folder
 from drhard.hub import TOKENIZER_FILES
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
-from drhard.sampling import StarDataset
+from drhard.provenance import write_seal
+from drhard.sampling import TrainingDataset
 from drhard.training import Events, check_loss, check_trained, parameter_groups, warn_of_long_warmup
 
 import torch
@@ -35,7 +36,7 @@ from transformers.integrations import TensorBoardCallback
 class EpochDraws(TrainerCallback):
     """Tells the data set its epoch; after a resume in the middle of one, Trainer itself does not."""
 
-    def __init__(self, dataset: StarDataset):
+    def __init__(self, dataset: TrainingDataset):
         self.dataset = dataset
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -92,7 +93,7 @@ class EventsCallback(TensorBoardCallback):
             super().on_log(*arguments, **options)
 
 
-class StarTrainer(Trainer):
+class StaticTrainer(Trainer):
     """transformers' Trainer with the pairwise loss, the published optimizers and whole checkpoints.
 
     Args:
@@ -101,7 +102,7 @@ class StarTrainer(Trainer):
         chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
         record: what decides the outcome, for the seals of checkpoints.
         events: where TensorBoard's numbers go, if anywhere.
-        arguments: those of Trainer; the data collator is a :class:`drhard.sampling.StarCollator`.
+        arguments: those of Trainer; the data collator is a :class:`drhard.sampling.Collator`.
     """
 
     def __init__(
@@ -146,12 +147,12 @@ class StarTrainer(Trainer):
         if self.args.should_save:
             folder = Path(self.args.output_dir)
             names = [name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (folder / name).is_file()]
-            seal(folder, self.state.global_step, self.record, names)
+            write_seal(folder, self.state.global_step, self.record, names)
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> torch.Tensor | tuple[torch.Tensor, None]:
-        """The loss of a batch as :class:`drhard.sampling.StarCollator` makes it."""
+        """The loss of a batch as :class:`drhard.sampling.Collator` makes it."""
         # Under DataParallel, Trainer itself does not turn mixed precision on.
         with self.accelerator.autocast():
             queries = self._embed(model, inputs["query"])  # (B, dim)
@@ -217,6 +218,6 @@ class StarTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if first:
                 self.state.save_to_json(str(folder / STATE_FILE))
-                seal(folder, step, self.record, [path.name for path in folder.iterdir()])
+                write_seal(folder, step, self.record, [path.name for path in folder.iterdir()])
         if first:
             keep_newest(output_dir, step, self.args.save_total_limit)

@@ -1,0 +1,38 @@
+"""Reading documents block by block, so that a collection of any size is searched in bounded memory."""
+
+import os
+from collections.abc import Iterator
+
+from drhard.errors import InputError
+
+import numpy as np
+
+BLOCK_ROWS = 8192  # documents read at a time: 25 MB at 768 dimensions
+BUFFERS = 3  # blocks in memory: one in use, one waiting, one being read
+
+
+def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, (B, dim) float32) for one block of ``documents`` (N, dim) after the other.
+
+    A whole memmap is read from its file into ``BUFFERS`` arrays in turn: mapped pages would stay in memory and count as
+    the process's. A block is overwritten once ``BUFFERS`` more have been asked for.
+
+    Raises:
+        InputError: the file has become shorter.
+    """
+    count, dim = documents.shape
+    if isinstance(documents, np.memmap) and documents.nbytes >= os.path.getsize(documents.filename):  # no part of one
+        buffers = [np.empty((min(block_rows, count), dim), dtype=documents.dtype) for _ in range(BUFFERS)]
+        with open(documents.filename, "rb", buffering=0) as file:
+            for number, first in enumerate(range(0, count, block_rows)):
+                block = buffers[number % BUFFERS][: count - first]
+                left = memoryview(block).cast("B")
+                while left:
+                    read = file.readinto(left)
+                    if not read:
+                        raise InputError(f"{documents.filename}: has become shorter while it was read")
+                    left = left[read:]
+                yield first, block
+    else:
+        for first in range(0, count, block_rows):
+            yield first, np.require(documents[first : first + block_rows], np.float32, "CW")  # torch wants it so

@@ -1,0 +1,77 @@
+"""A collection as preprocess.py writes it: passages, queries of each mode, which are relevant, and official ids."""
+
+from functools import cached_property
+from pathlib import Path
+
+from drhard.ids import read_ids
+from drhard.qrels import read_relevant_rows
+from drhard.tokens import PASSAGES, TokenMemmap, query_name
+
+import numpy as np
+
+
+class Collection:
+    """A ``preprocess`` folder. Files are opened when they are asked for, and errors are raised then.
+
+    Args:
+        folder: what preprocess.py wrote.
+        max_query_length, max_doc_length: tokens where queries and passages are cut; 2 for who does not read them.
+    """
+
+    def __init__(self, folder: Path, max_query_length: int = 2, max_doc_length: int = 2):
+        self.folder = folder
+        self.max_query_length, self.max_doc_length = max_query_length, max_doc_length
+        self._queries: dict[str, TokenMemmap] = {}
+
+    @cached_property
+    def passages(self) -> TokenMemmap:
+        """The tokens of all passages. Raises InputError as :meth:`drhard.tokens.TokenMemmap.open`."""
+        return TokenMemmap.open(self.folder, PASSAGES, self.max_doc_length)
+
+    @property
+    def has_passages(self) -> bool:
+        """Whether the tokens of the passages are there; who searches given embeddings can do without."""
+        return (self.folder / f"{PASSAGES}.memmap").exists()
+
+    def queries(self, mode: str) -> TokenMemmap:
+        """Return the tokens of a mode's queries. Raises InputError as :meth:`drhard.tokens.TokenMemmap.open`."""
+        if mode not in self._queries:
+            self._queries[mode] = TokenMemmap.open(self.folder, query_name(mode), self.max_query_length)
+        return self._queries[mode]
+
+    def relevant(self, mode: str, passages: int | None = None) -> dict[int, list[int]]:
+        """Return query row -> relevant passage rows, in the order of the qrels.
+
+        Args:
+            passages: how many there are, if their tokens need not be there.
+
+        Raises:
+            InputError: as :func:`drhard.qrels.read_relevant_rows`.
+        """
+        count = len(self.passages) if passages is None else passages
+        return read_relevant_rows(self.qrels_path(mode), len(self.queries(mode)), count)
+
+    def pids(self) -> np.ndarray:
+        """Return the official id of each passage row, (rows,) int64. Raises as :func:`drhard.ids.read_ids`."""
+        return read_ids(self.pids_path)
+
+    def qids(self, mode: str) -> np.ndarray:
+        """Return the official id of each query row, (rows,) int64. Raises as :func:`drhard.ids.read_ids`."""
+        return read_ids(self.qids_path(mode))
+
+    def has_ids(self, mode: str) -> bool:
+        """Return whether both files of official ids are there."""
+        return self.pids_path.exists() and self.qids_path(mode).exists()
+
+    @property
+    def pids_path(self) -> Path:
+        """The file of the official ids of passages."""
+        return self.folder / "pid2offset.pickle"
+
+    def qids_path(self, mode: str) -> Path:
+        """Return the file of the official ids of a mode's queries."""
+        return self.folder / f"{mode}-qid2offset.pickle"
+
+    def qrels_path(self, mode: str) -> Path:
+        """Return the file of a mode's judgements, in rows."""
+        return self.folder / f"{mode}-qrel.tsv"

@@ -1,0 +1,104 @@
+"""Exact search on the CPU: the documents stream past all queries, block by block."""
+
+import math
+from collections.abc import Iterator
+
+from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
+from drhard.index import check_queries, check_topk, join_passes
+from drhard.onednn import as_filters, products
+from drhard.prefetch import prefetch
+from drhard.topk import ADDED, ADDED_TIMES, TopK
+from drhard.vectors import check_finite, name_source
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+SEARCH_MEMORY_GB = 2.0
+RESULT_BYTES = 4 + 8  # a score and a row
+TILE_SCORES = 1 << 20  # a block is scored in tiles, whose 4 MB of scores stay in the cache while they are sifted
+QUERY_ROWS = 512  # queries past a tile at a time, at most
+
+
+class ExactIndex:
+    """Exact search on the CPU that streams the documents past all queries, block by block.
+
+    Args:
+        documents: (N, dim) float32, usually a memmap, which is read from its file and not mapped.
+        progress: show a bar over the documents.
+        memory_gb: what a pass may take beside the documents and queries that it is given, its results included,
+            whatever the size of the collection; more queries than fit go past the documents in several passes.
+        block_rows: documents read at a time.
+        query_rows: queries past a tile at a time, at most.
+    """
+
+    def __init__(
+        self,
+        documents: np.ndarray,
+        progress: bool = False,
+        memory_gb: float = SEARCH_MEMORY_GB,
+        block_rows: int = BLOCK_ROWS,
+        query_rows: int = QUERY_ROWS,
+    ):
+        self.documents = documents
+        self.progress = progress
+        self.memory_gb = memory_gb
+        self.block_rows, self.query_rows = block_rows, query_rows
+        self._finite = False  # whether all documents have been seen to be
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`drhard.index.Index.search`. Raises InputError too if a document is not finite."""
+        check_topk(k, len(self.documents))
+        return join_passes(self.passes(queries, k), len(queries), k)
+
+    def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See :meth:`drhard.index.Index.passes`. Raises InputError as :meth:`search`."""
+        count, dim = self.documents.shape
+        check_queries(queries, dim)
+        check_topk(k, count)
+        together = self.count_together(k)
+        starts = range(0, len(queries), together)
+        with tqdm(
+            total=count * len(starts), unit="doc", unit_scale=True, desc="searching", disable=not self.progress
+        ) as bar:
+            for first in starts:
+                part = queries[first : first + together]
+                scores = np.empty((len(part), k), dtype=np.float32)
+                rows = np.empty((len(part), k), dtype=np.int64)
+                self._search_pass(part, scores, rows, bar)
+                yield scores, rows
+
+    def count_together(self, k: int) -> int:
+        """Return how many queries go past the documents at once within ``memory_gb``."""
+        dim = self.documents.shape[1]
+        blocks = BUFFERS * self.block_rows * dim * 4
+        tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, which are better, and where, all of them at worst
+        waiting = ADDED_TIMES * k * ADDED.itemsize  # of a query
+        merging = waiting * 4  # of a query: sorted, laid out by query, and the orders of both
+        query = dim * 4 + 2 * k * RESULT_BYTES + waiting  # the results of the pass before are still held
+        room = self.memory_gb * 1e9 - blocks - tile - self.query_rows * merging
+        if room >= self.query_rows * query:
+            return int(room / query)
+        few = int(self.memory_gb * 1e9 / 2 / (query + merging))  # of very large results; or the blocks are large
+        return max(1, min(self.query_rows, few))
+
+    @torch.no_grad()
+    def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
+        """Fill ``scores`` and ``rows``, (Q, k) both."""
+        size = math.ceil(len(queries) / math.ceil(len(queries) / self.query_rows))  # groups as equal as can be
+        groups = [
+            (as_filters(torch.from_numpy(np.array(queries[part], np.float32))), TopK(scores[part], rows[part]))
+            for part in (slice(first, first + size) for first in range(0, len(queries), size))
+        ]
+        tile_rows = math.ceil(self.block_rows / math.ceil(self.block_rows * size / TILE_SCORES))
+        for first_row, block in prefetch(read_blocks(self.documents, self.block_rows)):
+            for start in range(0, len(block), tile_rows):
+                tile = torch.from_numpy(block[start : start + tile_rows])
+                for filters, best in groups:
+                    best.add(products(tile, filters).numpy(), first_row + start)
+            if not self._finite:
+                check_finite(block, first_row, name_source(self.documents, "the documents"))
+            bar.update(len(block))
+        self._finite = True
+        for _, best in groups:
+            best.merge()

@@ -1,0 +1,149 @@
+"""Search by faiss: one index, or one on each of several GPUs, behind the protocol of :mod:`drhard.index`.
+
+faiss is imported inside the functions that need it, here and in :mod:`drhard.compressed`: it takes a part of a second,
+and the exact search on the CPU does without.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from drhard.devices import require_gpu, why_no_gpu
+from drhard.errors import InputError
+from drhard.index import RESULTS_AT_ONCE, check_queries, check_topk
+from drhard.vectors import check_finite, name_source
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
+GPU_TOPK = 2048  # the most that faiss returns from a GPU
+
+
+class FaissIndex:
+    """A search by faiss: one index, or one for each successive part of the documents, searched side by side.
+
+    Where a query gets fewer documents than asked for, as from an inverted file of which few lists are probed, a
+    warning says how many queries do: :meth:`search` the first time, :meth:`passes` once for all of its queries.
+
+    Args:
+        shards: faiss indexes (inner product), in the order of the rows that they hold; one on the CPU.
+        progress: show a bar over the queries of :meth:`passes`.
+    """
+
+    def __init__(self, shards: Sequence[Any], progress: bool = False):
+        self.shards = shards
+        self.progress = progress
+        self._first_rows = np.cumsum([0, *(shard.ntotal for shard in shards)])
+        self._warned = False
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`drhard.index.Index.search`."""
+        scores, rows = self._search(queries, k)
+        if not self._warned:
+            self._warn(int((rows[:, -1] < 0).sum()), len(queries), k)
+        return scores, rows
+
+    def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See :meth:`drhard.index.Index.passes`."""
+        together = max(1, RESULTS_AT_ONCE // k)
+        fewer = 0
+        with tqdm(total=len(queries), unit="query", desc="searching", disable=not self.progress) as bar:
+            for first in range(0, len(queries), together):
+                scores, rows = self._search(queries[first : first + together], k)
+                fewer += int((rows[:, -1] < 0).sum())
+                bar.update(len(rows))
+                yield scores, rows
+        self._warn(fewer, len(queries), k)
+
+    def _search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        check_queries(queries, self.shards[0].d)
+        check_topk(k, int(self._first_rows[-1]))
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        with ThreadPoolExecutor(len(self.shards)) as threads:
+            parts = list(threads.map(lambda shard: shard.search(queries, min(k, shard.ntotal)), self.shards))
+        scores = np.concatenate([scores for scores, _ in parts], axis=1)
+        rows = np.concatenate(  # -1 stays: a compressed index may find fewer than k
+            [np.where(rows < 0, -1, rows + first) for (_, rows), first in zip(parts, self._first_rows, strict=False)],
+            axis=1,
+        )
+        order = np.lexsort((rows, -scores), axis=1)[:, :k]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+    def _warn(self, fewer: int, queries: int, k: int) -> None:
+        if fewer:
+            self._warned = True
+            log.warning(
+                "the index finds fewer than the %d documents asked for, for %d of %d queries; a greater --nprobe "
+                "finds more",
+                k,
+                fewer,
+                queries,
+            )
+
+
+def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = False) -> FaissIndex:
+    """Put the documents on GPUs, an equal part on each, as exact faiss indexes.
+
+    Raises InputError if there is no such GPU or faiss cannot use it.
+    """
+    import faiss
+
+    check_gpus(gpus)
+    torch.cuda.empty_cache()  # what encoding has left
+    count, dim = documents.shape
+    gpus = gpus[:count]
+    bounds = np.linspace(0, count, len(gpus) + 1).astype(np.int64)
+    shards = []
+    for gpu, first, last in zip(gpus, bounds[:-1], bounds[1:], strict=True):
+        config = faiss.GpuIndexFlatConfig()
+        config.device = gpu
+        resources = faiss.StandardGpuResources()
+        shard = faiss.GpuIndexFlatIP(resources, dim, config)
+        shard.resources = resources  # lives as long as the index
+        check_finite(documents[first:last], int(first), name_source(documents, "the documents"))
+        try:
+            shard.add(documents[first:last])  # at once: faiss makes room for what is added and copies what is there
+        except RuntimeError:
+            size_gb = (last - first) * dim * 4 / 1e9
+            raise InputError(
+                f"GPU {gpu} cannot hold its {size_gb:.1f} GB of embeddings; name more GPUs, or search on the CPU"
+            ) from None
+        shards.append(shard)
+    return FaissIndex(shards, progress)
+
+
+def find_gpus_with_room(size: int) -> list[int]:
+    """Return all GPUs if they can hold documents of ``size`` bytes between them and faiss can use them, else none."""
+    import faiss
+
+    if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()) or why_no_gpu():
+        return []
+    torch.cuda.empty_cache()
+    gpus = list(range(faiss.get_num_gpus()))
+    free = [torch.cuda.mem_get_info(gpu)[0] for gpu in gpus]
+    if not gpus or min(free) < size / len(gpus) + GPU_SCRATCH:
+        log.warning("the GPUs cannot hold %.1f GB of embeddings between them; searching on the CPU", size / 1e9)
+        return []
+    return gpus
+
+
+def check_gpus(gpus: Sequence[int], k: int = 1) -> None:
+    """Raise InputError if faiss cannot search the ``k`` best on ``gpus``."""
+    import faiss
+
+    if k > GPU_TOPK:
+        raise InputError(f"faiss finds at most the {GPU_TOPK} best on a GPU, not {k}; search on the CPU")
+    if not hasattr(faiss, "GpuIndexFlatIP"):
+        raise InputError(
+            "the faiss that is installed has no GPU support: install requirements.txt on a machine with a GPU, "
+            "or leave the flag out to search on the CPU"
+        )
+    require_gpu()  # faiss would end the process
+    for gpu in gpus:
+        if not 0 <= gpu < faiss.get_num_gpus():
+            raise InputError(f"there is no GPU {gpu} for the search; faiss sees {faiss.get_num_gpus()}")

@@ -1,0 +1,88 @@
+"""Negative-sampling strategies of a static training: what its negatives are drawn from, and whose they are.
+
+The losses and trainers know none of them. To add one: make a :class:`Strategy` and name it in :data:`STRATEGIES`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Example(NamedTuple):
+    """One query row with the document rows drawn for it."""
+
+    query: int
+    positive: int
+    drawn: tuple[int, ...]  # negatives
+
+
+class Pool(Protocol):
+    """What negatives are drawn from, such as :class:`drhard.negatives.HardNegatives`."""
+
+    def __getitem__(self, query: int, /) -> Sequence[int]:
+        """Return the document rows to draw from for a query row."""
+
+
+@dataclass(frozen=True)
+class AnyDocument:
+    """The pool of the whole collection: any of its ``count`` rows, for every query."""
+
+    count: int
+
+    def __getitem__(self, query: int) -> range:
+        return range(self.count)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Where the negatives of a static training come from.
+
+    Attributes:
+        name: what ``--negatives`` calls it.
+        help: what the negatives are.
+        mined: they are drawn from mined hard negatives, not from the collection.
+        draws: negatives are drawn for each query.
+        in_batch: all documents of the batch are negatives, not only those drawn for the query itself.
+    """
+
+    name: str
+    help: str
+    mined: bool
+    draws: bool
+    in_batch: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+    def count_drawn(self, asked: int) -> int:
+        """Return how many negatives are drawn for a query in each step, where ``asked`` are asked for."""
+        return asked if self.draws else 0
+
+    def mask(self, examples: Sequence[Example], relevant: Mapping[int, Sequence[int]]) -> np.ndarray:
+        """Return which documents of a batch are negatives of which query (sections 3.2 and 4.1 of the paper).
+
+        The documents are the B positives, then the negatives drawn for each query in turn, n each. A document that
+        is judged relevant to a query is never its negative.
+
+        Args:
+            relevant: query row -> relevant document rows.
+
+        Returns:
+            (B, B + B n) bool.
+        """
+        rows = np.array([e.positive for e in examples] + [row for e in examples for row in e.drawn])
+        mask = np.stack([~np.isin(rows, relevant[example.query]) for example in examples])
+        if not self.in_batch:
+            owner = np.repeat(np.arange(len(examples)), [len(example.drawn) for example in examples])
+            mask[:, : len(examples)] = False
+            mask[:, len(examples) :] &= owner == np.arange(len(examples))[:, None]
+        return mask
+
+
+STAR = Strategy("star", "hard negatives and the other documents of the batch", mined=True, draws=True, in_batch=True)
+IN_BATCH = Strategy("in-batch", "the other queries' positives", mined=False, draws=False, in_batch=True)
+RANDOM = Strategy("random", "documents of the whole collection", mined=False, draws=True, in_batch=False)
+HARD = Strategy("hard", "hard negatives alone", mined=True, draws=True, in_batch=False)
+STRATEGIES = {strategy.name: strategy for strategy in (STAR, IN_BATCH, RANDOM, HARD)}

@@ -1,0 +1,56 @@
+"""The texts of a collection, in the order of the rows that preprocess.py gave them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from drhard.collection import Collection
+from drhard.errors import InputError
+from drhard.files import text_lines
+from drhard.msmarco import Corpus, parse_query, source_file
+from drhard.tokens import PREPROCESS_AGAIN
+
+
+def read_passage_texts(corpus: Corpus, root: Path) -> Iterator[str]:
+    """Yield the texts of a collection in the order of their rows; url, title and body of a document as one.
+
+    Args:
+        root: the folder with ``dataset/`` and ``preprocess/``.
+
+    Raises:
+        InputError: the collection is missing, a line is bad, or it is not the one that was preprocessed.
+    """
+    path = source_file(root / "dataset", corpus.collection)
+    if path is None:
+        raise InputError(f"{root / 'dataset' / corpus.collection}: no such file; BM25 reads the texts themselves")
+    collection = Collection(root / "preprocess")
+    pids, count = collection.pids().tolist(), len(collection.passages)
+    row = 0
+    for number, line in text_lines(path):
+        pid, text = corpus.parse(line, f"{path}, line {number}")
+        if row < len(pids) and pid == pids[row]:
+            row += 1
+            yield text.replace("<sep>", " ")
+        elif text:  # preprocess.py may leave out the empty ones
+            raise InputError(f"{path}, line {number}: is not document {row} that was preprocessed; {PREPROCESS_AGAIN}")
+    if not row == len(pids) == count:
+        raise InputError(f"{path}: has {row} documents, {count} were preprocessed; {PREPROCESS_AGAIN}")
+
+
+def read_query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:
+    """Return the texts of a mode's queries in the order of their rows. Arguments and errors as for passages."""
+    name = corpus.modes[mode].queries
+    path = source_file(root / "dataset", name)
+    if path is None:
+        raise InputError(f"{root / 'dataset' / name}: no such file; BM25 reads the texts themselves")
+    qids = Collection(root / "preprocess").qids(mode)
+    row_of_qid = {qid: row for row, qid in enumerate(qids.tolist())}
+    texts: dict[int, str] = {}
+    for number, line in text_lines(path):
+        qid, text = parse_query(line, f"{path}, line {number}")
+        if qid in row_of_qid:
+            texts[row_of_qid[qid]] = text
+    if len(texts) != len(row_of_qid):
+        raise InputError(
+            f"{path}: {len(row_of_qid) - len(texts)} preprocessed queries are not in it; run preprocess.py"
+        )
+    return [texts[row] for row in range(len(texts))]

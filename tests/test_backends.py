@@ -1,0 +1,42 @@
+"""Search backends: what they refuse before the long work, and where they search."""
+
+import drhard.backends
+from drhard.errors import InputError
+from drhard.exact import ExactIndex
+from drhard.settings import SearchSettings
+
+import numpy as np
+import pytest
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    with pytest.raises(InputError, match="GPU"):
+        SearchSettings(gpus=[99]).check(1, 2, 2)
+    with pytest.raises(InputError, match="GPU"):
+        SearchSettings(gpus=[99]).open(np.ones((2, 2), dtype=np.float32), 1)
+
+
+def test_all_gpus_are_for_what_they_can_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpus=None is not the CPU: what is asked of the GPUs decides where the search goes."""
+    monkeypatch.setattr(drhard.backends, "find_gpus_with_room", lambda _: [0])
+    monkeypatch.setattr(drhard.backends, "open_on_gpus", lambda *_: "on the GPUs")
+    documents = np.ones((4000, 2), dtype=np.float32)
+    searching = SearchSettings(gpus=None)
+    searching.check(3000, 4000, 2)
+    assert searching.open(documents, 2048) == "on the GPUs"
+    assert isinstance(searching.open(documents, 2049), ExactIndex)
+    assert isinstance(SearchSettings().open(documents, 10), ExactIndex)
+
+
+@pytest.mark.parametrize("memory_gb", [0, -1, 0.4, float("nan"), float("inf")])
+def test_no_memory_is_refused(memory_gb: float) -> None:
+    with pytest.raises(InputError, match="--search_memory_gb"):
+        SearchSettings(memory_gb=memory_gb).check(1, 5, 2)
+
+
+def test_ms_marcos_training_queries_are_searched_in_a_few_passes() -> None:
+    """The published flags of mining: 502,939 queries, 210 of 8,841,823 passages each, within the default 2 GB."""
+    SearchSettings().check(210, 8_841_823, 768)
+    SearchSettings(gpus=None).check(210, 8_841_823, 768)
+    index = SearchSettings().open(np.broadcast_to(np.float32(0), (8_841_823, 768)), 210)
+    assert -(-502_939 // index.count_together(210)) <= 5
