@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from drhard.errors import InputError, command
-from drhard.files import whole_text, write_json
+from drhard.files import write_json, write_whole_text
 from drhard.numbers import NATURAL
 from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, each_once, find_rows, read_tables
 from drhard.rendering import render_html, render_markdown, render_text
@@ -67,7 +67,7 @@ def main() -> None:
         if output_dir:
             write_json(output_dir / "report.json", report, indent=1, ensure_ascii=False)
             for name, render in (("report.md", render_markdown), ("report.html", render_html)):
-                with whole_text(output_dir / name) as file:
+                with write_whole_text(output_dir / name) as file:
                     file.write(render(report))
                 print(f"Wrote {output_dir / name}")
             print(f"Wrote {output_dir / 'report.json'}")

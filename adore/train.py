@@ -17,8 +17,8 @@ from pathlib import Path
 
 from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
 from drhard.collection import Collection
-from drhard.devices import limit_threads, model_device
-from drhard.embeddings import in_memory_if_it_fits, open_document_embeddings, warn_if_made_by_another
+from drhard.devices import choose_device, limit_threads
+from drhard.embeddings import open_document_embeddings, read_if_it_fits, warn_if_made_by_another
 from drhard.encoder import load_encoder
 from drhard.errors import command
 from drhard.files import sole_writer
@@ -76,14 +76,14 @@ def main() -> None:
     collection = Collection(args.preprocess_dir, args.max_seq_length)
     queries = collection.queries("train")
     model = load_encoder(args.init_path)
-    device = model_device(gpu=args.model_gpu_index)
+    device = choose_device(gpu=args.model_gpu_index)
     documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, collection)
     warn_if_made_by_another(args.pembed_path, model)
     relevant = collection.relevant("train", len(documents))
     searching = replace(SearchSettings.from_flags(args), progress=False)
     searching.check(args.neg_topk, *documents.shape)
     if not searching.gpus:
-        documents = in_memory_if_it_fits(documents)
+        documents = read_if_it_fits(documents)
     with sole_writer(args.model_save_dir):
         index = searching.open(documents, args.neg_topk)
         settings = replace(settings, index=searching.outcome())

@@ -14,7 +14,7 @@ class InputError(Exception):
     """Something the person at the shell can put right: what is wrong, where (file and line), what to do."""
 
 
-def one_line(text: object) -> str:
+def shorten(text: object) -> str:
     """What came from elsewhere, fit for a sentence: one line, not too long, nothing that a terminal obeys."""
     line = " ".join(str(text).split())
     line = line if len(line) <= 200 else f"{line[:200]}..."

@@ -28,7 +28,7 @@ STYLE = {
 }
 
 
-def table_pictures(table: dict[str, Any]) -> list[tuple[str, str]]:
+def draw_table(table: dict[str, Any]) -> list[tuple[str, str]]:
     """The pictures that a table's measurements allow: (caption, SVG) each.
 
     Args:

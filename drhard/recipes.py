@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import check_fields, existing
+from drhard.files import check_fields, require_file
 from drhard.msmarco import MODES
 
 import yaml
@@ -130,7 +130,7 @@ def read_tables(path: Path, data_root: Path | None = None, faiss_gpus: Sequence[
         InputError: the file is missing or is no such file.
     """
     try:
-        content = _load(existing(path).read_text(encoding="utf-8"))
+        content = _load(require_file(path).read_text(encoding="utf-8"))
         _check(str(path), content)
         given = {"faiss_gpus": "", "faiss_gpu_index": ""}
         if faiss_gpus:

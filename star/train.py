@@ -23,10 +23,10 @@ from typing import Any
 
 from drhard.checkpoints import MINING_FOLDER, open_training
 from drhard.collection import Collection
-from drhard.devices import model_device
-from drhard.encoder import RobertaDot, check_tokens, config_digest, load_encoder, weights_digest
+from drhard.devices import choose_device
+from drhard.encoder import RobertaDot, check_tokens, digest_config, digest_weights, load_encoder
 from drhard.errors import InputError, command
-from drhard.files import file_digest, sole_writer
+from drhard.files import digest_file, sole_writer
 from drhard.flags import add_flags
 from drhard.negatives import (
     HARD_FILE,
@@ -35,7 +35,7 @@ from drhard.negatives import (
     read_hard_negatives,
     write_hard_negatives,
 )
-from drhard.provenance import is_unchanged, read_sealed_step, read_stamp, relevance_digest, write_stamp
+from drhard.provenance import digest_relevant, is_unchanged, read_sealed_step, read_stamp, write_stamp
 from drhard.retrieval import Retriever, mine_hard_negatives
 from drhard.runs import run_path
 from drhard.sampling import Collator, TrainingDataset
@@ -125,7 +125,7 @@ class StaticTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         check_flags(self, WORKING | OWN)
-        self.use_cpu = model_device(self.use_cpu or self.no_cuda).type == "cpu"
+        self.use_cpu = choose_device(self.use_cpu or self.no_cuda).type == "cpu"
         # Its name in today's transformers.
         self.activation_checkpointing = bool(self.activation_checkpointing or self.gradient_checkpointing)
         without_gpu = self.use_cpu
@@ -266,12 +266,12 @@ def make_record(
 ) -> dict[str, Any]:
     """What decides the outcome: a training is resumed with the very same only."""
     return {
-        "init_path": weights_digest(model),
-        "config": config_digest(model.config),
+        "init_path": digest_weights(model),
+        "config": digest_config(model.config),
         "queries": collection.queries("train").digest(),
         "documents": collection.passages.digest(),
-        "judgements": relevance_digest(relevant),
-        "hard negatives": file_digest(data_args.hardneg_path) if data_args.hardneg_path else "mined with --init_path",
+        "judgements": digest_relevant(relevant),
+        "hard negatives": digest_file(data_args.hardneg_path) if data_args.hardneg_path else "mined with --init_path",
         **outcome(data_args, DATA),
         **outcome(args, WORKING | OWN),
         "train_batch_size": args.train_batch_size,
@@ -311,7 +311,7 @@ def mine_pool(
     run = run_path(output_dir / MINING_FOLDER, "train")
     with mine_hard_negatives(retriever, collection, "train", run, min(MINED, documents // 2)) as mining:
         write_hard_negatives(path, mining.hard)
-        write_stamp(path, {"sha256": file_digest(path)})
+        write_stamp(path, {"sha256": digest_file(path)})
         print(f"Wrote {path}")
         return mining.hard
 
