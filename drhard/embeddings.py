@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from drhard.collection import Collection
-from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, digest_weights, for_cpu
+from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, digest_weights
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial_path, sync, write_whole_file
 from drhard.prefetch import prefetch
@@ -148,7 +148,7 @@ def _embed(
     """Yield the embeddings (W, dim) of one window after the other, from row ``done`` on."""
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    module = for_cpu(model) if device.type == "cpu" else MixedPrecision(model, dtype)
+    module = model if device.type == "cpu" else MixedPrecision(model, dtype)
     if gpus > 1:
         module = nn.DataParallel(module)
     dim = model.output_embedding_size

@@ -1,6 +1,5 @@
 """The encoder of queries and documents, and its checkpoints."""
 
-import copy
 import hashlib
 import json
 import logging
@@ -9,7 +8,6 @@ from pathlib import Path
 
 from drhard.errors import InputError
 from drhard.files import write_whole_folder
-from drhard.onednn import with_linear_layers
 from drhard.pretrained import (
     TOKENIZER_FILES,
     check_sizes,
@@ -84,16 +82,6 @@ class MixedPrecision(nn.Module):
         """As :meth:`RobertaDot.forward`."""
         with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(input_ids, attention_mask).float()
-
-
-def for_cpu(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for inference on the CPU, its linear layers by oneDNN; the parameters are shared.
-
-    Embeddings are equal to float32's accuracy. Where torch has no oneDNN the model itself is returned.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return model
-    return with_linear_layers(copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}))
 
 
 def embed_in_chunks(
