@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from drhard.errors import InputError, command
-from drhard.files import whole_text, write_json
+from drhard.files import write_json, write_whole_text
 from drhard.numbers import NATURAL
 from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, Table, each_once, find_rows
 from drhard.tables import all_tables
@@ -136,7 +136,7 @@ def write_report(tables: Mapping[str, Table], wanted: Iterable[str], output_dir:
         return
     write_json(output_dir / "report.json", report, indent=1, ensure_ascii=False)
     for name, render in (("report.md", render_markdown), ("report.html", render_html)):
-        with whole_text(output_dir / name) as file:
+        with write_whole_text(output_dir / name) as file:
             file.write(render(report))
         print(f"Wrote {output_dir / name}")
     print(f"Wrote {output_dir / 'report.json'}")

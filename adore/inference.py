@@ -10,7 +10,7 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import command
-from drhard.files import existing
+from drhard.files import require_file
 from drhard.flags import INDEX, PRECISION, add_flags
 from drhard.hub import find_checkpoint
 from drhard.runs import digest_ids, run_path, write_run
@@ -42,7 +42,7 @@ def main() -> None:
     run = run_path(args.output_dir, args.mode)
     collection = Collection(args.preprocess_dir, args.max_seq_length)
     queries = collection.queries(args.mode)
-    existing(args.dmemmap_path)
+    require_file(args.dmemmap_path)
     find_checkpoint(args.model_dir)
 
     # Imported here: torch takes seconds, and whatever is wrong with the command is said first.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import command
-from drhard.files import existing, sole_writer
+from drhard.files import require_file, sole_writer
 from drhard.flags import INDEX, add_flags
 from drhard.hub import find_checkpoint
 from drhard.numbers import COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED
@@ -55,13 +55,13 @@ def main() -> None:
     args = parse_arguments()
     collection = Collection(args.preprocess_dir, args.max_seq_length)
     queries = collection.queries("train")
-    existing(args.pembed_path)
+    require_file(args.pembed_path)
     find_checkpoint(args.init_path)
 
     # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
     from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
-    from drhard.devices import limit_threads, model_device
-    from drhard.embeddings import in_memory_if_it_fits, open_document_embeddings, warn_if_made_by_another
+    from drhard.devices import choose_device, limit_threads
+    from drhard.embeddings import open_document_embeddings, read_if_it_fits, warn_if_made_by_another
     from drhard.encoder import load_encoder
     from drhard.settings import SearchSettings
 
@@ -82,14 +82,14 @@ def main() -> None:
     )
     output = AdoreOutput(args.model_save_dir, args.log_dir, args.init_path, args.save_steps, args.logging_steps)
     model = load_encoder(args.init_path)
-    device = model_device(gpu=args.model_gpu_index)
+    device = choose_device(gpu=args.model_gpu_index)
     documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, collection)
     warn_if_made_by_another(args.pembed_path, model)
     relevant = collection.relevant("train", len(documents))
     searching = replace(SearchSettings.from_flags(args), progress=False)
     searching.check(args.neg_topk, *documents.shape)
     if not searching.gpus:
-        documents = in_memory_if_it_fits(documents)
+        documents = read_if_it_fits(documents)
     with sole_writer(args.model_save_dir):
         index = searching.open(documents, args.neg_topk)
         settings = replace(settings, index=searching.outcome())

@@ -13,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from drhard.devices import model_device
+from drhard.devices import choose_device
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import RobertaDot
 from drhard.errors import command
@@ -71,7 +71,7 @@ def flops(config: RobertaConfig, lengths: np.ndarray) -> float:
 @command
 def main() -> None:
     args = parse_arguments()
-    device = model_device()
+    device = choose_device()
     model = random_encoder(args.layers).eval().to(device)
     config = model.config
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ from typing import Any
 
 from drhard.errors import InputError, command
 from drhard.exact import SEARCH_MEMORY_GB
-from drhard.files import read_object, sole_writer, whole_text, write_json
+from drhard.files import read_object, sole_writer, write_json, write_whole_text
 from drhard.msmarco import CORPORA
 
 import psutil
@@ -401,7 +401,7 @@ def main() -> None:
     def tell(*more: str) -> None:
         lines.extend(more)
         print("\n".join(more), flush=True)
-        with whole_text(folder / TABLE) as file:
+        with write_whole_text(folder / TABLE) as file:
             file.write("\n".join(lines) + "\n")
 
     with sole_writer(folder):

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from drhard.encoder import RobertaDot, save_encoder
-from drhard.files import whole_file, whole_text
+from drhard.files import write_whole_file, write_whole_text
 from drhard.msmarco import CORPORA
 
 import numpy as np
@@ -127,7 +127,10 @@ def write_collection(data_type: str, counts: Counts, folder: Path) -> None:
     texts = Texts(seed=1)
     path = folder / (corpus.collection + (".gz" if data_type == "doc" else ""))
     if not path.exists():
-        with whole_file(path) as raw, tqdm(total=counts.documents, unit="doc", unit_scale=True, desc="writing") as bar:
+        with (
+            write_whole_file(path) as raw,
+            tqdm(total=counts.documents, unit="doc", unit_scale=True, desc="writing") as bar,
+        ):
             file = gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0) if data_type == "doc" else raw
             for chunk in texts.documents(counts.documents):
                 lines = zip(range(bar.n, bar.n + len(chunk)), chunk, strict=True)
@@ -145,7 +148,7 @@ def write_collection(data_type: str, counts: Counts, folder: Path) -> None:
         own, qids = np.split(qids, [counts.queries[mode]])
         if not (folder / files.queries).exists():
             lengths = random.integers(*QUERY_WORDS, len(own))
-            with whole_text(folder / files.queries) as file:
+            with write_whole_text(folder / files.queries) as file:
                 file.writelines(f"{q}\t{text}\n" for q, text in zip(own.tolist(), texts.draw(lengths), strict=True))
         if files.qrels and not (folder / files.qrels).exists():
             judged, total = own[: counts.judged[mode]], counts.judgements[mode]
@@ -170,7 +173,7 @@ def write_judgements(
     grades = random.choice(GRADES, total) if graded else np.ones(total, dtype=np.int64)
     grades[: len(qids)] = GRADES[-1] if graded else 1
     tab = " " if prefix else "\t"  # as the official files have it
-    with whole_text(path) as file:
+    with write_whole_text(path) as file:
         for qid, pid, grade in zip(np.resize(qids, total).tolist(), pids.tolist(), grades.tolist(), strict=True):
             file.write(f"{qid}{tab}0{tab}{prefix}{pid}{tab}{grade}\n")
 

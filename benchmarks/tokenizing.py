@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import command
-from drhard.files import text_lines
+from drhard.files import read_lines
 from drhard.tokenizer import RobertaTokenizer, byte_characters
 from drhard.tokens import PASSAGES, TokenMemmap
 
@@ -111,7 +111,7 @@ def plain(collection: Path, target: Path, tokenizer: RobertaTokenizer) -> None:
 def write_collection(path: Path, text: Path | None, lines: int) -> None:
     """A collection.tsv of so many lines; where the text is repeated, a number behind it tells them apart."""
     source = text or SAMPLE / "passage" / "dataset" / "collection.tsv.gz"
-    texts = [" ".join(line.rpartition("\t")[2].split()) for _, line in text_lines(source)]
+    texts = [" ".join(line.rpartition("\t")[2].split()) for _, line in read_lines(source)]
     texts = [text for text in texts if text]
     with open(path, "w", encoding="utf-8") as file:
         for pid in range(lines):

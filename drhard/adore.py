@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import RobertaDot, check_tokens, config_digest, save_encoder, weights_digest
+from drhard.encoder import RobertaDot, check_tokens, digest_config, digest_weights, save_encoder
 from drhard.errors import InputError
-from drhard.files import remove_unfinished, whole_file
+from drhard.files import remove_unfinished, write_whole_file
 from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
-from drhard.provenance import check_record, relevance_digest
-from drhard.tokens import TokenMemmap, sample_digest
+from drhard.provenance import check_record, digest_relevant
+from drhard.tokens import TokenMemmap, digest_sample
 from drhard.training import (
     Events,
     check_loss,
     check_trained,
-    parameter_groups,
-    state_digest,
+    digest_state,
+    group_parameters,
     warn_of_long_warmup,
 )
 
@@ -100,7 +100,7 @@ class Candidates:
             self.listed[query, behind] = self.relevant[query, behind] = True
 
 
-def retrieval_quality(retrieved: np.ndarray, relevant: Sequence[Sequence[int]]) -> tuple[float, float]:
+def measure_retrieval(retrieved: np.ndarray, relevant: Sequence[Sequence[int]]) -> tuple[float, float]:
     """Return MRR@10 and recall@10, the means over a batch, of ``retrieved`` (Q, k)."""
     reciprocal, recall = 0.0, 0.0
     for rows, wanted in zip(retrieved[:, :LOGGED_CUT], relevant, strict=True):
@@ -202,7 +202,7 @@ class AdoreTraining:
                 f"{self.total_steps} batches; lower it, so that there is an update"
             )
         self.optimizer = AdamW(
-            parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
+            group_parameters(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
         )
         self.scheduler = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, updates)
         self._record: dict[str, Any] = {}  # what decides the outcome; resume makes it
@@ -284,7 +284,7 @@ class AdoreTraining:
             self.optimizer.step()
             self.scheduler.step()
             self.optimizer.zero_grad()
-        mrr, recall = retrieval_quality(retrieved, relevant)
+        mrr, recall = measure_retrieval(retrieved, relevant)
         return {"loss": loss.item(), "mrr_10": mrr, "recall_10": recall, "lr": rate}
 
     def _batch_rows(self, step: int) -> np.ndarray:
@@ -317,14 +317,14 @@ class AdoreTraining:
     def _make_record(self) -> dict[str, Any]:
         """Of the weights at the start, so before the state of a stopped training is loaded."""
         return asdict(self.settings) | {
-            "init_path": weights_digest(self.model),
-            "config": config_digest(self.model.config),
+            "init_path": digest_weights(self.model),
+            "config": digest_config(self.model.config),
             "queries": len(self.query_rows),
             "query texts": self.queries.digest(),
             "max_seq_length": self.queries.max_length,
-            "judgements": relevance_digest(self.relevant),
+            "judgements": digest_relevant(self.relevant),
             "documents": len(self.documents),
-            "document vectors": sample_digest(self.documents),
+            "document vectors": digest_sample(self.documents),
         }
 
     def _save_state(self) -> None:
@@ -338,8 +338,8 @@ class AdoreTraining:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        with whole_file(self.state_path) as file:
-            torch.save(state | {"digest": state_digest(state)}, file)
+        with write_whole_file(self.state_path) as file:
+            torch.save(state | {"digest": digest_state(state)}, file)
 
     def resume(self) -> None:
         """Go back to where the training was stopped, if it was. The sole writer of the folder calls it.
@@ -371,7 +371,7 @@ class AdoreTraining:
         try:
             state = torch.load(self.state_path, map_location="cpu", weights_only=True)
             digest = state.pop("digest")
-            reason = None if digest == state_digest(state) else "it is not what was written"
+            reason = None if digest == digest_state(state) else "it is not what was written"
         except Exception as error:  # what torch raises depends on the damage
             reason = type(error).__name__
         if reason:

@@ -17,8 +17,8 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from drhard.errors import InputError, one_line
-from drhard.files import whole_file
+from drhard.errors import InputError, shorten
+from drhard.files import write_whole_file
 
 Progress = Callable[[str, int, int], None]  # "downloading" / "checking" / "unpacking", bytes done, bytes in all
 
@@ -52,7 +52,7 @@ def unpack(archive: Path, names: Sequence[str], progress: Progress, most: int) -
     with ExitStack() as targets, _unpacking(archive), open(archive, "rb") as packed:
 
         def write(source: IO[bytes], name: str) -> None:
-            target = targets.enter_context(whole_file(archive.with_name(name)))
+            target = targets.enter_context(write_whole_file(archive.with_name(name)))
             for chunk in iter(lambda: source.read(CHUNK), b""):
                 target.write(chunk)
                 progress("unpacking", packed.tell(), total)
@@ -144,7 +144,7 @@ def _unpacking(archive: Path) -> Iterator[None]:
         # Of the disk, but for one that says that a place before the start of the file was looked for.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise InputError(f"{archive}: cannot be unpacked ({one_line(error)}); remove it and run this again") from None
+        raise InputError(f"{archive}: cannot be unpacked ({shorten(error)}); remove it and run this again") from None
 
 
 def unpack_checkpoint(archive: Path, folder: Path) -> None:
@@ -189,4 +189,4 @@ def _write_members(
     with ExitStack() as targets:
         for name, member in _wanted(archive, beside, _CHECKPOINT_FILES):
             with open_member(member) as source:
-                shutil.copyfileobj(source, targets.enter_context(whole_file(folder / name)), CHUNK)
+                shutil.copyfileobj(source, targets.enter_context(write_whole_file(folder / name)), CHUNK)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.files import existing
+from drhard.files import require_file
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def read_array(path: str | Path, hint: str) -> np.ndarray:
     Raises:
         InputError: the file is missing, is none of NumPy's, holds Python's objects, or is shorter than it says.
     """
-    path = existing(path, hint)
+    path = require_file(path, hint)
     try:
         if not path.is_file():
             raise ValueError("not a file")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from drhard.compressed import FLAT, check_factory, open_compressed
+from drhard.compressed import check_factory, open_compressed
 from drhard.exact import SEARCH_MEMORY_GB, ExactIndex
 from drhard.faiss_index import GPU_TOPK, check_gpus, find_gpus_with_room, open_on_gpus
-from drhard.files import existing
+from drhard.files import require_file
 from drhard.index import Index, check_topk
 from drhard.numbers import SEARCH_GB
 
@@ -70,7 +70,7 @@ class CompressedBackend:
         if self.gpus:
             check_gpus(self.gpus, k)
         if self.factory == FLAT and self.path is not None:
-            existing(self.path, "with --index_factory it is built there")
+            require_file(self.path, "with --index_factory it is built there")
         else:
             check_factory(self.factory, dim, self.parameters, bool(self.gpus))
 

@@ -1,4 +1,7 @@
-"""Compressed indexes: faiss indexes that take less memory than the documents and find nearly the same."""
+"""Compressed indexes: faiss indexes that take less memory than the documents and find nearly the same.
+
+faiss is imported inside the functions: see :mod:`drhard.faiss_index`.
+"""
 
 import hashlib
 import logging
@@ -10,7 +13,7 @@ from typing import Any
 from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.errors import InputError
 from drhard.faiss_index import FaissIndex
-from drhard.files import existing, whole_file
+from drhard.files import require_file, write_whole_file
 from drhard.flags import FLAT
 from drhard.provenance import (
     check_made_from,
@@ -20,7 +23,7 @@ from drhard.provenance import (
     warn_of_no_stamp,
     write_stamp,
 )
-from drhard.tokens import sample_digest
+from drhard.tokens import digest_sample
 from drhard.vectors import check_finite, name_source
 
 import numpy as np
@@ -58,7 +61,7 @@ def open_compressed(
     if path is None:
         index = _build(documents, factory)
     elif path.exists() or factory == FLAT:
-        index = _read(existing(path, "with --index_factory it is built there"), documents, factory)
+        index = _read(require_file(path, "with --index_factory it is built there"), documents, factory)
     else:
         index = _build_at(path, documents, factory)
     set_parameters(index, parameters, str(path or f"--index_factory {factory}"))
@@ -122,7 +125,7 @@ def _build_at(path: Path, documents: np.ndarray, factory: str) -> Any:
     """Build an index in ``path``. The file is claimed first, for it takes long."""
     import faiss
 
-    with whole_file(path) as file:
+    with write_whole_file(path) as file:
         index = _build(documents, factory)
         digest = hashlib.sha256()
 
@@ -170,7 +173,7 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
 
 
 def _stamp(documents: np.ndarray, factory: str) -> dict[str, str]:
-    return {"factory": factory, "vectors": sample_digest(documents)}
+    return {"factory": factory, "vectors": digest_sample(documents)}
 
 
 def check_kind(index: Any, name: str) -> str:

@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 LEAST_DRIVER = 580  # of NVIDIA, for the CUDA 13 that torch's build brings along
 
 
-def model_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
+def choose_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
     """The GPU if there is one and it is not declined, the CPU otherwise. Raises InputError if it is not there.
 
     Logs a warning if this machine has a GPU that torch cannot use.
     """
     if no_cuda:
         return torch.device("cpu")
-    reason = why_no_gpu()
+    reason = explain_no_gpu()
     if reason:
         log.warning("%s; the work is done on the CPU", reason)
     if reason or not torch.cuda.is_available():
@@ -35,12 +35,12 @@ def model_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
 
 def require_gpu() -> None:
     """Raise InputError if this machine has a GPU that torch cannot use; for those who ask for one by a flag."""
-    reason = why_no_gpu()
+    reason = explain_no_gpu()
     if reason:
         raise InputError(f"{reason}; leave the flag out to work on the CPU")
 
 
-def why_no_gpu() -> str | None:
+def explain_no_gpu() -> str | None:
     """Why torch cannot use the NVIDIA GPU of this machine; None if it can, if there is none, or if it is hidden."""
     with warnings.catch_warnings(action="ignore"):  # torch says the same in several lines
         if torch.cuda.is_available():
@@ -82,7 +82,7 @@ def _asked_of_the_driver() -> str | None:
     return f"{name}, driver {driver}" if name else None
 
 
-def encoding_dtype(precision: str | None, device: torch.device) -> torch.dtype:
+def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
     """What the model computes in: ``precision``, "float16" or "bfloat16", on a GPU; float32 without one."""
     if precision is None:
         return torch.float32
@@ -94,7 +94,7 @@ def encoding_dtype(precision: str | None, device: torch.device) -> torch.dtype:
 
 def limit_threads(threads: int) -> None:
     """Have torch, NumPy's matrix products and faiss work on so many cores. Raises InputError if that is none."""
-    import faiss
+    import faiss  # here, as it takes a part of a second that other scripts save
 
     if threads < 1:
         raise InputError(f"{threads} threads cannot do the work; give at least 1")

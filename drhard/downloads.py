@@ -28,8 +28,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from drhard.archives import CHUNK, WEIGHTS, Progress, unpack, unpack_checkpoint
-from drhard.errors import InputError, one_line
-from drhard.files import disk_faults, partial, read_object, sole_writer, sync
+from drhard.errors import InputError, shorten
+from drhard.files import disk_faults, partial_path, read_object, sole_writer, sync
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: 
             return []
         unpacked = list(file.names) != [file.archive]
         if archive.is_file():  # put there by hand, or an earlier call was stopped while it unpacked
-            digest = md5_of(archive, progress)
+            digest = digest_md5(archive, progress)
             if digest not in file.md5:
                 raise InputError(
                     f"{archive}: its md5 is {digest}, not {_either(file.md5)}; remove it and run this again"
@@ -212,10 +212,10 @@ def forget_archive(file: RemoteFile, folder: Path) -> None:
 def _download_archive(
     file: RemoteFile, archive: Path, unpacked: bool, headers: dict[str, str], progress: Progress
 ) -> None:
-    unfinished = partial(archive)
+    unfinished = partial_path(archive)
     _check_space(file, archive.parent, unfinished, unpacked)
     fetch(file.url, unfinished, headers, progress, file.bytes)
-    digest = md5_of(unfinished, progress)
+    digest = digest_md5(unfinished, progress)
     if digest not in file.md5:
         unfinished.unlink()
         raise InputError(
@@ -263,7 +263,7 @@ def _network(url: str) -> Iterator[None]:
     try:
         yield
     except HTTPError as error:
-        answer = f"the server answers {error.code} {one_line(error.reason)}"
+        answer = f"the server answers {error.code} {shorten(error.reason)}"
         if error.code in _PASSING:
             raise _PassingFault(answer) from None
         raise InputError(f"{url}: {answer}; see whether the file has moved and correct the manifest") from None
@@ -277,14 +277,14 @@ def _network(url: str) -> Iterator[None]:
         # urllib's own, of an address that it does not open: another attempt leads there again.
         if isinstance(error, InvalidURL) or (isinstance(error, URLError) and isinstance(reason, str)):
             _refuse_answer(url, reason)
-        raise _PassingFault(one_line(reason) or type(reason).__name__) from None
+        raise _PassingFault(shorten(reason) or type(reason).__name__) from None
     except (ValueError, OverflowError) as error:  # a redirection to what is no address
         _refuse_answer(url, error)
 
 
 def _refuse_answer(url: str, reason: object) -> NoReturn:
     raise InputError(
-        f"{url}: the server's answer makes no sense ({one_line(reason)}); see whether the file has moved and correct "
+        f"{url}: the server's answer makes no sense ({shorten(reason)}); see whether the file has moved and correct "
         "the manifest"
     ) from None
 
@@ -364,7 +364,7 @@ def _length(headers: Message) -> int | None:
     return int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
 
 
-def md5_of(path: Path, progress: Progress) -> str:
+def digest_md5(path: Path, progress: Progress) -> str:
     """The md5 of a file, in hexadecimal digits."""
     digest, done, total = hashlib.md5(usedforsecurity=False), 0, _size(path)
     with open(path, "rb") as file:
@@ -397,7 +397,7 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
             return
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: is in the way and no checkpoint; move it elsewhere and run this again")
-        unfinished = partial(folder)
+        unfinished = partial_path(folder)
         unfinished.mkdir(exist_ok=True)
         archive = folder.with_name(f"{folder.name}.archive")
         with _google_drive(checkpoint, folder):
@@ -434,7 +434,7 @@ def _google_drive(checkpoint: RemoteCheckpoint, folder: Path) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{checkpoint.url}: gdown did not get it ({one_line(error) or type(error).__name__}); Google Drive refuses "
+            f"{checkpoint.url}: gdown did not get it ({shorten(error) or type(error).__name__}); Google Drive refuses "
             f"files that are asked for often: try again in some hours, or fetch it with a browser into {folder}"
         ) from None
 

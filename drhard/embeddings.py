@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from drhard.collection import Collection
-from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, for_cpu, weights_digest
+from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, digest_weights
 from drhard.errors import InputError
-from drhard.files import claim, disk_faults, partial, sync, whole_file
+from drhard.files import claim, disk_faults, partial_path, sync, write_whole_file
 from drhard.prefetch import prefetch
 from drhard.provenance import check_made_from, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
 from drhard.tokens import TokenMemmap
@@ -70,9 +70,9 @@ def encode(
         log.info("%s is there already and is used again", path)
         return stamp["dim"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_faults(path), claim(partial(path), path) as file:
+    with disk_faults(path), claim(partial_path(path), path) as file:
         if path.exists():  # finished by another process since we looked
-            partial(path).unlink()
+            partial_path(path).unlink()
             _check(path, stamp)
             return stamp["dim"]
         done = _resume(path, stamp, file)
@@ -80,7 +80,7 @@ def encode(
             with closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows:
                 _write_windows(file, _require_finite(windows, path, dtype))
         except InputError:  # nothing in it is worth resuming from
-            partial(path).unlink()
+            partial_path(path).unlink()
             stamp_path(path).unlink()
             raise
         _finish(path, stamp)
@@ -90,7 +90,7 @@ def encode(
 def _make_stamp(model: RobertaDot, tokens: TokenMemmap, dtype: torch.dtype) -> dict[str, Any]:
     """What the embeddings of ``tokens`` are made from."""
     return {
-        "model": weights_digest(model),
+        "model": digest_weights(model),
         "tokens": tokens.digest(),
         "length": tokens.max_length,
         "rows": len(tokens),
@@ -107,8 +107,8 @@ def _resume(path: Path, stamp: dict[str, Any], file: BinaryIO) -> int:
         InputError: it was made from something else.
     """
     row_bytes = stamp["dim"] * DTYPE.itemsize
-    done = partial(path).stat().st_size // row_bytes // WINDOW * WINDOW
-    if done and _has_stamp(path, stamp, partial(path)):
+    done = partial_path(path).stat().st_size // row_bytes // WINDOW * WINDOW
+    if done and _has_stamp(path, stamp, partial_path(path)):
         file.truncate(done * row_bytes)
         return done
     file.truncate(0)  # before the stamp, which would else speak for the rows of another
@@ -136,10 +136,10 @@ def _write_windows(file: BinaryIO, windows: Iterator[np.ndarray]) -> None:
 
 def _finish(path: Path, stamp: dict[str, Any]) -> None:
     """Give the finished file its name. Raises OSError if the disk has lost a part of it."""
-    sync(partial(path))
-    if partial(path).stat().st_size != stamp["rows"] * stamp["dim"] * DTYPE.itemsize:
+    sync(partial_path(path))
+    if partial_path(path).stat().st_size != stamp["rows"] * stamp["dim"] * DTYPE.itemsize:
         raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
-    os.replace(partial(path), path)
+    os.replace(partial_path(path), path)
 
 
 def _embed(
@@ -148,7 +148,7 @@ def _embed(
     """Yield the embeddings (W, dim) of one window after the other, from row ``done`` on."""
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    module = for_cpu(model) if device.type == "cpu" else MixedPrecision(model, dtype)
+    module = model if device.type == "cpu" else MixedPrecision(model, dtype)
     if gpus > 1:
         module = nn.DataParallel(module)
     dim = model.output_embedding_size
@@ -223,7 +223,7 @@ def _append(file: BinaryIO, embeddings: np.ndarray) -> None:
 
 def write_row_numbers(path: str | Path, rows: int) -> None:
     """Write the int32 file of row numbers that the published project puts beside its embeddings."""
-    with whole_file(path) as file:
+    with write_whole_file(path) as file:
         file.write(np.arange(rows, dtype=np.int32))
 
 
@@ -242,7 +242,7 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
     """
     path = Path(path)
     if not path.is_file():
-        hint = "; the run that writes it was stopped, run it again" if partial(path).exists() else ""
+        hint = "; the run that writes it was stopped, run it again" if partial_path(path).exists() else ""
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else f'no such file{hint}'}")
     size, row_bytes = path.stat().st_size, dim * DTYPE.itemsize
     if size == 0 or size % row_bytes or (rows is not None and size != rows * row_bytes):
@@ -319,7 +319,7 @@ def are_made_by(path: Path, weights: str) -> bool:
     """Return whether the embeddings at ``path`` are those of a model, as far as their stamp tells.
 
     Args:
-        weights: :func:`drhard.encoder.weights_digest` of the model.
+        weights: :func:`drhard.encoder.digest_weights` of the model.
     """
     stamp = read_embedding_stamp(path)
     return stamp is None or stamp["model"] == weights
@@ -327,11 +327,11 @@ def are_made_by(path: Path, weights: str) -> bool:
 
 def warn_if_made_by_another(path: Path, model: RobertaDot) -> None:
     """Log a warning if the stamp of the embeddings at ``path`` names other weights than those of ``model``."""
-    if not are_made_by(path, weights_digest(model)):
+    if not are_made_by(path, digest_weights(model)):
         log.warning("%s: was made by another model than the one that the training starts from", path)
 
 
-def in_memory_if_it_fits(documents: np.ndarray) -> np.ndarray:
+def read_if_it_fits(documents: np.ndarray) -> np.ndarray:
     """Read a memmap into memory if that leaves at least as much free; as it is if not."""
     if documents.nbytes * 2 > psutil.virtual_memory().available:
         return documents

@@ -1,6 +1,5 @@
 """The encoder of queries and documents, and its checkpoints."""
 
-import copy
 import hashlib
 import json
 import logging
@@ -8,14 +7,13 @@ import shutil
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.files import whole_folder
+from drhard.files import write_whole_folder
 from drhard.hub import TOKENIZER_FILES, find_checkpoint
-from drhard.onednn import with_linear_layers
 from drhard.pretrained import (
     check_sizes,
     check_weights,
     embedding_size,
-    longest_sequence,
+    find_longest_sequence,
     quiet_transformers,
     read_config,
     read_weights,
@@ -85,16 +83,6 @@ class MixedPrecision(nn.Module):
             return self.model(input_ids, attention_mask).float()
 
 
-def for_cpu(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for inference on the CPU, its linear layers by oneDNN; the parameters are shared.
-
-    Embeddings are equal to float32's accuracy. Where torch has no oneDNN the model itself is returned.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return model
-    return with_linear_layers(copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}))
-
-
 def embed_in_chunks(
     model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, chunk_size: int
 ) -> torch.Tensor:
@@ -158,7 +146,7 @@ def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
         InputError: sequences are longer than the model takes, ids are beyond its vocabulary, or the ids are those of
             another vocabulary.
     """
-    longest = longest_sequence(model.config)
+    longest = find_longest_sequence(model.config)
     if tokens.lengths.max() > longest:
         raise InputError(
             f"{tokens.path}: has sequences of {tokens.lengths.max()} tokens, the model takes at most {longest}; "
@@ -175,7 +163,7 @@ def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
     tokens.vocabulary = known
 
 
-def weights_digest(model: nn.Module) -> str:
+def digest_weights(model: nn.Module) -> str:
     """SHA-256 over names, shapes and bytes of all parameters: the same for .bin and safetensors files."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -184,7 +172,7 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def config_digest(config: PreTrainedConfig) -> str:
+def digest_config(config: PreTrainedConfig) -> str:
     """Return the SHA-256 over what the configuration of a model says of its computing, dropout included."""
     values = {name: value for name, value in config.to_dict().items() if name not in CONFIG_NOTES}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
@@ -197,7 +185,7 @@ def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Pa
         tokenizer_from: the checkpoint whose ``vocab.json`` and ``merges.txt`` go along, if it is a folder that
             has them.
     """
-    with whole_folder(folder, last="config.json") as unfinished:  # without its config a folder is no checkpoint
+    with write_whole_folder(folder, last="config.json") as unfinished:  # without its config a folder is no checkpoint
         model.save_pretrained(unfinished)
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_from) / name).is_file():

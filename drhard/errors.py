@@ -14,7 +14,7 @@ class InputError(Exception):
     """Something the person at the shell can put right: what is wrong, where (file and line), what to do."""
 
 
-def one_line(text: object) -> str:
+def shorten(text: object) -> str:
     """What came from elsewhere, fit for a sentence: one line, not too long, nothing that a terminal obeys."""
     line = _printable(" ".join(str(text).split()))
     return line if len(line) <= 200 else f"{line[:200]}..."
@@ -27,7 +27,7 @@ def _printable(text: str) -> str:
 
 def reason_of(error: BaseException) -> str:
     """The first line of what a library's error says, or the error's type if it says nothing, fit for a sentence."""
-    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

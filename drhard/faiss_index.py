@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from drhard.devices import require_gpu, why_no_gpu
+from drhard.devices import explain_no_gpu, require_gpu
 from drhard.errors import InputError
 from drhard.index import RESULTS_AT_ONCE, check_queries, check_topk
 from drhard.vectors import check_finite, name_source
@@ -121,7 +121,7 @@ def find_gpus_with_room(size: int) -> list[int]:
     """Return all GPUs if they can hold documents of ``size`` bytes between them and faiss can use them, else none."""
     import faiss
 
-    if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()) or why_no_gpu():
+    if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()) or explain_no_gpu():
         return []
     torch.cuda.empty_cache()
     gpus = list(range(faiss.get_num_gpus()))

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
-from drhard.errors import InputError, one_line
+from drhard.errors import InputError, shorten
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ PROBE_BYTES = 1 << 20
 BOM = "\ufeff"  # some editors put this byte-order mark in front of a text
 
 
-def partial(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """The name under which ``path`` is written until it is whole."""
     return path.with_name(f"{path.name}.partial")
 
@@ -93,11 +93,11 @@ def sole_writer(folder: str | Path, target: Path | None = None) -> Iterator[Bina
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def write_whole(path: str | Path) -> Iterator[Path]:
     """Write to the yielded path, an empty file; it gets the name ``path`` if the block ends well.
 
-    If not, it is removed, and what was at ``path`` stays. Write with :func:`whole_file` where you can: some libraries
-    that write by name lose the error of their last flush.
+    If not, it is removed, and what was at ``path`` stays. Write with :func:`write_whole_file` where you can: some
+    libraries that write by name lose the error of their last flush.
 
     Raises:
         InputError: another process is writing ``path``, or its disk takes no more.
@@ -105,24 +105,24 @@ def whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with claim(partial(path), path) as claimed:
+        with claim(partial_path(path), path) as claimed:
             claimed.truncate(0)
             try:
-                yield partial(path)
-                sync(partial(path))
-                os.replace(partial(path), path)
+                yield partial_path(path)
+                sync(partial_path(path))
+                os.replace(partial_path(path), path)
             except BaseException:  # not "finally": once renamed, the name may be another process's claim
-                partial(path).unlink(missing_ok=True)
+                partial_path(path).unlink(missing_ok=True)
                 raise
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """:func:`whole` for those who write to a file object, for bytes. Every byte is accounted for before the rename.
+def write_whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """:func:`write_whole` for those who write bytes to a file object. Every byte is accounted for before the rename.
 
     np.save, torch.save and faiss write to it through Python, so that an error of the disk keeps its reason.
     """
-    with whole(path) as unfinished, open(unfinished, "wb") as file:
+    with write_whole(path) as unfinished, open(unfinished, "wb") as file:
         counted = _Counted(file)
         yield counted  # type: ignore[misc]
         file.flush()
@@ -131,15 +131,15 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_text(path: str | Path) -> Iterator[IO[str]]:
-    """:func:`whole` for those who write text: UTF-8, lines end with a line feed."""
-    with whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+def write_whole_text(path: str | Path) -> Iterator[IO[str]]:
+    """:func:`write_whole` for those who write text: UTF-8, lines end with a line feed."""
+    with write_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as file:
         yield file
 
 
 @contextmanager
-def whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
-    """:func:`whole` for a folder of files: write them into the yielded folder.
+def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
+    """:func:`write_whole` for a folder of files: write them into the yielded folder.
 
     If the block ends well, a new folder appears at once. Into one that is there the files are moved one by one:
     ``last`` leaves it first and comes last, so a folder that has this file is whole.
@@ -149,7 +149,7 @@ def whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
     """
     folder = Path(folder)
     there = folder.is_dir()
-    unfinished = folder / ".partial" if there else partial(folder)
+    unfinished = folder / ".partial" if there else partial_path(folder)
     lock = unfinished.with_name(f"{unfinished.name}.lock")
     with disk_faults(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -185,9 +185,9 @@ def remove_unfinished(folder: Path, pattern: str) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder. Its name goes first, so that no part of it is ever taken for the whole."""
-    shutil.rmtree(partial(folder), ignore_errors=True)
-    os.replace(folder, partial(folder))
-    shutil.rmtree(partial(folder), ignore_errors=True)
+    shutil.rmtree(partial_path(folder), ignore_errors=True)
+    os.replace(folder, partial_path(folder))
+    shutil.rmtree(partial_path(folder), ignore_errors=True)
 
 
 class _Counted:
@@ -236,7 +236,7 @@ def disk_faults(path: Path) -> Iterator[None]:
 def _ask_disk(path: Path) -> None:
     """Raise InputError if the disk of ``path`` does not take another megabyte."""
     try:
-        with tempfile.TemporaryFile(dir=existing_folder(path)) as probe:
+        with tempfile.TemporaryFile(dir=find_folder_above(path)) as probe:
             probe.write(bytes(PROBE_BYTES))
             probe.flush()
             os.fsync(probe.fileno())
@@ -245,7 +245,7 @@ def _ask_disk(path: Path) -> None:
 
 
 def _refuse_disk(path: Path, error: OSError) -> NoReturn:
-    folder = existing_folder(path)
+    folder = find_folder_above(path)
     mount = folder.resolve()
     while not mount.is_mount():
         mount = mount.parent
@@ -256,7 +256,7 @@ def _refuse_disk(path: Path, error: OSError) -> NoReturn:
     ) from None
 
 
-def existing_folder(path: Path) -> Path:
+def find_folder_above(path: Path) -> Path:
     """The nearest folder above ``path`` that exists."""
     return next(folder for folder in (path.absolute().parent, *path.absolute().parents) if folder.is_dir())
 
@@ -273,13 +273,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_digest(path: str | Path) -> str:
+def digest_file(path: str | Path) -> str:
     """SHA-256 of a file, as sha256sum prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def existing(path: str | Path, hint: str = "") -> Path:
+def require_file(path: str | Path, hint: str = "") -> Path:
     """``path`` as a Path. Raises InputError, with ``hint`` on how to get it, if nothing is there."""
     path = Path(path)
     if not path.exists():
@@ -292,7 +292,7 @@ def existing(path: str | Path, hint: str = "") -> Path:
 
 def write_json(path: str | Path, content: Any, **format: Any) -> None:
     """Write ``content`` as JSON, whole. Raises ValueError for what JSON does not know, such as NaN."""
-    with whole_text(path) as file:
+    with write_whole_text(path) as file:
         json.dump(content, file, allow_nan=False, **format)
 
 
@@ -319,7 +319,7 @@ def read_object(
         InputError: the file is missing or not one JSON object, names a field twice, is nested too deep, has a number
             that is not finite or has too many digits, or lacks a field or has it with another type.
     """
-    path = existing(path)
+    path = require_file(path)
     name = name or str(path)
     hint = f"; {hint}" if hint else ""
     if path.is_dir():
@@ -327,7 +327,7 @@ def read_object(
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else one_line(error)
+        reason = "nested too deep" if isinstance(error, RecursionError) else shorten(error)
         raise InputError(f"{name}: not a JSON file ({reason}){hint}") from None
     if not isinstance(content, dict):
         raise InputError(f"{name}: expected a JSON object, found {_KINDS[type(content)]}{hint}")
@@ -396,7 +396,7 @@ def _finite(constant: str) -> NoReturn:
 # Text
 
 
-def text_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int, str]]:
+def read_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 text file, gzipped or not.
 
     A byte-order mark at the start of the file is no part of its first line.
@@ -408,7 +408,7 @@ def text_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int,
         InputError: the file is missing or damaged, or a line is not UTF-8.
     """
     name = name or str(path)
-    if existing(path).is_dir():
+    if require_file(path).is_dir():
         raise InputError(f"{name}: is a folder; a text file is expected")
     number = 0
     with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import existing, whole_file
+from drhard.files import require_file, write_whole_file
 from drhard.msmarco import LARGEST_ID
 
 import numpy as np
@@ -61,7 +61,7 @@ def read_ids(path: str | Path) -> np.ndarray:
         InputError: the file is missing or not such a dict, its rows are not 0, 1, 2, … in some order, or an id is
             there twice or outside of 0 to :data:`LARGEST_ID`.
     """
-    path = existing(path, "preprocess.py writes it")
+    path = require_file(path, "preprocess.py writes it")
     if not path.is_file():
         raise InputError(f"{path}: not a file; run preprocess.py again")
     content = path.read_bytes()
@@ -77,7 +77,7 @@ def write_ids(path: str | Path, ids: np.ndarray) -> None:
     Args:
         ids: (rows,) int64, each within int32, none twice.
     """
-    with whole_file(path) as file:
+    with write_whole_file(path) as file:
         file.write(b"\x80\x03}")  # protocol 3, empty dict
         for start in range(0, len(ids), ENTRIES):
             part = ids[start : start + ENTRIES]

@@ -80,7 +80,7 @@ def _fields(line: str, count: int, form: str, where: str) -> list[str]:
     return fields
 
 
-def source_file(folder: Path, name: str) -> Path | None:
+def find_source_file(folder: Path, name: str) -> Path | None:
     """``folder/name``, or ``folder/name.gz`` in its place, or None if neither is there."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from drhard.errors import InputError
-from drhard.files import existing, whole_text
+from drhard.files import require_file, write_whole_text
 from drhard.msmarco import parse_number
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 HARD_FILE = "hard.json"
-EXPECTED = 'expected {"qid": [pid, …], …} with row numbers'
+EXPECTED = 'expected {"query row": [document row, …], …}'
 READ_BYTES = 1 << 24
 RESULTS_AT_ONCE = 1 << 21  # 16 MB as int64
 BOM = b"\xef\xbb\xbf"  # some editors put this byte-order mark in front of a text
@@ -48,7 +48,7 @@ class HardNegatives(Mapping[int, np.ndarray]):
         place = self._order[place]
         return self._rows[self._starts[place] : self._ends[place]]
 
-    def without_any(self) -> np.ndarray:
+    def find_empty(self) -> np.ndarray:
         """The query rows whose list is empty."""
         return self._queries[self._starts == self._ends]
 
@@ -59,7 +59,7 @@ class HardNegatives(Mapping[int, np.ndarray]):
         return len(self._queries)
 
 
-def best_not_relevant(rows: np.ndarray, relevant: Mapping[int, Sequence[int]], topk: int) -> HardNegatives:
+def exclude_relevant(rows: np.ndarray, relevant: Mapping[int, Sequence[int]], topk: int) -> HardNegatives:
     """The ``topk`` best documents of each query that are not judged relevant to it (section 4.1 of the paper).
 
     Args:
@@ -86,7 +86,7 @@ def best_not_relevant(rows: np.ndarray, relevant: Mapping[int, Sequence[int]], t
 
 def keep_queries_with_negatives(relevant: Mapping[int, Sequence[int]], hard: HardNegatives) -> dict[int, Sequence[int]]:
     """Return ``relevant`` without the queries that have no hard negative; log a warning that says how many."""
-    lacking = set(hard.without_any().tolist())
+    lacking = set(hard.find_empty().tolist())
     kept = {query: rows for query, rows in relevant.items() if query not in lacking}
     if len(kept) < len(relevant):
         log.warning("queries without a hard negative are left out of the training: %d", len(relevant) - len(kept))
@@ -103,8 +103,8 @@ def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 
 
 def write_hard_negatives(path: Path, hard: Mapping[int, np.ndarray]) -> None:
-    """Write ``hard.json``: ``{"qid": [pid, …]}`` in rows, on one line."""
-    with whole_text(path) as file:
+    """Write ``hard.json``, ``{"query row": [document row, …]}`` on one line."""
+    with write_whole_text(path) as file:
         file.write("{")
         for number, (query, rows) in enumerate(hard.items()):  # one by one: 800 MB of text for MS MARCO
             file.write(f'{", " if number else ""}"{query}": {rows.tolist()}')
@@ -114,7 +114,7 @@ def write_hard_negatives(path: Path, hard: Mapping[int, np.ndarray]) -> None:
 def read_hard_negatives(
     path: str | Path, relevant: Iterable[int], documents: int, read_bytes: int = READ_BYTES
 ) -> HardNegatives:
-    """Read ``hard.json``, ``{"qid": [pid, …]}`` in rows.
+    """Read ``hard.json``, ``{"query row": [document row, …]}``.
 
     MS MARCO's has 800 MB on one line, so it is read in parts of whole entries.
 
@@ -127,7 +127,7 @@ def read_hard_negatives(
     Raises:
         InputError: the file is no such file, lacks a query or names it twice, or names a document that is not there.
     """
-    path = existing(path)
+    path = require_file(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; {EXPECTED}")
     none = np.empty(0, dtype=np.int64)
@@ -154,7 +154,7 @@ def read_hard_negatives(
         raise InputError(
             f"{path}: no hard negative for query {lacking[0]}; was it mined with --mode train on this data?"
         )
-    if np.isin(wanted, hard.without_any()).all():
+    if np.isin(wanted, hard.find_empty()).all():
         raise InputError(f"{path}: no query has a hard negative")
     return hard
 
@@ -200,12 +200,12 @@ class _Parsed(NamedTuple):
 
 
 def _parse(entries: bytes) -> _Parsed | None:
-    """Read ``"qid": [pid, …], …``, strictly as JSON has it; None if it is anything else.
+    """Read ``"query row": [document row, …], …``, strictly as JSON has it; None if it is anything else.
 
     json.loads would make a Python number of each, which takes a third more time and five times the memory.
     """
     packed = entries.translate(None, BLANKS)
-    pieces = packed[1:-1].split(b'],"')  # qid":[pid,…
+    pieces = packed[1:-1].split(b'],"')  # query":[row,…
     if packed.translate(None, b"0123456789,") != b'"":[]' * len(pieces) or packed[:1] + packed[-1:] != b'"]':
         return None
     if b",," in packed or b"[," in packed or b",]" in packed:

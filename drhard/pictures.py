@@ -60,7 +60,7 @@ CURVES = (
 Picture = tuple[str, str]  # caption, SVG
 
 
-def table_pictures(table: dict[str, Any]) -> list[Picture]:
+def draw_table(table: dict[str, Any]) -> list[Picture]:
     """Draw what was measured of a table.
 
     Args:

@@ -23,13 +23,21 @@ from typing import BinaryIO, NamedTuple
 
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.files import decode_line, sole_writer, text_lines, whole, whole_file, whole_text, write_json
+from drhard.files import (
+    decode_line,
+    read_lines,
+    sole_writer,
+    write_json,
+    write_whole,
+    write_whole_file,
+    write_whole_text,
+)
 from drhard.ids import write_ids
-from drhard.msmarco import Corpus, Parser, parse_id, parse_query, source_file
+from drhard.msmarco import Corpus, Parser, find_source_file, parse_id, parse_query
 from drhard.numbers import COUNT, LENGTH, Range
 from drhard.qrels import Judgement, read_judgements
 from drhard.tokenizer import RobertaTokenizer
-from drhard.tokens import PASSAGES, lengths_digest, query_name
+from drhard.tokens import PASSAGES, digest_lengths, query_name
 
 import numpy as np
 from tqdm import tqdm
@@ -162,18 +170,18 @@ def preprocess(
 
 def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
     """The collection's file, and by mode those of the queries and of the qrels."""
-    collection = source_file(dataset, corpus.collection)
+    collection = find_source_file(dataset, corpus.collection)
     if collection is None:
         raise InputError(f"{dataset / corpus.collection}: no such file; download_data.sh {corpus.name} fetches it")
     queries, qrels = {}, {}
     for mode, files in corpus.modes.items():
-        path = source_file(dataset, files.queries)
+        path = find_source_file(dataset, files.queries)
         if path is None:
             log.warning("%s: no such file; the %s queries are left out", dataset / files.queries, mode)
             continue
         queries[mode] = path
         if files.qrels is not None:
-            qrels[mode] = source_file(dataset, files.qrels) or dataset / files.qrels
+            qrels[mode] = find_source_file(dataset, files.qrels) or dataset / files.qrels
     return collection, queries, qrels
 
 
@@ -227,7 +235,7 @@ def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written
         keep: the ids of the texts that are kept, if not all.
     """
     left_out: set[int] = set()
-    with whole(job.folder / f"{source.name}.memmap") as memmap:
+    with write_whole(job.folder / f"{source.name}.memmap") as memmap:
         parts = list(_tokenized(job, source, memmap, _filter(source, keep, job.empty_texts, left_out)))
         empty = [number for part in parts for number in part.empty]
         if empty and job.empty_texts == "refuse":
@@ -240,11 +248,11 @@ def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written
     if empty or left_out:
         done = f"{len(empty)} empty texts have no words" if empty else f"{len(left_out)} empty texts are left out"
         log.warning("%s: %s", source.path, done)
-    with whole_file(job.folder / f"{source.name}_length.npy") as file:
+    with write_whole_file(job.folder / f"{source.name}_length.npy") as file:
         np.save(file, lengths)
     meta = {"type": TOKEN_DTYPE.name, "total_number": len(ids), "embedding_size": source.width}
     meta |= {"tokenizer": job.tokenizer, "max_token_id": max(part.max_token_id for part in parts)}
-    write_json(job.folder / f"{source.name}_meta", meta | {"lengths": lengths_digest(lengths)})
+    write_json(job.folder / f"{source.name}_meta", meta | {"lengths": digest_lengths(lengths)})
     return _Written(ids, left_out, source.path)
 
 
@@ -331,7 +339,7 @@ def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
         field = f"{source.prefix}{twice[0]}"
-        numbers = [number for number, line in text_lines(source.path) if line.split("\t", 1)[0] == field]
+        numbers = [number for number, line in read_lines(source.path) if line.split("\t", 1)[0] == field]
         raise InputError(f"{source.path}, line {numbers[1]}: the id {twice[0]} is there already, in line {numbers[0]}")
 
 
@@ -372,7 +380,7 @@ def _judged_rows(
 
 
 def _write_qrels(path: Path, judged: list[Judgement], query_rows: np.ndarray, doc_rows: np.ndarray) -> None:
-    with whole_text(path) as file:
+    with write_whole_text(path) as file:
         for query_row, doc_row, judgement in zip(query_rows, doc_rows, judged, strict=True):
             if query_row >= 0 and doc_row >= 0:
                 file.write(f"{query_row}\t0\t{doc_row}\t{judgement.grade}\n")
@@ -392,7 +400,7 @@ def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Pat
         InputError: one of them was killed.
     """
     pickled = folder / "tokenizer.pickle"
-    with whole_file(pickled) as file:
+    with write_whole_file(pickled) as file:
         pickle.dump(tokenizer, file)
     with (
         Connection(os.dup(lock.fileno())) as held,  # a descriptor that can be handed to a process that is started

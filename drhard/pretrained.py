@@ -123,7 +123,7 @@ def _check_config(config: RobertaConfig, path: Path) -> None:
             raise InputError(
                 f"{path}: {name} is {getattr(config, name)}, beyond the vocabulary of {config.vocab_size} (vocab_size)"
             )
-    if longest_sequence(config) < 2:
+    if find_longest_sequence(config) < 2:
         raise InputError(
             f"{path}: max_position_embeddings {config.max_position_embeddings} leaves no room for <s> and </s> "
             f"behind pad_token_id {config.pad_token_id}"
@@ -132,7 +132,7 @@ def _check_config(config: RobertaConfig, path: Path) -> None:
         raise InputError(f"{path}: hidden_act {config.hidden_act[:40]!r} is no activation function of transformers")
 
 
-def longest_sequence(config: RobertaConfig) -> int:
+def find_longest_sequence(config: RobertaConfig) -> int:
     """How many tokens the model takes; RoBERTa leaves the positions up to the pad id unused."""
     return int(config.max_position_embeddings - config.pad_token_id - 1)
 
@@ -147,7 +147,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         InputError: there are none, a file is damaged or missing, or holds anything else.
     """
     weights: dict[str, torch.Tensor] = {}
-    for path in weights_files(folder):
+    for path in find_weights_files(folder):
         _refuse_stand_in(path)
         weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
     if any(name.startswith("module.") for name in weights):
@@ -163,7 +163,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in weights.items() if not _UNUSED.match(name)}
 
 
-def weights_files(folder: Path) -> list[Path]:
+def find_weights_files(folder: Path) -> list[Path]:
     """The files that hold a checkpoint's weights: one, or several that an index names. Raises InputError if none."""
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import file_digest, read_object, write_json
+from drhard.files import digest_file, read_object, write_json
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def warn_of_no_stamp(path: Path) -> None:
 
 def is_unchanged(path: Path, stamp: Mapping[str, Any], field: str = "sha256") -> bool:
     """Return whether the file at ``path`` is the one that its stamp was written for, as far as the stamp tells."""
-    return stamp.get(field) in (None, file_digest(path))
+    return stamp.get(field) in (None, digest_file(path))
 
 
 # Records of trainings
@@ -101,12 +101,12 @@ def check_record(folder: Path, found: Mapping[str, Any], expected: Mapping[str, 
     check_made_from(folder, {field: found.get(field) for field in expected}, expected, words, way_out)
 
 
-def record_digest(record: Mapping[str, Any]) -> str:
+def digest_record(record: Mapping[str, Any]) -> str:
     """Return the SHA-256 over a record of settings and digests."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def relevance_digest(relevant: Mapping[int, Sequence[int]]) -> str:
+def digest_relevant(relevant: Mapping[int, Sequence[int]]) -> str:
     """Return the SHA-256 over query rows and their relevant rows, whose order counts: one of them is drawn."""
     pairs = [[query, *map(int, relevant[query])] for query in sorted(relevant)]
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
@@ -121,8 +121,8 @@ def write_seal(folder: Path, step: int, record: Mapping[str, Any], names: Iterab
     Args:
         record: what decides the outcome of the training.
     """
-    files = {name: file_digest(folder / name) for name in sorted(names)}
-    write_json(folder / SEAL_FILE, {"step": step, "training": record_digest(record), "files": files}, indent=1)
+    files = {name: digest_file(folder / name) for name in sorted(names)}
+    write_json(folder / SEAL_FILE, {"step": step, "training": digest_record(record), "files": files}, indent=1)
 
 
 def read_sealed_step(folder: Path) -> int:
@@ -143,11 +143,11 @@ def find_fault(folder: Path, record: Mapping[str, Any], needed: Iterable[str]) -
         found = read_object(folder / SEAL_FILE, {"step": int, "training": str, "files": dict})
     except InputError:
         return f"{SEAL_FILE} is damaged"
-    if found["training"] != record_digest(record):
+    if found["training"] != digest_record(record):
         return "it is of another training"
     for name in sorted({*found["files"], *needed}):
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if file_digest(folder / name) != found["files"].get(name):
+        if digest_file(folder / name) != found["files"].get(name):
             return f"{name} is damaged"
     return None

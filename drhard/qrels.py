@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drhard.errors import InputError
-from drhard.files import text_lines
+from drhard.files import read_lines
 from drhard.msmarco import parse_id, split_fields
 from drhard.numbers import Range
 
@@ -42,7 +42,7 @@ def read_judgements(path: str | Path, pid_prefix: str = "") -> Iterator[Judgemen
 def _lines(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
     """Yield (line number, qid, pid, grade) with ids as they are written, each pair once."""
     judged: dict[tuple[str, str], tuple[int, int]] = {}  # (qid, pid) -> grade, line number
-    for number, line in text_lines(path):
+    for number, line in read_lines(path):
         where = f"{path}, line {number}"
         fields = split_fields(line, path, number)
         if len(fields) != 4:
@@ -81,14 +81,14 @@ def read_relevant(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]
 def read_relevant_rows(path: str | Path, queries: int, documents: int) -> dict[int, list[int]]:
     """:func:`read_relevant` of a file in rows. Raises InputError too if there is no such query or document."""
 
-    def within() -> Iterator[Judgement]:
+    def check_rows() -> Iterator[Judgement]:  # what the file has as qid and pid are rows here
         for judgement in read_judgements(path):
             for kind, row, count in (("query", judgement.qid, queries), ("document", judgement.pid, documents)):
                 if row >= count:
                     raise InputError(f"{path}, line {judgement.line}: names {kind} {row}, there are {count}")
             yield judgement
 
-    return _relevant(path, within())
+    return _relevant(path, check_rows())
 
 
 def _relevant(path: str | Path, judgements: Iterator[Judgement]) -> dict[int, list[int]]:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from drhard.pictures import table_pictures
+from drhard.pictures import draw_table
 
 import jinja2
 
@@ -87,7 +87,7 @@ def render_html(report: dict[str, Any]) -> str:
     tables = [
         table
         | {
-            "pictures": table_pictures(table),
+            "pictures": draw_table(table),
             "evidence": [_evidence(table, asked) for asked in table["questions"]],
             "provenance": _provenance(table),
         }

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from drhard.embeddings import are_made_by
-from drhard.encoder import load_encoder, weights_digest
-from drhard.errors import InputError, one_line
-from drhard.files import file_digest
+from drhard.encoder import digest_weights, load_encoder
+from drhard.errors import InputError, shorten
+from drhard.files import digest_file
 from drhard.metrics import Coverage, measure_queries, parse_measures
-from drhard.pretrained import weights_files
+from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
 from drhard.recipes import Row, Table, Trial
 from drhard.runs import read_rankings
@@ -148,7 +148,7 @@ def _measure(table: Table, trial: Trial, judged: dict[str, Grades]) -> MeasuredT
         queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
     return MeasuredTrial(
         seed=trial.seed,
-        model=_identify(weights_files(trial.model)[0]) if trial.model else None,
+        model=_identify(find_weights_files(trial.model)[0]) if trial.model else None,
         runs={mode: _identify(path) for mode, path in trial.runs.items()},
         queries=queries,
         curves=_read_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
@@ -162,7 +162,7 @@ def _made_by_its_model(trial: Trial) -> bool:
     if not (trial.model / "config.json").exists():
         log.warning("%s: no such model, but its runs exist; they are skipped", trial.model)
         return False
-    digest = weights_digest(load_encoder(trial.model))
+    digest = digest_weights(load_encoder(trial.model))
     for mode, run in trial.runs.items():
         for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
             if not are_made_by(run.with_name(name), digest):
@@ -172,7 +172,7 @@ def _made_by_its_model(trial: Trial) -> bool:
 
 
 def _identify(path: Path) -> dict[str, str]:
-    return {"path": str(path), "sha256": file_digest(path)}
+    return {"path": str(path), "sha256": digest_file(path)}
 
 
 def _read_curves(log_dir: Path) -> dict[str, list[list[float]]]:
@@ -181,7 +181,7 @@ def _read_curves(log_dir: Path) -> dict[str, list[list[float]]]:
     try:
         events.Reload()
     except Exception as error:  # a damaged file raises many kinds
-        log.warning("%s: TensorBoard cannot read its curves (%s)", log_dir, one_line(error))
+        log.warning("%s: TensorBoard cannot read its curves (%s)", log_dir, shorten(error))
         return {}
     logged = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
     curves = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from drhard.errors import InputError
-from drhard.files import claim, disk_faults, partial
+from drhard.files import claim, disk_faults, partial_path
 from drhard.provenance import read_stamp, stamp_path, write_stamp
 
 import numpy as np
@@ -46,7 +46,7 @@ def search_on_disk(
     Raises:
         InputError: another process makes the run, a score is not finite, or the disk takes no more.
     """
-    path = partial(run.with_name(f"{run.name}.found"))
+    path = partial_path(run.with_name(f"{run.name}.found"))
     record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # of a query
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)

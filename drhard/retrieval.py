@@ -12,14 +12,14 @@ from drhard.bm25 import Bm25Index
 from drhard.collection import Collection
 from drhard.embeddings import write_row_numbers
 from drhard.encoder import RobertaDot
-from drhard.errors import InputError, one_line
+from drhard.errors import InputError, shorten
 from drhard.index import RESULTS_AT_ONCE
 from drhard.msmarco import Bm25Parameters, Corpus
-from drhard.negatives import HardNegatives, best_not_relevant
+from drhard.negatives import HardNegatives, exclude_relevant
 from drhard.results import Results, search_on_disk
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.texts import read_passage_texts, read_query_texts
-from drhard.tokens import TokenMemmap, sample_digest
+from drhard.tokens import TokenMemmap, digest_sample
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def search_embeddings(
 
 
 def _identity(embeddings: np.ndarray) -> str:
-    return f"{len(embeddings)}-{sample_digest(embeddings)}"
+    return f"{len(embeddings)}-{digest_sample(embeddings)}"
 
 
 class Mined(NamedTuple):
@@ -140,7 +140,7 @@ def mine_bm25_negatives(
                 "%d of %d queries share no word with any document, so BM25 finds nothing for them; the first: %s",
                 len(without),
                 len(queries),
-                one_line(queries[without[0]]),
+                shorten(queries[without[0]]),
             )
         yield _mined(found, relevant, topk)
 
@@ -154,5 +154,5 @@ def _depth(relevant: Mapping[int, Sequence[int]], count: int, topk: int) -> int:
 
 
 def _mined(found: Results, relevant: Mapping[int, Sequence[int]], topk: int) -> Mined:
-    hard = best_not_relevant(found.rows, relevant, topk)
+    hard = exclude_relevant(found.rows, relevant, topk)
     return Mined(hard, found.scores[:, : topk + EXTRA], found.rows[:, : topk + EXTRA])

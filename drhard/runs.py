@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, NoReturn, TypeVar
 from drhard.arrays import read_array
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.files import existing, file_digest, partial, text_lines, whole_file, whole_text
+from drhard.files import digest_file, partial_path, read_lines, require_file, write_whole_file, write_whole_text
 from drhard.msmarco import parse_id, parse_number, split_fields
 from drhard.provenance import check_made_from, find_difference, is_unchanged, read_stamp, stamp_path, write_stamp
 
@@ -42,11 +42,14 @@ def write_run(path: Path, scores: np.ndarray, rows: np.ndarray, made_from: Mappi
         made_from: :func:`digest_ids`, which goes into a stamp beside the run.
     """
     stamp_path(path).unlink(missing_ok=True)  # that of a former run; without one nothing is believed of this one
-    with whole_file(score_path(path)) as score_file, whole_text(path) as run:  # named together, when both are whole
+    with (
+        write_whole_file(score_path(path)) as score_file,
+        write_whole_text(path) as run,
+    ):  # named together, when both are whole
         np.save(score_file, scores.astype(np.float32, copy=False))
-        for query, documents in enumerate(rows):  # one by one: as Python's numbers all of them take gigabytes
+        for query_row, found in enumerate(rows):  # one by one: as Python's numbers all of them take gigabytes
             run.writelines(
-                f"{query}\t{row}\t{rank}\n" for rank, row in enumerate(documents.tolist(), start=1) if row >= 0
+                f"{query_row}\t{row}\t{rank}\n" for rank, row in enumerate(found.tolist(), start=1) if row >= 0
             )
     if made_from:
         write_stamp(path, made_from)
@@ -74,10 +77,10 @@ def digest_ids(collection: Collection, mode: str) -> dict[str, str]:
     """
     if not collection.has_ids(mode):
         return {}
-    return {"documents": _ids_digest(collection.pids()), "queries": _ids_digest(collection.qids(mode))}
+    return {"documents": _digest_ids(collection.pids()), "queries": _digest_ids(collection.qids(mode))}
 
 
-def _ids_digest(ids: np.ndarray) -> str:
+def _digest_ids(ids: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8")).hexdigest()
 
 
@@ -88,7 +91,7 @@ Id = TypeVar("Id", int, str)
 
 
 class Ranking(NamedTuple, Generic[Id]):
-    """What a run has for one query."""
+    """What a run has for one query: official ids, or rows in a run of ours."""
 
     qid: Id
     docids: list[Id]  # best first
@@ -122,7 +125,7 @@ def read_rankings(path: str | Path) -> Iterator[Ranking[str]]:
 
 
 def read_run(path: str | Path, pid_prefix: str = "") -> Iterator[Ranking[int]]:
-    """Read a run of ``qid pid rank`` with ids that are numbers.
+    """Read a run of ``qid pid rank`` with ids that are numbers, or of rows.
 
     Args:
         pid_prefix: what official document ids begin with, "D" for MS MARCO doc.
@@ -214,7 +217,7 @@ def _numbers(path: str | Path, ranking: Ranking[str], prefix: str) -> list[int]:
 
 def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
     """Yield each query of a run, in the order in which they begin: (qid, [(line number, fields), …])."""
-    if not existing(path).is_file() and not Path(path).is_dir():  # a folder has a sentence of its own
+    if not require_file(path).is_file() and not Path(path).is_dir():  # a folder has a sentence of its own
         raise InputError(f"{path}: is not a regular file; a run is read twice, write it to a file first")
     places, together = _places(path)
     if together:
@@ -240,7 +243,7 @@ def _places(path: str | Path) -> tuple[dict[str, int], bool]:
     """The place of each query of a run, from 0 in the order in which they begin, and whether its lines are together."""
     places: dict[str, int] = {}
     together, prefix, qid = True, "\n", ""  # no line begins with its end
-    for number, line in text_lines(path):
+    for number, line in read_lines(path):
         if line.startswith(prefix):
             continue
         fields = split_fields(line, path, number)
@@ -255,7 +258,7 @@ def _places(path: str | Path) -> tuple[dict[str, int], bool]:
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    for number, line in text_lines(path):
+    for number, line in read_lines(path):
         yield number, split_fields(line, path, number)
 
 
@@ -285,7 +288,7 @@ def convert_run(
             scores do not have; or another ``target`` is there.
     """
     pids, qids = collection.pids(), collection.qids(mode)
-    digests = {"documents": _ids_digest(pids), "queries": _ids_digest(qids)}
+    digests = {"documents": _digest_ids(pids), "queries": _digest_ids(qids)}
     stamp = read_stamp(source, STAMP_FIELDS)
     if stamp is not None:
         paths = {"documents": collection.pids_path, "queries": collection.qids_path(mode)}
@@ -293,8 +296,8 @@ def convert_run(
         check_made_from(source, stamp, digests, words, "name its own --preprocess_dir")
     scores = score_path(source)
     made_from = digests | {
-        "run": file_digest(existing(source)),
-        "scores": file_digest(scores) if trec_tag is not None and scores.exists() else None,
+        "run": digest_file(require_file(source)),
+        "scores": digest_file(scores) if trec_tag is not None and scores.exists() else None,
         "pid_prefix": pid_prefix,
         "trec_tag": trec_tag,
     }
@@ -302,14 +305,14 @@ def convert_run(
         if _is_made_from(target, made_from):
             return False
         _refuse_target(target)
-    with whole_text(target) as file:
+    with write_whole_text(target) as file:
         if target.exists():  # another process was quicker
             _refuse_target(target)
         for line in _converted(source, qids, pids, pid_prefix, trec_tag):
             file.write(line)
         file.flush()
         # The stamp comes first: a run that is whole is known as such, whenever this process dies.
-        write_stamp(target, made_from | {"output": file_digest(partial(target))})
+        write_stamp(target, made_from | {"output": digest_file(partial_path(target))})
     return True
 
 
@@ -330,17 +333,19 @@ def _converted(
 ) -> Iterator[str]:
     """Yield the lines of the run ``source`` in official ids; ``qids`` (Q,) and ``pids`` (P,) are those of each row."""
     scores_of = _Scores.read(source) if trec_tag is not None else None
-    for query, documents, _, lines in read_run(source):
-        if query >= len(qids):
-            raise InputError(f"{source}, line {lines[0]}: there is no query in row {query}; another --preprocess_dir?")
-        if max(documents) >= len(pids):
-            row, line = next((row, line) for row, line in zip(documents, lines, strict=True) if row >= len(pids))
+    for query_row, rows, _, lines in read_run(source):  # a run of ours has rows where others have ids
+        if query_row >= len(qids):
+            raise InputError(
+                f"{source}, line {lines[0]}: there is no query in row {query_row}; another --preprocess_dir?"
+            )
+        if max(rows) >= len(pids):
+            row, line = next((row, line) for row, line in zip(rows, lines, strict=True) if row >= len(pids))
             raise InputError(f"{source}, line {line}: there is no document in row {row}; another --preprocess_dir?")
-        qid, docids = qids[query], [f"{pid_prefix}{pid}" for pid in pids[documents].tolist()]
+        qid, docids = qids[query_row], [f"{pid_prefix}{pid}" for pid in pids[rows].tolist()]
         if scores_of is None:
             yield from (f"{qid}\t{docid}\t{rank}\n" for rank, docid in enumerate(docids, start=1))
             continue
-        for rank, (docid, score) in enumerate(zip(docids, scores_of(query, len(docids)), strict=True), start=1):
+        for rank, (docid, score) in enumerate(zip(docids, scores_of(query_row, len(docids)), strict=True), start=1):
             yield f"{qid} Q0 {docid} {rank} {score:.9g} {trec_tag}\n"
 
 
@@ -372,14 +377,16 @@ class _Scores:
                 scores[:, rank] = np.minimum(scores[:, rank], below)
         return cls(path, scores)
 
-    def __call__(self, query: int, count: int) -> list[float]:
+    def __call__(self, query_row: int, count: int) -> list[float]:
         """The scores of the first ``count`` ranks. Raises InputError if the file does not have them."""
         if self._scores is None:
             return [1 / rank for rank in range(1, count + 1)]
-        depth = self._scores.shape[1] if query < self._scores.shape[0] else 0
+        depth = self._scores.shape[1] if query_row < self._scores.shape[0] else 0
         if count > depth:
-            raise InputError(f"{self.path}: has no score for rank {depth + 1} of query {query}; it is another run's")
-        scores = self._scores[query, :count]
+            raise InputError(
+                f"{self.path}: has no score for rank {depth + 1} of query {query_row}; it is another run's"
+            )
+        scores = self._scores[query_row, :count]
         if not np.isfinite(scores).all():
-            raise InputError(f"{self.path}: has scores of query {query} that are not finite; retrieve again")
+            raise InputError(f"{self.path}: has scores of query {query_row} that are not finite; retrieve again")
         return scores.tolist()

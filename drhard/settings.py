@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.backends import Backend, CompressedBackend, ExactBackend
-from drhard.devices import encoding_dtype, model_device
+from drhard.devices import choose_device, choose_dtype
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import RobertaDot, check_tokens
 from drhard.errors import InputError
 from drhard.exact import SEARCH_MEMORY_GB
-from drhard.files import file_digest
+from drhard.files import digest_file
 from drhard.flags import FLAT
 from drhard.index import Index
 from drhard.numbers import COUNT
@@ -32,8 +32,8 @@ class EncodingSettings:
     @classmethod
     def from_flags(cls, flags: Namespace) -> "EncodingSettings":
         """Of the flags that :mod:`drhard.flags` has for encoding. Raises InputError if the GPU is not there."""
-        device = model_device(flags.no_cuda)
-        return cls(flags.batch_size, device, encoding_dtype(flags.precision, device))
+        device = choose_device(flags.no_cuda)
+        return cls(flags.batch_size, device, choose_dtype(flags.precision, device))
 
     def check(self, model: RobertaDot, *tokens: TokenMemmap) -> None:
         """Raise InputError, before the long work, if ``model`` cannot encode one of ``tokens`` so."""
@@ -109,5 +109,5 @@ class SearchSettings:
 
     def outcome(self) -> str:
         """What decides which documents are found, beside the documents; call it once the index is open."""
-        index = self.factory if self.index_path is None else file_digest(self.index_path)
+        index = self.factory if self.index_path is None else digest_file(self.index_path)
         return " ".join([index, *(f"{name} {value}" for name, value in self.parameters.items())])

@@ -9,13 +9,13 @@ from typing import Any
 
 from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
 from drhard.encoder import embed_in_chunks, save_encoder
-from drhard.files import partial, remove_folder, whole_folder
+from drhard.files import partial_path, remove_folder, write_whole_folder
 from drhard.hub import TOKENIZER_FILES
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
 from drhard.provenance import write_seal
 from drhard.sampling import TrainingDataset
-from drhard.training import Events, check_loss, check_trained, parameter_groups, warn_of_long_warmup
+from drhard.training import Events, check_loss, check_trained, group_parameters, warn_of_long_warmup
 
 import torch
 from torch.optim import AdamW, Optimizer
@@ -175,7 +175,7 @@ class StaticTrainer(Trainer):
         if self.optimizer is None:
             kind = {"lamb": Lamb, "adamw": AdamW}[self.optimizer_str]
             self.optimizer = kind(
-                parameter_groups(model or self.model, self.args.weight_decay),
+                group_parameters(model or self.model, self.args.weight_decay),
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
@@ -209,7 +209,7 @@ class StaticTrainer(Trainer):
         self.store_flos()
         if first and target.is_dir():  # not whole, or the training was resumed from an earlier one
             remove_folder(target)
-        with whole_folder(target) if first else nullcontext(partial(target)) as folder:
+        with write_whole_folder(target) if first else nullcontext(partial_path(target)) as folder:
             self.accelerator.wait_for_everyone()
             self.save_model(str(folder), _internal_call=True)
             self._save_optimizer_and_scheduler(str(folder))

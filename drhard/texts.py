@@ -5,8 +5,8 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.files import text_lines
-from drhard.msmarco import Corpus, parse_query, source_file
+from drhard.files import read_lines
+from drhard.msmarco import Corpus, find_source_file, parse_query
 from drhard.tokens import PREPROCESS_AGAIN
 
 
@@ -19,13 +19,13 @@ def read_passage_texts(corpus: Corpus, root: Path) -> Iterator[str]:
     Raises:
         InputError: the collection is missing, a line is bad, or it is not the one that was preprocessed.
     """
-    path = source_file(root / "dataset", corpus.collection)
+    path = find_source_file(root / "dataset", corpus.collection)
     if path is None:
         raise InputError(f"{root / 'dataset' / corpus.collection}: no such file; BM25 reads the texts themselves")
     collection = Collection(root / "preprocess")
     pids, count = collection.pids().tolist(), len(collection.passages)
     row = 0
-    for number, line in text_lines(path):
+    for number, line in read_lines(path):
         pid, text = corpus.parse(line, f"{path}, line {number}")
         if row < len(pids) and pid == pids[row]:
             row += 1
@@ -39,13 +39,13 @@ def read_passage_texts(corpus: Corpus, root: Path) -> Iterator[str]:
 def read_query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:
     """Return the texts of a mode's queries in the order of their rows. Arguments and errors as for passages."""
     name = corpus.modes[mode].queries
-    path = source_file(root / "dataset", name)
+    path = find_source_file(root / "dataset", name)
     if path is None:
         raise InputError(f"{root / 'dataset' / name}: no such file; BM25 reads the texts themselves")
     qids = Collection(root / "preprocess").qids(mode)
     row_of_qid = {qid: row for row, qid in enumerate(qids.tolist())}
     texts: dict[int, str] = {}
-    for number, line in text_lines(path):
+    for number, line in read_lines(path):
         qid, text = parse_query(line, f"{path}, line {number}")
         if qid in row_of_qid:
             texts[row_of_qid[qid]] = text

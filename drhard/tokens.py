@@ -9,7 +9,7 @@ from typing import Any
 
 from drhard.arrays import read_array
 from drhard.errors import InputError
-from drhard.files import existing, read_object
+from drhard.files import read_object, require_file
 from drhard.numbers import COUNT, LENGTH, NATURAL
 
 import numpy as np
@@ -71,7 +71,7 @@ class TokenMemmap:
         """
         if max_length < 2:
             raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
-        path = existing(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
+        path = require_file(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
         meta, dtype = _read_meta(Path(folder) / f"{name}_meta")
         rows, width = meta["total_number"], meta["embedding_size"]
         if path.stat().st_size != rows * width * dtype.itemsize:
@@ -87,7 +87,7 @@ class TokenMemmap:
 
     @cached_property
     def _lengths_digest(self) -> str:
-        return lengths_digest(self._full_lengths)
+        return digest_lengths(self._full_lengths)
 
     def _ends_fit(self) -> bool:
         """Whether rows all over the file end where their lengths say: a token, and behind it the padding, 0."""
@@ -130,7 +130,7 @@ class TokenMemmap:
 
     def digest(self) -> str:
         """Tell this source from others: SHA-256 over all lengths and a thousand rows spread over the file."""
-        return f"{self._lengths_digest}-{sample_digest(self._tokens)}"
+        return f"{self._lengths_digest}-{digest_sample(self._tokens)}"
 
 
 def _read_meta(path: Path) -> tuple[dict[str, Any], np.dtype]:
@@ -154,7 +154,7 @@ def _read_lengths(path: Path, rows: int, width: int) -> np.ndarray:
     return np.array(lengths)
 
 
-def lengths_digest(lengths: np.ndarray) -> str:
+def digest_lengths(lengths: np.ndarray) -> str:
     """SHA-256 of the token counts (rows,); integers of all types give the same."""
     return hashlib.sha256(np.ascontiguousarray(lengths, dtype=np.int64)).hexdigest()
 
@@ -164,7 +164,7 @@ def spread(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
-def sample_digest(array: np.ndarray) -> str:
+def digest_sample(array: np.ndarray) -> str:
     """SHA-256 over a thousand rows spread over ``array`` (rows, width), to tell large files apart at once.
 
     Integers of all types give the same.

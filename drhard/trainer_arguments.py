@@ -4,7 +4,7 @@ import json
 import logging
 from argparse import Namespace
 
-from drhard.devices import model_device
+from drhard.devices import choose_device
 from drhard.errors import InputError, reason_of
 from drhard.trainer_flags import WORKING
 
@@ -24,7 +24,7 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
     Raises:
         InputError: flags do not go together, or ask for what is not installed or not on this machine.
     """
-    on_gpu = model_device(flags.use_cpu or flags.no_cuda).type != "cpu"
+    on_gpu = choose_device(flags.use_cpu or flags.no_cuda).type != "cpu"
     values = {name: getattr(flags, name) for name in WORKING}
     values |= {
         "use_cpu": not on_gpu,

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 NO_DECAY = ("bias", "LayerNorm.weight")  # published; so the weight of the head's norm does decay
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The parameters of ``model`` in two groups for an optimizer, with and without weight decay."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     plain = [parameter for name, parameter in named if any(part in name for part in NO_DECAY)]
@@ -70,7 +70,7 @@ def warn_of_long_warmup(warmup_steps: int, steps: int) -> None:
 # ADORE's state
 
 
-def state_digest(state: Any) -> str:
+def digest_state(state: Any) -> str:
     """SHA-256 over the tensors and other values of nested dicts and lists, as torch.save keeps them."""
     digest = hashlib.sha256()
     for part in _parts(state):

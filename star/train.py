@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from drhard.collection import Collection
 from drhard.errors import InputError, command
-from drhard.files import file_digest, sole_writer
+from drhard.files import digest_file, sole_writer
 from drhard.flags import FLAGS, add_flags
 from drhard.hub import find_checkpoint
 from drhard.negatives import (
@@ -31,7 +31,7 @@ from drhard.negatives import (
     read_hard_negatives,
     write_hard_negatives,
 )
-from drhard.provenance import is_unchanged, read_stamp, relevance_digest, write_stamp
+from drhard.provenance import digest_relevant, is_unchanged, read_stamp, write_stamp
 from drhard.runs import run_path
 from drhard.strategies import STRATEGIES, AnyDocument, Pool
 from drhard.trainer_flags import DATA, OWN, WORKING, add_trainer_flags, check_needs, outcome, trainer_words
@@ -153,15 +153,15 @@ def make_record(
     relevant: dict[int, list[int]],
 ) -> dict[str, Any]:
     """What decides the outcome: a training is resumed with the very same only."""
-    from drhard.encoder import config_digest, weights_digest
+    from drhard.encoder import digest_config, digest_weights
 
     return {
-        "init_path": weights_digest(model),
-        "config": config_digest(model.config),
+        "init_path": digest_weights(model),
+        "config": digest_config(model.config),
         "queries": collection.queries("train").digest(),
         "documents": collection.passages.digest(),
-        "judgements": relevance_digest(relevant),
-        "hard negatives": file_digest(flags.hardneg_path) if flags.hardneg_path else "mined with --init_path",
+        "judgements": digest_relevant(relevant),
+        "hard negatives": digest_file(flags.hardneg_path) if flags.hardneg_path else "mined with --init_path",
         **outcome(flags, DATA | OWN),
         **outcome(args, WORKING),
         "train_batch_size": args.train_batch_size,
@@ -199,7 +199,7 @@ def mine_pool(
     run = run_path(output_dir / MINING_FOLDER, "train")
     with mine_hard_negatives(retriever, collection, "train", run, min(MINED, documents // 2)) as mining:
         write_hard_negatives(path, mining.hard)
-        write_stamp(path, {"sha256": file_digest(path)})
+        write_stamp(path, {"sha256": digest_file(path)})
         print(f"Wrote {path}")
         return mining.hard
 

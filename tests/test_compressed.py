@@ -6,12 +6,12 @@ from pathlib import Path
 
 import drhard.compressed
 import drhard.faiss_index
-from drhard.adore import Candidates, retrieval_quality
+from drhard.adore import Candidates, measure_retrieval
 from drhard.compressed import check_kind
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.faiss_index import FaissIndex
-from drhard.files import file_digest, whole_file
+from drhard.files import digest_file, write_whole_file
 from drhard.index import Index
 from drhard.runs import read_run
 from drhard.settings import SearchSettings
@@ -292,7 +292,7 @@ def test_adore_does_not_list_what_was_not_found() -> None:
         [0, 1, 0, 0, 0, 0],
         [0, 0, 0, 0, 1, 0],
     ]
-    mrr, recall = retrieval_quality(retrieved, [[3], [7, 9], [0], [0]])
+    mrr, recall = measure_retrieval(retrieved, [[3], [7, 9], [0], [0]])
     assert mrr == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
     assert recall == pytest.approx((1 + 0 + 1 + 0) / 4)
 
@@ -371,7 +371,7 @@ def test_what_decides_what_is_found(documents: np.ndarray, tmp_path: Path) -> No
     assert SearchSettings(factory="IVF8,Flat", nprobe=3, memory_gb=9).outcome() == "IVF8,Flat nprobe 3"
     path = tmp_path / "an.index"
     open_index(documents, "SQ8", path)
-    assert SearchSettings(index_path=path).outcome() == file_digest(path)
+    assert SearchSettings(index_path=path).outcome() == digest_file(path)
 
 
 # Two at once
@@ -379,7 +379,7 @@ def test_what_decides_what_is_found(documents: np.ndarray, tmp_path: Path) -> No
 
 def test_an_index_is_built_by_one_process(documents: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "an.index"
-    with whole_file(path) as file:
+    with write_whole_file(path) as file:
         with pytest.raises(InputError, match="an.index: another process is writing it"):
             open_index(documents, "SQ8", path)
         assert not path.with_name("an.index.json").exists()
@@ -493,7 +493,7 @@ def test_adore_goes_on_with_the_same_index_only(
         assert "begun with index PQ4x4, not " in message
     kept = ("--index_factory", "PQ4x4", "--index_path", tmp_path / "an.index")
     message = refused("adore/train.py", *train(collection, tmp_path, *kept), capsys=capsys)
-    assert f"begun with index PQ4x4, not {file_digest(tmp_path / 'an.index')}" in message
+    assert f"begun with index PQ4x4, not {digest_file(tmp_path / 'an.index')}" in message
     np.testing.assert_array_equal(weights(tmp_path / "models/epoch-1"), trained)
 
 

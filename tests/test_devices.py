@@ -4,14 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from drhard.devices import encoding_dtype, limit_threads, model_device, require_gpu, why_no_gpu
+from drhard.devices import choose_device, choose_dtype, explain_no_gpu, limit_threads, require_gpu
 from drhard.errors import InputError
 
 import pytest
 import torch
 
 THREADS = """
-from drhard.devices import encoding_dtype, limit_threads
+from drhard.devices import choose_dtype, limit_threads
 import faiss, threadpoolctl, torch
 limit_threads(1)
 print(torch.get_num_threads(), faiss.omp_get_max_threads())
@@ -30,11 +30,11 @@ def test_no_thread_is_refused() -> None:
 
 
 def test_half_precision_is_for_gpus(caplog: pytest.LogCaptureFixture) -> None:
-    assert encoding_dtype(None, torch.device("cuda")) == torch.float32
-    assert encoding_dtype("float16", torch.device("cuda")) == torch.float16
-    assert encoding_dtype("bfloat16", torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype(None, torch.device("cuda")) == torch.float32
+    assert choose_dtype("float16", torch.device("cuda")) == torch.float16
+    assert choose_dtype("bfloat16", torch.device("cuda")) == torch.bfloat16
     assert not caplog.records
-    assert encoding_dtype("float16", torch.device("cpu")) == torch.float32
+    assert choose_dtype("float16", torch.device("cpu")) == torch.float32
     assert "needs a GPU" in caplog.text
 
 
@@ -63,24 +63,24 @@ def test_driver_too_old_for_torch_is_told(
     sentence = r"there is a GPU \(Tesla T4, driver 535\.104\.05\), but torch .* does not see it: it needs driver 580"
     with pytest.raises(InputError, match=sentence):
         require_gpu()
-    assert model_device() == torch.device("cpu")
+    assert choose_device() == torch.device("cpu")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "driver 580 or later and compute capability 7.5" in caplog.text
     caplog.clear()
-    assert model_device(no_cuda=True) == torch.device("cpu")
+    assert choose_device(no_cuda=True) == torch.device("cpu")
     assert not caplog.records
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(InputError, match="built without CUDA; see requirements.txt"):
         require_gpu()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert why_no_gpu() is None
+    assert explain_no_gpu() is None
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo 'NVIDIA-SMI has failed'; exit 9", ":"])
 def test_machines_without_a_gpu_are_not_warned_of(machine: Path, script: str) -> None:
-    assert why_no_gpu() is None
+    assert explain_no_gpu() is None
     put_nvidia_smi(machine, script)
-    assert why_no_gpu() is None
+    assert explain_no_gpu() is None
     require_gpu()
 
 
@@ -92,7 +92,7 @@ def test_card_too_old_for_torch_is_told(machine: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (6, 0) if gpu else (9, 0))
     with pytest.raises(InputError, match=r"GPU 1 \(Tesla P100\) has compute capability 6\.0, and torch .* needs 7\.5"):
         require_gpu()
-    assert model_device() == torch.device("cpu")
+    assert choose_device() == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
-    assert why_no_gpu() is None
-    assert model_device(gpu=1) == torch.device("cuda", 1)
+    assert explain_no_gpu() is None
+    assert choose_device(gpu=1) == torch.device("cuda", 1)

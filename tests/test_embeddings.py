@@ -10,9 +10,9 @@ import drhard.embeddings
 from drhard.collection import Collection
 from drhard.embeddings import (
     encode,
-    in_memory_if_it_fits,
     open_document_embeddings,
     open_embeddings,
+    read_if_it_fits,
     warn_if_made_by_another,
     write_row_numbers,
 )
@@ -407,7 +407,7 @@ def test_copy_in_memory_is_equal(tmp_path: Path) -> None:
     path = tmp_path / "passages.memmap"
     np.arange(12, dtype=np.float32).tofile(path)
     documents = open_embeddings(path, 4)
-    np.testing.assert_array_equal(in_memory_if_it_fits(documents), documents)
+    np.testing.assert_array_equal(read_if_it_fits(documents), documents)
 
 
 def test_row_numbers(tmp_path: Path) -> None:

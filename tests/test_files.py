@@ -15,14 +15,14 @@ from drhard.files import (
     LOCK_FILE,
     claim,
     decode_line,
-    existing,
-    partial,
+    partial_path,
+    read_lines,
     read_object,
+    require_file,
     sole_writer,
-    text_lines,
-    whole,
-    whole_file,
     write_json,
+    write_whole,
+    write_whole_file,
 )
 from drhard.ids import LARGEST_ID, read_ids, write_ids
 
@@ -33,7 +33,7 @@ from helpers import the_error
 
 def test_whole_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file.txt"
-    with whole(target) as path:
+    with write_whole(target) as path:
         path.write_text("one")
         assert not target.exists()
     assert target.read_text() == "one"
@@ -45,7 +45,7 @@ def test_failed_block_leaves_what_was_there(tmp_path: Path) -> None:
     target.write_text("old")
 
     def fail() -> None:
-        with whole(target) as path:
+        with write_whole(target) as path:
             path.write_text("half")
             raise KeyboardInterrupt
 
@@ -57,8 +57,8 @@ def test_failed_block_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_left_over_of_a_killed_run_is_no_obstacle(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
-    partial(target).write_text("a longer text, half written")
-    with whole(target) as path:
+    partial_path(target).write_text("a longer text, half written")
+    with write_whole(target) as path:
         path.write_text("new")
     assert target.read_text() == "new"
     assert os.listdir(tmp_path) == ["file.txt"]
@@ -79,9 +79,9 @@ def test_json_round_trip_and_damage(tmp_path: Path) -> None:
 
 
 def test_existing_gives_the_hint(tmp_path: Path) -> None:
-    assert existing(tmp_path) == tmp_path
+    assert require_file(tmp_path) == tmp_path
     with pytest.raises(InputError, match="gone: no such file or folder; make it first"):
-        existing(tmp_path / "gone", "make it first")
+        require_file(tmp_path / "gone", "make it first")
 
 
 @pytest.mark.parametrize("count", [0, 1, 9_999, 10_000, 25_001])
@@ -242,14 +242,14 @@ def test_text_lines_count_from_one_and_end_at_line_feeds_only(tmp_path: Path) ->
     path = tmp_path / "lines.tsv"
     # U+0085 and U+2028 end a line for str.splitlines, not in these files.
     path.write_bytes("a\tb\r\nc\u0085d\u2028e\n\nlast".encode())
-    assert list(text_lines(path)) == [(1, "a\tb"), (2, "c\u0085d\u2028e"), (3, ""), (4, "last")]
+    assert list(read_lines(path)) == [(1, "a\tb"), (2, "c\u0085d\u2028e"), (3, ""), (4, "last")]
 
 
 def test_invalid_utf8_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "lines.tsv"
     path.write_bytes(b"fine\n\xff\xfe\n")
     with pytest.raises(InputError, match=r"lines\.tsv, line 2: not UTF-8"):
-        list(text_lines(path))
+        list(read_lines(path))
     with pytest.raises(InputError, match="x, line 7: not UTF-8"):
         decode_line(b"\xc3", "x", 7)
 
@@ -257,18 +257,21 @@ def test_invalid_utf8_is_named_with_its_line(tmp_path: Path) -> None:
 def test_text_lines_of_nothing_there(tmp_path: Path) -> None:
     for path in (tmp_path / "none.tsv", tmp_path):  # a folder is no text file
         with pytest.raises(InputError, match=path.name):
-            list(text_lines(path))
+            list(read_lines(path))
 
 
 def test_a_file_has_one_writer_at_a_time(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
-    with whole(target) as path:
+    with write_whole(target) as path:
         path.write_text("first")
-        with pytest.raises(InputError, match=r"file\.txt: another process is writing it; wait for it"), whole(target):
+        with (
+            pytest.raises(InputError, match=r"file\.txt: another process is writing it; wait for it"),
+            write_whole(target),
+        ):
             pass
         assert path.read_text() == "first"
     assert target.read_text() == "first"
-    with whole(target) as path:
+    with write_whole(target) as path:
         path.write_text("second")
     assert target.read_text() == "second"
 
@@ -316,7 +319,7 @@ def test_many_writers_in_turn_leave_a_whole_file(tmp_path: Path) -> None:
     def write(number: int) -> None:
         for _ in range(50):
             try:
-                with whole(target) as path:
+                with write_whole(target) as path:
                     path.write_text(str(number) * 1000)
             except InputError:
                 refusals.append(number)
@@ -342,15 +345,15 @@ def limited(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 WRITERS = {
-    "text": "with whole_text(path) as file: file.write('x' * 1_000_000)",
-    "NumPy": "import numpy as np\nwith whole_file(path) as file: np.save(file, np.zeros(1_000_000))",
-    "NumPy by name": "import numpy as np\nwith whole(path) as name: np.zeros(1_000_000).tofile(name)",
-    "torch": "import torch\nwith whole_file(path) as file: torch.save({'a': torch.zeros(1_000_000)}, file)",
-    "torch by name": "import torch\nwith whole(path) as name: torch.save({'a': torch.zeros(1_000_000)}, name)",
+    "text": "with write_whole_text(path) as file: file.write('x' * 1_000_000)",
+    "NumPy": "import numpy as np\nwith write_whole_file(path) as file: np.save(file, np.zeros(1_000_000))",
+    "NumPy by name": "import numpy as np\nwith write_whole(path) as name: np.zeros(1_000_000).tofile(name)",
+    "torch": "import torch\nwith write_whole_file(path) as file: torch.save({'a': torch.zeros(1_000_000)}, file)",
+    "torch by name": "import torch\nwith write_whole(path) as name: torch.save({'a': torch.zeros(1_000_000)}, name)",
     "safetensors": "import torch, safetensors.torch as s\n"
-    "with whole(path) as name: s.save_file({'a': torch.zeros(1_000_000)}, name)",
+    "with write_whole(path) as name: s.save_file({'a': torch.zeros(1_000_000)}, name)",
     "faiss": "import faiss, numpy as np\nindex = faiss.IndexFlatIP(100)\nindex.add(np.zeros((1000, 100), 'float32'))\n"
-    "with whole_file(path) as file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))",
+    "with write_whole_file(path) as file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))",
     "JSON": "write_json(path, ['x' * 1_000_000])",
 }
 
@@ -370,10 +373,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path, w
 
 def test_a_part_that_was_lost_is_found_before_the_rename(tmp_path: Path) -> None:
     def lose() -> None:
-        with whole_file(tmp_path / "file") as file:
+        with write_whole_file(tmp_path / "file") as file:
             file.write(b"1234")
             file.flush()
-            os.truncate(partial(tmp_path / "file"), 2)
+            os.truncate(partial_path(tmp_path / "file"), 2)
 
     with pytest.raises(InputError, match="file: the disk has lost a part of it"):
         lose()
@@ -437,4 +440,4 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "text.tsv"
     path.write_bytes(b"\xef\xbb\xbf1\ta\n\xef\xbb\xbf2\tb\n")
-    assert list(text_lines(path)) == [(1, "1\ta"), (2, "\ufeff2\tb")]
+    assert list(read_lines(path)) == [(1, "1\ta"), (2, "\ufeff2\tb")]

@@ -1,7 +1,7 @@
 """LAMB against a plain NumPy version of the formula; which parameters decay."""
 
 from drhard.lamb import Lamb
-from drhard.training import parameter_groups
+from drhard.training import group_parameters
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_closure_gives_the_loss() -> None:
 def test_biases_and_layer_norms_inside_roberta_do_not_decay() -> None:
     model = tiny_model()
     model.roberta.embeddings.word_embeddings.weight.requires_grad_(False)
-    groups = parameter_groups(model, 0.05)
+    groups = group_parameters(model, 0.05)
     decay_of = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     decays = {name: decay_of.pop(id(parameter), None) for name, parameter in model.named_parameters()}
     assert not decay_of

@@ -2,7 +2,7 @@
 
 import math
 
-from drhard.adore import Candidates, retrieval_quality
+from drhard.adore import Candidates, measure_retrieval
 from drhard.losses import adore_loss, pairwise_loss
 from drhard.sampling import TrainingDataset
 from drhard.strategies import HARD, IN_BATCH, RANDOM, STAR, STRATEGIES, AnyDocument, Strategy
@@ -256,6 +256,6 @@ def test_retrieval_quality_by_hand(seed: int) -> None:
         ranks = [rank for rank, row in enumerate(rows[:10], start=1) if row in wanted]
         reciprocal.append(1 / ranks[0] if ranks else 0)
         recall.append(len(ranks) / len(wanted))
-    mrr_10, recall_10 = retrieval_quality(retrieved, relevant)
+    mrr_10, recall_10 = measure_retrieval(retrieved, relevant)
     assert mrr_10 == pytest.approx(sum(reciprocal) / 4)
     assert recall_10 == pytest.approx(sum(recall) / 4)

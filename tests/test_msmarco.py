@@ -6,11 +6,11 @@ from drhard.errors import InputError
 from drhard.msmarco import (
     CORPORA,
     MODES,
+    find_source_file,
     parse_document,
     parse_id,
     parse_passage,
     parse_query,
-    source_file,
 )
 
 import pytest
@@ -116,8 +116,8 @@ def test_bad_lines(parse: object, line: str, complaint: str) -> None:
 
 
 def test_source_file_takes_the_unpacked_one_first(tmp_path: Path) -> None:
-    assert source_file(tmp_path, "a.tsv") is None
+    assert find_source_file(tmp_path, "a.tsv") is None
     (tmp_path / "a.tsv.gz").touch()
-    assert source_file(tmp_path, "a.tsv") == tmp_path / "a.tsv.gz"
+    assert find_source_file(tmp_path, "a.tsv") == tmp_path / "a.tsv.gz"
     (tmp_path / "a.tsv").touch()
-    assert source_file(tmp_path, "a.tsv") == tmp_path / "a.tsv"
+    assert find_source_file(tmp_path, "a.tsv") == tmp_path / "a.tsv"

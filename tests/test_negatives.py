@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.negatives import HardNegatives, best_not_relevant, read_hard_negatives, write_hard_negatives
+from drhard.negatives import HardNegatives, exclude_relevant, read_hard_negatives, write_hard_negatives
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_they_are_the_best_that_are_not_relevant(seed: int, topk: int, depth: in
     for query in range(6):
         rows[query, random.integers(0, depth + 1) :] = -1
     relevant = {query: random.integers(0, 12, random.integers(1, 4)).tolist() for query in (0, 2, 3, 40)}
-    hard = best_not_relevant(rows, relevant, topk)
+    hard = exclude_relevant(rows, relevant, topk)
     assert as_lists(hard) == {
         query: [row for row in rows[query].tolist() if row >= 0 and row not in relevant.get(query, [])][:topk]
         for query in range(6)
@@ -51,7 +51,7 @@ def test_they_are_a_mapping() -> None:
     assert as_lists(hard) == {5: [7, 8], 1: [], 9: [6]}
     assert list(hard) == [5, 1, 9] and len(hard) == 3
     assert 1 in hard and 2 not in hard and 10 not in hard
-    assert hard.without_any().tolist() == [1]
+    assert hard.find_empty().tolist() == [1]
     with pytest.raises(KeyError):
         hard[4]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from drhard.encoder import save_encoder, weights_digest
+from drhard.encoder import digest_weights, save_encoder
 from drhard.errors import InputError
 from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Question, Row, Step, Table, Trial, find_rows, make_step
 from drhard.rendering import render_html, render_markdown, render_text
@@ -504,7 +504,7 @@ def test_runs_of_other_weights_and_missing_seeds_are_not_passed_off(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_measured(project)
-    stamps = {1: weights_digest(tiny_model(1)), 2: weights_digest(tiny_model(7))}  # seed 2: another model's runs
+    stamps = {1: digest_weights(tiny_model(1)), 2: digest_weights(tiny_model(7))}  # seed 2: another model's runs
     for seed, digest in stamps.items():
         stamp = project / "work" / f"A-{seed}" / "dev-query.memmap.json"
         fields = {"model": digest, "tokens": "0", "length": 8, "rows": QUERIES, "dim": 16, "dtype": "float32"}

@@ -10,7 +10,7 @@ import drhard.runs
 from drhard import ids
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.files import whole_text
+from drhard.files import write_whole_text
 from drhard.runs import Ranking, convert_run, digest_ids, read_rankings, read_run, write_run
 
 import ir_measures
@@ -219,21 +219,21 @@ def test_what_is_converted_already_is_known(tmp_path: Path) -> None:
 def test_a_run_that_another_process_wrote_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = write(tmp_path, "0\t0\t1\n"), tmp_path / "out.tsv"
     ids = write_ids(tmp_path, [100], [10])
-    monkeypatch.setattr(drhard.runs, "whole_text", quicker := Quicker(target))
+    monkeypatch.setattr(drhard.runs, "write_whole_text", quicker := Quicker(target))
     with pytest.raises(InputError, match="there is a run already"):
         convert_run(source, target, ids, "dev", "")
     assert quicker.ran and target.read_text() == "theirs"
 
 
 class Quicker:
-    """whole_text, but that ``target`` is there once its lock is taken."""
+    """write_whole_text, but that ``target`` is there once its lock is taken."""
 
     def __init__(self, target: Path):
         self.target, self.ran = target, False
 
     @contextmanager
     def __call__(self, path: Path) -> Iterator[IO[str]]:
-        with whole_text(path) as file:
+        with write_whole_text(path) as file:
             self.target.write_text("theirs")
             self.ran = True
             yield file

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from drhard.errors import command
-from drhard.files import text_lines, whole
+from drhard.files import read_lines, write_whole
 from drhard.msmarco import PASSAGE
 
 HELD_OUT = 700
@@ -24,20 +24,20 @@ def main() -> None:
     folder = parser.parse_args().output_dir
     train, dev = PASSAGE.modes["train"], PASSAGE.modes["dev"]
 
-    queries = [line for _, line in text_lines(DATASET / train.queries)]
+    queries = [line for _, line in read_lines(DATASET / train.queries)]
     held_out = {line.split("\t")[0] for line in queries[-HELD_OUT:]}
-    judgements = [line for _, line in text_lines(DATASET / train.qrels)]
+    judgements = [line for _, line in read_lines(DATASET / train.qrels)]
     for split, lines, wanted in (
         (train.queries, queries, False),
         (dev.queries, queries, True),
         (train.qrels, judgements, False),
         (dev.qrels, judgements, True),
     ):
-        with whole(folder / split) as unfinished:
+        with write_whole(folder / split) as unfinished:
             chosen = [line for line in lines if (line.split("\t")[0] in held_out) == wanted]
             unfinished.write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
     collection = f"{PASSAGE.collection}.gz"
-    with whole(folder / collection) as unfinished:
+    with write_whole(folder / collection) as unfinished:
         shutil.copy(DATASET / collection, unfinished)
     print(f"Wrote {folder}: {len(queries) - HELD_OUT} train queries, {HELD_OUT} held out as dev")
 

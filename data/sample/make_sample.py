@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from drhard.files import whole_file
+from drhard.files import write_whole_file
 
 HERE = Path(__file__).resolve().parent
 
@@ -53,7 +53,7 @@ def digest(salt: str, text: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{salt}:{text}".encode()).digest()[:8], "big")
 
 
-def one_line(text: str) -> str:
+def shorten(text: str) -> str:
     """Tabs, line ends, no-break and repeated blanks become one blank: a record is one line of a TSV file."""
     return " ".join(text.split())
 
@@ -66,7 +66,7 @@ def read_articles(source: Path) -> list[dict[str, str]]:
     with gzip.open(source, "rt", encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            article = {key: one_line(row[key]) for key in ("title", "description", "extract")}
+            article = {key: shorten(row[key]) for key in ("title", "description", "extract")}
             title, extract = article["title"].lower(), article["extract"].lower()
             if title in ("", "0"):  # "0" stands where the source lost the title
                 continue
@@ -119,7 +119,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     text = "".join(line + "\n" for line in lines).encode("utf-8")
     if path.suffix == ".gz":
         text = gzip.compress(text, compresslevel=9, mtime=0)  # no time stamp: the same bytes each time
-    with whole_file(path) as file:
+    with write_whole_file(path) as file:
         file.write(text)
     print(f"wrote {path}: {len(text):,} bytes")
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.encoder import RobertaDot, save_encoder
-from drhard.files import whole_file
+from drhard.files import write_whole_file
 from drhard.qrels import read_relevant
 from drhard.tokenizer import RobertaTokenizer
 
@@ -184,7 +184,7 @@ def teacher_vectors(texts: list[str], name: str, work_dir: Path) -> np.ndarray:
             hidden = model(**batch).last_hidden_state.float()  # (B, L, 384)
             mask = batch["attention_mask"][:, :, None]
             vectors[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).half().numpy()
-    with whole_file(path) as file:
+    with write_whole_file(path) as file:
         np.save(file, vectors)
     return vectors
 
