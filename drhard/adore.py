@@ -69,7 +69,7 @@ class AdoreSettings:
     seed: int = 42
     index: str = "Flat"  # what is searched: a faiss factory string, or the SHA-256 of an index file
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, numbers in RANGES.items():
             if getattr(self, name) is not None:
                 numbers.check(name, getattr(self, name))
@@ -130,7 +130,7 @@ class StopRequest:
 class Means:
     """Means of named numbers over the steps since they were last taken."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seen: list[dict[str, float]] = []
 
     def add(self, values: dict[str, float]) -> None:
@@ -161,7 +161,7 @@ class AdoreOutput:
     save_steps: int = 5_000_000
     logging_steps: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("save_steps", "logging_steps"):
             COUNT.check(name, getattr(self, name))
 
@@ -249,7 +249,7 @@ class AdoreTraining:
             self._save(self._epoch(self.settings.epochs))
         self._save_state()
 
-    def _bar(self) -> tqdm:
+    def _bar(self) -> "tqdm[Any]":
         return tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
 
     def _train_step(self, rows: np.ndarray, index: Index) -> dict[str, float]:
@@ -294,7 +294,8 @@ class AdoreTraining:
             self._epoch_order = epoch, shuffled
         order = self._epoch_order[1]
         size = self.settings.batch_size
-        return self.query_rows[order[batch * size : (batch + 1) * size]]
+        rows: np.ndarray = self.query_rows[order[batch * size : (batch + 1) * size]]
+        return rows
 
     def _between_updates(self) -> bool:
         return self.step % self.settings.gradient_accumulation_steps == 0
@@ -369,7 +370,7 @@ class AdoreTraining:
     def _read_state(self) -> dict[str, Any]:
         """The state as it was written. Raises InputError if anything in it was changed since."""
         try:
-            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
             digest = state.pop("digest")
             reason = None if digest == digest_state(state) else "it is not what was written"
         except Exception as error:  # what torch raises depends on the damage

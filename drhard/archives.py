@@ -65,7 +65,7 @@ def unpack(archive: Path, names: Sequence[str], progress: Progress, most: int) -
         with tarfile.open(fileobj=content, mode="r:") as members:
             inside = ((member.name, _fault_in_tar(member), member) for member in members)
             for name, member in _wanted(archive, inside, names):
-                write(members.extractfile(member), name)
+                write(_require_content(members.extractfile(member)), name)
                 missing.remove(name)
         if missing:
             raise InputError(f"{archive}: holds no {', '.join(sorted(missing))}; is it the archive of the manifest?")
@@ -120,6 +120,11 @@ def _wanted(archive: Path, members: Iterable[tuple[str, str, Any]], names: Seque
         yield name, member
 
 
+def _require_content(file: IO[bytes] | None) -> IO[bytes]:
+    assert file is not None, "only plain files are asked for"
+    return file
+
+
 def _fault_in_tar(member: tarfile.TarInfo) -> str:
     return "" if member.isreg() and not member.issparse() else "no plain file"
 
@@ -157,12 +162,12 @@ def unpack_checkpoint(archive: Path, folder: Path) -> None:
         if unpacked.read(512)[257:262] == b"ustar":  # first: a tar that ends with torch's weights looks like a zip
             unpacked.seek(0)
             with tarfile.open(fileobj=unpacked, mode="r:") as content:
-                members = [(member.name, _fault_in_tar(member), member) for member in content]
-                _write_members(archive, members, content.extractfile, folder)
+                in_tar = [(member.name, _fault_in_tar(member), member) for member in content]
+                _write_members(archive, in_tar, lambda member: _require_content(content.extractfile(member)), folder)
         elif zipfile.is_zipfile(packed):
-            with zipfile.ZipFile(packed) as content:
-                members = [(member.filename, _fault_in_zip(member), member) for member in content.infolist()]
-                _write_members(archive, members, content.open, folder)
+            with zipfile.ZipFile(packed) as zipped:
+                in_zip = [(member.filename, _fault_in_zip(member), member) for member in zipped.infolist()]
+                _write_members(archive, in_zip, zipped.open, folder)
 
 
 def _decompressed(packed: IO[bytes]) -> IO[bytes]:

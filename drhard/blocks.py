@@ -21,18 +21,19 @@ def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, n
         InputError: the file has become shorter.
     """
     count, dim = documents.shape
-    if isinstance(documents, np.memmap) and documents.nbytes >= os.path.getsize(documents.filename):  # no part of one
+    name = documents.filename if isinstance(documents, np.memmap) else None
+    if name is not None and documents.nbytes >= os.path.getsize(name):  # a whole memmap, no part of one
         buffers = [np.empty((min(block_rows, count), dim), dtype=documents.dtype) for _ in range(BUFFERS)]
-        with open(documents.filename, "rb", buffering=0) as file:
+        with open(name, "rb", buffering=0) as file:
             for number, first in enumerate(range(0, count, block_rows)):
                 block = buffers[number % BUFFERS][: count - first]
-                left = memoryview(block).cast("B")
+                left = block.data.cast("B")
                 while left:
                     read = file.readinto(left)
                     if not read:
-                        raise InputError(f"{documents.filename}: has become shorter while it was read")
+                        raise InputError(f"{name}: has become shorter while it was read")
                     left = left[read:]
                 yield first, block
     else:
         for first in range(0, count, block_rows):
-            yield first, np.require(documents[first : first + block_rows], np.float32, "CW")  # torch wants it so
+            yield first, np.require(documents[first : first + block_rows], np.float32, ["C", "W"])  # torch wants it so

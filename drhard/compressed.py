@@ -133,7 +133,8 @@ def _build_at(path: Path, documents: np.ndarray, factory: str) -> Any:
             digest.update(data)
             return file.write(data)
 
-        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        writer: Any = faiss  # its stubs lack this class
+        faiss.write_index(index, writer.PyCallbackIOWriter(write))
         write_stamp(path, _stamp(documents, factory) | {"sha256": digest.hexdigest()})
     log.info("wrote %s", path)
     return index

@@ -3,7 +3,7 @@
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -68,13 +68,13 @@ def encode(
     if path.exists():
         _check(path, stamp)
         log.info("%s is there already and is used again", path)
-        return stamp["dim"]
+        return int(stamp["dim"])
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_faults(path), claim(partial_path(path), path) as file:
         if path.exists():  # finished by another process since we looked
             partial_path(path).unlink()
             _check(path, stamp)
-            return stamp["dim"]
+            return int(stamp["dim"])
         done = _resume(path, stamp, file)
         try:
             with closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows:
@@ -84,7 +84,7 @@ def encode(
             stamp_path(path).unlink()
             raise
         _finish(path, stamp)
-    return stamp["dim"]
+    return int(stamp["dim"])
 
 
 def _make_stamp(model: RobertaDot, tokens: TokenMemmap, dtype: torch.dtype) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _resume(path: Path, stamp: dict[str, Any], file: BinaryIO) -> int:
         InputError: it was made from something else.
     """
     row_bytes = stamp["dim"] * DTYPE.itemsize
-    done = partial_path(path).stat().st_size // row_bytes // WINDOW * WINDOW
+    done = int(partial_path(path).stat().st_size // row_bytes // WINDOW * WINDOW)
     if done and _has_stamp(path, stamp, partial_path(path)):
         file.truncate(done * row_bytes)
         return done
@@ -144,11 +144,11 @@ def _finish(path: Path, stamp: dict[str, Any]) -> None:
 
 def _embed(
     model: RobertaDot, tokens: TokenMemmap, done: int, batch_size: int, device: torch.device, dtype: torch.dtype
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Yield the embeddings (W, dim) of one window after the other, from row ``done`` on."""
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    module = model if device.type == "cpu" else MixedPrecision(model, dtype)
+    module: nn.Module = model if device.type == "cpu" else MixedPrecision(model, dtype)
     if gpus > 1:
         module = nn.DataParallel(module)
     dim = model.output_embedding_size
@@ -217,14 +217,14 @@ def _batches(tokens: TokenMemmap, done: int, batch_size: int, pad_id: int, devic
 
 
 def _append(file: BinaryIO, embeddings: np.ndarray) -> None:
-    file.write(embeddings)
+    file.write(embeddings.data)
     file.flush()
 
 
 def write_row_numbers(path: str | Path, rows: int) -> None:
     """Write the int32 file of row numbers that the published project puts beside its embeddings."""
     with write_whole_file(path) as file:
-        file.write(np.arange(rows, dtype=np.int32))
+        file.write(np.arange(rows, dtype=np.int32).data)
 
 
 def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.ndarray:

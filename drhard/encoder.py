@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import cast
 
 from drhard.errors import InputError
 from drhard.files import write_whole_folder
@@ -67,7 +68,8 @@ class RobertaDot(RobertaPreTrainedModel):
         """
         # return_dict: the published configs say false
         hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state  # (B, L, hidden)
-        return self.norm(self.embeddingHead(hidden[:, 0]))
+        embeddings: torch.Tensor = self.norm(self.embeddingHead(hidden[:, 0]))
+        return embeddings
 
 
 class MixedPrecision(nn.Module):
@@ -80,7 +82,8 @@ class MixedPrecision(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """As :meth:`RobertaDot.forward`."""
         with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.model(input_ids, attention_mask).float()
+            embeddings: torch.Tensor = self.model(input_ids, attention_mask)
+            return embeddings.float()
 
 
 def embed_in_chunks(
@@ -136,7 +139,8 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
         if not parameter.isfinite().all():
             raise InputError(f"{folder}: {name} has numbers that are not finite; the weights are damaged")
     model.tokenizer_digest = tokenizer_digest(folder)
-    return model.eval()
+    model.eval()
+    return cast(RobertaDot, model)
 
 
 def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:

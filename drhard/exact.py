@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
 from drhard.index import check_queries, check_topk, join_passes
@@ -83,7 +84,7 @@ class ExactIndex:
         return max(1, min(self.query_rows, few))
 
     @torch.no_grad()
-    def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: tqdm) -> None:
+    def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: "tqdm[Any]") -> None:
         """Fill ``scores`` and ``rows``, (Q, k) both."""
         size = math.ceil(len(queries) / math.ceil(len(queries) / self.query_rows))  # groups as equal as can be
         groups = [

@@ -103,7 +103,7 @@ def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = Fa
         config = faiss.GpuIndexFlatConfig()
         config.device = gpu
         resources = faiss.StandardGpuResources()
-        shard = faiss.GpuIndexFlatIP(resources, dim, config)
+        shard: Any = faiss.GpuIndexFlatIP(resources, dim, config)
         shard.resources = resources  # lives as long as the index
         check_finite(documents[first:last], int(first), name_source(documents, "the documents"))
         try:

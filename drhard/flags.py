@@ -80,5 +80,5 @@ def add_flags(parser: ArgumentParser, *names: str, **different: Mapping[str, Any
     """
     half = parser.add_mutually_exclusive_group() if set(PRECISION) & set(names) else parser
     for name in names:
-        (half if name in PRECISION else parser).add_argument(name, **FLAGS[name] | different.pop(name[2:], {}))
+        (half if name in PRECISION else parser).add_argument(name, **{**FLAGS[name], **different.pop(name[2:], {})})
     assert not different, different

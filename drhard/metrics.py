@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from drhard.errors import InputError
 from drhard.numbers import COUNT
@@ -49,7 +50,7 @@ def parse_measures(names: Sequence[str], level: int = 1) -> list[Measure]:
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
-            measure.validate_params()
+            measure.validate_params()  # type: ignore[no-untyped-call]
             for parameter in ("cutoff", "rel"):  # 0 ends trec_eval's code
                 COUNT.check(parameter, measure.params.get(parameter, 1))
         except Exception:  # it raises NameError, ValueError, SyntaxError, AssertionError, …
@@ -140,7 +141,7 @@ class Coverage:
         self.run_path, self.qrels_path = run_path, qrels_path
         self.queries = 0  # of the run
         self.covered = 0  # judged queries in the run
-        self._judged = judged
+        self._judged: Mapping[Any, Collection[Any]] = judged
         self._cuts = cuts or {}
         self._shallow = dict.fromkeys(self._cuts, 0)  # queries that have fewer documents than the cut
         self._depth = 0

@@ -50,7 +50,8 @@ class HardNegatives(Mapping[int, np.ndarray]):
 
     def find_empty(self) -> np.ndarray:
         """The query rows whose list is empty."""
-        return self._queries[self._starts == self._ends]
+        empty: np.ndarray = self._queries[self._starts == self._ends]
+        return empty
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._queries.tolist())
@@ -99,7 +100,8 @@ def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     if not len(ascending):
         return np.zeros(values.shape, dtype=bool)
     places = np.searchsorted(ascending, values)
-    return ascending[np.minimum(places, len(ascending) - 1)] == values
+    found: np.ndarray = ascending[np.minimum(places, len(ascending) - 1)] == values
+    return found
 
 
 def write_hard_negatives(path: Path, hard: Mapping[int, np.ndarray]) -> None:

@@ -2,13 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def prefetch(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Generator[T]:
     """Yield what ``items`` yields, fetched one ahead by a thread. What it raises is raised here."""
     waiting: queue.Queue[Any] = queue.Queue(maxsize=1)
     stop = threading.Event()

@@ -127,7 +127,7 @@ def write_seal(folder: Path, step: int, record: Mapping[str, Any], names: Iterab
 
 def read_sealed_step(folder: Path) -> int:
     """Return the step of a sealed checkpoint. Raises InputError if it has no seal."""
-    return read_object(folder / SEAL_FILE, {"step": int})["step"]
+    return int(read_object(folder / SEAL_FILE, {"step": int})["step"])
 
 
 def find_fault(folder: Path, record: Mapping[str, Any], needed: Iterable[str]) -> str | None:

@@ -85,7 +85,7 @@ def _search(
                 raise InputError(
                     f"{path}: a score is not finite; the embeddings or the index have numbers that are too large"
                 )
-            file.write(block)
+            file.write(block.data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -55,8 +55,9 @@ class Retriever:
             InputError: as :meth:`check`, :meth:`EncodingSettings.encode` and :meth:`SearchSettings.open`.
         """
         self.check(collection, mode, topk)
-        embeddings = [self._encode(tokens, run.parent) for tokens in (collection.queries(mode), collection.passages)]
-        with search_embeddings(*embeddings, self.searching, run, topk) as found:
+        queries = self._encode(collection.queries(mode), run.parent)
+        passages = self._encode(collection.passages, run.parent)
+        with search_embeddings(queries, passages, self.searching, run, topk) as found:
             yield found
 
     def _encode(self, tokens: TokenMemmap, folder: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar, cast
 
 from drhard.arrays import read_array
 from drhard.collection import Collection
@@ -81,7 +81,7 @@ def digest_ids(collection: Collection, mode: str) -> dict[str, str]:
 
 
 def _digest_ids(ids: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").data).hexdigest()
 
 
 # Read
@@ -145,7 +145,7 @@ def read_run(path: str | Path, pid_prefix: str = "") -> Iterator[Ranking[int]]:
         if len(set(ranking.docids)) < len(lines):
             _refuse_again(path, ranking)
         number = parse_id(qid, "", f"{path}, line {ranking.lines[0]}")
-        yield ranking._replace(qid=number, docids=_numbers(path, ranking, pid_prefix))
+        yield Ranking(number, _numbers(path, ranking, pid_prefix), ranking.scores, ranking.lines)
     if empty:
         raise InputError(f"{path}: the run is empty")
 
@@ -195,7 +195,7 @@ def _score(path: str | Path, number: int, text: str) -> float:
     return score
 
 
-def _refuse_again(path: str | Path, ranking: Ranking) -> None:
+def _refuse_again(path: str | Path, ranking: Ranking[str]) -> None:
     first: dict[str, int] = {}
     for number, docid in sorted(zip(ranking.lines, ranking.docids, strict=True)):
         if docid in first:
@@ -207,12 +207,12 @@ def _refuse_again(path: str | Path, ranking: Ranking) -> None:
 
 def _numbers(path: str | Path, ranking: Ranking[str], prefix: str) -> list[int]:
     numbers = [parse_number(docid.removeprefix(prefix)) for docid in ranking.docids]
-    if None in numbers or not all(docid.startswith(prefix) for docid in ranking.docids):
+    if not all(docid.startswith(prefix) for docid in ranking.docids) or None in numbers:
         return [
             parse_id(docid, prefix, f"{path}, line {line}")
             for docid, line in zip(ranking.docids, ranking.lines, strict=True)
         ]
-    return numbers
+    return cast(list[int], numbers)
 
 
 def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
@@ -234,8 +234,8 @@ def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]
             part.seek(0)
             queries: dict[str, list[tuple[int, list[str]]]] = {}
             for line in part:
-                number, *fields = line.rstrip("\n").split(" ")
-                queries.setdefault(fields[0], []).append((int(number), fields))
+                place, *fields = line.rstrip("\n").split(" ")
+                queries.setdefault(fields[0], []).append((int(place), fields))
             yield from sorted(queries.items(), key=lambda query: places[query[0]])
 
 
@@ -389,4 +389,5 @@ class _Scores:
         scores = self._scores[query_row, :count]
         if not np.isfinite(scores).all():
             raise InputError(f"{self.path}: has scores of query {query_row} that are not finite; retrieve again")
-        return scores.tolist()
+        values: list[float] = scores.tolist()
+        return values

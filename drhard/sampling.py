@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 
-class TrainingDataset(Dataset):
+class TrainingDataset(Dataset[Example]):
     """Queries that have a relevant document, each with one of these and ``drawn`` negatives.
 
     Draws are uniform and depend on seed, epoch and query alone, so that a resumed run equals an unbroken one.
@@ -48,7 +48,7 @@ class TrainingDataset(Dataset):
         random = np.random.default_rng((self.seed, self.epoch, query))
         candidates = self.pool[query]
         chosen = random.choice(len(candidates), self.drawn, replace=len(candidates) < self.drawn)
-        positive = self.relevant[query][random.integers(len(self.relevant[query]))]
+        positive = self.relevant[query][int(random.integers(len(self.relevant[query])))]
         return Example(query, positive, tuple(int(candidates[place]) for place in chosen))
 
 

@@ -75,8 +75,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean of a few values (seeds) and the half width of its 95 % interval, by Student's t; NaN for one value."""
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return float(array.mean()), float("nan")
+    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    return float(array.mean()), float(half)

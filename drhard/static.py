@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
 from drhard.encoder import embed_in_chunks, save_encoder
@@ -170,22 +170,24 @@ class StaticTrainer(Trainer):
             embed_in_chunks(model, **sequences, chunk_size=self.chunk_size) if self.chunk_size else model(**sequences)
         )
 
+    optimizer: Optimizer | None
+
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
         """LAMB or AdamW; no decay for biases and LayerNorm weights inside RoBERTa."""
         if self.optimizer is None:
-            kind = {"lamb": Lamb, "adamw": AdamW}[self.optimizer_str]
+            kind: Any = {"lamb": Lamb, "adamw": AdamW}[self.optimizer_str]
             self.optimizer = kind(
                 group_parameters(model or self.model, self.args.weight_decay),
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
             )
-        return self.optimizer
+        return cast(Optimizer, self.optimizer)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Trainer's, with a warning if its warm-up is as long as the training."""
         warn_of_long_warmup(self.args.get_warmup_steps(num_training_steps), num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
+        return cast(LRScheduler, super().create_scheduler(num_training_steps, optimizer))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's, without the gradient norm of a step that mixed precision left out because it was not finite."""

@@ -60,7 +60,7 @@ class Strategy:
         """Return how many negatives are drawn for a query in each step, where ``asked`` are asked for."""
         return asked if self.draws else 0
 
-    def mask(self, examples: Sequence[Example], relevant: Mapping[int, Sequence[int]]) -> np.ndarray:
+    def mask(self, examples: Sequence[Example], relevant: Mapping[int, Sequence[int] | np.ndarray]) -> np.ndarray:
         """Return which documents of a batch are negatives of which query (sections 3.2 and 4.1 of the paper).
 
         The documents are the B positives, then the negatives drawn for each query in turn, n each. A document that

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from drhard.errors import InputError, shorten
 from drhard.files import disk_faults, read_lines, read_object, write_whole_text
@@ -88,7 +89,7 @@ class RobertaTokenizer:
     def _bpe(self) -> fastokens.Tokenizer:
         return _byte_level_bpe({token: number for number, token in enumerate(self._made)}, self.merges)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return RobertaTokenizer, (self.vocab, self.merges, self.do_lower_case)
 
     @classmethod
@@ -156,7 +157,7 @@ class RobertaTokenizer:
             ids = ids[: max(cut - 2, 0)]
         return [self.bos_token_id, *ids, self.eos_token_id]
 
-    def encode_batch(self, texts: Iterable[str], **options: int | bool | None) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str], **options: Any) -> list[list[int]]:
         """:meth:`encode` for each text; the same options."""
         return [self.encode(text, **options) for text in texts]
 
@@ -230,7 +231,8 @@ class RobertaTokenizer:
         return "<" in text and self._special.search(text) is not None
 
     def _encode_plain(self, text: str) -> list[int]:
-        return self._id_of_number[self._bpe.encode_ordinary(text).ids].tolist()
+        ids: list[int] = self._id_of_number[self._bpe.encode_ordinary(text).ids].tolist()
+        return ids
 
     def _encode_with_specials(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -306,7 +308,7 @@ def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return tuple(Path(hf_hub_download(name_or_path, file)) for file in (VOCAB_FILE, MERGES_FILE))
+        return Path(hf_hub_download(name_or_path, VOCAB_FILE)), Path(hf_hub_download(name_or_path, MERGES_FILE))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

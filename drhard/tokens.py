@@ -156,7 +156,7 @@ def _read_lengths(path: Path, rows: int, width: int) -> np.ndarray:
 
 def digest_lengths(lengths: np.ndarray) -> str:
     """SHA-256 of the token counts (rows,); integers of all types give the same."""
-    return hashlib.sha256(np.ascontiguousarray(lengths, dtype=np.int64)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(lengths, dtype=np.int64).data).hexdigest()
 
 
 def spread(count: int, most: int) -> np.ndarray:
