@@ -17,7 +17,7 @@ from drhard.numbers import COUNT, LENGTH
 from drhard.preprocessing import EMPTY_TEXTS, WORKERS, Lengths, preprocess
 from drhard.tokenizer import RobertaTokenizer
 
-DATA_TYPES = {"0": "doc", "doc": "doc", "1": "passage", "passage": "passage"}
+DATA_TYPES = {"0": "doc", "1": "passage"} | {name: name for name in CORPORA}
 
 
 def parse_arguments() -> argparse.Namespace:

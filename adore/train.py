@@ -14,6 +14,7 @@ A training that was stopped goes on from where it was.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drhard.collection import Collection
 from drhard.errors import command
@@ -21,6 +22,9 @@ from drhard.files import require_file, sole_writer
 from drhard.flags import INDEX, add_flags
 from drhard.hub import find_checkpoint
 from drhard.numbers import COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED
+
+if TYPE_CHECKING:
+    from drhard.adore import AdoreSettings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,7 +63,7 @@ def main() -> None:
     find_checkpoint(args.init_path)
 
     # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
-    from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
+    from drhard.adore import AdoreOutput, AdoreTraining
     from drhard.devices import choose_device, limit_threads
     from drhard.embeddings import open_document_embeddings, read_if_it_fits, warn_if_made_by_another
     from drhard.encoder import load_encoder
@@ -67,19 +71,7 @@ def main() -> None:
 
     if args.faiss_omp_num_threads is not None:
         limit_threads(args.faiss_omp_num_threads)
-    settings = AdoreSettings(
-        neg_topk=args.neg_topk,
-        metric_cut=args.metric_cut,
-        batch_size=args.per_gpu_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        adam_epsilon=args.adam_epsilon,
-        max_grad_norm=args.max_grad_norm,
-        warmup_steps=args.warmup_steps,
-        epochs=args.num_train_epochs,
-        seed=args.seed,
-    )
+    settings = make_settings(args)
     output = AdoreOutput(args.model_save_dir, args.log_dir, args.init_path, args.save_steps, args.logging_steps)
     model = load_encoder(args.init_path)
     device = choose_device(gpu=args.model_gpu_index)
@@ -104,6 +96,24 @@ def main() -> None:
         )
         training.run(index)
     print(f"Wrote {args.model_save_dir}/epoch-{args.num_train_epochs}")
+
+
+def make_settings(args: argparse.Namespace) -> "AdoreSettings":
+    from drhard.adore import AdoreSettings
+
+    return AdoreSettings(
+        neg_topk=args.neg_topk,
+        metric_cut=args.metric_cut,
+        batch_size=args.per_gpu_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        adam_epsilon=args.adam_epsilon,
+        max_grad_norm=args.max_grad_norm,
+        warmup_steps=args.warmup_steps,
+        epochs=args.num_train_epochs,
+        seed=args.seed,
+    )
 
 
 if __name__ == "__main__":

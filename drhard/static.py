@@ -128,6 +128,8 @@ class StaticTrainer(Trainer):
         self.chunk_size = chunk_size
         self.record = record
 
+    loss = staticmethod(pairwise_loss)  # a class derived from this one may have another
+
     def complete(self, checkpoint: Path | None) -> None:
         """Train to the end, from ``checkpoint`` or from the start, and write the model.
 
@@ -161,7 +163,7 @@ class StaticTrainer(Trainer):
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
             scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
-            loss = pairwise_loss(scores, positive, inputs["negatives"])
+            loss = self.loss(scores, positive, inputs["negatives"])
         check_loss(loss, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
 

@@ -80,7 +80,10 @@ def main() -> None:
     relevant = collection.relevant("train")
     pool = open_pool(flags, relevant, len(collection.passages))
     find_checkpoint(flags.init_path)
+    train(flags, collection, relevant, pool)
 
+
+def train(flags: argparse.Namespace, collection: Collection, relevant: dict[int, list[int]], pool: Pool | None) -> None:
     # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
     from drhard.encoder import check_tokens, load_encoder
     from drhard.provenance import read_sealed_step
@@ -106,22 +109,17 @@ def main() -> None:
             print(f"{output_dir} holds the model of this very training already")
             return
         if pool is None:
-            if start is None and args.world_size > 1:
-                raise InputError(
-                    "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
-                )
-            encoding = EncodingSettings(args.per_device_eval_batch_size, args.device)
-            retriever = Retriever(model, encoding, SearchSettings.from_flags(flags, flags.no_cuda))
-            pool = mine_pool(output_dir, retriever, collection, relevant, mine=start is None)
+            searching = SearchSettings.from_flags(flags, flags.no_cuda)
+            retriever = Retriever(model, EncodingSettings(args.per_device_eval_batch_size, args.device), searching)
+            pool = mine_pool(args, retriever, collection, relevant, mine=start is None)
         if flags.strategy.mined:
             relevant = keep_queries_with_negatives(relevant, pool)
+        drawn = flags.strategy.count_drawn(flags.per_query_hard_num)
         writes_events = "tensorboard" in flags.report_to and args.process_index == 0
         trainer = StaticTrainer(
             model=model,
             args=args,
-            train_dataset=TrainingDataset(
-                relevant, pool, flags.strategy.count_drawn(flags.per_query_hard_num), args.seed
-            ),
+            train_dataset=TrainingDataset(relevant, pool, drawn, args.seed),
             data_collator=Collator(collection, relevant, flags.strategy, model.config.pad_token_id, flags.padding),
             optimizer_str=flags.optimizer_str,
             tokenizer_from=flags.init_path,
@@ -183,12 +181,21 @@ def find_start(flags: argparse.Namespace, record: dict[str, Any], process: int) 
 
 
 def mine_pool(
-    output_dir: Path, retriever: "Retriever", collection: Collection, relevant: dict[int, list[int]], mine: bool
+    args: "TrainingArguments",
+    retriever: "Retriever",
+    collection: Collection,
+    relevant: dict[int, list[int]],
+    mine: bool,
 ) -> HardNegatives:
     """Hard negatives of the model at the start: mined into --output_dir, or read there where a training is resumed."""
     from drhard.checkpoints import MINING_FOLDER
     from drhard.retrieval import mine_hard_negatives
 
+    if mine and args.world_size > 1:
+        raise InputError(
+            "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
+        )
+    output_dir = Path(args.output_dir)
     path, documents = output_dir / HARD_FILE, len(collection.passages)
     if not mine and path.exists():
         stamp = read_stamp(path, {"sha256": str})
