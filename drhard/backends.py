@@ -11,7 +11,7 @@ from typing import Protocol
 
 from drhard.compressed import check_factory, open_compressed
 from drhard.exact import SEARCH_MEMORY_GB, ExactIndex
-from drhard.faiss_index import GPU_TOPK, check_gpus, find_gpus_with_room, open_on_gpus
+from drhard.faiss_index import GPU_TOPK, check_gpus, find_gpus_with_room, open_on_gpus, require_faiss
 from drhard.files import require_file
 from drhard.flags import FLAT
 from drhard.index import Index, check_topk
@@ -68,6 +68,7 @@ class CompressedBackend:
     def check(self, k: int, count: int, dim: int) -> None:
         """See :meth:`Backend.check`."""
         check_topk(k, count)
+        require_faiss()
         if self.gpus:
             check_gpus(self.gpus, k)
         if self.factory == FLAT and self.path is not None:

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import warnings
+from contextlib import suppress
 
 from drhard.errors import InputError
 
@@ -94,10 +95,11 @@ def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
 
 def limit_threads(threads: int) -> None:
     """Have torch, NumPy's matrix products and faiss work on so many cores. Raises InputError if that is none."""
-    import faiss  # here, as it takes a part of a second that other scripts save
-
     if threads < 1:
         raise InputError(f"{threads} threads cannot do the work; give at least 1")
     torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
+    with suppress(ModuleNotFoundError):  # an exact search does without
+        import faiss  # here, as it takes a part of a second that other scripts save
+
+        faiss.omp_set_num_threads(threads)
     threadpool_limits(threads, user_api="blas")

@@ -7,6 +7,7 @@ and the exact search on the CPU does without.
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 from drhard.devices import explain_no_gpu, require_gpu
@@ -119,6 +120,8 @@ def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = Fa
 
 def find_gpus_with_room(size: int) -> list[int]:
     """Return all GPUs if they can hold documents of ``size`` bytes between them and faiss can use them, else none."""
+    if find_spec("faiss") is None:
+        return []
     import faiss
 
     if not (hasattr(faiss, "GpuIndexFlatIP") and torch.cuda.is_available()) or explain_no_gpu():
@@ -132,8 +135,15 @@ def find_gpus_with_room(size: int) -> list[int]:
     return gpus
 
 
+def require_faiss() -> None:
+    """Raise InputError if faiss is not installed: an exact search on the CPU does without."""
+    if find_spec("faiss") is None:
+        raise InputError("faiss is not installed; install faiss-cpu, or faiss-gpu to search on GPUs")
+
+
 def check_gpus(gpus: Sequence[int], k: int = 1) -> None:
     """Raise InputError if faiss cannot search the ``k`` best on ``gpus``."""
+    require_faiss()
     import faiss
 
     if k > GPU_TOPK:

@@ -1,7 +1,12 @@
 """Search by faiss: the parts merge to the whole, ties by the smaller row."""
 
+import sys
+
+import drhard.faiss_index
+from drhard.devices import limit_threads
 from drhard.errors import InputError
 from drhard.faiss_index import FaissIndex, check_gpus, find_gpus_with_room
+from drhard.settings import SearchSettings
 
 import faiss
 import numpy as np
@@ -48,3 +53,15 @@ def test_what_a_gpu_cannot_return_is_refused_before_the_long_work() -> None:
 def test_without_a_gpu_the_search_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert find_gpus_with_room(1) == []
+
+
+def test_without_faiss_there_is_a_sentence_and_an_exact_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drhard.faiss_index, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for searching in (SearchSettings(factory="PQ2"), SearchSettings(gpus=[0])):
+        with pytest.raises(InputError, match="faiss is not installed; install faiss-cpu, or faiss-gpu"):
+            searching.check(1, 4, 4)
+    SearchSettings(gpus=None).check(1, 4, 4)
+    documents = np.eye(4, dtype=np.float32)
+    assert SearchSettings(gpus=None).open(documents, 1).search(documents, 1)[1].ravel().tolist() == [0, 1, 2, 3]
+    limit_threads(torch.get_num_threads())
