@@ -160,7 +160,7 @@ def main() -> None:
     path = args.folder.resolve() / "scaling.memmap"
     if args.search:
         return search(path, args.search, args.dim, args.search_memory_gb)
-    check_topk(max(k for _, k in WORK.values()), min(args.rows), memory_gb=args.search_memory_gb)
+    check_topk(max(k for _, k in WORK.values()), min(args.rows))
     path.unlink(missing_ok=True)
     show_machine()
     results: list[dict[str, Any]] = []

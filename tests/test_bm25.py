@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_formula(k1: float, b: float) -> None:
     assert scores.shape == rows.shape == (9, 30)
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
     for query, text in enumerate(queries):
-        expected = np.array(plain_bm25(documents, text, Bm25Parameters(k1, b)))
+        expected = np.array(plain_bm25(documents, text, k1, b))
         found = int((expected > 0).sum())
         assert found > 0
         assert set(rows[query, :found]) == set(np.flatnonzero(expected))
@@ -264,7 +264,7 @@ def test_prepare_hardneg(
         assert len(run.get(query, [])) == min(sharing, TOPK + 10)
     assert sum(map(len, hard.values())) > len(queries)
     for query in range(0, len(queries), len(queries) // 4):
-        expected = np.array(plain_bm25(documents, queries[query], Bm25Parameters(k1, b)))
+        expected = np.array(plain_bm25(documents, queries[query], k1, b))
         found = run.get(query, [])
         np.testing.assert_allclose(scores[query, : len(found)], expected[found], rtol=1e-5)
         np.testing.assert_allclose(scores[query, : len(found)], -np.sort(-expected)[: len(found)], rtol=1e-5)
