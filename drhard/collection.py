@@ -39,17 +39,18 @@ class Collection:
             self._queries[mode] = TokenMemmap.open(self.folder, query_name(mode), self.max_query_length)
         return self._queries[mode]
 
-    def relevant(self, mode: str, passages: int | None = None) -> dict[int, list[int]]:
+    def relevant(self, mode: str, passages: int | None = None, queries: int | None = None) -> dict[int, list[int]]:
         """Return query row -> relevant passage rows, in the order of the qrels.
 
         Args:
-            passages: how many there are, if their tokens need not be there.
+            passages, queries: how many there are, if their tokens need not be there.
 
         Raises:
             InputError: as :func:`drhard.qrels.read_relevant_rows`.
         """
-        count = len(self.passages) if passages is None else passages
-        return read_relevant_rows(self.qrels_path(mode), len(self.queries(mode)), count)
+        passages = len(self.passages) if passages is None else passages
+        queries = len(self.queries(mode)) if queries is None else queries
+        return read_relevant_rows(self.qrels_path(mode), queries, passages)
 
     def pids(self) -> np.ndarray:
         """Return the official id of each passage row, (rows,) int64. Raises as :func:`drhard.ids.read_ids`."""

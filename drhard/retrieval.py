@@ -123,7 +123,7 @@ def mine_bm25_negatives(
     collection = Collection(root / "preprocess")
     passages = collection.passages
     queries = read_query_texts(corpus, root, mode)
-    relevant = collection.relevant(mode)
+    relevant = collection.relevant(mode, queries=len(queries))
     depth = _depth(relevant, len(passages), topk)
     index = Bm25Index(read_passage_texts(corpus, root), len(passages), parameters)
     texts = hashlib.sha256("\n".join(queries).encode()).hexdigest()

@@ -17,12 +17,13 @@ from drhard.qrels import read_relevant
 from drhard.retrieval import Mined, mine_bm25_negatives
 from drhard.runs import read_run
 from drhard.texts import read_passage_texts, read_query_texts
+from drhard.tokens import PASSAGES
 from drhard.words import split, stem
 
 import numpy as np
 import pytest
 from conftest import must_run
-from helpers import refused, write_tokens
+from helpers import random_sequences, refused, write_tokens
 
 LUCENES = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
@@ -159,6 +160,7 @@ def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
     passages = list(read_passage_texts(CORPORA["passage"], root))
     assert passages == ["Rhine river", "a star", "star and planet", "planet of a star", "sea", "north sea"]
     write_ids(root / "preprocess/pid2offset.pickle", np.array([7, 3]))
+    write_tokens(root / "preprocess", PASSAGES, random_sequences(2, 5, seed=0), 8)
     assert list(read_passage_texts(CORPORA["doc"], root)) == ["http://x A title The body", "url  body   x"]
     for corpus in CORPORA.values():
         assert read_query_texts(corpus, root, "train") == ["where is the Rhine", "stars", "planets?", "zebra"]
