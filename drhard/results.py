@@ -67,10 +67,10 @@ def _search(
     search: Callable[[int], Parts],
 ) -> None:
     """Complete ``file``, which is open at ``path``, to one ``record`` for each query."""
-    done = min(os.fstat(file.fileno()).st_size // record.itemsize, queries) if _is_of(path, made_from) else 0
+    done = _read_done(path, made_from, os.fstat(file.fileno()).st_size // record.itemsize)
     file.truncate(done * record.itemsize)
     if not done:
-        write_stamp(path, made_from)
+        write_stamp(path, made_from | {"done": 0})
     elif done < queries:
         log.info("resuming the search after %d of %d queries", done, queries)
     if done == queries:
@@ -88,10 +88,19 @@ def _search(
             file.write(block.data)
         file.flush()
         os.fsync(file.fileno())
+        done += len(rows)
+        write_stamp(path, made_from | {"done": done})
 
 
-def _is_of(path: Path, made_from: dict[str, Any]) -> bool:
+def _read_done(path: Path, made_from: dict[str, Any], written: int) -> int:
+    """Return how many queries an earlier search has completed, of the ``written`` results in its file.
+
+    Part of a pass does not count: a search of the rest alone would round otherwise, and near ties might swap.
+    """
     try:
-        return read_stamp(path, {}) == made_from
-    except InputError:  # damaged: all that is lost is a part of a search
-        return False
+        stamp = read_stamp(path, {"done": int})
+    except InputError:  # damaged, or of an earlier version: all that is lost is part of a search
+        return 0
+    if stamp is None or stamp != made_from | {"done": stamp["done"]}:
+        return 0
+    return stamp["done"] if 0 <= stamp["done"] <= written else 0

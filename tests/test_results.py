@@ -54,7 +54,7 @@ def test_a_search_that_was_stopped_resumes_after_its_last_pass(tmp_path: Path) -
     left = [f"dev.rank.tsv.found.{end}" for end in ("partial", "partial.json")]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
     with open(tmp_path / "dev.rank.tsv.found.partial", "ab") as file:
-        file.write(b"half of")  # what a pass that was cut off has left
+        file.write(b"8 bytes " * (K + 1))  # a whole result, and a part of another, of a pass that was cut off
     resumed = Search(together=4)
     search(run, resumed)
     assert resumed.begun_at == 10
