@@ -10,7 +10,7 @@ refuse() { # one sentence, and the exit code for what the person at the shell ca
 
 alone() { # alone FOLDER: make it, and hold a lock in it until the end of this script, or of what it has started
     { mkdir -p "$1" && : >>"$1/.running" && exec 9>>"$1/.running"; } 2>/dev/null ||
-        refuse "$1: cannot be written to; put that right and run this again" || return
+        refuse "$1: cannot be written to; fix this and run this again" || return
     if command -v flock >/dev/null && ! flock -n 9; then # macOS has none
         refuse "$1: another process is at work there; wait for it, then run this again"
     fi

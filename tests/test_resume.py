@@ -532,7 +532,7 @@ STAR_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "all of another training": (
         lambda folder: write_seal(folder, 4, {}, [path.name for path in folder.iterdir()]),
-        "it is of another training",
+        "it belongs to another training",
     ),
 }
 
@@ -691,7 +691,7 @@ def test_star_on_a_full_disk_is_one_sentence_and_goes_on_once_there_is_room(
 ) -> None:
     with no_larger_files_than(bytes_allowed):
         message = refused("star/train.py", *star_arguments(star_input, tmp_path, *FIVE), capsys=capsys)
-    assert re.match(r"error: /.*: File too large \(the disk mounted at /.* free\); put that right", message)
+    assert re.match(r"error: /.*: File too large \(the disk mounted at /.* free\); fix this", message)
     models = tmp_path / "models"
     assert not list(models.glob("checkpoint-*"))
     assert not (models / "config.json").exists()

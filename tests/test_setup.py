@@ -114,13 +114,13 @@ def test_a_folder_that_cannot_be_written_to(project: Path) -> None:
     project.chmod(0o500)
     code, _, err = run(project)
     project.chmod(0o700)
-    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; put that right and run this again\n"
+    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run this again\n"
 
 
 def test_a_file_in_the_place_of_the_environment(project: Path) -> None:
     (project / ".venv").write_text("")
     code, _, err = run(project)
-    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; put that right and run this again\n"
+    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run this again\n"
 
 
 def test_one_installation_at_a_time_and_a_killed_one_is_run_again(project: Path) -> None:

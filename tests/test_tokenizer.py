@@ -250,7 +250,7 @@ def append_merge(folder: Path, line: str) -> None:
         (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=2**31)), "the id of 'a' is '2147483648'"),
         (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=True)), "the id of 'a' is 'True'"),
         (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=1.0)), r"the id of 'a' is '1\.0'"),
-        (lambda folder: (folder / "vocab.json").write_text('{"a": 7, "a": 8}'), "the field 'a' is there twice"),
+        (lambda folder: (folder / "vocab.json").write_text('{"a": 7, "a": 8}'), "the field 'a' appears twice"),
         (lambda folder: append_merge(folder, "a\0 b"), r"merges\.txt: 'a\\x00 b' merges what is no byte"),
         (lambda folder: append_merge(folder, "a b c"), r"merges\.txt, line \d+: expected two tokens, got 3"),
         (lambda folder: append_merge(folder, "ab"), r"merges\.txt, line \d+: expected two tokens, got 1"),
