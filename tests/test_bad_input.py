@@ -91,7 +91,7 @@ def bits_flipped(content: bytes) -> bytes:
 
 PREPROCESS_CASES = {
     "collection missing": (lambda folder: (folder / COLLECTION).unlink(), r"collection\.tsv: no such file"),
-    "collection empty": (text(COLLECTION, ""), r"collection\.tsv: there is nothing in it"),
+    "collection empty": (text(COLLECTION, ""), r"collection\.tsv: holds no text"),
     "too few fields": (text(COLLECTION, PASSAGES + "40 no tab\n"), r"collection\.tsv, line 4: expected"),
     "id no integer": (text(COLLECTION, "D1\ttext\n" + PASSAGES), r"collection\.tsv, line 1: the id 'D1'"),
     "duplicate id": (text(COLLECTION, PASSAGES + "30\tanother\n"), r"collection\.tsv, line 4: .*30.*line 2"),
