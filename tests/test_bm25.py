@@ -276,13 +276,13 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
         (root / name).rename(root / "passage" / name)
     arguments = ("--data_type", "passage", "--data_root", root, "--retriever", "bm25", "--mode", "train")
     script = "star/prepare_hardneg.py"
-    assert "has no use for --model_dir" in refused(script, *arguments, "--model_dir", root, capsys=capsys)
-    assert "has no use for --model_dir, --fp16" in refused(script, *arguments, "--fp16", capsys=capsys)
-    assert "--k1 and --b are those of --retriever bm25" in refused(
+    assert "does not use --model_dir" in refused(script, *arguments, "--model_dir", root, capsys=capsys)
+    assert "does not use --model_dir, --fp16" in refused(script, *arguments, "--fp16", capsys=capsys)
+    assert "--k1 and --b need --retriever bm25" in refused(
         script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
     )
     for more in (("--nprobe", 3), ("--index_factory", "SQ8")):
-        assert "no use for --index_factory, --index_path" in refused(script, *arguments, *more, capsys=capsys)
+        assert "does not use --index_factory, --index_path" in refused(script, *arguments, *more, capsys=capsys)
     assert "cannot mine 200 negatives (--topk) from 6 passages" in refused(script, *arguments, capsys=capsys)
     (root / "passage/dataset/collection.tsv").unlink()
     assert "collection.tsv: no such file" in refused(script, *arguments, "--topk", 3, capsys=capsys)

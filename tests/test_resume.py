@@ -612,7 +612,7 @@ def test_a_finished_star_run_again_says_so(
     for folder in (star_input, moved):
         capsys.readouterr()
         call_script("star/train.py", *star_arguments(folder, tmp_path, *FIVE))
-        assert f"{tmp_path / 'models'} holds the model of this very training already" in capsys.readouterr().out
+        assert f"{tmp_path / 'models'} already holds the model of this training" in capsys.readouterr().out
     for name, content in (
         ("hard.json", (moved / "hard.json").read_text().replace("29", "28")),
         ("preprocess/train-qrel.tsv", (moved / "preprocess/train-qrel.tsv").read_text() + "0\t0\t3\t1\n"),
@@ -647,7 +647,7 @@ def test_hard_negatives_that_star_mined_itself_are_read_again(
     hard = tmp_path / "models" / "hard.json"
     hard.write_text(hard.read_text() + " ")
     message = refused("star/train.py", *arguments, capsys=capsys)
-    assert f"{hard}: is not what this training mined" in message
+    assert f"{hard}: was changed after this training mined it" in message
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -770,7 +770,7 @@ def test_a_finished_adore_run_again_says_so(
     before = snapshot(tmp_path)
     assert "Wrote " in capsys.readouterr().out
     call_script("adore/train.py", *adore_arguments(star_input, tmp_path))
-    assert f"{tmp_path / 'models'} holds the checkpoints of this very training already" in capsys.readouterr().out
+    assert f"{tmp_path / 'models'} already holds the checkpoints of this training" in capsys.readouterr().out
     assert snapshot(tmp_path) == before
 
 
