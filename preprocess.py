@@ -29,10 +29,10 @@ def parse_arguments() -> argparse.Namespace:
         default="roberta-base",
         help="model whose vocabulary to use: a folder, a hub name or s3://bucket/prefix (default: roberta-base)",
     )
-    parser.add_argument("--max_seq_length", type=LENGTH, default=512, help="the most tokens of a document (512)")
-    parser.add_argument("--max_query_length", type=LENGTH, default=64, help="the most tokens of a query (64)")
+    parser.add_argument("--max_seq_length", type=LENGTH, default=512, help="maximum tokens per document (512)")
+    parser.add_argument("--max_query_length", type=LENGTH, default=64, help="maximum tokens per query (64)")
     parser.add_argument(
-        "--max_doc_character", type=COUNT, default=10000, help="the most characters of a document (10000)"
+        "--max_doc_character", type=COUNT, default=10000, help="maximum characters per document (10000)"
     )
     parser.add_argument(
         "--threads", type=WORKERS, default=os.cpu_count(), help="number of processes (default: all cores)"

@@ -20,12 +20,12 @@ def _count(default: int, help: str) -> dict[str, Any]:
 
 
 def _length(default: int, help: str) -> dict[str, Any]:
-    return {"type": LENGTH, "default": default, "help": f"the most tokens of a {help} (%(default)s)"}
+    return {"type": LENGTH, "default": default, "help": f"maximum tokens per {help} (%(default)s)"}
 
 
 _GPUS = {"type": NATURAL, "nargs": "+", "default": [], "dest": "gpus", "help": "GPUs to search on (none: the CPU)"}
 _BATCH = {"dest": "batch_size"} | _count(32, "batch size per GPU, in sequences")
-_HALF = {"action": "store_const", "dest": "precision", "help": "faster, on a GPU"}
+_HALF = {"action": "store_const", "dest": "precision", "help": "half precision: faster, on a GPU"}
 
 FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {

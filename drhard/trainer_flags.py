@@ -152,8 +152,8 @@ OWN: Mapping[str, Flag] = {  # star/train.py's own
 }
 
 DATA: Mapping[str, Flag] = {  # star/train.py's own too
-    "max_query_length": _outcome(LENGTH, None, "the most tokens of a query (published: 24)", required=True),
-    "max_doc_length": _outcome(LENGTH, None, "the most tokens of a document (published: 120, doc 512)", required=True),
+    "max_query_length": _outcome(LENGTH, None, "maximum tokens per query (published: 24)", required=True),
+    "max_doc_length": _outcome(LENGTH, None, "maximum tokens per document (published: 120, doc 512)", required=True),
     "preprocess_dir": Flag(Path, None, "folder that preprocess.py wrote", required=True),
     "init_path": Flag(str, None, "checkpoint to start from: a warm-up model, or roberta-base", required=True),
     "negatives": _outcome(
