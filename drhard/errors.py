@@ -1,4 +1,4 @@
-"""Bad input: one exception type, turned into one sentence and exit code 2 in one place."""
+"""Report bad input: one exception type, which becomes one sentence and exit code 2 in one place."""
 
 from __future__ import annotations
 
