@@ -1,4 +1,4 @@
-"""Turn a run in row numbers into one with official query and passage ids, MS MARCO's or with --trec TREC's.
+"""Convert a run in rows to official query and passage ids, in MS MARCO's format or, with --trec, in TREC's.
 
     python cvt_back.py --input_dir ./data/passage/evaluate/adore-star --preprocess_dir ./data/passage/preprocess \\
         --output_dir ./data/passage/official_runs/adore-star --mode dev --dataset passage
@@ -15,15 +15,15 @@ from drhard.runs import convert_run, run_path, trec_path
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input_dir", type=Path, required=True, help="where {mode}.rank.tsv is")
+    parser.add_argument("--input_dir", type=Path, required=True, help="folder with {mode}.rank.tsv")
     parser.add_argument("--preprocess_dir", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, required=True, help="where {mode}.rank.tsv goes")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the converted run")
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--dataset", choices=CORPORA, required=True)
     parser.add_argument(
         "--trec",
         action="store_true",
-        help="write {mode}.trec, 'qid Q0 docid rank score tag', in place of {mode}.rank.tsv",
+        help="write {mode}.trec, 'qid Q0 docid rank score tag', instead of {mode}.rank.tsv",
     )
     return parser.parse_args()
 
@@ -39,7 +39,7 @@ def main() -> None:
     if convert_run(source, target, collection, args.mode, prefix, tag):
         print(f"Wrote {target}")
     else:
-        print(f"{target} is there already, made from the same run")
+        print(f"{target} already exists, made from the same run")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Fetch MS MARCO's and TREC's files, unpacked, into {data_root}/{passage,doc}/dataset, where preprocess.py reads them.
+"""Download MS MARCO's and TREC's files into {data_root}/{passage,doc}/dataset, where preprocess.py reads them.
 
-Each file is resumed if it was interrupted, checked against its md5, and under its name only when it is whole;
-what is there is skipped. Disk: 5 GB for passage, 9 GB for doc, and 0.5 GB for each checkpoint.
+Each file is unpacked, checked against its md5, and gets its name only when it is complete. Interrupted downloads
+resume. Existing files are skipped. Disk: 5 GB for passage, 9 GB for doc, and 0.5 GB for each checkpoint.
 
     bash download_data.sh                    # everything
     bash download_data.sh passage            # one of the two
-    bash download_data.sh passage --models   # and the published checkpoints, by gdown
+    bash download_data.sh passage --models   # also the published checkpoints, with gdown
 
-download_data.sh finds a Python for this program; no packages are needed.
+download_data.sh finds a Python for this program. It needs no packages.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--models",
         action="store_true",
-        help="also the published checkpoints, into {data_root}/{passage,doc}/warmup and trained_models",
+        help="also download the published checkpoints, into {data_root}/{passage,doc}/warmup and trained_models",
     )
     parser.add_argument(
         "--manifest",
         type=Path,
         default=HERE / "data" / "downloads.json",
-        help="what to fetch and from where (default: data/downloads.json of the project)",
+        help="list of files and their addresses (default: data/downloads.json of the project)",
     )
     return parser.parse_args()
 
 
 class ProgressLine:
-    """Bytes, rate and time left: one line that renews itself on a terminal, a line now and then in a log."""
+    """Show bytes, rate and time left: a line that updates itself on a terminal, a line every 30 seconds in a log."""
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
@@ -62,7 +62,7 @@ class ProgressLine:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != self.stage or done < self.first:  # smaller when a download had to start over
+        if stage != self.stage or done < self.first:  # it shrinks if a download has to start over
             self.stage, self.first, self.begun, self.shown = stage, done, now, now
         if now - self.shown < self.interval:
             return
@@ -73,13 +73,13 @@ class ProgressLine:
         self._write(line)
 
     def clear(self) -> None:
-        """Make room for another line, and be ready for the next file."""
+        """Clear the line, and get ready for the next file."""
         self.stage = ""
         if self.terminal:
             self._write("")
 
     def _write(self, line: str) -> None:
-        # A terminal's cursor goes back to the start of the line: what comes next overwrites it.
+        # On a terminal, the cursor returns to the start of the line, so the next text overwrites this one.
         text = f"{line:<79}\r" if self.terminal else f"{line}\n"
         print(text, end="", file=sys.stderr, flush=True)
 
@@ -104,7 +104,7 @@ def main() -> None:
     manifest = read_manifest(args.manifest)
     datasets = [args.dataset] if args.dataset else DATASETS
     if args.models:
-        import_gdown()  # if it is missing, say so before hours of downloading, not after
+        import_gdown()  # if it is missing, fail now, not after hours of downloading
     for dataset in datasets:
         fetch_files(manifest, dataset, args.data_root / dataset / "dataset")
     for dataset in datasets if args.models else ():
@@ -126,7 +126,7 @@ def fetch_files(manifest: Manifest, dataset: str, folder: Path) -> None:
             written = download(file, folder, manifest.headers_for(file.url), progress)
         finally:
             progress.clear()
-        if written:  # nothing if another process was quicker
+        if written:  # empty if another process was faster
             print(f"Wrote {', '.join(str(folder / name) for name in written)} in {_clock(time.monotonic() - begun)}")
 
 

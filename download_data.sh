@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetch MS MARCO and TREC files into the places that preprocess.py reads, and with --models the published
-# checkpoints. Needs bash and Python 3.9 or later, no packages (gdown for --models):
+# Download MS MARCO's and TREC's files to where preprocess.py reads them. With --models, download the published
+# checkpoints too, which needs gdown. Everything else needs only bash and Python 3.9 or later:
 #
 #     bash download_data.sh                    # everything
 #     bash download_data.sh passage --models   # one of the two, with its checkpoints

@@ -1,9 +1,9 @@
-"""MRR as MS MARCO's official script prints it.
+"""Compute MRR and print it as MS MARCO's official script does.
 
     python msmarco_eval.py REFERENCE RUN [CUT]      # MRR@CUT, default 10
     python msmarco_eval.py REFERENCE RUN doc        # MRR@100 on official document ids (D123)
 
-REFERENCE is a qrels file and RUN a file of qid, pid and rank: ours in row numbers, or both with official ids.
+REFERENCE is a qrels file. RUN is a file of qid, pid and rank. Both have our rows, or both have official ids.
 """
 
 import argparse

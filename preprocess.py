@@ -27,17 +27,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model_name_or_path",
         default="roberta-base",
-        help="whose vocabulary: a folder, a hub name or s3://bucket/prefix (default: roberta-base)",
+        help="model whose vocabulary to use: a folder, a hub name or s3://bucket/prefix (default: roberta-base)",
     )
-    parser.add_argument("--max_seq_length", type=LENGTH, default=512, help="tokens of a document (512)")
-    parser.add_argument("--max_query_length", type=LENGTH, default=64, help="tokens of a query (64)")
-    parser.add_argument("--max_doc_character", type=COUNT, default=10000, help="characters of a document (10000)")
-    parser.add_argument("--threads", type=WORKERS, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--max_seq_length", type=LENGTH, default=512, help="maximum tokens per document (512)")
+    parser.add_argument("--max_query_length", type=LENGTH, default=64, help="maximum tokens per query (64)")
+    parser.add_argument(
+        "--max_doc_character", type=COUNT, default=10000, help="maximum characters per document (10000)"
+    )
+    parser.add_argument(
+        "--threads", type=WORKERS, default=os.cpu_count(), help="number of processes (default: all cores)"
+    )
     parser.add_argument(
         "--empty_texts",
         choices=EMPTY_TEXTS,
         default="refuse",
-        help="skip leaves out empty texts and their judgements, keep makes rows without words of them (refuse)",
+        help="refuse empty texts, skip them and their judgements, or keep them as rows without words (refuse)",
     )
     return parser.parse_args()
 

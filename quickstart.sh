@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# STAR and ADORE on the embedded sample, from text to a table: bash quickstart.sh
-# Learning rates, steps and epochs were chosen on a held-out part of the training queries (data/sample/README.md).
-# Sets up what is missing, runs the real scripts into runs/sample and prints each command before it runs.
-# A second call does only what is missing; to start anew, delete runs/sample.
+# Run STAR and ADORE on the embedded sample, from text to a table: bash quickstart.sh
+# We chose learning rates, steps and epochs on a held-out part of the training queries (data/sample/README.md).
+# This script sets up what is missing, runs the real scripts with output in runs/sample, and prints each command first.
+# A second call runs only the missing steps. To start over, delete runs/sample.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh
@@ -10,12 +10,12 @@ source ./setup.sh
 root=runs/sample
 data=$root/passage
 alone $root
-step() { # step FILE COMMAND...: run the command unless FILE, which it writes last, is there
+step() { # step FILE COMMAND...: run the command unless FILE exists, which the command writes last
     local target=$1
     shift
     printf '\n$ %s\n' "$(printf '%q ' "$@")"
     if [ -e "$target" ]; then
-        echo "$target is there already"
+        echo "$target already exists"
         return
     fi
     if [ "$1" = python ]; then
@@ -25,10 +25,10 @@ step() { # step FILE COMMAND...: run the command unless FILE, which it writes la
         "$@"
     fi
 }
-copy() { # copy SOURCE TARGET: a folder, under its name when it is whole
+copy() { # copy SOURCE TARGET: copy a folder; it gets its name when it is complete
     printf '\n$ cp -R %q %q\n' "$1" "$2"
     if [ -e "$2" ]; then
-        echo "$2 is there already"
+        echo "$2 already exists"
         return
     fi
     rm -rf "$2.partial"
@@ -36,23 +36,23 @@ copy() { # copy SOURCE TARGET: a folder, under its name when it is whole
     mv "$2.partial" "$2"
 }
 
-# 1. The sample lies in MS MARCO's files; the starting checkpoint plays the part of the published warm-up model.
+# 1. The sample has the format of MS MARCO's files. The starting checkpoint stands in for the published warm-up model.
 mkdir -p "$data"
 copy data/sample/passage/dataset $data/dataset
 copy data/sample/warmup $data/warmup
 
-# 2. Text to tokens.
+# 2. Tokenize the texts.
 step $data/preprocess/lead-qid2offset.pickle \
     python preprocess.py --data_type 1 --data_root $root --model_name_or_path $data/warmup --max_query_length 64
 
-# 3. What the warm-up model finds.
+# 3. Retrieve with the warm-up model.
 for mode in dev test; do
     step $data/evaluate/warmup/$mode.rank.tsv \
         python star/inference.py --data_type passage --data_root $root --max_doc_length 64 --mode $mode \
         --model_dir $data/warmup --output_dir $data/evaluate/warmup
 done
 
-# 4. STAR: hard negatives of the warm-up model, then training of both encoders.
+# 4. STAR: mine hard negatives with the warm-up model, then train both encoders.
 step $data/warmup_retrieve/hard.json \
     python star/prepare_hardneg.py --data_type passage --data_root $root --max_doc_length 64 --mode train \
     --topk 10
@@ -67,7 +67,7 @@ for mode in dev test; do
         python star/inference.py --data_type passage --data_root $root --max_doc_length 64 --mode $mode
 done
 
-# 5. ADORE: the query encoder goes on with the negatives that it retrieves itself.
+# 5. ADORE: train the query encoder further, with the negatives that it retrieves itself.
 step $data/adore_train/models/epoch-5/config.json \
     python adore/train.py --metric_cut 200 --init_path $data/trained_models/star \
     --pembed_path $data/evaluate/star/passages.memmap --preprocess_dir $data/preprocess \
@@ -79,11 +79,11 @@ for mode in dev test; do
         --preprocess_dir $data/preprocess --mode $mode --dmemmap_path $data/evaluate/star/passages.memmap
 done
 
-# 6. Official ids, and MS MARCO's measure on them.
+# 6. Convert the run to official ids, and compute MS MARCO's measure.
 step $data/official_runs/adore-star/dev.rank.tsv \
     python cvt_back.py --input_dir $data/evaluate/adore-star --preprocess_dir $data/preprocess \
     --output_dir $data/official_runs/adore-star --mode dev --dataset passage
 step /nothing python msmarco_eval.py $data/dataset/qrels.dev.small.tsv $data/official_runs/adore-star/dev.rank.tsv
 
-# 7. The table.
+# 7. Print the table.
 step /nothing python data/sample/results.py --data_root $root

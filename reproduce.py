@@ -92,7 +92,7 @@ def run_step(step: Step, dry_run: bool) -> None:
     """Run one command with this Python, unless its result exists."""
     print(f"\n$ {step.command}", flush=True)
     if step.makes.exists():
-        print(f"{step.makes} is there already", flush=True)
+        print(f"{step.makes} already exists", flush=True)
         return
     if dry_run:
         return

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, then check everything: bash run_tests.sh [arguments of pytest]
+# Set up, then check everything: bash run_tests.sh [pytest's arguments]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh

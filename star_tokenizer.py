@@ -1,4 +1,4 @@
-"""RoBERTa's tokenizer as transformers 2.x had it. It lives in ``drhard.tokenizer``; this is its published name."""
+"""RoBERTa's tokenizer as in transformers 2.x. The code is in ``drhard.tokenizer``; this is its published name."""
 
 from drhard.tokenizer import MERGES_FILE, VOCAB_FILE, RobertaTokenizer, byte_characters, tokenizer_digest
 

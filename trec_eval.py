@@ -1,13 +1,13 @@
-"""nDCG@10, recall, AP and RR of a run, and whether it differs from other runs.
+"""Compute nDCG@10, recall, AP and RR of a run, and test whether it differs from other runs.
 
     python trec_eval.py QRELS RUN
     python trec_eval.py -l 2 QRELS RUN                        # TREC DL passages: grade 2 and above is relevant
     python trec_eval.py QRELS RUN --compare RUN_B [RUN_C ...]
 
-QRELS and RUN have the same ids, rows or official ones; RUN is 'qid pid rank' or TREC's 'qid Q0 docid rank score tag'.
-Values are means over all judged queries, those that the run lacks included (trec_eval -c). Printed as trec_eval
-does: measure, query or all, value. --compare adds paired two-sided tests over the queries, with Holm's correction
-over all measures and runs named.
+QRELS and RUN must have the same ids: rows or official ids. A line of RUN is 'qid pid rank' or TREC's 'qid Q0 docid rank
+score tag'. Values are means over all judged queries, including those that the run lacks (trec_eval -c). The output has
+trec_eval's format: measure, query or all, value. --compare adds paired two-sided tests over the queries, with Holm's
+correction over all given measures and runs.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def parse_arguments() -> argparse.Namespace:
         type=COUNT,
         default=1,
         metavar="GRADE",
-        help="the lowest grade that is relevant to the binary measures; 2 for TREC DL passages (1)",
+        help="lowest grade that counts as relevant in the binary measures; 2 for TREC DL passages (1)",
     )
-    parser.add_argument("-q", "--per_query", action="store_true", help="also the value of each query")
+    parser.add_argument("-q", "--per_query", action="store_true", help="also print the value of each query")
     parser.add_argument("--compare", nargs="+", default=[], metavar="RUN_B", help="runs to test RUN against")
     return parser.parse_args()
 
@@ -66,7 +66,7 @@ def main() -> None:
 def measure_run(
     measures: Sequence[Measure], path: str, judged: Mapping[str, Mapping[str, int]], qrels: str
 ) -> dict[str, np.ndarray]:
-    """The values of a run's queries, (Q,) for each measure; how run and judgements fit goes to standard error."""
+    """Return the values of a run's queries, (Q,) for each measure. Report how run and judgements fit on stderr."""
     cuts = {str(measure): measure.params["cutoff"] for measure in measures if "cutoff" in measure.params}
     coverage = Coverage(path, qrels, judged, cuts)
     values = measure_queries(measures, coverage.count(read_rankings(path)), judged)
@@ -78,7 +78,7 @@ def measure_run(
 def print_comparisons(
     values: Mapping[str, np.ndarray], others: Sequence[tuple[str, Mapping[str, np.ndarray]]], width: int
 ) -> None:
-    from drhard.significance import compare, holm  # with SciPy, which takes seconds to import
+    from drhard.significance import compare, holm  # imported here: SciPy takes seconds to load
 
     rows = [
         (name, path, other[name].mean(), compare(values[name], other[name]))

@@ -1,4 +1,4 @@
-"""Retrieve with an ADORE model: encode the queries of a mode, search given passage embeddings, write the run.
+"""Retrieve with an ADORE model: encode a mode's queries, search given passage embeddings, and write the run.
 
     python ./adore/inference.py --model_dir ./data/passage/trained_models/adore-star \\
         --output_dir ./data/passage/evaluate/adore-star --preprocess_dir ./data/passage/preprocess \\
@@ -19,7 +19,7 @@ from drhard.runs import digest_ids, run_path, write_run
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_dir", type=Path, required=True, help="the query encoder")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where {mode}.rank.tsv goes")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for {mode}.rank.tsv")
     parser.add_argument("--preprocess_dir", type=Path, required=True)
     parser.add_argument("--dmemmap_path", type=Path, required=True, help="embeddings that star/inference.py wrote")
     add_flags(
@@ -45,7 +45,7 @@ def main() -> None:
     require_file(args.dmemmap_path)
     find_checkpoint(args.model_dir)
 
-    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.embeddings import open_document_embeddings
     from drhard.encoder import load_encoder
     from drhard.retrieval import search_embeddings

@@ -1,14 +1,14 @@
-"""Train the query encoder with ADORE: at every step the negatives are what it retrieves itself.
+"""Train the query encoder with ADORE: at each step, the negatives are documents that it retrieves itself.
 
     python ./adore/train.py --metric_cut 200 --init_path ./data/passage/trained_models/star \\
         --pembed_path ./data/passage/evaluate/star/passages.memmap \\
         --model_save_dir ./data/passage/adore_train/models --log_dir ./data/passage/adore_train/log \\
         --preprocess_dir ./data/passage/preprocess --model_gpu_index 0 --faiss_gpu_index 1 2 3
 
-The search is exact. --index_factory OPQ96,PQ96 (on GPUs OPQ96,IVF1,PQ96) searches a compressed index instead, which
-faiss builds on the spot, and --index_path one that is there; the loss takes the embeddings themselves.
+The search is exact. --index_factory OPQ96,PQ96 (on GPUs OPQ96,IVF1,PQ96) builds a compressed index with faiss and
+searches that instead. --index_path names the file of such an index. The loss uses the embeddings themselves.
 
-A training that was stopped goes on from where it was.
+An interrupted training resumes.
 """
 
 import argparse
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--metric_cut", type=COUNT, help="rank beyond which MRR counts nothing (none: no cut)")
-    parser.add_argument("--init_path", required=True, help="the encoder that embedded the documents")
+    parser.add_argument("--metric_cut", type=COUNT, help="MRR counts ranks beyond this as 0 (none: no cut)")
+    parser.add_argument("--init_path", required=True, help="encoder that embedded the documents")
     parser.add_argument("--pembed_path", type=Path, required=True, help="embeddings that star/inference.py wrote")
-    parser.add_argument("--model_save_dir", type=Path, required=True, help="gets epoch-1, epoch-2, …")
-    parser.add_argument("--log_dir", type=Path, required=True, help="where TensorBoard's files go")
+    parser.add_argument("--model_save_dir", type=Path, required=True, help="folder for epoch-1, epoch-2, …")
+    parser.add_argument("--log_dir", type=Path, required=True, help="folder for TensorBoard's files")
     parser.add_argument("--preprocess_dir", type=Path, required=True)
     parser.add_argument("--neg_topk", type=COUNT, default=200, help="documents retrieved for a query (200)")
-    parser.add_argument("--max_seq_length", type=LENGTH, default=64, help="tokens of a query (64)")
+    parser.add_argument("--max_seq_length", type=LENGTH, default=64, help="maximum tokens per query (64)")
     parser.add_argument("--per_gpu_batch_size", type=COUNT, default=32, help="queries in a step (32)")
     parser.add_argument("--gradient_accumulation_steps", type=COUNT, default=1)
     parser.add_argument("--warmup_steps", type=NATURAL, default=2000)
     parser.add_argument("--seed", type=SEED, default=42)
-    parser.add_argument("--save_steps", type=COUNT, default=5_000_000, help="checkpoints beside those of the epochs")
+    parser.add_argument("--save_steps", type=COUNT, default=5_000_000, help="steps between additional checkpoints")
     parser.add_argument("--logging_steps", type=COUNT, default=100)
     parser.add_argument("--learning_rate", type=RATE, default=5e-6)
     parser.add_argument("--weight_decay", type=RATE, default=0.01)
@@ -62,7 +62,7 @@ def main() -> None:
     require_file(args.pembed_path)
     find_checkpoint(args.init_path)
 
-    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.adore import AdoreOutput, AdoreTraining
     from drhard.devices import choose_device, limit_threads
     from drhard.embeddings import open_document_embeddings, read_if_it_fits, warn_if_made_by_another
@@ -88,7 +88,7 @@ def main() -> None:
         training = AdoreTraining(model.to(device), queries, relevant, documents, settings, output)
         training.resume()
         if training.finished:
-            print(f"{args.model_save_dir} holds the checkpoints of this very training already")
+            print(f"{args.model_save_dir} already holds the checkpoints of this training")
             return
         print(
             f"Training on {len(relevant)} queries and {len(documents)} documents, model on {device}, "

@@ -355,7 +355,7 @@ def rehearse(plan: Plan, folder: Path, record: Record) -> Iterator[tuple[str, Co
                 last = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
                 raise InputError(
                     f"'python {step.line}' ended with exit code {result['code']}: {' '.join(last)} ({log}); "
-                    "put that right and run the same command again"
+                    "fix this and run the same command again"
                 )
             record.add(name, result)
         yield name, step, record.results[name]

@@ -1,6 +1,6 @@
-"""Archives from elsewhere: only what is wanted is written, all of it or nothing, and no more than it may be.
+"""Unpack downloaded archives: write only the wanted files, all or none of them, up to a size limit.
 
-Standard library only, and Python 3.9 is enough, as for :mod:`drhard.downloads`.
+This module needs only Python 3.9 and the standard library, as :mod:`drhard.downloads` does.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from drhard.files import write_whole_file
 Progress = Callable[[str, int, int], None]  # "downloading" / "checking" / "unpacking", bytes done, bytes in all
 
 CHUNK = 1 << 18
-AT_ONCE = 1 << 24  # bytes; a name in a tar archive is read into memory, whatever its size
+AT_ONCE = 1 << 24  # bytes; tarfile reads a member's name into memory, however long it is
 CHECKPOINT_MOST = 8 << 30  # bytes; roberta-base with its optimizer's state takes 1.5 GB
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# All that loading a checkpoint needs; an archive may hold much more (optimizer states, logs).
+# The files that loading a checkpoint needs. An archive may hold much more, such as optimizer states and logs.
 _CHECKPOINT_FILES = (
     "config.json",
     *WEIGHTS,
@@ -38,15 +38,16 @@ _CHECKPOINT_FILES = (
 
 
 def unpack(archive: Path, names: Sequence[str], progress: Progress, most: int) -> None:
-    """Unpack a ``.gz`` to its one name, or the members called ``names`` of a ``.tar.gz``, beside the archive.
+    """Unpack a ``.gz``, or the members ``names`` of a ``.tar.gz``, beside the archive.
 
-    Only these names are ever written, whatever else an archive holds, and all of them or none.
+    Writes all of ``names`` or none, and no other file, whatever the archive holds.
 
     Args:
-        most: bytes that it may unpack to.
+        most: the largest unpacked size, in bytes.
 
     Raises:
-        InputError: one is not in it, is there twice or is no plain file, or there are more than ``most`` bytes in it.
+        InputError: a member is missing, appears twice or is not a plain file, or the archive unpacks to more than
+            ``most`` bytes.
     """
     total = archive.stat().st_size
     with ExitStack() as targets, _unpacking(archive), open(archive, "rb") as packed:
@@ -68,11 +69,11 @@ def unpack(archive: Path, names: Sequence[str], progress: Progress, most: int) -
                 write(_require_content(members.extractfile(member)), name)
                 missing.remove(name)
         if missing:
-            raise InputError(f"{archive}: holds no {', '.join(sorted(missing))}; is it the archive of the manifest?")
+            raise InputError(f"{archive}: lacks {', '.join(sorted(missing))}; is it the archive of the manifest?")
 
 
 class _Bounded:
-    """An unpacked file that ends with an InputError where it is larger than ``most`` bytes."""
+    """An unpacked file that raises InputError beyond ``most`` bytes."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile, archive: Path, most: int):
         self._file, self._archive, self._most = file, archive, most
@@ -100,14 +101,15 @@ class _Bounded:
 
 
 def _bounded(file: IO[bytes] | gzip.GzipFile, archive: Path, most: int) -> IO[bytes]:
-    """``file``, bounded; it has what tarfile uses of a file."""
+    """Bound ``file``. The result has the methods that tarfile uses."""
     return cast("IO[bytes]", _Bounded(file, archive, most))
 
 
 def _wanted(archive: Path, members: Iterable[tuple[str, str, Any]], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Those of the members (name, what is wrong with it or "", itself) that are called as one of ``names``.
+    """Yield the members that are called as one of ``names``. Raises InputError if one has a fault or appears twice.
 
-    Raises InputError if one is there twice, or if something is wrong with it.
+    Args:
+        members: the name of each, its fault or "", and the member itself.
     """
     found = set()
     for name, fault, member in members:
@@ -115,7 +117,7 @@ def _wanted(archive: Path, members: Iterable[tuple[str, str, Any]], names: Seque
         if name not in names:
             continue
         if fault or name in found:
-            raise InputError(f"{archive}: cannot be unpacked ({name} is {fault or 'there twice'}); remove it")
+            raise InputError(f"{archive}: cannot be unpacked ({name} {fault or 'appears twice'}); remove it")
         found.add(name)
         yield name, member
 
@@ -126,36 +128,36 @@ def _require_content(file: IO[bytes] | None) -> IO[bytes]:
 
 
 def _fault_in_tar(member: tarfile.TarInfo) -> str:
-    return "" if member.isreg() and not member.issparse() else "no plain file"
+    return "" if member.isreg() and not member.issparse() else "is not a plain file"
 
 
 def _fault_in_zip(member: zipfile.ZipInfo) -> str:
     if member.flag_bits & 1:
-        return "encrypted"
+        return "is encrypted"
     if member.file_size > CHECKPOINT_MOST:
-        return "too large for a checkpoint"
+        return "is too large for a checkpoint"
     kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
-    return "" if not member.is_dir() and kind in (0, stat.S_IFREG) else "no plain file"
+    return "" if not member.is_dir() and kind in (0, stat.S_IFREG) else "is not a plain file"
 
 
 @contextmanager
 def _unpacking(archive: Path) -> Iterator[None]:
-    """Turn what the block raises because ``archive`` is damaged, or made to do damage, into an InputError."""
+    """Turn the errors of a damaged or malicious ``archive`` into an InputError."""
     try:
         yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # the libraries raise whatever a damaged field leads to
-        # Of the disk, but for one that says that a place before the start of the file was looked for.
+    except Exception as error:  # a damaged field can make the libraries raise anything
+        # Errors of the disk pass through. EINVAL is the archive's: it points before its own start.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise InputError(f"{archive}: cannot be unpacked ({shorten(error)}); remove it and run this again") from None
 
 
 def unpack_checkpoint(archive: Path, folder: Path) -> None:
-    """Write the checkpoint that a zip or tar archive holds, at whatever depth, flat into ``folder``.
+    """Find the checkpoint in a zip or tar archive, at any depth, and write its files flat into ``folder``.
 
-    Nothing is written if it is no archive or has no checkpoint in it. Raises InputError as :func:`unpack`.
+    Writes nothing if ``archive`` is not an archive or holds no checkpoint. Raises InputError as :func:`unpack`.
     """
     with _unpacking(archive), open(archive, "rb") as packed:
         unpacked = _bounded(_decompressed(packed), archive, CHECKPOINT_MOST)
@@ -175,7 +177,7 @@ def _decompressed(packed: IO[bytes]) -> IO[bytes]:
     packed.seek(0)
     for magic, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "lzma")):
         if start.startswith(magic):
-            return cast("IO[bytes]", import_module(name).open(packed))  # not every Python is built with all of them
+            return cast("IO[bytes]", import_module(name).open(packed))  # some builds of Python lack one of these
     return packed
 
 

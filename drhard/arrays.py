@@ -1,4 +1,4 @@
-"""Arrays in ``.npy`` files, from wherever they come."""
+"""Open ``.npy`` files of any origin."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ import numpy as np
 
 
 def read_array(path: str | Path, hint: str) -> np.ndarray:
-    """Open a ``.npy`` file. Nothing of it is read yet, and no more can be than the file holds.
+    """Open a ``.npy`` file as a memmap, so that a false header cannot ask for more memory than the file has bytes.
 
     Args:
-        hint: how to get the file, if it is missing or damaged.
+        hint: how to get the file if it is missing or damaged.
 
     Returns:
-        The array, which cannot be written to; its shape and type are whatever the file says.
+        A read-only array. Its shape and type are what the file says.
 
     Raises:
-        InputError: the file is missing, is none of NumPy's, holds Python's objects, or is shorter than it says.
+        InputError: the file is missing, is not a NumPy file, holds Python objects, or is shorter than its header says.
     """
     path = require_file(path, hint)
     try:

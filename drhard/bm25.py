@@ -1,4 +1,4 @@
-"""BM25, for the negatives of a warm-up and as a baseline: words as Lucene finds them, scores by bm25s."""
+"""Search with BM25, a baseline and the source of a warm-up's negatives. bm25s scores words found as in Lucene."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 
 class _TokenLists(Sequence[list[int]]):
-    """Lists of token ids in one flat array: as Python lists MS MARCO's passages would take over 10 GB."""
+    """Lists of token ids in one flat array. As Python lists, MS MARCO's passages would take over 10 GB."""
 
     def __init__(self, lists: Iterable[list[int]]):
         self._flat = np.empty(1 << 20, dtype=np.int32)
@@ -38,11 +38,11 @@ class _TokenLists(Sequence[list[int]]):
 
 
 class Bm25Index:
-    """Documents that can be searched with words: BM25 as Lucene has it, 33 stop words left out.
+    """A BM25 index with Lucene's formula, without Lucene's 33 stop words.
 
     Args:
-        documents: their texts, in the order of their rows.
-        count: how many there are.
+        documents: the texts of the documents in row order.
+        count: the number of documents, for the progress bar.
 
     Raises:
         InputError: k1 is below 0, or b is not within 0 and 1.
@@ -60,7 +60,7 @@ class Bm25Index:
         self._index.index(Tokenized(ids, self._words.get_vocab_dict()), leave_progress=True)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The documents that share a word with a query, best first; ties by the smaller row.
+        """Return the documents that share a word with a query, best first. The smaller row wins a tie.
 
         Returns:
             Scores (Q, k) float32 and rows (Q, k) int64; 0 and -1 where fewer than k documents share a word.
@@ -69,13 +69,13 @@ class Bm25Index:
             InputError: as :func:`drhard.index.check_topk`.
         """
         check_topk(k, self.count)
-        # Not "never": then a form of a word that no document has would be left out, though its stem is known.
+        # Not "never": that would drop a word whose stem the index knows if no document has this very form.
         words = self._words.streaming_tokenize(queries, update_vocab=False, allow_empty=False)
         best_scores = np.zeros((len(queries), k), dtype=np.float32)
         best_rows = np.full((len(queries), k), -1, dtype=np.int64)
         for query, ids in enumerate(tqdm(words, total=len(queries), unit="query", desc="BM25: searching")):
             scores = self._index.get_scores_from_ids(np.array(ids, dtype=np.int32))  # (N,)
-            rows = np.flatnonzero(scores)  # those that share a word: few, so that sorting costs little
+            rows = np.flatnonzero(scores)  # few documents share a word, so sorting them is cheap
             if len(rows) > k:
                 rows = rows[scores[rows] >= np.partition(scores[rows], len(rows) - k)[len(rows) - k]]
             rows = rows[np.argsort(-scores[rows], kind="stable")][:k]

@@ -1,4 +1,4 @@
-"""A collection as preprocess.py writes it: passages, queries of each mode, which are relevant, and official ids."""
+"""A collection as preprocess.py writes it: passages, the queries and judgements of each mode, and official ids."""
 
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,12 @@ import numpy as np
 
 
 class Collection:
-    """A ``preprocess`` folder. Files are opened when they are asked for, and errors are raised then.
+    """A ``preprocess`` folder. Each file is opened on first use, and its errors are raised then.
 
     Args:
-        folder: what preprocess.py wrote.
-        max_query_length, max_doc_length: tokens where queries and passages are cut; 2 for who does not read them.
+        folder: the folder that preprocess.py wrote.
+        max_query_length, max_doc_length: the number of tokens at which queries and passages are cut. The default suits
+            callers that read no tokens.
     """
 
     def __init__(self, folder: Path, max_query_length: int = 2, max_doc_length: int = 2):
@@ -30,7 +31,7 @@ class Collection:
 
     @property
     def has_passages(self) -> bool:
-        """Whether the tokens of the passages are there; who searches given embeddings can do without."""
+        """Whether the folder holds the tokens of the passages. A search of given embeddings works without them."""
         return (self.folder / f"{PASSAGES}.memmap").exists()
 
     def queries(self, mode: str) -> TokenMemmap:
@@ -43,7 +44,7 @@ class Collection:
         """Return query row -> relevant passage rows, in the order of the qrels.
 
         Args:
-            passages, queries: how many there are, if their tokens need not be there.
+            passages, queries: their numbers. Give them if the folder may lack the tokens.
 
         Raises:
             InputError: as :func:`drhard.qrels.read_relevant_rows`.
@@ -61,7 +62,7 @@ class Collection:
         return read_ids(self.qids_path(mode))
 
     def has_ids(self, mode: str) -> bool:
-        """Return whether both files of official ids are there."""
+        """Return whether both files of official ids exist."""
         return self.pids_path.exists() and self.qids_path(mode).exists()
 
     @property

@@ -1,4 +1,4 @@
-"""Where the model runs, in which precision, and on how many cores."""
+"""Choose where the model runs, in which precision, and on how many cores."""
 
 import logging
 import os
@@ -14,35 +14,36 @@ from threadpoolctl import threadpool_limits
 log = logging.getLogger(__name__)
 
 
-LEAST_DRIVER = 580  # of NVIDIA, for the CUDA 13 that torch's build brings along
+LEAST_DRIVER = 580  # NVIDIA's; torch's build comes with CUDA 13, which needs it
 
 
 def choose_device(no_cuda: bool = False, gpu: int = 0) -> torch.device:
-    """The GPU if there is one and it is not declined, the CPU otherwise. Raises InputError if it is not there.
+    """Return the device of the model: the GPU numbered ``gpu``, or the CPU if there is none or ``no_cuda`` is set.
 
-    Logs a warning if this machine has a GPU that torch cannot use.
+    Logs a warning if this machine has a GPU that torch cannot use. Raises InputError if there are GPUs, but not
+    this one.
     """
     if no_cuda:
         return torch.device("cpu")
     reason = explain_no_gpu()
     if reason:
-        log.warning("%s; the work is done on the CPU", reason)
+        log.warning("%s; using the CPU", reason)
     if reason or not torch.cuda.is_available():
         return torch.device("cpu")
     if not 0 <= gpu < torch.cuda.device_count():
-        raise InputError(f"there is no GPU {gpu} for the model; {torch.cuda.device_count()} are seen")
+        raise InputError(f"there is no GPU {gpu} for the model; torch sees {torch.cuda.device_count()}")
     return torch.device("cuda", gpu)
 
 
 def require_gpu() -> None:
-    """Raise InputError if this machine has a GPU that torch cannot use; for those who ask for one by a flag."""
+    """Raise InputError if this machine has a GPU that torch cannot use. Call this when a flag asks for a GPU."""
     reason = explain_no_gpu()
     if reason:
-        raise InputError(f"{reason}; leave the flag out to work on the CPU")
+        raise InputError(f"{reason}; omit the flag to use the CPU")
 
 
 def explain_no_gpu() -> str | None:
-    """Why torch cannot use the NVIDIA GPU of this machine; None if it can, if there is none, or if it is hidden."""
+    """Return why torch cannot use this machine's NVIDIA GPU; None if it can, if there is none, or if it is hidden."""
     with warnings.catch_warnings(action="ignore"):  # torch says the same in several lines
         if torch.cuda.is_available():
             return _too_old_a_gpu()
@@ -52,7 +53,7 @@ def explain_no_gpu() -> str | None:
     if gpu is None:
         return None
     if torch.version.cuda is None:
-        return f"there is a GPU ({gpu}), but the torch that is installed is built without CUDA; see requirements.txt"
+        return f"there is a GPU ({gpu}), but the installed torch is built without CUDA; see requirements.txt"
     return (
         f"there is a GPU ({gpu}), but torch {torch.__version__} does not see it: it needs driver {LEAST_DRIVER} or "
         "later and compute capability 7.5 or more"
@@ -60,7 +61,7 @@ def explain_no_gpu() -> str | None:
 
 
 def _too_old_a_gpu() -> str | None:
-    """What is said of a GPU that torch sees, but has no code for."""
+    """Return why a GPU that torch sees is too old for it; None if none is."""
     known = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.removeprefix("sm_").isdigit()]
     for gpu in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(gpu)
@@ -73,7 +74,7 @@ def _too_old_a_gpu() -> str | None:
 
 
 def _asked_of_the_driver() -> str | None:
-    """The first GPU and its driver as nvidia-smi names them; None if it does not answer."""
+    """Return the first GPU and its driver as nvidia-smi names them; None if it does not answer."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
@@ -84,22 +85,22 @@ def _asked_of_the_driver() -> str | None:
 
 
 def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
-    """What the model computes in: ``precision``, "float16" or "bfloat16", on a GPU; float32 without one."""
+    """Return the dtype of the model: ``precision`` ("float16" or "bfloat16") on a GPU, float32 on the CPU."""
     if precision is None:
         return torch.float32
     if device.type == "cpu":
-        log.warning("half precision is left out: it needs a GPU")
+        log.warning("half precision needs a GPU; using float32")
         return torch.float32
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}[precision]
 
 
 def limit_threads(threads: int) -> None:
-    """Have torch, NumPy's matrix products and faiss work on so many cores. Raises InputError if that is none."""
+    """Limit torch, NumPy's matrix products and faiss to ``threads`` cores. Raises InputError if it is below 1."""
     if threads < 1:
-        raise InputError(f"{threads} threads cannot do the work; give at least 1")
+        raise InputError(f"the number of threads is {threads}; give at least 1")
     torch.set_num_threads(threads)
-    with suppress(ModuleNotFoundError):  # an exact search does without
-        import faiss  # here, as it takes a part of a second that other scripts save
+    with suppress(ModuleNotFoundError):  # an exact search works without faiss
+        import faiss  # imported here: it takes part of a second, which other scripts save
 
         faiss.omp_set_num_threads(threads)
     threadpool_limits(threads, user_api="blas")

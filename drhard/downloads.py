@@ -1,6 +1,6 @@
-"""Files and checkpoints from the net: resumed, checked, unpacked, and under their name only when they are whole.
+"""Download files and checkpoints: resume, check, unpack. A file gets its name only when it is complete.
 
-Standard library only, and Python 3.9 is enough: this runs before anything is installed.
+This module needs only Python 3.9 and the standard library: it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from drhard.files import disk_faults, partial_path, read_object, sole_writer, sy
 
 log = logging.getLogger(__name__)
 
-WAITS = (1, 2, 4, 8, 16)  # seconds before each new attempt; they begin anew when bytes have arrived
+WAITS = (1, 2, 4, 8, 16)  # seconds before each new attempt; they start over once bytes have arrived
 TIMEOUT = 60  # seconds without a byte
-UNPACKED = 3.5  # times the packed size, to be safe: MS MARCO's 8.4 GB of documents become 22 GB
+UNPACKED = 3.5  # times the packed size, a safe estimate: MS MARCO's 8.4 GB of documents unpack to 22 GB
 
-# Sizes in the manifest are hints. What comes may be larger, and may unpack to more than UNPACKED where text repeats
-# itself; beyond these bounds it is another file, or one made to fill the disk.
+# Sizes in the manifest are hints. A file may be larger, and repetitive text may unpack to more than UNPACKED. Beyond
+# these bounds it is the wrong file, or one made to fill the disk.
 LARGER = 2  # times the size in the manifest
 UNPACKED_MOST = 10  # times the size in the manifest
 SLACK = 1 << 20  # bytes, for small files
@@ -48,7 +48,7 @@ _PASSING = {408, 429, 500, 502, 503, 504}  # status codes that go away by themse
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the net, and what it becomes in ``{data_root}/{dataset}/dataset``."""
+    """A file to download, and the files it becomes in ``{data_root}/{dataset}/dataset``."""
 
     dataset: str  # "passage" or "doc"
     url: str
@@ -58,14 +58,14 @@ class RemoteFile:
 
     @property
     def archive(self) -> str:
-        """Its name on the net."""
+        """The file name in the url."""
         return PurePosixPath(urlsplit(self.url).path).name
 
     def missing(self, folder: Path) -> list[str]:
-        """Those of its names that are not in ``folder``. What is there is whole: that is how it got its name.
+        """Return the names that are not in ``folder``. A file that has its name is complete.
 
-        NAME.gz stands for NAME and NAME for NAME.gz, as the readers take either; only the archive itself does
-        not stand for what it becomes, or an unpacking that was stopped would never be made up for.
+        NAME.gz counts as NAME and NAME as NAME.gz, because the readers take either. The archive itself does not count
+        as the file it becomes: otherwise an interrupted unpacking would never be repeated.
         """
 
         def present(name: str) -> bool:
@@ -86,21 +86,21 @@ class RemoteCheckpoint:
 
     @property
     def url(self) -> str:
-        """Where a browser finds it."""
+        """The address for a browser."""
         kind = "file/d" if self.is_archive else "drive/folders"
         return f"https://drive.google.com/{kind}/{self.drive_id}"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What there is to fetch, and the request headers that a host wants."""
+    """The files and checkpoints to fetch, and the request headers for each host."""
 
     files: list[RemoteFile]
     checkpoints: list[RemoteCheckpoint]
     headers: dict[str, dict[str, str]]
 
     def headers_for(self, url: str) -> dict[str, str]:
-        """The extra headers of a request for ``url``."""
+        """Return the extra headers for a request to ``url``."""
         return self.headers.get(urlsplit(url).netloc, {})
 
 
@@ -108,7 +108,7 @@ def read_manifest(path: Path) -> Manifest:
     """Read a manifest such as ``data/downloads.json``.
 
     Raises:
-        InputError: it is missing or none, or names what is no plain file name, no address of the web or no md5.
+        InputError: the manifest is missing or malformed, or a file name, url or md5 in it is not valid.
     """
     hint = "--manifest names a file like data/downloads.json"
     content = read_object(path, {"files": list, "checkpoints": list, "headers": dict}, hint)
@@ -116,7 +116,7 @@ def read_manifest(path: Path) -> Manifest:
         files = [_remote_file(entry) for entry in content["files"]]
         checkpoints = [_remote_checkpoint(entry) for entry in content["checkpoints"]]
         for headers in content["headers"].values():
-            _require(isinstance(headers, dict), "headers", headers)
+            _require(isinstance(headers, dict), "set of headers", headers)
             for name, text in headers.items():
                 _require(_matches(r"[\w-]+", name) and _matches("[ -~]*", text), "header", {name: text})
     except _Unfit as error:
@@ -125,24 +125,26 @@ def read_manifest(path: Path) -> Manifest:
 
 
 class _Unfit(ValueError):
-    """Something in a manifest that is not what it should be."""
+    """An entry of a manifest is not valid."""
 
 
-_NAME = r"[\w-][\w.-]*"  # of a file: no path, no hidden file, and any file system can write it
+_NAME = r"[\w-][\w.-]*"  # a file name that is not a path, is not hidden, and is valid on any file system
 
 
 def _remote_file(entry: Any) -> RemoteFile:
     dataset, url, size, md5s, names = _values(entry, "dataset", "url", "bytes", "md5", "files")
     _require(dataset in ("passage", "doc"), "dataset", dataset)
     _require(_matches(r"https?://[\w.-]+(:\d{1,5})?/[!-~]+", url), "url", url)
-    _require(type(size) is int and 1 <= size < 1 << 50, "bytes", size)
-    _require(isinstance(md5s, list) and bool(md5s) and all(_matches("[0-9a-f]{32}", md5) for md5 in md5s), "md5", md5s)
-    _require(isinstance(names, list) and bool(names) and all(_matches(_NAME, name) for name in names), "files", names)
+    _require(type(size) is int and 1 <= size < 1 << 50, "number of bytes", size)
+    digests_fit = isinstance(md5s, list) and bool(md5s) and all(_matches("[0-9a-f]{32}", md5) for md5 in md5s)
+    _require(digests_fit, "list of md5s", md5s)
+    names_fit = isinstance(names, list) and bool(names) and all(_matches(_NAME, name) for name in names)
+    _require(names_fit, "list of files", names)
     file = RemoteFile(dataset, url, size, md5s, names)
     _require(_matches(_NAME, file.archive), "url", url)
     if names != [file.archive]:
         packed = file.archive.endswith(".tar.gz") or (file.archive.endswith(".gz") and len(names) == 1)
-        _require(packed and len(set(names)) == len(names), "files", names)
+        _require(packed and len(set(names)) == len(names), "list of files", names)
     return file
 
 
@@ -158,7 +160,7 @@ def _remote_checkpoint(entry: Any) -> RemoteCheckpoint:
 def _values(entry: Any, *names: str) -> list[Any]:
     _require(isinstance(entry, dict), "entry", entry)
     for name in names:
-        _require(name in entry, f"entry without {name!r}", entry)
+        _require(name in entry, f"entry: it lacks {name!r}", entry)
     return [entry[name] for name in names]
 
 
@@ -168,19 +170,19 @@ def _matches(pattern: str, text: Any) -> bool:
 
 def _require(fits: bool, what: str, value: Any) -> None:
     if not fits:
-        shown = json.dumps(value)  # ASCII, whatever it is
-        raise _Unfit(f"{shown if len(shown) <= 100 else shown[:100] + '...'} is no {what}")
+        shown = json.dumps(value)  # always ASCII
+        raise _Unfit(f"{shown if len(shown) <= 100 else shown[:100] + '...'} is not a valid {what}")
 
 
 def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: Progress) -> list[str]:
-    """Bring ``file`` into ``folder``, unpacked. What an earlier, stopped call has left is used.
+    """Download ``file`` into ``folder`` and unpack it. An interrupted call is continued.
 
     Returns:
-        Those of its names that were written.
+        The names of the files written.
 
     Raises:
-        InputError: another process writes there, the server does not give the file, its md5 is wrong, the archive is
-            not what it should be, the disk is too small.
+        InputError: another process is writing there, the server refuses the file, its md5 is wrong, the archive is
+            damaged, or the disk is too small.
     """
     archive = folder / file.archive
     with disk_faults(archive), sole_writer(folder, archive):
@@ -189,7 +191,7 @@ def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: 
             forget_archive(file, folder)
             return []
         unpacked = list(file.names) != [file.archive]
-        if archive.is_file():  # put there by hand, or an earlier call was stopped while it unpacked
+        if archive.is_file():  # put there by hand, or left by a call that was stopped while unpacking
             digest = digest_md5(archive, progress)
             if digest not in file.md5:
                 raise InputError(
@@ -204,7 +206,7 @@ def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: 
 
 
 def forget_archive(file: RemoteFile, folder: Path) -> None:
-    """Remove the archive of ``file``, all of whose names are there, if a process was killed before it could."""
+    """Remove the archive of ``file``, which is unpacked already, if a killed process left it."""
     if list(file.names) != [file.archive]:
         (folder / file.archive).unlink(missing_ok=True)
 
@@ -219,18 +221,18 @@ def _download_archive(
     if digest not in file.md5:
         unfinished.unlink()
         raise InputError(
-            f"{file.url}: the md5 of what came is {digest}, not {_either(file.md5)}; it was damaged on its way or "
-            f"has been replaced; it is removed, run the same command again"
+            f"{file.url}: the md5 of the download is {digest}, not {_either(file.md5)}; it was damaged on the way, or "
+            f"the server has another file now; it is removed, run the same command again"
         )
     sync(unfinished)
     os.replace(unfinished, archive)
 
 
 def fetch(url: str, path: Path, headers: dict[str, str], progress: Progress, size_hint: int = 0) -> None:
-    """Download ``url`` to ``path``, going on from what is there; passing faults are waited out.
+    """Download ``url`` to ``path``. Continue a partial file, and retry after passing faults.
 
     Args:
-        size_hint: how many bytes are expected; 0 if that is not known. Much more is refused.
+        size_hint: the expected number of bytes; 0 if unknown. Much more is refused.
 
     Raises:
         InputError: the server refuses, fails again and again, or sends nonsense.
@@ -247,26 +249,27 @@ def fetch(url: str, path: Path, headers: dict[str, str], progress: Progress, siz
             wait = next(waits, None)
             if wait is None:
                 raise InputError(
-                    f"{url}: {fault}, {len(WAITS) + 1} times; what has come is kept, run the same command again later"
+                    f"{url}: {fault}, {len(WAITS) + 1} times; the part downloaded is kept, run the same command again "
+                    "later"
                 ) from None
             log.warning("%s: %s; next attempt in %d s", url, fault, wait)
             time.sleep(wait)
 
 
 class _PassingFault(Exception):
-    """The network or the server failed in a way that another attempt may mend."""
+    """A failure of the network or the server that another attempt may overcome."""
 
 
 @contextmanager
 def _network(url: str) -> Iterator[None]:
-    """Sort what can go wrong on the net into faults that pass and those that do not (InputError)."""
+    """Turn network errors into :class:`_PassingFault` if a retry may help, else into InputError."""
     try:
         yield
     except HTTPError as error:
         answer = f"the server answers {error.code} {shorten(error.reason)}"
         if error.code in _PASSING:
             raise _PassingFault(answer) from None
-        raise InputError(f"{url}: {answer}; see whether the file has moved and correct the manifest") from None
+        raise InputError(f"{url}: {answer}; check whether the file has moved and correct the manifest") from None
     except (OSError, HTTPException) as error:  # no route, no name, reset, timeout, ...
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
@@ -274,23 +277,23 @@ def _network(url: str) -> Iterator[None]:
                 f"{url}: Python cannot verify the certificate ({reason.verify_message}); install root certificates "
                 "(python.org's Python on macOS: 'Install Certificates.command') or point SSL_CERT_FILE to them"
             ) from None
-        # urllib's own, of an address that it does not open: another attempt leads there again.
+        # urllib refuses to open this address, so another attempt would fail too.
         if isinstance(error, InvalidURL) or (isinstance(error, URLError) and isinstance(reason, str)):
             _refuse_answer(url, reason)
         raise _PassingFault(shorten(reason) or type(reason).__name__) from None
-    except (ValueError, OverflowError) as error:  # a redirection to what is no address
+    except (ValueError, OverflowError) as error:  # a redirection to something that is not an address
         _refuse_answer(url, error)
 
 
 def _refuse_answer(url: str, reason: object) -> NoReturn:
     raise InputError(
-        f"{url}: the server's answer makes no sense ({shorten(reason)}); see whether the file has moved and correct "
+        f"{url}: the server's answer makes no sense ({shorten(reason)}); check whether the file has moved and correct "
         "the manifest"
     ) from None
 
 
 def _open(request: web.Request) -> HTTPResponse:
-    """As urllib's urlopen, but redirections lead to the web alone, not to files, data or FTP."""
+    """Open as urllib's urlopen does, but follow redirections to HTTP and HTTPS only, not to files, data or FTP."""
     opener = web.OpenerDirector()
     for handler in (
         web.ProxyHandler,
@@ -306,11 +309,11 @@ def _open(request: web.Request) -> HTTPResponse:
 
 
 def _fetch_rest(url: str, path: Path, headers: dict[str, str], progress: Progress, size_hint: int) -> None:
-    """One attempt of :func:`fetch`. Raises _PassingFault if the connection ends too early."""
+    """Make one attempt of :func:`fetch`. Raises _PassingFault if the connection ends too early."""
     done = _size(path)
     response, total = _ask(url, {**headers, "Range": f"bytes={done}-"} if done else headers)
-    if response is None:  # no bytes from there on: md5 decides whether it is whole
-        if total is not None and done != total:  # more than there is: not the beginning of this file
+    if response is None:  # the server has no bytes after ours: the md5 decides whether our file is complete
+        if total is not None and done != total:  # ours is longer: it is not the beginning of this file
             path.unlink()
             _fetch_rest(url, path, headers, progress, size_hint)
         return
@@ -318,12 +321,12 @@ def _fetch_rest(url: str, path: Path, headers: dict[str, str], progress: Progres
         # 200 instead of 206: the server ignores ranges and sends all of it.
         start, total = _range(response.headers) if response.status == 206 else (0, _length(response.headers))
         if start not in (0, done):
-            raise _PassingFault(f"the server sends another part than the one from byte {done} on")
+            raise _PassingFault(f"the server sends a part that does not start at byte {done}")
         done = start
         with open(path, "ab" if done else "wb") as file:
             while True:
                 with _network(url):
-                    chunk = response.read1(CHUNK)  # what has come: a slow line shows its progress, a kill loses little
+                    chunk = response.read1(CHUNK)  # does not wait: a slow line shows progress, a kill loses little
                 if not chunk:
                     break
                 file.write(chunk)
@@ -332,15 +335,15 @@ def _fetch_rest(url: str, path: Path, headers: dict[str, str], progress: Progres
                 if size_hint and done > LARGER * size_hint + SLACK:
                     path.unlink()
                     raise InputError(
-                        f"{url}: the server sends more than {done} bytes, the manifest says {size_hint}; it is another "
-                        "file, correct the manifest"
+                        f"{url}: the server sends more than {done} bytes, the manifest says {size_hint}; this is the "
+                        "wrong file, correct the manifest"
                     )
     if total is not None and done != total:
         raise _PassingFault(f"the connection ended after {done} of {total} bytes")
 
 
 def _ask(url: str, headers: Mapping[str, str]) -> tuple[HTTPResponse | None, int | None]:
-    """The answer to a request; (None, size of the whole) if there are no bytes from the first wanted one on."""
+    """Send a request. Return (answer, None), or (None, full size) if no bytes follow the first one asked for."""
     with _network(url):
         try:
             return _open(web.Request(url, headers=dict(headers))), None
@@ -348,24 +351,24 @@ def _ask(url: str, headers: Mapping[str, str]) -> tuple[HTTPResponse | None, int
             if error.code != 416 or "Range" not in headers:
                 raise
             return None, _range(error.headers)[1]
-    raise AssertionError("_network ends with an exception where its block does")
+    raise AssertionError("_network turns every exception of its block into another")
 
 
 def _range(headers: Message) -> tuple[int | None, int | None]:
-    """First byte and size of the whole from ``Content-Range``, None for what it does not say."""
+    """Return the first byte and the full size from ``Content-Range``; None for what it does not say."""
     match = re.fullmatch(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)", headers["Content-Range"] or "", re.ASCII)
     first, total = match.groups() if match else (None, None)
     return int(first) if first else None, int(total) if total and total != "*" else None
 
 
 def _length(headers: Message) -> int | None:
-    """``Content-Length``, None if it is not there or no number of bytes; then the md5 decides."""
+    """Return ``Content-Length``; None if it is missing or not a number. Then the md5 decides."""
     length = headers["Content-Length"] or ""
     return int(length) if re.fullmatch(r"\d{1,18}", length, re.ASCII) else None
 
 
 def digest_md5(path: Path, progress: Progress) -> str:
-    """The md5 of a file, in hexadecimal digits."""
+    """Return the md5 of a file, in hexadecimal digits."""
     digest, done, total = hashlib.md5(usedforsecurity=False), 0, _size(path)
     with open(path, "rb") as file:
         for chunk in iter(lambda: file.read(CHUNK), b""):
@@ -380,23 +383,23 @@ def _check_space(file: RemoteFile, folder: Path, unfinished: Path, unpacked: boo
     free = shutil.disk_usage(folder).free
     if need > free:
         raise InputError(
-            f"{folder}: {file.archive} needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room, or "
-            "name another place with --data_root"
+            f"{folder}: {file.archive} needs about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free some space, "
+            "or choose another folder with --data_root"
         )
 
 
 def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
-    """Bring a checkpoint from Google Drive into ``folder``, by gdown, which resumes what it has begun.
+    """Download a checkpoint from Google Drive into ``folder`` with gdown, which resumes interrupted downloads.
 
     Raises:
-        InputError: another process writes there, gdown is missing or gets nothing, or what it gets is no checkpoint.
+        InputError: another process is writing there, gdown is missing or fails, or the download is not a checkpoint.
     """
     gdown = import_gdown()
     with disk_faults(folder), sole_writer(folder.parent, folder):
         if is_checkpoint(folder):
             return
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder}: is in the way and no checkpoint; move it elsewhere and run this again")
+            raise InputError(f"{folder}: exists but is not a checkpoint; move it elsewhere and run this again")
         unfinished = partial_path(folder)
         unfinished.mkdir(exist_ok=True)
         archive = folder.with_name(f"{folder.name}.archive")
@@ -406,15 +409,15 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
             else:
                 gdown.download_folder(id=checkpoint.drive_id, output=str(unfinished), resume=True)
             if not (archive.is_file() if checkpoint.is_archive else any(unfinished.iterdir())):
-                raise RuntimeError("nothing came")
+                raise RuntimeError("it downloaded nothing")
         if checkpoint.is_archive:
             unpack_checkpoint(archive, unfinished)
         whole = _find_checkpoint(unfinished)
         if whole is None:
             kept = archive if checkpoint.is_archive else unfinished
             raise InputError(
-                f"{kept}: what {checkpoint.url} gave holds no config.json with whole weights; remove it and run this "
-                "again"
+                f"{kept}: the download of {checkpoint.url} lacks a config.json with complete weights; remove it and "
+                "run this again"
             )
         for path in whole.iterdir():
             if path.is_file():
@@ -426,7 +429,7 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
 
 @contextmanager
 def _google_drive(checkpoint: RemoteCheckpoint, folder: Path) -> Iterator[None]:
-    """Turn whatever gdown, and what it is built on, ends with into an InputError."""
+    """Turn every error of gdown, and of the packages it uses, into an InputError."""
     try:
         with disk_faults(folder):
             yield
@@ -434,13 +437,13 @@ def _google_drive(checkpoint: RemoteCheckpoint, folder: Path) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{checkpoint.url}: gdown did not get it ({shorten(error) or type(error).__name__}); Google Drive refuses "
-            f"files that are asked for often: try again in some hours, or fetch it with a browser into {folder}"
+            f"{checkpoint.url}: gdown cannot download it ({shorten(error) or type(error).__name__}); Google Drive "
+            f"refuses popular files at times: try again in some hours, or download it with a browser into {folder}"
         ) from None
 
 
 def _find_checkpoint(folder: Path) -> Path | None:
-    """The shallowest folder in ``folder`` with a config and weights: Drive may hold them in a folder of their own."""
+    """Return the shallowest folder in ``folder`` with a config and weights: Drive may keep them in a subfolder."""
     for config in sorted(folder.rglob("config.json"), key=lambda path: len(path.parts)):
         if any(_is_whole(config.parent / name) for name in WEIGHTS):
             read_object(config, {}, "remove it and run this again")
@@ -449,12 +452,12 @@ def _find_checkpoint(folder: Path) -> Path | None:
 
 
 def _is_whole(weights: Path) -> bool:
-    """Whether a file can be weights: Google Drive sends pages in their place, and a line may break."""
+    """Return whether a file can be complete weights: Drive may send a web page instead, or a download may break off."""
     if not weights.is_file():
         return False
     if weights.suffix != ".safetensors":
         with open(weights, "rb") as file:
-            old = file.read(2) == b"\x80\x02"  # torch.save before 1.6: a pickle, whose end is not known
+            old = file.read(2) == b"\x80\x02"  # torch.save before 1.6: a pickle, which does not say where it ends
         return old or zipfile.is_zipfile(weights)
     with open(weights, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -467,9 +470,9 @@ def _is_whole(weights: Path) -> bool:
 
 
 def import_gdown() -> ModuleType:
-    """The gdown package. Raises InputError if it is not installed."""
+    """Import gdown. Raises InputError if it is not installed."""
     try:
-        import gdown  # here, because only checkpoints need it and nothing else needs a package
+        import gdown  # imported here: only checkpoints need it, and files must download without any package
     except ImportError:
         raise InputError(
             f"--models needs the package gdown, which {sys.executable} lacks; install it: {sys.executable} -m pip "
@@ -479,7 +482,7 @@ def import_gdown() -> ModuleType:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a checkpoint is there: it is moved to its place only when it is whole."""
+    """Return whether ``folder`` is a checkpoint. It gets its name only when it is complete."""
     return (folder / "config.json").is_file()
 
 

@@ -135,10 +135,10 @@ def _write_windows(file: BinaryIO, windows: Iterator[np.ndarray]) -> None:
 
 
 def _finish(path: Path, stamp: dict[str, Any]) -> None:
-    """Give the finished file its name. Raises OSError if the disk has lost a part of it."""
+    """Give the finished file its name. Raises OSError if the disk lost a part of it."""
     sync(partial_path(path))
     if partial_path(path).stat().st_size != stamp["rows"] * stamp["dim"] * DTYPE.itemsize:
-        raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
+        raise OSError(errno.EIO, "the disk lost a part of it", str(path))
     os.replace(partial_path(path), path)
 
 

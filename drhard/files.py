@@ -1,9 +1,9 @@
-"""Files: read with checks, written whole, by one writer at a time.
+"""Read files with checks. Write them whole, one writer at a time.
 
-Every file of this project appears under its name only when it is whole. It is written as ``NAME.partial``, which is
-locked while its writer lives, flushed to the disk, and then renamed.
+A file gets its name only when it is complete. Until then it is ``NAME.partial``, locked while its writer lives. The
+finished file is flushed to the disk, then renamed.
 
-Standard library only, and Python 3.9 is enough: download_data.py runs before anything is installed.
+This module needs only Python 3.9 and the standard library: download_data.py runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from drhard.errors import InputError, shorten
 
 log = logging.getLogger(__name__)
 
-LOCK_FILE = ".lock"  # in a folder that one process writes
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # what a file system without locks answers
+LOCK_FILE = ".lock"  # in a folder that a process is writing
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # errors of a file system without locks
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 PROBE_BYTES = 1 << 20
-BOM = "\ufeff"  # some editors put this byte-order mark in front of a text
+BOM = "\ufeff"  # the byte-order mark with which some editors start a text
 
 
 def partial_path(path: Path) -> Path:
-    """The name under which ``path`` is written until it is whole."""
+    """Return the name of ``path`` until it is complete."""
     return path.with_name(f"{path.name}.partial")
 
 
 @contextmanager
 def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
-    """Open ``unfinished`` for appending and keep other processes from it until the block ends.
+    """Open ``unfinished`` for appending and lock out other processes until the block ends.
 
-    The lock dies with its process, so what a killed process left can be claimed again.
+    The lock dies with its process, so another process can claim what a killed one left.
 
     Args:
-        target: what errors name.
+        target: the path to name in errors.
 
     Raises:
         InputError: another process has claimed it.
@@ -68,17 +68,17 @@ def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
             if same:
                 yield file
                 return
-        # Its former writer renamed or removed the file between our opening and our locking: claim the new one.
+        # The former writer renamed or removed the file after we opened it: claim the new one.
 
 
 @contextmanager
 def sole_writer(folder: str | Path, target: Path | None = None) -> Iterator[BinaryIO]:
-    """Make ``folder`` if need be, and keep other processes from writing into it until the block ends.
+    """Make ``folder`` if it is missing, and lock out other writers until the block ends.
 
-    What is yielded is the locked file: the lock lasts as long as a process has it open.
+    Yields the locked file. The lock lasts as long as any process has this file open.
 
     Args:
-        target: what errors name, if not the folder.
+        target: the path to name in errors; by default ``folder``.
 
     Raises:
         InputError: another process is writing there.
@@ -94,13 +94,13 @@ def sole_writer(folder: str | Path, target: Path | None = None) -> Iterator[Bina
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
-    """Write to the yielded path, an empty file; it gets the name ``path`` if the block ends well.
+    """Yield the path of an empty file to write. The file is renamed to ``path`` if the block succeeds.
 
-    If not, it is removed, and what was at ``path`` stays. Write with :func:`write_whole_file` where you can: some
-    libraries that write by name lose the error of their last flush.
+    If the block fails, the new file is removed and ``path`` stays as it was. Prefer :func:`write_whole_file`: some
+    libraries lose the error of their last flush when they write by name.
 
     Raises:
-        InputError: another process is writing ``path``, or its disk takes no more.
+        InputError: another process is writing ``path``, or the disk is full or fails.
     """
     path = Path(path)
     with disk_faults(path):
@@ -118,34 +118,34 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """:func:`write_whole` for those who write bytes to a file object. Every byte is accounted for before the rename.
+    """Do as :func:`write_whole`, but yield a binary file. Check its size before the rename.
 
-    np.save, torch.save and faiss write to it through Python, so that an error of the disk keeps its reason.
+    np.save, torch.save and faiss write to this file through Python, so a disk error keeps its reason.
     """
     with write_whole(path) as unfinished, open(unfinished, "wb") as file:
         counted = _Counted(file)
         yield counted  # type: ignore[misc]
         file.flush()
         if os.fstat(file.fileno()).st_size != counted.bytes:
-            raise OSError(errno.EIO, "the disk has lost a part of it", str(path))
+            raise OSError(errno.EIO, "the disk lost a part of it", str(path))
 
 
 @contextmanager
 def write_whole_text(path: str | Path) -> Iterator[IO[str]]:
-    """:func:`write_whole` for those who write text: UTF-8, lines end with a line feed."""
+    """Do as :func:`write_whole`, but yield a text file: UTF-8, lines end with a line feed."""
     with write_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as file:
         yield file
 
 
 @contextmanager
 def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
-    """:func:`write_whole` for a folder of files: write them into the yielded folder.
+    """Do as :func:`write_whole` for a folder: yield an empty folder to write files into.
 
-    If the block ends well, a new folder appears at once. Into one that is there the files are moved one by one:
-    ``last`` leaves it first and comes last, so a folder that has this file is whole.
+    If the block succeeds, a new ``folder`` appears at once. If ``folder`` exists, the files are moved into it one by
+    one: the old ``last`` is removed first and the new one is moved last. A folder with this file is therefore complete.
 
     Raises:
-        InputError: another process is writing ``folder``, or its disk takes no more.
+        InputError: another process is writing ``folder``, or the disk is full or fails.
     """
     folder = Path(folder)
     there = folder.is_dir()
@@ -155,7 +155,7 @@ def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with claim(lock, folder):
             try:
-                shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+                shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
                 unfinished.mkdir()
                 yield unfinished
                 files = sorted(unfinished.iterdir(), key=lambda path: (path.name == last, path.name))
@@ -176,7 +176,7 @@ def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path, pattern: str) -> None:
-    """Remove what killed writers of folders ``pattern`` left in ``folder``. Its sole writer calls it."""
+    """Remove what killed writers of the folders ``pattern`` left in ``folder``. Only its sole writer may call this."""
     for left in folder.glob(f"{pattern}.partial"):
         shutil.rmtree(left, ignore_errors=True)
     for lock in folder.glob(f"{pattern}.partial.lock"):
@@ -184,39 +184,39 @@ def remove_unfinished(folder: Path, pattern: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder. Its name goes first, so that no part of it is ever taken for the whole."""
+    """Remove a folder. It is renamed first, so that a half-removed folder is never taken for a complete one."""
     shutil.rmtree(partial_path(folder), ignore_errors=True)
     os.replace(folder, partial_path(folder))
     shutil.rmtree(partial_path(folder), ignore_errors=True)
 
 
 class _Counted:
-    """What is written to ``file``, counted. No file of the system to NumPy, which would write past Python."""
+    """A file that counts the bytes written to it. It has no descriptor, so NumPy writes through Python."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self.bytes = 0
 
     def write(self, data: Any) -> int:
-        """Write all of ``data`` (bytes or what has a buffer); return how many bytes that were."""
+        """Write all of ``data`` (bytes or a buffer). Return the number of bytes."""
         count = self._file.write(data)
         self.bytes += count
         return count
 
     def flush(self) -> None:
-        """Hand to the system what is waiting."""
+        """Hand buffered bytes to the system."""
         self._file.flush()
 
     def tell(self) -> int:
-        """How many bytes have been written."""
+        """Return the number of bytes written so far."""
         return self.bytes
 
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turn what the block raises because the disk of ``path`` takes no more into an InputError that says so.
+    """Turn an error of the block into an InputError if the disk of ``path`` is full or fails.
 
-    Libraries raise errors of many kinds then, some without a reason. So the disk itself is asked.
+    Libraries report a full disk by many kinds of errors, some without a reason. So we test the disk itself.
     """
     try:
         yield
@@ -234,7 +234,7 @@ def disk_faults(path: Path) -> Iterator[None]:
 
 
 def _ask_disk(path: Path) -> None:
-    """Raise InputError if the disk of ``path`` does not take another megabyte."""
+    """Raise InputError if the disk of ``path`` cannot hold another megabyte."""
     try:
         with tempfile.TemporaryFile(dir=find_folder_above(path)) as probe:
             probe.write(bytes(PROBE_BYTES))
@@ -252,35 +252,35 @@ def _refuse_disk(path: Path, error: OSError) -> NoReturn:
     free = shutil.disk_usage(folder).free
     raise InputError(
         f"{path}: {error.strerror} (the disk mounted at {mount} has {free / 1e9:.1f} GB free); "
-        "put that right and run the same command again"
+        "fix this and run the same command again"
     ) from None
 
 
 def find_folder_above(path: Path) -> Path:
-    """The nearest folder above ``path`` that exists."""
+    """Return the nearest folder above ``path`` that exists."""
     return next(folder for folder in (path.absolute().parent, *path.absolute().parents) if folder.is_dir())
 
 
 def sync(path: Path) -> None:
-    """Wait until a file is on the disk. Raises OSError, with the path, if the disk does not take it."""
+    """Flush a file to the disk. Raises OSError, with the path, if the disk fails."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # not a file of a disk
+        if error.errno != errno.EINVAL:  # raised for what is not on a disk, such as /dev/null
             raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
 
 
 def digest_file(path: str | Path) -> str:
-    """SHA-256 of a file, as sha256sum prints it."""
+    """Return the SHA-256 of a file, as sha256sum prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_file(path: str | Path, hint: str = "") -> Path:
-    """``path`` as a Path. Raises InputError, with ``hint`` on how to get it, if nothing is there."""
+    """Return ``path`` as a Path. Raises InputError if it does not exist; ``hint`` says how to get it."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder{'; ' + hint if hint else ''}")
@@ -291,7 +291,7 @@ def require_file(path: str | Path, hint: str = "") -> Path:
 
 
 def write_json(path: str | Path, content: Any, **format: Any) -> None:
-    """Write ``content`` as JSON, whole. Raises ValueError for what JSON does not know, such as NaN."""
+    """Write ``content`` as JSON, whole. Raises ValueError for values that JSON lacks, such as NaN."""
     with write_whole_text(path) as file:
         json.dump(content, file, allow_nan=False, **format)
 
@@ -306,18 +306,18 @@ def read_object(
     """Read a file that holds one JSON object.
 
     Args:
-        fields: those that must be in it, with the types that their values may have. ``float`` takes whole numbers
-            too, and no type takes a bool but ``bool`` itself.
-        hint: what to do if the file is not what it should be.
-        optional: those that may be in it.
-        name: what errors call the file, if not ``path``.
+        fields: the required fields and the types of their values. ``float`` accepts whole numbers too. Only ``bool``
+            accepts a bool.
+        hint: what to do about a bad file.
+        optional: fields that may be missing, and the types of their values.
+        name: what to call the file in errors; by default ``path``.
 
     Returns:
-        The object, other fields included.
+        The object with all its fields, unknown ones included.
 
     Raises:
-        InputError: the file is missing or not one JSON object, names a field twice, is nested too deep, has a number
-            that is not finite or has too many digits, or lacks a field or has it with another type.
+        InputError: the file is missing or is not one JSON object; it names a field twice or nests too deep; a number
+            is not finite or has too many digits; a field is missing or has the wrong type.
     """
     path = require_file(path)
     name = name or str(path)
@@ -342,11 +342,11 @@ def check_fields(
     hint: str = "",
     optional: Mapping[str, type | tuple[type, ...]] | None = None,
 ) -> None:
-    """Raise InputError, naming ``where``, if ``content`` lacks one of ``fields`` or has a field with another type.
+    """Raise InputError, naming ``where``, if a field of ``content`` is missing or has the wrong type.
 
     Args:
         fields, optional: as in :func:`read_object`.
-        hint: the end of the sentence.
+        hint: the end of the message.
     """
     for field, types in {**fields, **(optional or {})}.items():
         types = types if isinstance(types, tuple) else (types,)
@@ -385,12 +385,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} appears twice")
     return content
 
 
 def _finite(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 # Text
@@ -399,10 +399,10 @@ def _finite(constant: str) -> NoReturn:
 def read_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 text file, gzipped or not.
 
-    A byte-order mark at the start of the file is no part of its first line.
+    A byte-order mark at the start of the file is dropped.
 
     Args:
-        name: what errors call the file, if not ``path``.
+        name: what to call the file in errors; by default ``path``.
 
     Raises:
         InputError: the file is missing or damaged, or a line is not UTF-8.
@@ -420,7 +420,7 @@ def read_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int,
 
 
 def decode_line(line: bytes, path: str | Path, number: int) -> str:
-    """Line ``number`` of ``path`` as text, without its end. Raises InputError if it is not UTF-8."""
+    """Decode line ``number`` of ``path``, without its end. Raises InputError if it is not UTF-8."""
     try:
         text = line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:

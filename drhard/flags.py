@@ -1,6 +1,6 @@
-"""Flags that several scripts have: names, defaults and help texts, each in one place.
+"""The flags that several scripts share: names, defaults and help texts, each in one place.
 
-Light to import: a mistyped flag is told before torch is loaded.
+This module is light to import, so a mistyped flag is reported before torch is loaded.
 """
 
 from argparse import ArgumentParser
@@ -12,7 +12,7 @@ from typing import Any
 from drhard.msmarco import CORPORA, MODES
 from drhard.numbers import COUNT, LENGTH, NATURAL, SEARCH_GB
 
-FLAT = "Flat"  # of --index_factory: exact
+FLAT = "Flat"  # the value of --index_factory for an exact search
 
 
 def _count(default: int, help: str) -> dict[str, Any]:
@@ -20,29 +20,29 @@ def _count(default: int, help: str) -> dict[str, Any]:
 
 
 def _length(default: int, help: str) -> dict[str, Any]:
-    return {"type": LENGTH, "default": default, "help": f"tokens of a {help} (%(default)s)"}
+    return {"type": LENGTH, "default": default, "help": f"maximum tokens per {help} (%(default)s)"}
 
 
 _GPUS = {"type": NATURAL, "nargs": "+", "default": [], "dest": "gpus", "help": "GPUs to search on (none: the CPU)"}
-_BATCH = {"dest": "batch_size"} | _count(32, "sequences in a batch, per GPU")
-_HALF = {"action": "store_const", "dest": "precision", "help": "faster, on a GPU"}
+_BATCH = {"dest": "batch_size"} | _count(32, "batch size per GPU, in sequences")
+_HALF = {"action": "store_const", "dest": "precision", "help": "half precision: faster, on a GPU"}
 
 FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "--data_type": {"choices": CORPORA, "required": True},
         "--data_root": {"type": Path, "default": Path("./data"), "help": "default: ./data"},
         "--mode": {"choices": MODES, "required": True, "help": "which queries"},
-        "--topk": _count(100, "documents for each query"),
-        # What is encoded
+        "--topk": _count(100, "documents to retrieve for each query"),
+        # Encoding
         "--max_query_length": _length(32, "query"),
         "--max_doc_length": _length(512, "document"),
         "--max_seq_length": _length(64, "query"),
         "--eval_batch_size": _BATCH,
         "--pergpu_eval_batch_size": _BATCH,
-        "--no_cuda": {"action": "store_true", "help": "leave the GPU alone"},
+        "--no_cuda": {"action": "store_true", "help": "do not use the GPU"},
         "--fp16": _HALF | {"const": "float16"},
         "--bf16": _HALF | {"const": "bfloat16"},
-        # How it is searched; the names in the namespace are those of SearchSettings
+        # Searching. In the namespace, each has its name in SearchSettings.
         "--faiss_gpus": _GPUS,
         "--faiss_gpu_index": _GPUS,
         "--not_faiss_cuda": {
@@ -50,25 +50,25 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "const": [],
             "default": None,
             "dest": "gpus",
-            "help": "search on the CPU though the GPUs have room",
+            "help": "search on the CPU even if the GPUs have room",
         },
         "--search_memory_gb": {
             "type": SEARCH_GB,
             "default": 2.0,
             "dest": "memory_gb",
-            "help": "for a pass of the exact search on the CPU (%(default)g)",
+            "help": "memory for one pass of the exact search on the CPU (%(default)g)",
         },
         "--index_factory": {
             "default": FLAT,
             "dest": "factory",
             "help": "a faiss index such as OPQ96,PQ96 (Flat: exact)",
         },
-        "--index_path": {"type": Path, "help": "a faiss index; built here if it is not there yet"},
-        "--nprobe": {"type": COUNT, "help": "lists of an inverted file (IVF) to search (as the index has it; new: 1)"},
-        "--ef_search": {"type": COUNT, "help": "width of the search in a graph (HNSW) (as the index has it; new: 16)"},
+        "--index_path": {"type": Path, "help": "file of a faiss index; built if it does not exist"},
+        "--nprobe": {"type": COUNT, "help": "lists of an inverted file (IVF) to search (the index's own; new: 1)"},
+        "--ef_search": {"type": COUNT, "help": "width of the search in a graph (HNSW) (the index's own; new: 16)"},
     }
 )
-PRECISION = ("--fp16", "--bf16")  # one of them at most
+PRECISION = ("--fp16", "--bf16")  # mutually exclusive
 INDEX = ("--search_memory_gb", "--index_factory", "--index_path", "--nprobe", "--ef_search")
 
 
@@ -76,7 +76,7 @@ def add_flags(parser: ArgumentParser, *names: str, **different: Mapping[str, Any
     """Add the flags ``names`` of :data:`FLAGS` to ``parser``.
 
     Args:
-        different: what a script has otherwise, by the flag's name without its dashes: ``topk={"default": 200}``.
+        different: a script's own values for a flag, by its name without dashes: ``topk={"default": 200}``.
     """
     half = parser.add_mutually_exclusive_group() if set(PRECISION) & set(names) else parser
     for name in names:

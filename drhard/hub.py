@@ -1,6 +1,6 @@
-"""Checkpoints by name: a folder here, or a model of the Hugging Face hub.
+"""Find a checkpoint by name: a local folder, or a model on the Hugging Face hub.
 
-Light to import: a mistyped name is told before torch is loaded.
+This module is light to import, so a mistyped name is reported before torch is loaded.
 """
 
 from pathlib import Path
@@ -9,14 +9,14 @@ from drhard.errors import InputError, reason_of
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is used
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
-    """The folder of a checkpoint: one that is here, or a model of the Hugging Face hub, which is fetched.
+    """Return the folder of a checkpoint. A model on the Hugging Face hub is fetched first.
 
     Raises:
-        InputError: there is no such folder, or no such model can be fetched.
+        InputError: there is no such folder, or the model cannot be fetched.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if path.is_dir():
@@ -24,7 +24,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     if path.exists():
         raise InputError(f"{name}: is a file; give the folder of the checkpoint")
     parent_is_here = "/" in name and path.parent.is_dir()
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or parent_is_here:  # no name on the hub
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or parent_is_here:  # not a name on the hub
         raise InputError(f"{name}: no such folder; download_data.sh --models fetches the published checkpoints")
     return _fetch(name)
 
@@ -34,17 +34,17 @@ def _fetch(name: str) -> Path:
     from huggingface_hub.utils import logging as hub_logging
 
     verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # what it says of its attempts drowns the one sentence that follows
+    hub_logging.set_verbosity_error()  # its lines about retries would bury our error message
     try:
         for weights in WEIGHTS_FILES:
             wanted = [CONFIG_FILE, *TOKENIZER_FILES, weights, f"{weights}.index.json", weights.replace(".", "-*-of-*.")]
             folder = Path(snapshot_download(name, allow_patterns=wanted))
             if any(folder.glob(f"{weights}*")):
                 break
-    except Exception as error:  # no network, no such model, no name at all: many types
+    except Exception as error:  # no network, no such model, an invalid name: many types
         reason = reason_of(error)
         raise InputError(
-            f"{name}: neither a folder here nor a model that could be fetched from the hub ({reason})"
+            f"{name}: is not a local folder, and cannot be fetched from the hub ({reason}); check the name"
         ) from None
     finally:
         hub_logging.set_verbosity(verbosity)

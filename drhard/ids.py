@@ -1,8 +1,8 @@
-"""Official ids and rows: ``pid2offset.pickle`` and ``{mode}-qid2offset.pickle``, pickled dicts of official id -> row.
+"""Read and write ``pid2offset.pickle`` and ``{mode}-qid2offset.pickle``, pickled dicts of official id -> row.
 
-These files are read wherever they come from, so nothing of them is believed. Python's unpickler gets only bytes that
-are proven to be a dict of small integers; everything else goes through a small interpreter, which knows integers,
-Python's and NumPy's, and nothing else.
+These files may come from anywhere, so they are not trusted. Python's unpickler reads a file only if its bytes are
+proven to be a dict of small integers. A small interpreter reads all others. It knows Python's and NumPy's integers and
+nothing else.
 """
 
 import pickle
@@ -19,12 +19,12 @@ from drhard.msmarco import LARGEST_ID
 
 import numpy as np
 
-ENTRY = np.dtype([("k", "S1"), ("key", "<i4"), ("v", "S1"), ("value", "<i4")])  # two BININTs: 4 bytes and their sign
+ENTRY = np.dtype([("k", "S1"), ("key", "<i4"), ("v", "S1"), ("value", "<i4")])  # two BININTs: opcode and int32 each
 ENTRIES = 10_000  # in a batch, MARK ... SETITEMS
 
-# What Python pickles a dict of ints to, protocols 2 to 5: the dict, remembered as 0, then MARK, pairs, SETITEMS. An
-# int is BININT1, BININT2 or BININT; a single pair has no MARK; protocol 4 puts FRAMEs between. "+" after a repetition
-# makes it possessive: a file that does not match costs no second try.
+# Python pickles a dict of ints like this in protocols 2 to 5: the dict, memo entry 0, then MARK, pairs, SETITEMS. An
+# int is BININT1, BININT2 or BININT. A single pair has no MARK. Protocol 4 inserts FRAMEs. A "+" after a repetition
+# makes it possessive, so the search never backtracks.
 _FRAME = rb"(?:\x95.{8})?+"
 _INT = rb"(?:K.|M..|J.{4})" + _FRAME
 _PLAIN = re.compile(
@@ -58,8 +58,8 @@ def read_ids(path: str | Path) -> np.ndarray:
         (rows,) int64.
 
     Raises:
-        InputError: the file is missing or not such a dict, its rows are not 0, 1, 2, … in some order, or an id is
-            there twice or outside of 0 to :data:`LARGEST_ID`.
+        InputError: the file is missing or is not such a dict, its rows are not 0, 1, 2, … in some order, an id
+            appears twice, or an id is not within 0 and :data:`LARGEST_ID`.
     """
     path = require_file(path, "preprocess.py writes it")
     if not path.is_file():
@@ -72,10 +72,10 @@ def read_ids(path: str | Path) -> np.ndarray:
 
 
 def write_ids(path: str | Path, ids: np.ndarray) -> None:
-    """Pickle ``{ids[row]: row}`` without ever holding the dict: 8.8 million entries would take a gigabyte.
+    """Pickle ``{ids[row]: row}`` without building the dict: 8.8 million entries would take a gigabyte.
 
     Args:
-        ids: (rows,) int64, each within int32, none twice.
+        ids: (rows,) int64, distinct, each within int32.
     """
     with write_whole_file(path) as file:
         file.write(b"\x80\x03}")  # protocol 3, empty dict
@@ -102,16 +102,16 @@ def _by_row(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         wrong = ids[(ids < 0) | (ids > LARGEST_ID)][0]
         raise ValueError(f"the id {wrong} is not from 0 to {LARGEST_ID}")
     if (table < 0).any():
-        raise ValueError("a row is there twice")
+        raise ValueError("a row appears twice")
     ordered = np.sort(table)
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(twice):
-        raise ValueError(f"the id {ordered[twice[0]]} is there twice")
+        raise ValueError(f"the id {ordered[twice[0]]} appears twice")
     return table
 
 
 def _own(content: bytes) -> Pairs | None:
-    """What :func:`write_ids` wrote, by its layout; None for anything else."""
+    """Parse a file that :func:`write_ids` wrote, by its layout. Return None for any other."""
     if not content.startswith(b"\x80\x03}"):
         return None
     ids, rows = [], []
@@ -132,18 +132,18 @@ def _own(content: bytes) -> Pairs | None:
 
 
 def _plain(content: bytes) -> Pairs | None:
-    """What Python pickles a dict of ints to, by Python's unpickler; None for anything else."""
+    """Unpickle a file that matches ``_PLAIN``. Return None for any other."""
     if _PLAIN.fullmatch(content) is None:
         return None
     try:
         pairs: dict[int, int] = pickle.loads(content)
-    except (pickle.UnpicklingError, EOFError) as error:  # a FRAME that is longer than the file
+    except (pickle.UnpicklingError, EOFError) as error:  # a FRAME longer than the file
         raise ValueError(str(error)) from None
     return np.fromiter(pairs.keys(), np.int64, len(pairs)), np.fromiter(pairs.values(), np.int64, len(pairs))
 
 
 class _Integers:
-    """A dtype of NumPy: ``i8``, ``u4``, …, and the order of its bytes, which BUILD sets."""
+    """An integer dtype of NumPy, such as ``i8`` or ``u4``, and its byte order, which BUILD sets."""
 
     def __init__(self, name: object):
         if not isinstance(name, str) or re.fullmatch("[iu][1248]", name) is None:
@@ -152,14 +152,14 @@ class _Integers:
 
     def number(self, data: object) -> int:
         if not isinstance(data, bytes) or len(data) != self.size:
-            raise ValueError(f"an integer of {self.size} bytes has others")
+            raise ValueError(f"an integer does not have its {self.size} bytes")
         return int.from_bytes(data, "big" if self.order == ">" else "little", signed=self.signed)
 
     def build(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) != 8 or state[2:] != (None, None, None, -1, -1, 0):
-            raise ValueError("it holds a NumPy type that is no plain integer")
+            raise ValueError("it holds a NumPy type that is not a plain integer")
         if state[1] not in ("<", ">", "|"):
-            raise ValueError("it holds integers whose bytes have no order")
+            raise ValueError("it holds integers of unknown byte order")
         self.order = state[1]
 
 
@@ -184,14 +184,14 @@ _VALUES = {
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
-_STACK = 100_000  # values waiting; Python's pickler sets a thousand pairs at a time
+_STACK = 100_000  # the most values on the stack; Python's pickler sets a thousand pairs at a time
 
 
 class _Interpreter:
-    """Runs the opcodes of a pickled dict of integers: its memory is bounded by the file, and it calls nothing.
+    """An interpreter for the opcodes of a pickled dict of integers. It calls nothing the file names.
 
-    Integers of NumPy are made from their bytes. Whatever else a pickle can say raises ValueError, IndexError,
-    KeyError or OverflowError.
+    The size of the file bounds its memory. NumPy's integers are read from their bytes. Any other content raises
+    ValueError, IndexError, KeyError or OverflowError.
     """
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class _Interpreter:
         self.ids, self.rows = array("q"), array("q")
 
     def run(self, content: bytes) -> Pairs:
-        """Return what the pickle holds."""
+        """Return the ids and rows of the pickle."""
         for opcode, argument, _ in pickletools.genops(BytesIO(content)):
             if opcode.name == "STOP":
                 break
@@ -208,13 +208,13 @@ class _Interpreter:
             if len(self.stack) > _STACK:
                 raise ValueError("too many values at once")
         if self.stack != [_DICT]:
-            raise ValueError("it is no dict")
+            raise ValueError("it is not a dict")
         return np.array(self.ids, dtype=np.int64), np.array(self.rows, dtype=np.int64)
 
     def _step(self, name: str, argument: Any) -> None:
         stack = self.stack
         if name in _NUMBERS:
-            stack.append(argument if isinstance(argument, bool) else _whole(argument))  # INT spells true and false too
+            stack.append(argument if isinstance(argument, bool) else _whole(argument))  # INT also encodes bools
         elif name == "MEMOIZE":
             self._put(len(self.memo))
         elif name in _PUTS:
@@ -254,14 +254,14 @@ class _Interpreter:
             raise ValueError(f"it holds more than integers ({name})")
 
     def _put(self, place: int) -> None:
-        if place > len(self.memo) + 1:  # Python counts from 0 or from 1; a place far away would take its memory
-            raise ValueError("it remembers things out of order")
-        # What nothing refers to again need not be kept: the arguments of each scalar would take gigabytes.
+        if place > len(self.memo) + 1:  # Python counts from 0 or 1; a distant place would cost that much memory
+            raise ValueError("its memo is out of order")
+        # Nothing refers to a tuple again. The arguments of each scalar would take gigabytes, so they are dropped.
         value = _FORGOTTEN if isinstance(self.stack[-1], tuple) else self.stack[-1]
         self.memo[place : place + 1] = [value] if place <= len(self.memo) else [_FORGOTTEN, value]
 
     def _since_mark(self) -> int:
-        """How many values stand behind the last mark, which is taken away."""
+        """Remove the last mark, and return how many values follow it."""
         place = len(self.stack) - 1
         while self.stack[place] is not _MARK:
             place -= 1
@@ -285,21 +285,21 @@ class _Interpreter:
     def _set(self, count: int) -> None:
         values = self._pop(count)
         if self.stack[-1] is not _DICT or count % 2:
-            raise ValueError("it sets what is no item of a dict")
+            raise ValueError("it sets items of something that is not a dict")
         if any(type(value) is not int for value in values):
-            raise ValueError("a key or value is no integer")
+            raise ValueError("a key or value is not an integer")
         self.ids.extend(values[::2])
         self.rows.extend(values[1::2])
 
 
 def _whole(number: int) -> int:
     if number.bit_length() > 63:
-        raise ValueError("a key or value is no integer of 64 bits")
+        raise ValueError("a key or value is not a 64-bit integer")
     return number
 
 
 def _call(function: object, arguments: object) -> object:
-    """What one of :data:`_NAMES` gives for ``arguments``."""
+    """Return what one of :data:`_NAMES` returns for ``arguments``."""
     if isinstance(arguments, tuple) and len(arguments) in (2, 3):
         if function is _DTYPE:
             return _Integers(arguments[0])

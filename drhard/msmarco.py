@@ -1,6 +1,6 @@
-"""The text formats of collections: MS MARCO's files, their names, their fields, and what is wrong with a line.
+"""The text formats of collections: the names of MS MARCO's files, and the parsers of their lines.
 
-To add a format: write the parsers of its lines here, and make a :class:`Corpus` of them.
+To add a format, write the parsers of its lines here and make a :class:`Corpus` of them.
 """
 
 import re
@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 from drhard.errors import InputError
 
-LARGEST_ID = 2**31 - 1  # ids live in int32 files
-DOC_PREFIX = "D"  # official ids of documents are "D123", those of passages "123"
+LARGEST_ID = 2**31 - 1  # files store ids as int32
+DOC_PREFIX = "D"  # the official id of a document is "D123", that of a passage "123"
 
 
 _V2_ID = re.compile("msmarco_.*_[0-9]")
 
 
 def parse_id(field: str, prefix: str, where: str) -> int:
-    """An official id as a number, ``prefix`` taken off.
+    """Return an official id as a number, without ``prefix``.
 
-    Raises InputError, naming ``where``, unless ``prefix`` and the number give ``field`` again: runs are written with
-    such ids, and an id that comes back otherwise is another one to whoever evaluates them.
+    Raises InputError, naming ``where``, unless ``prefix`` and the number spell ``field`` again. Runs are written with
+    these ids, and an evaluation takes another spelling for another id.
     """
     if field.startswith(prefix):
         number = parse_number(field[len(prefix) :])
@@ -34,7 +34,7 @@ def parse_id(field: str, prefix: str, where: str) -> int:
 
 
 def _hint(field: str, prefix: str) -> str:
-    """What to do about an id that is none."""
+    """Return the end of the message about a bad id: what to do."""
     if _V2_ID.match(field):
         return "; MS MARCO v2's ids are texts: number its texts 0, 1, 2, … and keep a table to translate runs back"
     number = parse_number(field.strip().removeprefix(prefix).lstrip("+0 "))
@@ -42,61 +42,61 @@ def _hint(field: str, prefix: str) -> str:
 
 
 def parse_number(digits: str) -> int | None:
-    """The whole number within int32 that is written as ``digits``, None if there is none: "7", not "07" or "+7"."""
+    """Return the int32 number that ``digits`` spells in its only form: "7", not "07" or "+7". None if it is not one."""
     if digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) <= LARGEST_ID:
         return int(digits) if digits[0] != "0" or digits == "0" else None
     return None
 
 
 def parse_query(line: str, where: str) -> tuple[int, str]:
-    """``qid \\t text`` as (qid, text); the text may be empty. Raises InputError, naming ``where``, for a bad line."""
+    """Parse ``qid \\t text`` into (qid, text). The text may be empty. Raises InputError, naming ``where``."""
     qid, text = _fields(line, 2, "qid <tab> query", where)
     return parse_id(qid, "", where), text
 
 
 def parse_passage(line: str, where: str) -> tuple[int, str]:
-    """``pid \\t text`` as (pid, text); the text may be empty. Raises InputError, naming ``where``, for a bad line."""
+    """Parse ``pid \\t text`` into (pid, text). The text may be empty. Raises InputError, naming ``where``."""
     pid, text = _fields(line, 2, "pid <tab> passage", where)
     return parse_id(pid, "", where), text
 
 
 def parse_document(line: str, where: str) -> tuple[int, str]:
-    """``Dpid \\t url \\t title \\t body`` as (pid, url<sep>title<sep>body); ``<sep>`` is plain text to RoBERTa.
+    """Parse ``Dpid \\t url \\t title \\t body`` into (pid, url<sep>title<sep>body).
 
-    Raises InputError, naming ``where``, for a bad line.
+    ``<sep>`` is not a special token: RoBERTa reads it as plain text. Raises InputError, naming ``where``.
     """
     pid, url, title, body = _fields(line, 4, "D<pid> <tab> url <tab> title <tab> body", where)
     return parse_id(pid, DOC_PREFIX, where), f"{url.rstrip()}<sep>{title.rstrip()}<sep>{body}"
 
 
 def _fields(line: str, count: int, form: str, where: str) -> list[str]:
-    """The fields of a line, white space behind the last taken off."""
+    """Split a line into its fields, and strip white space from the end of the last."""
     fields = line.split("\t", count - 1)
     if len(fields) < count:
         raise InputError(f"{where}: expected '{form}', found {len(fields)} field{'s' * (len(fields) > 1)}")
     fields[-1] = fields[-1].rstrip()
-    if "\t" in fields[-1]:  # published: dropped without a word
-        raise InputError(f"{where}: expected '{form}', found text behind another tab; replace tabs in texts by blanks")
+    if "\t" in fields[-1]:  # published: silently dropped
+        raise InputError(f"{where}: expected '{form}', found text after another tab; replace tabs in texts by blanks")
     return fields
 
 
 def find_source_file(folder: Path, name: str) -> Path | None:
-    """``folder/name``, or ``folder/name.gz`` in its place, or None if neither is there."""
+    """Return ``folder/name`` if it exists, else ``folder/name.gz`` if it exists, else None."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
     return None
 
 
-CONTROL = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f]")  # all control characters but the tab
+CONTROL = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f]")  # control characters except the tab
 
 
 def split_fields(line: str, path: str | Path, number: int) -> list[str]:
-    """The fields of a line of qrels or of a run: what stands between blanks and tabs, as trec_eval splits.
+    """Split a line of qrels or of a run at blanks and tabs, as trec_eval does.
 
     Other white space, such as a no-break space, is part of a field. Raises InputError for a control character.
     """
-    if line.replace("\t", " ").isprintable():  # so that there is no other white space
+    if line.replace("\t", " ").isprintable():  # then it has no other white space
         return line.split()
     control = CONTROL.search(line)
     if control:
@@ -108,33 +108,33 @@ def split_fields(line: str, path: str | Path, number: int) -> list[str]:
 
 
 class QueryFiles(NamedTuple):
-    """The files of a mode: its queries and their judgements. Without ``qrels``, as lead, it keeps all queries."""
+    """The files of a mode: queries and judgements. A mode without ``qrels``, such as lead, keeps all its queries."""
 
     queries: str
     qrels: str | None
 
 
 class Bm25Parameters(NamedTuple):
-    """Of BM25: saturation of a word's frequency, and how much a document's length counts."""
+    """BM25's parameters: ``k1`` saturates a word's frequency, ``b`` sets how much a document's length counts."""
 
     k1: float
     b: float
 
 
-Parser = Callable[[str, str], tuple[int, str]]  # line, what errors call it -> official id, text
+Parser = Callable[[str, str], tuple[int, str]]  # (line, what to call it in errors) -> (official id, text)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A collection's text format, and where its files are.
+    """The text format of a collection and the names of its files.
 
     Attributes:
         name: the folder under the data root.
         collection: the file of the passages or documents.
-        pid_prefix: what official ids of documents begin with.
-        parse: reads a line of ``collection``.
+        pid_prefix: the prefix of the official ids of documents.
+        parse: the parser of a line of ``collection``.
         modes: the files of each mode.
-        bm25: the parameters that suit the collection.
+        bm25: BM25's parameters for this collection.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Numbers that people give: ranges for flags and settings, with a sentence for a number outside of them."""
+"""Ranges for the numbers in flags and settings. A number outside its range is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from drhard.errors import InputError
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that make sense somewhere: ``type=COUNT`` for argparse, ``COUNT.check(name, value)`` elsewhere.
+    """A range of valid numbers. Use ``type=COUNT`` in argparse and ``COUNT.check(name, value)`` elsewhere.
 
     Attributes:
-        least, most: the bounds. Both belong to the range, but for ``least`` where ``above`` is set.
-        whole: only whole numbers.
-        above: ``least`` itself is too little.
+        least, most: the bounds, both valid themselves.
+        whole: only whole numbers are valid.
+        above: ``least`` itself is not valid.
     """
 
     least: float
@@ -25,17 +25,17 @@ class Range:
     above: bool = False
 
     def __call__(self, text: str) -> float:
-        """The number that ``text`` spells. Raises argparse's error, of which it makes a sentence."""
+        """Parse ``text``. Raises ArgumentTypeError, which argparse reports."""
         try:
             number = int(text) if self.whole else float(text)
-        except ValueError:  # no number, or one of 5,000 digits
+        except ValueError:  # not a number, or too many digits for int()
             number = math.nan
         if not self._holds(number):
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {self}")
         return number
 
     def check(self, name: str, value: float) -> None:
-        """Raise InputError, naming ``name``, if ``value`` is outside."""
+        """Raise InputError, naming ``name``, if ``value`` is out of range."""
         if not self._holds(value):
             raise InputError(f"{name} is {str(value)[:40]}, expected {self}")
 
@@ -54,14 +54,14 @@ def _plain(number: float) -> str:
     return f"{number:.0f}" if number == number // 1 and abs(number) < 1e10 else f"{number:g}"
 
 
-COUNT = Range(1, 2**31 - 1)  # of things, of which there must be one: queries in a batch, epochs, top k
-NATURAL = Range(0, 2**31 - 1)  # of things, of which there may be none: steps of a warm-up, the number of a GPU
-LENGTH = Range(2, 2**20)  # of a sequence in tokens, <s> and </s> included
-SEED = Range(0, 2**32 - 1)  # what NumPy's and torch's generators take
-RATE = Range(0, 1e4, whole=False)  # a learning rate, a weight decay; 0 switches it off
+COUNT = Range(1, 2**31 - 1)  # at least one: queries in a batch, epochs, top k
+NATURAL = Range(0, 2**31 - 1)  # may be zero: warm-up steps, the number of a GPU
+LENGTH = Range(2, 2**20)  # tokens in a sequence, including <s> and </s>
+SEED = Range(0, 2**32 - 1)  # what NumPy's and torch's generators accept
+RATE = Range(0, 1e4, whole=False)  # a learning rate or weight decay; 0 turns it off
 POSITIVE = Range(0, 1e30, whole=False, above=True)
-BETA = Range(0, 0.999999, whole=False)  # of a moving average, as Adam's
-EPSILON = Range(0, 1, whole=False, above=True)  # what keeps a quotient finite
-NORM = Range(0, 1e12, whole=False, above=True)  # to clip a gradient at
+BETA = Range(0, 0.999999, whole=False)  # the decay of a moving average, as in Adam
+EPSILON = Range(0, 1, whole=False, above=True)  # keeps a quotient finite
+NORM = Range(0, 1e12, whole=False, above=True)  # the norm at which a gradient is clipped
 FRACTION = Range(0, 1, whole=False)  # a share of a whole
-SEARCH_GB = Range(0.5, 1e6, whole=False)  # what a pass of a search on the CPU may take
+SEARCH_GB = Range(0.5, 1e6, whole=False)  # memory for one pass of a search on the CPU

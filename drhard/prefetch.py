@@ -1,4 +1,4 @@
-"""Prefetching: what is needed next is fetched while the present is worked on."""
+"""Fetch the next item while the current one is in use."""
 
 import queue
 import threading
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterator[T]) -> Generator[T]:
-    """Yield what ``items`` yields, fetched one ahead by a thread. What it raises is raised here."""
+    """Yield the same as ``items``. A thread fetches one item ahead, and its errors are raised here."""
     waiting: queue.Queue[Any] = queue.Queue(maxsize=1)
     stop = threading.Event()
     end = object()
@@ -29,7 +29,7 @@ def prefetch(items: Iterator[T]) -> Generator[T]:
                 if stop.is_set():
                     return
             put((end, None))
-        except BaseException as error:  # raised again where the items are used
+        except BaseException as error:  # raised again by the generator
             put((end, error))
 
     thread = threading.Thread(target=fetch, daemon=True)

@@ -1,4 +1,4 @@
-"""Text files to token memmaps: streamed through worker processes that write rows where they belong."""
+"""Turn text files into token memmaps: worker processes tokenize batches of lines and write their rows in place."""
 
 import gc
 import gzip
@@ -45,17 +45,17 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 TOKEN_DTYPE = np.dtype(np.int32)
-BATCH_BYTES = 1 << 18  # of text to a worker at a time: a few hundred passages, or one long document
-BATCH_TOKENS = 1 << 24  # places for tokens in the rows of a batch
+BATCH_BYTES = 1 << 18  # text for a worker at a time: a few hundred passages, or one long document
+BATCH_TOKENS = 1 << 24  # the largest size of a batch's rows: rows times width
 WORKERS = Range(1, 1024)
 EMPTY_TEXTS = ("refuse", "skip", "keep")
-# Most lines are seen not to be empty by this alone: a printable character of ASCII behind the id.
+# A quick test that accepts most texts that are not empty: a printable ASCII character follows the id.
 _SURELY_TEXT = re.compile(rb"[^\t]*\t *[!-~]")
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Where texts are cut: tokens of a document and of a query, characters of a document."""
+    """The lengths at which texts are cut: tokens of a document and of a query, characters of a document."""
 
     doc_tokens: int
     query_tokens: int
@@ -68,18 +68,18 @@ class Lengths:
 
 
 class _Source(NamedTuple):
-    """A text file on its way to the token memmap ``name``."""
+    """A text file that becomes the token memmap ``name``."""
 
     path: Path
     name: str
-    prefix: str  # of its ids
+    prefix: str  # the prefix of its ids
     parse: Parser
     characters: int | None  # where a text is cut
     width: int  # tokens
 
 
 class _Batch(NamedTuple):
-    """Lines on their way to a worker."""
+    """Lines for a worker."""
 
     source: _Source
     numbers: Sequence[int]  # line number of each line
@@ -89,30 +89,30 @@ class _Batch(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What a worker made of a batch, whose rows it has written."""
+    """The result of a batch, whose rows the worker has written already."""
 
     ids: np.ndarray  # (B,) int64
     lengths: np.ndarray  # (B,) int32
     max_token_id: int
-    empty: list[int]  # the lines whose text is empty
+    empty: list[int]  # line numbers of empty texts
 
 
 class _Written(NamedTuple):
-    """The ids of a token memmap."""
+    """The ids of a token memmap that was written."""
 
     ids: np.ndarray  # (rows,) int64
-    left_out: set[int]  # those whose text is empty
+    left_out: set[int]  # ids of empty texts that were skipped
     source: Path
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all files of a folder are made with."""
+    """What the files of a folder have in common."""
 
     folder: Path
     pool: ProcessPoolExecutor
     workers: int
-    tokenizer: str  # its digest
+    tokenizer: str  # the digest of the tokenizer
     empty_texts: str
 
 
@@ -124,17 +124,18 @@ def preprocess(
     workers: int,
     empty_texts: str = "refuse",
 ) -> list[Path]:
-    """Write the ``preprocess`` folder of a collection; modes whose query file is not there are left out.
+    """Write the ``preprocess`` folder of a collection. Skip the modes whose query file is missing.
 
-    All files get their names together, at the end. A run that fails or is killed leaves those of the earlier run.
+    All files get their names together, at the end. A run that fails or is killed leaves the earlier files in place.
 
     Args:
         root: the folder with ``dataset/``; ``preprocess/`` is written beside it.
-        workers: processes that tokenize.
-        empty_texts: "refuse" them, "skip" their lines and judgements, or "keep" them as ``<s> </s>``.
+        workers: the number of processes that tokenize.
+        empty_texts: what to do with empty texts: "refuse" them, "skip" their lines and judgements, or "keep" them as
+            ``<s> </s>``.
 
     Returns:
-        The memmaps written.
+        The paths of the memmaps written.
 
     Raises:
         InputError: a source file is missing or a line in it is bad, another process is writing the folder, a worker
@@ -142,7 +143,7 @@ def preprocess(
     """
     WORKERS.check("the number of processes", workers)
     collection, queries, qrels = _find_sources(corpus, root / "dataset")
-    # All that can be checked early is, before the long work.
+    # Check everything that can be checked before the long work.
     judged = {mode: list(read_judgements(path, corpus.pid_prefix)) for mode, path in qrels.items()}
     workers = min(workers, 1 + collection.stat().st_size // BATCH_BYTES)
     target = root / "preprocess"
@@ -169,7 +170,7 @@ def preprocess(
 
 
 def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
-    """The collection's file, and by mode those of the queries and of the qrels."""
+    """Return the path of the collection, and the paths of the queries and of the qrels by mode."""
     collection = find_source_file(dataset, corpus.collection)
     if collection is None:
         raise InputError(f"{dataset / corpus.collection}: no such file; download_data.sh {corpus.name} fetches it")
@@ -177,7 +178,7 @@ def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path],
     for mode, files in corpus.modes.items():
         path = find_source_file(dataset, files.queries)
         if path is None:
-            log.warning("%s: no such file; the %s queries are left out", dataset / files.queries, mode)
+            log.warning("%s: no such file; skipping the %s queries", dataset / files.queries, mode)
             continue
         queries[mode] = path
         if files.qrels is not None:
@@ -187,8 +188,8 @@ def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path],
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """An empty folder, which goes when the block ends."""
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    """Yield an empty folder, and remove it when the block ends."""
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
     folder.mkdir()
     try:
         yield folder
@@ -199,17 +200,17 @@ def _staged(folder: Path) -> Iterator[Path]:
 def _publish(staged: Path, target: Path, absent: list[str]) -> None:
     """Move the new files to their names.
 
-    The metas leave first and come last. Readers refuse a folder without them, so that a run killed in between never
-    leaves files of two runs that can be read.
+    The old metas are removed first, and the new ones are moved last. Readers refuse a folder without metas, so a run
+    killed in between never leaves a readable mix of two runs.
 
     Args:
-        absent: the modes that are not among the new files. Earlier ones stay if they are of the same documents.
+        absent: the modes without new files. Their earlier files stay if they belong to the same documents.
     """
     names = {path.name for path in staged.iterdir()}
     stale = [path for mode in absent for path in target.glob(f"{mode}-q*") if path.is_file()]
     if stale and not _same_ids(Collection(staged), Collection(target)):
         for path in sorted(stale, key=_meta_last, reverse=True):
-            log.warning("%s: removed; it was made with other documents, and its source is no longer there", path)
+            log.warning("%s: removed; it was made with other documents, and its source no longer exists", path)
             path.unlink()
     for name in filter(_meta_last, names):
         (target / name).unlink(missing_ok=True)
@@ -232,7 +233,7 @@ def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written
     """Tokenize one file into ``{name}.memmap``, ``{name}_length.npy`` and ``{name}_meta``.
 
     Args:
-        keep: the ids of the texts that are kept, if not all.
+        keep: the ids of the texts to keep; None for all.
     """
     left_out: set[int] = set()
     with write_whole(job.folder / f"{source.name}.memmap") as memmap:
@@ -241,12 +242,12 @@ def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written
         if empty and job.empty_texts == "refuse":
             raise InputError(_about_empty(source.path, empty))
         if not parts:
-            what = "no query in it is judged" if keep is not None else "there is nothing in it"
+            what = "none of its queries is judged; check the qrels" if keep is not None else "holds no text"
             raise InputError(f"{source.path}: {what}")
         ids, lengths = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
         _refuse_duplicates(ids, source)
     if empty or left_out:
-        done = f"{len(empty)} empty texts have no words" if empty else f"{len(left_out)} empty texts are left out"
+        done = f"kept {len(empty)} empty texts" if empty else f"skipped {len(left_out)} empty texts"
         log.warning("%s: %s", source.path, done)
     with write_whole_file(job.folder / f"{source.name}_length.npy") as file:
         np.save(file, lengths)
@@ -257,7 +258,7 @@ def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written
 
 
 def _tokenized(job: _Job, source: _Source, memmap: Path, wanted: "_Filter | None") -> Iterator[_Rows]:
-    """Have the workers write the rows of ``memmap``; yield what they tell, batch by batch in the order of the lines."""
+    """Have the workers write the rows of ``memmap``. Yield the result of each batch in line order."""
     pending: deque[tuple[Future[_Rows], int]] = deque()
     size = source.path.stat().st_size
     with tqdm(total=size, unit="B", unit_scale=True, desc=source.name, smoothing=0.1) as bar:
@@ -270,7 +271,7 @@ def _tokenized(job: _Job, source: _Source, memmap: Path, wanted: "_Filter | None
 
         for batch, position in _batches(source, memmap, wanted):
             pending.append((job.pool.submit(_tokenize, batch), position))
-            while len(pending) > 4 * job.workers:  # bounds the text in flight
+            while len(pending) > 4 * job.workers:  # bounds the text in memory
                 yield first()
         while pending:
             yield first()
@@ -281,7 +282,7 @@ _Filter = Callable[[int, bytes], bool]  # line number, line
 
 
 def _filter(source: _Source, keep: set[int] | None, empty_texts: str, left_out: set[int]) -> _Filter | None:
-    """Which lines become rows; None for all. The ids of those that do not because they are empty go to ``left_out``."""
+    """Return the test of which lines become rows; None for all. It adds the ids of empty texts to ``left_out``."""
     skip = empty_texts == "skip"
     if keep is None and not skip:
         return None
@@ -300,7 +301,7 @@ def _filter(source: _Source, keep: set[int] | None, empty_texts: str, left_out: 
 
 
 def _batches(source: _Source, memmap: Path, wanted: _Filter | None) -> Iterator[tuple[_Batch, int]]:
-    """Yield (lines for a worker, bytes of the source read so far)."""
+    """Yield (batch for a worker, bytes of the source read so far)."""
     number, row = 0, 0
     most = max(BATCH_TOKENS // source.width, 1)
     with open(source.path, "rb") as raw:
@@ -331,7 +332,7 @@ def _qid(line: bytes, source: Path, number: int) -> int:
 def _about_empty(source: Path, numbers: list[int]) -> str:
     lines = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
     what = f"line {lines}: the text is empty" if len(numbers) == 1 else f"lines {lines}: {len(numbers)} texts are empty"
-    return f"{source}, {what}; give --empty_texts skip to leave them out, or keep for rows without words"
+    return f"{source}, {what}; give --empty_texts skip to leave them out, or keep to make rows without words"
 
 
 def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
@@ -340,18 +341,21 @@ def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
     if len(twice):
         field = f"{source.prefix}{twice[0]}"
         numbers = [number for number, line in read_lines(source.path) if line.split("\t", 1)[0] == field]
-        raise InputError(f"{source.path}, line {numbers[1]}: the id {twice[0]} is there already, in line {numbers[0]}")
+        raise InputError(
+            f"{source.path}, line {numbers[1]}: the id {twice[0]} is already used in line {numbers[0]}; give each text "
+            "its own id"
+        )
 
 
 class _RowLookup:
-    """Official id -> row by bisection: 16 bytes an id, where a dict takes over 100."""
+    """Map official ids to rows by bisection. It takes 16 bytes per id; a dict takes over 100."""
 
     def __init__(self, ids: np.ndarray):
         self._order = np.argsort(ids, kind="stable")
         self._ids = ids[self._order]
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """Return the rows of ``ids``, -1 for unknown ones."""
+        """Return the row of each of ``ids``, -1 for an unknown one."""
         places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
         return np.where(self._ids[places] == ids, self._order[places], -1)
 
@@ -364,7 +368,7 @@ def _judged_rows(
     row_of_qid: _RowLookup,
     row_of_pid: _RowLookup,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The query row and the document row of each judgement, -1 where the text is left out."""
+    """Return the query row and the document row of each judgement, -1 for a skipped text."""
     qids = np.array([judgement.qid for judgement in judged])
     pids = np.array([judgement.pid for judgement in judged])
     query_rows, doc_rows = row_of_qid(qids), row_of_pid(pids)
@@ -375,7 +379,7 @@ def _judged_rows(
                 raise InputError(f"{qrels}, line {line}: the {kind} {ids[place]} is not in {texts.source}")
     without_text = int(((query_rows < 0) | (doc_rows < 0)).sum())
     if without_text:
-        log.warning("%s: %d judgements of empty texts are left out", qrels, without_text)
+        log.warning("%s: skipped %d judgements of empty texts", qrels, without_text)
     return query_rows, doc_rows
 
 
@@ -391,19 +395,19 @@ def _write_qrels(path: Path, judged: list[Judgement], query_rows: np.ndarray, do
 
 @contextmanager
 def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Path) -> Iterator[ProcessPoolExecutor]:
-    """Processes that tokenize. They end with this one, however it ends, and hold ``lock`` until then.
+    """Yield a pool of processes that tokenize. They end with this process, however it ends, and hold ``lock`` so long.
 
-    They find the tokenizer in a file in ``folder``: through a pipe, one would have to start before the next can.
-    SIGTERM is taken for Ctrl-C meanwhile.
+    They read the tokenizer from a file in ``folder``: through a pipe, they could only start one after another. While
+    the pool is open, SIGTERM acts as Ctrl-C.
 
     Raises:
-        InputError: one of them was killed.
+        InputError: a worker was killed.
     """
     pickled = folder / "tokenizer.pickle"
     with write_whole_file(pickled) as file:
         pickle.dump(tokenizer, file)
     with (
-        Connection(os.dup(lock.fileno())) as held,  # a descriptor that can be handed to a process that is started
+        Connection(os.dup(lock.fileno())) as held,  # multiprocessing can pass a Connection to a new process
         ProcessPoolExecutor(
             workers,
             mp_context=multiprocessing.get_context("spawn"),
@@ -413,18 +417,18 @@ def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Pat
     ):
         terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            # What is blocked here is so in the workers too: Ctrl-C is the parent's to handle.
+            # The workers inherit the blocked signals, so that only the parent handles Ctrl-C.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             try:
-                for _ in range(workers):  # each call starts one
+                for _ in range(workers):  # each call starts a worker
                     pool.submit(os.getpid)
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
             yield pool
         except BrokenProcessPool:
             raise InputError(
-                f"one of {workers} worker processes was killed, most likely because the memory was not enough; "
-                "give fewer --threads or free memory, then run this again"
+                f"one of {workers} worker processes was killed, probably for lack of memory; give fewer --threads or "
+                "free memory, then run this again"
             ) from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -441,7 +445,7 @@ _lock: Connection
 def _start_worker(pickled: Path, lock: Connection) -> None:
     global _tokenizer, _lock
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    gc.disable()  # nothing here is cyclic, and looking for it took an eighth of the time
+    gc.disable()  # there are no reference cycles here, and searching for them took an eighth of the time
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _tokenizer, _lock = pickle.loads(pickled.read_bytes()), lock
 
@@ -449,12 +453,12 @@ def _start_worker(pickled: Path, lock: Connection) -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()  # it waits for a pipe that the parent has the other end of, so that even SIGKILL is noticed
+    parent.join()  # waits on a pipe whose other end the parent holds, so it notices even SIGKILL
     os._exit(1)
 
 
 def _tokenize(batch: _Batch) -> _Rows:
-    """Write the rows of a batch into the memmap."""
+    """Tokenize a batch and write its rows into the memmap."""
     source, texts, empty = batch.source, [], []
     ids = np.empty(len(batch.lines), dtype=np.int64)
     path, parse, characters = str(source.path), source.parse, source.characters

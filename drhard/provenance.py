@@ -1,8 +1,8 @@
 """Provenance: what a file or a training was made from, so that none is ever taken for another.
 
-Three forms, one idea: a stamp lies beside a file as ``NAME.json``; a record of a training holds what decides its
-outcome; a seal lies in a checkpoint folder as ``checkpoint.json``. Each is written here, read here and compared here
-with what is expected. :func:`check_made_from` is the sentence that names what differs.
+It has three forms. A stamp lies beside a file as ``NAME.json``. A record holds what decides the outcome of a training.
+A seal lies in a checkpoint folder as ``checkpoint.json``. This module writes them, reads them, and compares them with
+what is expected. :func:`check_made_from` raises the error that names the difference.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ SEAL_FILE = "checkpoint.json"
 
 
 def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    """Return the first field of ``expected`` that ``found`` lacks or has otherwise; None if there is none."""
+    """Return the first field of ``expected`` that ``found`` lacks or has with another value; None if all match."""
     return next((field for field, value in expected.items() if field not in found or found[field] != value), None)
 
 
@@ -33,8 +33,8 @@ def check_made_from(
 
     Args:
         found: what it was made from.
-        words: what the sentence says of a field that differs.
-        way_out: the end of the sentence.
+        words: for each field, what the message says if it differs.
+        way_out: the end of the message.
     """
     field = find_difference(found, expected)
     if field is not None:
@@ -45,12 +45,12 @@ def check_made_from(
 
 
 def stamp_path(path: Path) -> Path:
-    """Return where it is written down what the file at ``path`` was made from: ``NAME.json`` beside it."""
+    """Return the path of a file's stamp: ``NAME.json`` beside it."""
     return path.with_name(f"{path.name}.json")
 
 
 def write_stamp(path: Path, made_from: Mapping[str, Any]) -> None:
-    """Write down what the file at ``path`` is made from."""
+    """Write the stamp of the file at ``path``: what it is made from."""
     write_json(stamp_path(path), made_from)
 
 
@@ -59,27 +59,27 @@ def read_stamp(
     fields: Mapping[str, type | tuple[type, ...]],
     optional: Mapping[str, type | tuple[type, ...]] | None = None,
 ) -> dict[str, Any] | None:
-    """Return what is written down about the file at ``path``; None if nothing is.
+    """Return the stamp of the file at ``path``; None if it has none.
 
     Args:
         fields, optional: as in :func:`drhard.files.read_object`.
 
     Raises:
-        InputError: there is a stamp, but it is none of a file of this kind.
+        InputError: the stamp is damaged or lacks one of ``fields``.
     """
     stamp = stamp_path(path)
     if not stamp.exists():
         return None
-    return read_object(stamp, fields, f"delete it and {path.name} to make both anew", optional)
+    return read_object(stamp, fields, f"delete it and {path.name}, and both are made again", optional)
 
 
 def warn_of_no_stamp(path: Path) -> None:
-    """Log a warning that nothing says what the file at ``path`` was made from."""
+    """Log a warning that the file at ``path`` has no stamp."""
     log.warning("%s has no stamp (%s): its size fits, so it is trusted", path, stamp_path(path).name)
 
 
 def is_unchanged(path: Path, stamp: Mapping[str, Any], field: str = "sha256") -> bool:
-    """Return whether the file at ``path`` is the one that its stamp was written for, as far as the stamp tells."""
+    """Return whether the file at ``path`` has the digest in its stamp. True if the stamp holds none."""
     return stamp.get(field) in (None, digest_file(path))
 
 
@@ -90,7 +90,7 @@ def check_record(folder: Path, found: Mapping[str, Any], expected: Mapping[str, 
     """Raise InputError, ending with ``way_out``, unless the training in ``folder`` was begun with ``expected``.
 
     Args:
-        found: what it was begun with, as it wrote it down.
+        found: what it was begun with, by its own record.
     """
     words = {}
     for field, value in expected.items():
@@ -102,12 +102,12 @@ def check_record(folder: Path, found: Mapping[str, Any], expected: Mapping[str, 
 
 
 def digest_record(record: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over a record of settings and digests."""
+    """Return the SHA-256 of a record of settings and digests."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def digest_relevant(relevant: Mapping[int, Sequence[int]]) -> str:
-    """Return the SHA-256 over query rows and their relevant rows, whose order counts: one of them is drawn."""
+    """Return the SHA-256 of query rows and their relevant rows. Their order counts: a training draws by position."""
     pairs = [[query, *map(int, relevant[query])] for query in sorted(relevant)]
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
@@ -116,7 +116,7 @@ def digest_relevant(relevant: Mapping[int, Sequence[int]]) -> str:
 
 
 def write_seal(folder: Path, step: int, record: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Write down the step, the training and the digests of the files ``names`` in ``folder``.
+    """Write the seal of ``folder``: the step, the training, and the digests of the files ``names``.
 
     Args:
         record: what decides the outcome of the training.
@@ -131,11 +131,11 @@ def read_sealed_step(folder: Path) -> int:
 
 
 def find_fault(folder: Path, record: Mapping[str, Any], needed: Iterable[str]) -> str | None:
-    """Return why ``folder`` is no whole checkpoint of the training; None if it is one.
+    """Return why ``folder`` is not a complete checkpoint of the training; None if it is one.
 
     Args:
         record: what decides the outcome of the training.
-        needed: files that must be in it.
+        needed: files that the checkpoint must have.
     """
     if not (folder / SEAL_FILE).exists():
         return f"{SEAL_FILE} is missing"
@@ -144,7 +144,7 @@ def find_fault(folder: Path, record: Mapping[str, Any], needed: Iterable[str]) -
     except InputError:
         return f"{SEAL_FILE} is damaged"
     if found["training"] != digest_record(record):
-        return "it is of another training"
+        return "it belongs to another training"
     for name in sorted({*found["files"], *needed}):
         if not (folder / name).is_file():
             return f"{name} is missing"

@@ -1,6 +1,6 @@
-"""Relevance judgements, ``qid 0 pid rel`` in tabs or blanks: official files and our own in rows.
+"""Read relevance judgements, ``qid 0 pid rel`` separated by tabs or blanks. Ids are official ids or our rows.
 
-A pair that is judged twice with the same grade counts once. With two grades it is refused.
+A pair judged twice with the same grade counts once. A pair with two grades is an error.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from drhard.files import read_lines
 from drhard.msmarco import parse_id, split_fields
 from drhard.numbers import Range
 
-# Of trec_eval's time and memory: its code walks from 0 to the highest grade, and 2**31 - 1 takes it 16 GB.
+# trec_eval loops from 0 to the highest grade. A grade of 2**31 - 1 would cost it 16 GB.
 GRADE = Range(-1_000_000, 1_000_000)
 
 
@@ -22,17 +22,17 @@ class Judgement(NamedTuple):
     qid: int
     pid: int
     grade: int
-    line: int  # its number, from 1
+    line: int  # line number from 1
 
 
 def read_judgements(path: str | Path, pid_prefix: str = "") -> Iterator[Judgement]:
-    """Yield the lines of a qrels file in their order.
+    """Yield the judgements of a qrels file in order.
 
     Args:
-        pid_prefix: what official document ids begin with, "D" for MS MARCO doc.
+        pid_prefix: the prefix of official document ids, "D" for MS MARCO doc.
 
     Raises:
-        InputError: the file is missing, a line is no judgement, or a pair has two grades.
+        InputError: the file is missing, a line is not a judgement, or a pair has two grades.
     """
     for number, qid, pid, grade in _lines(path):
         where = f"{path}, line {number}"
@@ -40,7 +40,7 @@ def read_judgements(path: str | Path, pid_prefix: str = "") -> Iterator[Judgemen
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
-    """Yield (line number, qid, pid, grade) with ids as they are written, each pair once."""
+    """Yield (line number, qid, pid, grade), each pair once. The ids are the strings in the file."""
     judged: dict[tuple[str, str], tuple[int, int]] = {}  # (qid, pid) -> grade, line number
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
@@ -62,7 +62,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
 def _grade(text: str, where: str) -> int:
     try:
         grade = int(text) if text.isascii() and "_" not in text else None
-    except ValueError:  # no number, or one of 5,000 digits
+    except ValueError:  # not a number, or too many digits for int()
         grade = None
     if grade is None:
         raise InputError(f"{where}: the grade {text[:40]!r} is not a whole number")
@@ -71,17 +71,17 @@ def _grade(text: str, where: str) -> int:
 
 
 def read_relevant(path: str | Path, pid_prefix: str = "") -> dict[int, list[int]]:
-    """Return qid -> its relevant pids (grade 1 and above) in the order of the file, none twice.
+    """Return qid -> its relevant pids (grade 1 or more) in file order, each once.
 
-    Raises InputError as :func:`read_judgements`, and if the file judges nothing relevant.
+    Raises InputError as :func:`read_judgements`, and if no document in the file is relevant.
     """
     return _relevant(path, read_judgements(path, pid_prefix))
 
 
 def read_relevant_rows(path: str | Path, queries: int, documents: int) -> dict[int, list[int]]:
-    """:func:`read_relevant` of a file in rows. Raises InputError too if there is no such query or document."""
+    """Do as :func:`read_relevant` for a file in rows. Raises InputError too if a query or document does not exist."""
 
-    def check_rows() -> Iterator[Judgement]:  # what the file has as qid and pid are rows here
+    def check_rows() -> Iterator[Judgement]:  # qid and pid of these judgements are rows
         for judgement in read_judgements(path):
             for kind, row, count in (("query", judgement.qid, queries), ("document", judgement.pid, documents)):
                 if row >= count:
@@ -97,12 +97,12 @@ def _relevant(path: str | Path, judgements: Iterator[Judgement]) -> dict[int, li
         if judgement.grade > 0:
             relevant.setdefault(judgement.qid, {})[judgement.pid] = None
     if not relevant:
-        raise InputError(f"{path}: nothing is judged relevant in it")
+        raise InputError(f"{path}: judges no document relevant; training and MRR need one")
     return {qid: list(pids) for qid, pids in relevant.items()}
 
 
 def read_grades(path: str | Path) -> dict[str, dict[str, int]]:
-    """Return qid -> docid -> grade, all grades, ids as they are written.
+    """Return qid -> docid -> grade, with all grades. The ids are the strings in the file.
 
     Raises InputError as :func:`read_judgements`, and if the file is empty.
     """
@@ -110,5 +110,5 @@ def read_grades(path: str | Path) -> dict[str, dict[str, int]]:
     for _, qid, pid, grade in _lines(path):
         grades.setdefault(qid, {})[pid] = grade
     if not grades:
-        raise InputError(f"{path}: there is no judgement in it")
+        raise InputError(f"{path}: holds no judgement")
     return grades

@@ -1,6 +1,6 @@
-"""Negative-sampling strategies of a static training: what its negatives are drawn from, and whose they are.
+"""Negative-sampling strategies of a static training: where negatives come from, and which queries they serve.
 
-The losses and trainers know none of them. To add one: make a :class:`Strategy` and name it in :data:`STRATEGIES`.
+Losses and trainers do not depend on them. To add one, make a :class:`Strategy` and name it in :data:`STRATEGIES`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Example(NamedTuple):
-    """One query row with the document rows drawn for it."""
+    """A query row with the document rows drawn for it."""
 
     query: int
     positive: int
@@ -19,15 +19,15 @@ class Example(NamedTuple):
 
 
 class Pool(Protocol):
-    """What negatives are drawn from, such as :class:`drhard.negatives.HardNegatives`."""
+    """A source of negatives, such as :class:`drhard.negatives.HardNegatives`."""
 
     def __getitem__(self, query: int, /) -> Sequence[int]:
-        """Return the document rows to draw from for a query row."""
+        """Return the document rows from which the negatives of a query row are drawn."""
 
 
 @dataclass(frozen=True)
 class AnyDocument:
-    """The pool of the whole collection: any of its ``count`` rows, for every query."""
+    """The pool of the whole collection: all ``count`` rows, for every query."""
 
     count: int
 
@@ -40,11 +40,11 @@ class Strategy:
     """Where the negatives of a static training come from.
 
     Attributes:
-        name: what ``--negatives`` calls it.
-        help: what the negatives are.
-        mined: they are drawn from mined hard negatives, not from the collection.
+        name: its name for ``--negatives``.
+        help: what the negatives are, for ``--help``.
+        mined: negatives are drawn from mined hard negatives, not from the collection.
         draws: negatives are drawn for each query.
-        in_batch: all documents of the batch are negatives, not only those drawn for the query itself.
+        in_batch: every document of the batch is a negative, not only those drawn for the query itself.
     """
 
     name: str
@@ -57,14 +57,14 @@ class Strategy:
         return self.name
 
     def count_drawn(self, asked: int) -> int:
-        """Return how many negatives are drawn for a query in each step, where ``asked`` are asked for."""
+        """Return how many negatives to draw for a query in each step: ``asked``, or 0 if the strategy draws none."""
         return asked if self.draws else 0
 
     def mask(self, examples: Sequence[Example], relevant: Mapping[int, Sequence[int] | np.ndarray]) -> np.ndarray:
         """Return which documents of a batch are negatives of which query (sections 3.2 and 4.1 of the paper).
 
-        The documents are the B positives, then the negatives drawn for each query in turn, n each. A document that
-        is judged relevant to a query is never its negative.
+        The documents are the B positives, then n drawn negatives for each query in turn. A document judged relevant
+        to a query is never its negative.
 
         Args:
             relevant: query row -> relevant document rows.

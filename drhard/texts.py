@@ -1,4 +1,4 @@
-"""The texts of a collection, in the order of the rows that preprocess.py gave them."""
+"""Read the texts of a collection in the order of their rows in the ``preprocess`` folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +11,13 @@ from drhard.tokens import PREPROCESS_AGAIN
 
 
 def read_passage_texts(corpus: Corpus, root: Path) -> Iterator[str]:
-    """Yield the texts of a collection in the order of their rows; url, title and body of a document as one.
+    """Yield the texts of a collection in row order. The url, title and body of a document are one text.
 
     Args:
         root: the folder with ``dataset/`` and ``preprocess/``.
 
     Raises:
-        InputError: the collection is missing, a line is bad, or it is not the one that was preprocessed.
+        InputError: the collection is missing, a line is bad, or preprocess.py read another collection.
     """
     path = find_source_file(root / "dataset", corpus.collection)
     if path is None:
@@ -30,14 +30,14 @@ def read_passage_texts(corpus: Corpus, root: Path) -> Iterator[str]:
         if row < len(pids) and pid == pids[row]:
             row += 1
             yield text.replace("<sep>", " ")
-        elif text:  # preprocess.py may leave out the empty ones
+        elif text:  # preprocess.py may skip empty texts
             raise InputError(f"{path}, line {number}: is not document {row} that was preprocessed; {PREPROCESS_AGAIN}")
     if not row == len(pids) == count:
         raise InputError(f"{path}: has {row} documents, {count} were preprocessed; {PREPROCESS_AGAIN}")
 
 
 def read_query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:
-    """Return the texts of a mode's queries in the order of their rows. Arguments and errors as for passages."""
+    """Return the texts of a mode's queries in row order. Arguments and errors as in :func:`read_passage_texts`."""
     name = corpus.modes[mode].queries
     path = find_source_file(root / "dataset", name)
     if path is None:
@@ -51,6 +51,6 @@ def read_query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:
             texts[row_of_qid[qid]] = text
     if len(texts) != len(row_of_qid):
         raise InputError(
-            f"{path}: {len(row_of_qid) - len(texts)} preprocessed queries are not in it; run preprocess.py"
+            f"{path}: lacks {len(row_of_qid) - len(texts)} of the preprocessed queries; {PREPROCESS_AGAIN}"
         )
     return [texts[row] for row in range(len(texts))]

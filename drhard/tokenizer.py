@@ -1,9 +1,10 @@
-"""RoBERTa's tokenizer as transformers 2.x had it, which the published models were trained with.
+"""RoBERTa's tokenizer as in transformers 2.x, with which the published models were trained.
 
-Later versions of transformers treat white space around special tokens, lower-casing and the blank in front of
-the first word differently, so their ids, and with them the scores, are others. The byte-level BPE itself is
-done by a compiled library, fastokens: it encodes 6 times as fast as tiktoken, which came before it, and gives the same
-ids. It also reads vocabularies in which two merges make the same token as the published tokenizer does.
+Later versions of transformers differ in three ways: white space around special tokens, lower-casing, and the blank
+before the first word. Their ids differ, and so do the scores.
+
+A compiled library, fastokens, does the byte-level BPE. It gives the same ids as tiktoken, which we used before, 6 times
+as fast. If two merges of a vocabulary make the same token, it gives the ids of the published tokenizer.
 
     tokenizer = RobertaTokenizer.from_pretrained("roberta-base", do_lower_case=True)
     tokenizer.encode("What is STAR?", add_special_tokens=True, max_length=64, truncation=True)
@@ -30,7 +31,7 @@ LARGEST_ID = 2**31 - 1  # of a token: memmaps are int32
 
 
 def byte_characters() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in GPT-2's vocabulary files."""
+    """Return the printable character that stands for each of the 256 bytes in GPT-2's vocabulary files."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (byte for byte in range(256) if byte not in printable)
     characters = {byte: chr(byte) for byte in printable}
@@ -39,18 +40,18 @@ def byte_characters() -> list[str]:
 
 
 class RobertaTokenizer:
-    """Byte-level BPE with the behaviour of RobertaTokenizer in transformers 2.x.
+    """Byte-level BPE that behaves as RobertaTokenizer of transformers 2.x.
 
-    The special strings ``<s> <pad> </s> <unk> <mask>`` in a text become their ids. Everything else is
-    lower-cased character by character if ``do_lower_case`` (so a final sigma becomes σ, as published).
+    The special strings ``<s> <pad> </s> <unk> <mask>`` in a text become their ids.
 
     Args:
         vocab: token -> id, as in ``vocab.json``.
         merges: pairs of tokens in the order of ``merges.txt``.
-        do_lower_case: published: True wherever it is used.
+        do_lower_case: lower-case the text character by character, so that a final sigma becomes σ (published: always
+            True).
 
     Raises:
-        InputError: the vocabulary lacks a special token, or a merge is of tokens that nothing makes.
+        InputError: the vocabulary lacks a special token, or a merge has a token that is no byte and no earlier merge.
     """
 
     bos_token = cls_token = "<s>"
@@ -74,18 +75,18 @@ class RobertaTokenizer:
         self.mask_token_id = vocab[self.mask_token]
 
         self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
-        # The BPE knows tokens by the order in which they are made; vocab.json's ids are looked up behind it.
+        # The BPE numbers tokens in the order in which merges make them. A table maps these numbers to vocab.json's ids.
         self._made = dict.fromkeys(self._byte_of)
         for left, right in merges:
             if left not in self._made or right not in self._made:
                 pair = f"{left[:20]} {right[:20]}"
-                raise InputError(f"{MERGES_FILE}: {pair!r} merges what is no byte and no earlier merge")
+                raise InputError(f"{MERGES_FILE}: {pair!r} merges a token that is no byte and no earlier merge")
             self._made[left + right] = None
         self._id_of_number = np.array([vocab.get(token, self.unk_token_id) for token in self._made], dtype=np.int32)
         self._tokens = {id_: token for token, id_ in vocab.items()}
         self._special = re.compile("(" + "|".join(map(re.escape, self.all_special_tokens)) + ")")
 
-    @cached_property  # half of the start-up, for which preprocess.py has its workers
+    @cached_property  # half of the start-up time; preprocess.py leaves it to its workers
     def _bpe(self) -> fastokens.Tokenizer:
         return _byte_level_bpe({token: number for number, token in enumerate(self._made)}, self.merges)
 
@@ -100,7 +101,7 @@ class RobertaTokenizer:
             name_or_path: a folder, a name on the Hugging Face hub, or ``s3://bucket/prefix``.
 
         Raises:
-            InputError: the files are not there or not such files.
+            InputError: a file is missing or damaged.
         """
         with tempfile.TemporaryDirectory() as downloads:
             vocab_path, merges_path = _fetch(str(name_or_path), Path(downloads))
@@ -120,7 +121,7 @@ class RobertaTokenizer:
             file.write("\n".join(lines) + "\n")
 
     def digest(self) -> str:
-        """SHA-256 of all that decides the ids of a text: vocabulary, merges and lower-casing."""
+        """Return the SHA-256 of what decides the ids of a text: vocabulary, merges and lower-casing."""
         vocab = sorted(self.vocab.items(), key=lambda item: item[1])
         return hashlib.sha256(json.dumps([vocab, self.merges, self.do_lower_case]).encode()).hexdigest()
 
@@ -140,7 +141,7 @@ class RobertaTokenizer:
             text: not blank.
             add_special_tokens: put ``<s>`` in front and ``</s>`` behind, and a blank before the first word
                 unless the text starts with white space (2.x tied the two together).
-            max_length: with ``truncation``, the most ids to return, special ones included; both ends are kept.
+            max_length: with ``truncation``, the largest number of ids, including ``<s>`` and ``</s>``, which are kept.
             truncation: cut at ``max_length``.
 
         Raises:
@@ -158,20 +159,20 @@ class RobertaTokenizer:
         return [self.bos_token_id, *ids, self.eos_token_id]
 
     def encode_batch(self, texts: Iterable[str], **options: Any) -> list[list[int]]:
-        """:meth:`encode` for each text; the same options."""
+        """Call :meth:`encode` for each text, with the same options."""
         return [self.encode(text, **options) for text in texts]
 
     def encode_rows(self, texts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:
-        """What ``encode(text, max_length=width, truncation=True)`` gives for each text, in a matrix, faster.
+        """Do as ``encode(text, max_length=width, truncation=True)`` for a batch of texts, faster.
 
         An empty or blank text gives ``<s> </s>``.
 
         Returns:
-            (B, width) int32 ids, 0 behind them, and (B,) int32 how many they are.
+            The ids (B, width) int32, padded with 0, and the number of ids of each text (B,) int32.
         """
         inside = width - 2
         plain: list[str] = []
-        with_specials: dict[int, list[int]] = {}  # place -> ids, of the few texts that have special strings
+        with_specials: dict[int, list[int]] = {}  # place -> ids; few texts have special strings
         for place, text in enumerate(texts):
             text = self._prepare(text) if text and not text.isspace() else ""
             if self._has_specials(text):
@@ -179,7 +180,7 @@ class RobertaTokenizer:
                 text = ""
             plain.append(text.rstrip())
         numbers, offsets = self._bpe.encode_batch_flat(plain)
-        starts = np.frombuffer(offsets, dtype=np.uint64).astype(np.int64)  # (B + 1,) of each text's tokens
+        starts = np.frombuffer(offsets, dtype=np.uint64).astype(np.int64)  # (B + 1,), where each text's tokens start
         flat = self._id_of_number[np.frombuffer(numbers, dtype=np.uint32)]
         counts = np.minimum(np.diff(starts), inside)
         rows = np.zeros((len(texts), width), dtype=np.int32)
@@ -193,7 +194,7 @@ class RobertaTokenizer:
         return rows, (counts + 2).astype(np.int32)
 
     def tokenize(self, text: str, add_prefix_space: bool = False) -> list[str]:
-        """The tokens as they stand in ``vocab.json``, without special ones at the ends."""
+        """Return the tokens as spelled in ``vocab.json``, without ``<s>`` and ``</s>``."""
         if add_prefix_space and text and not text[0].isspace():
             text = " " + text
         if not text or text.isspace():
@@ -201,7 +202,7 @@ class RobertaTokenizer:
         return self.convert_ids_to_tokens(self.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of the ids; bytes that are no UTF-8 are replaced."""
+        """Return the text of the ids. Bytes that are not UTF-8 are replaced."""
         pieces: list[bytes] = []
         for id_ in ids:
             token = self._tokens.get(int(id_), self.unk_token)
@@ -212,18 +213,18 @@ class RobertaTokenizer:
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
-        """The token of each id."""
+        """Return the token of each id."""
         return [self._tokens[int(id_)] for id_ in ids]
 
     def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
-        """The id of each token, that of ``<unk>`` for a token that is not in the vocabulary."""
+        """Return the id of each token; the id of ``<unk>`` for an unknown token."""
         return [self.vocab.get(token, self.unk_token_id) for token in tokens]
 
     def _prepare(self, text: str, blank: bool = True) -> str:
-        """A text that is not blank as it is split: lower-case, with a blank in front."""
+        """Return ``text``, which is not blank, in lower case and with a blank in front."""
         if self.do_lower_case:
-            # str.lower knows one rule that looks at more than a character: a sigma at the end of a word.
-            # Special tokens are lower-case themselves, so lower-casing them too changes nothing.
+            # str.lower has one rule that looks beyond a single character: a sigma at the end of a word.
+            # Special tokens are in lower case already.
             text = text.replace("Σ", "σ").lower()
         return " " + text if blank and not text[0].isspace() else text
 
@@ -239,26 +240,26 @@ class RobertaTokenizer:
         for piece in self._special.split(text):
             if piece in self.all_special_tokens:
                 ids.append(self.vocab[piece])
-            elif piece := piece.rstrip():  # 2.x: white space before a special token goes, behind it stays
+            elif piece := piece.rstrip():  # 2.x strips white space before a special token and keeps it after one
                 ids.extend(self._encode_plain(piece))
         return ids
 
 
 def _byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> fastokens.Tokenizer:
-    """Byte-level BPE after GPT-2, as the package wants it described: in the format of ``tokenizer.json``."""
+    """Build GPT-2's byte-level BPE. fastokens takes it in the format of ``tokenizer.json``."""
     model = {"type": "BPE", "vocab": vocab, "merges": merges}
     split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}  # GPT-2's pattern
     return fastokens.Tokenizer.from_json_str(json.dumps({"version": "1.0", "pre_tokenizer": split, "model": model}))
 
 
 def tokenizer_digest(folder: str | Path) -> str | None:
-    """:meth:`RobertaTokenizer.digest` of the tokenizer in a checkpoint, lower-casing as preprocess.py does.
+    """Return the :meth:`RobertaTokenizer.digest` of a checkpoint's tokenizer, lower-casing as preprocess.py does.
 
     Returns:
-        None if ``folder`` does not have both ``vocab.json`` and ``merges.txt``.
+        None if ``folder`` lacks ``vocab.json`` or ``merges.txt``.
 
     Raises:
-        InputError: it has them, but they are damaged.
+        InputError: one of the two is damaged.
     """
     if not all(Path(folder, name).is_file() for name in (VOCAB_FILE, MERGES_FILE)):
         return None
@@ -292,7 +293,7 @@ def _read_merges(path: Path, name: str) -> list[tuple[str, str]]:
 
 
 def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
-    """The two files of a tokenizer, wherever they are; ``downloads`` is a folder for fetched ones."""
+    """Return the paths of a tokenizer's two files. Files from S3 are downloaded into ``downloads``."""
     if name_or_path.startswith("s3://"):
         bucket, _, prefix = name_or_path.removeprefix("s3://").partition("/")
         for file in (VOCAB_FILE, MERGES_FILE):
@@ -302,7 +303,7 @@ def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
         paths = Path(name_or_path, VOCAB_FILE), Path(name_or_path, MERGES_FILE)
         for path in paths:
             if not path.is_file():
-                raise InputError(f"{path}: no such file; a tokenizer is {VOCAB_FILE} and {MERGES_FILE}")
+                raise InputError(f"{path}: no such file; a tokenizer needs {VOCAB_FILE} and {MERGES_FILE}")
         return paths
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
@@ -312,7 +313,7 @@ def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{name_or_path}: neither a folder here nor a model that could be fetched from the hub ({reason})"
+            f"{name_or_path}: is not a local folder, and cannot be fetched from the hub ({reason}); check the name"
         ) from None
 
 
@@ -324,5 +325,5 @@ def _fetch_s3(bucket: str, key: str, target: Path) -> None:
             boto3.client("s3").download_fileobj(bucket, key, file)
     except InputError:
         raise
-    except Exception as error:  # of boto3, botocore, s3transfer or urllib3: they have no common ancestor
+    except Exception as error:  # boto3, botocore, s3transfer and urllib3 have no common base class
         raise InputError(f"s3://{bucket}/{key}: cannot be read: {shorten(error)}") from None

@@ -1,4 +1,4 @@
-"""Token memmaps: the ids of all passages, or of the queries of a mode, one row each."""
+"""Read token memmaps: the token ids of all passages, or of a mode's queries, one row for each text."""
 
 import hashlib
 import re
@@ -19,32 +19,32 @@ PREPROCESS_AGAIN = "run preprocess.py again"
 META_FIELDS = {"type": str, "total_number": int, "embedding_size": int}  # published
 OWN_META_FIELDS = {"tokenizer": str, "max_token_id": int, "lengths": str}  # ours; other folders lack them
 _INTEGERS = re.compile(r"[<>|=]?[iu][1248]|u?int(8|16|32|64)")
-SAMPLE = 200  # rows whose ends are looked at
+SAMPLE = 200  # rows to check against their lengths
 
 
 def query_name(mode: str) -> str:
-    """The name of the token memmap of a mode's queries."""
+    """Return the name of the token memmap of a mode's queries."""
     return f"{mode}-query"
 
 
 class TokenMemmap:
     """``{name}.memmap`` with its ``{name}_meta`` and ``{name}_length.npy``, as preprocess.py writes them.
 
-    :meth:`open` opens one.
+    Use :meth:`open` to open one.
 
     Args:
-        path: of the memmap.
+        path: the path of the memmap.
         tokens: (rows, width) integers, padded with 0.
-        lengths: (rows,), how many tokens each row has.
+        lengths: (rows,), the number of tokens in each row.
         max_length: a longer row keeps its first ``max_length - 1`` tokens and its last, ``</s>``.
-        meta: what is known of the tokens.
+        meta: the content of ``{name}_meta``.
 
     Attributes:
         name: ``passages`` or ``{mode}-query``.
-        lengths: (rows,), how many tokens of each row are read.
-        tokenizer: :meth:`drhard.tokenizer.RobertaTokenizer.digest` of what made it, None if the meta does not say.
-        max_token_id: the greatest id, None if the meta does not say.
-        vocabulary: how many ids the reader knows. Once it is set, each batch is checked.
+        lengths: (rows,), the number of tokens read from each row.
+        tokenizer: the :meth:`drhard.tokenizer.RobertaTokenizer.digest` of its tokenizer; None if the meta lacks it.
+        max_token_id: the largest id; None if the meta lacks it.
+        vocabulary: the number of ids that the model knows. Once it is set, each batch is checked.
     """
 
     def __init__(self, path: Path, tokens: np.ndarray, lengths: np.ndarray, max_length: int, meta: Mapping[str, Any]):
@@ -64,10 +64,10 @@ class TokenMemmap:
         Args:
             folder: a ``preprocess`` folder.
             name: ``passages`` or ``{mode}-query``.
-            max_length: tokens where rows are cut.
+            max_length: the number of tokens at which rows are cut.
 
         Raises:
-            InputError: a file is missing or they do not fit each other.
+            InputError: a file is missing, or the files do not belong together.
         """
         if max_length < 2:
             raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
@@ -76,8 +76,8 @@ class TokenMemmap:
         rows, width = meta["total_number"], meta["embedding_size"]
         if path.stat().st_size != rows * width * dtype.itemsize:
             raise InputError(
-                f"{path}: has {path.stat().st_size} bytes where {name}_meta speaks of "
-                f"{rows} x {width} {dtype}; {PREPROCESS_AGAIN}"
+                f"{path}: has {path.stat().st_size} bytes, but {name}_meta says {rows} x {width} {dtype}; "
+                f"{PREPROCESS_AGAIN}"
             )
         lengths = _read_lengths(Path(folder) / f"{name}_length.npy", rows, width)
         tokens = cls(path, np.memmap(path, dtype=dtype, mode="r", shape=(rows, width)), lengths, max_length, meta)
@@ -90,7 +90,7 @@ class TokenMemmap:
         return digest_lengths(self._full_lengths)
 
     def _ends_fit(self) -> bool:
-        """Whether rows all over the file end where their lengths say: a token, and behind it the padding, 0."""
+        """Return whether sampled rows end where their lengths say: with a token, followed by the padding, 0."""
         rows = spread(len(self), SAMPLE)
         lengths, tokens = self._full_lengths[rows], self._tokens[rows]
         behind = np.arange(tokens.shape[1]) >= lengths[:, None]
@@ -104,8 +104,8 @@ class TokenMemmap:
 
         Args:
             rows: (B,) positions in the memmap, in any order.
-            pad_id: what stands behind the tokens (the file itself is padded with 0, which is ``<s>``).
-            width: L; the longest of the rows if None.
+            pad_id: the padding id. The file itself is padded with 0, which is ``<s>``.
+            width: L; by default the length of the longest row.
 
         Raises:
             InputError: an id is not within :attr:`vocabulary`.
@@ -129,15 +129,15 @@ class TokenMemmap:
         return tokens, mask.astype(np.int64)
 
     def digest(self) -> str:
-        """Tell this source from others: SHA-256 over all lengths and a thousand rows spread over the file."""
+        """Return a digest that tells this file from others: SHA-256 of all lengths and of a thousand rows."""
         return f"{self._lengths_digest}-{digest_sample(self._tokens)}"
 
 
 def _read_meta(path: Path) -> tuple[dict[str, Any], np.dtype]:
-    """What a ``{name}_meta`` says, and the type that it names."""
+    """Read ``{name}_meta``. Return its content and the type it names."""
     meta = read_object(path, META_FIELDS, PREPROCESS_AGAIN, OWN_META_FIELDS)
     if _INTEGERS.fullmatch(meta["type"]) is None:
-        raise InputError(f"{path}: {meta['type'][:40]!r} is no type of NumPy's integers; {PREPROCESS_AGAIN}")
+        raise InputError(f"{path}: {meta['type'][:40]!r} is not an integer type of NumPy; {PREPROCESS_AGAIN}")
     COUNT.check(f"{path}: total_number", meta["total_number"])
     LENGTH.check(f"{path}: embedding_size", meta["embedding_size"])
     NATURAL.check(f"{path}: max_token_id", meta.get("max_token_id", 0))
@@ -145,7 +145,7 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], np.dtype]:
 
 
 def _read_lengths(path: Path, rows: int, width: int) -> np.ndarray:
-    """The token count of each row, (rows,)."""
+    """Read the token count of each row, (rows,)."""
     lengths = read_array(path, PREPROCESS_AGAIN)
     if lengths.shape != (rows,):
         raise InputError(f"{path}: holds {lengths.shape} lengths for {rows} rows; {PREPROCESS_AGAIN}")
@@ -155,19 +155,19 @@ def _read_lengths(path: Path, rows: int, width: int) -> np.ndarray:
 
 
 def digest_lengths(lengths: np.ndarray) -> str:
-    """SHA-256 of the token counts (rows,); integers of all types give the same."""
+    """Return the SHA-256 of the token counts (rows,). It does not depend on their integer type."""
     return hashlib.sha256(np.ascontiguousarray(lengths, dtype=np.int64).data).hexdigest()
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """At most ``most`` positions, int64, spread evenly over 0 … ``count`` - 1, both ends among them."""
+    """Return up to ``most`` positions, int64, spread evenly over 0 … ``count`` - 1, including both ends."""
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 def digest_sample(array: np.ndarray) -> str:
-    """SHA-256 over a thousand rows spread over ``array`` (rows, width), to tell large files apart at once.
+    """Return the SHA-256 of a thousand rows spread over ``array`` (rows, width), to tell large files apart quickly.
 
-    Integers of all types give the same.
+    It does not depend on the integer type.
     """
     rows = array[spread(len(array), 1000)].astype(np.int64 if array.dtype.kind in "iu" else array.dtype)
     return hashlib.sha256(rows).hexdigest()

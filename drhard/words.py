@@ -1,12 +1,13 @@
-"""The words of a text, for BM25, as Lucene's analyzers find them.
+"""Split a text into words for BM25, as Lucene's analyzers do.
 
-English is taken apart as by its EnglishAnalyzer: words by Unicode's rules (UAX #29), a possessive 's off, lower case,
-Porter's stemmer; the 33 stop words are left to :mod:`drhard.bm25`. So "U.S.", "1.5", "don't" and "k" are words.
+English is split as by EnglishAnalyzer: words by Unicode's rules (UAX #29), without a possessive 's, in lower case, cut
+by Porter's stemmer. "U.S.", "1.5", "don't" and "k" are words. :mod:`drhard.bm25` removes the 33 stop words.
 
-Scripts without blanks between words become pairs of neighbouring characters, as by its CJKAnalyzer, and full-width
-forms the usual ones: 東京都 is 東京 and 京都. Three things are not Lucene's: it takes a phrase of Thai, Lao, Khmer or
-Burmese for one word, here these scripts become pairs too; composed and decomposed letters are the same (NFC), and so
-are ’ and '; emoji are no words.
+Scripts without blanks between words are split as by CJKAnalyzer, into pairs of neighbouring characters: 東京都 gives
+東京 and 京都. Full-width forms become the usual ones.
+
+Three things differ from Lucene. It takes a phrase of Thai, Lao, Khmer or Burmese for one word; we split these scripts
+into pairs too. Composed and decomposed letters are the same here (NFC), and so are ’ and '. Emoji are not words.
 """
 
 import re
@@ -17,8 +18,8 @@ from functools import cache
 
 import Stemmer
 
-# Characters of scripts without blanks: Han, Hiragana, Katakana and Hangul as in Lucene; then those of UAX #14's class
-# SA (Thai, Lao, Burmese, Khmer, Tai Le, New Tai Lue, Tai Tham, Tai Viet, Ahom).
+# Scripts without blanks: Han, Hiragana, Katakana and Hangul, as in Lucene. Then the scripts of UAX #14's class SA:
+# Thai, Lao, Burmese, Khmer, Tai Le, New Tai Lue, Tai Tham, Tai Viet, Ahom.
 _UNSPACED = (
     (0x1100, 0x11FF),
     (0x3005, 0x3007),
@@ -44,7 +45,7 @@ _UNSPACED = (
 )
 _FIRST_UNSPACED = "\u0e00"
 
-# Between two letters, and between two digits, these are part of a word: MidLetter, MidNum and MidNumLet of UAX #29.
+# Part of a word between two letters, or between two digits: MidLetter, MidNum and MidNumLet of UAX #29.
 _IN_LETTERS = "'.:·\u0387\u055f\u05f4\u2018\u2019\u2024\u2027"
 _IN_DIGITS = "'.,;\u037e\u0589\u060c\u060d\u066c\u07f8\u2018\u2019\u2024\u2044"
 
@@ -55,7 +56,7 @@ _WIDE = re.compile("[\uff01-\uff9f]+")  # full-width ASCII, half-width Katakana
 
 
 def split(text: str) -> list[str]:
-    """The words of a text, in lower case and not yet stemmed, in their order."""
+    """Return the words of a text in order, in lower case, not yet stemmed."""
     text = text.lower()
     if text.isascii():
         words = _ASCII_WORD(text)
@@ -73,8 +74,8 @@ def split(text: str) -> list[str]:
 
 
 def stem(word: str) -> str:
-    """A word without its ending; one of two letters has none."""
-    # Snowball's Porter makes "u" of "us". Porter's own program does not, nor does Lucene's.
+    """Return the stem of a word. A word of one or two letters is its own stem."""
+    # Snowball's version of Porter's stemmer cuts "us" to "u". Porter's own program and Lucene's do not.
     return word if len(word) < 3 else _stemmer().stemWord(word)
 
 
@@ -85,7 +86,7 @@ def _stemmer() -> Stemmer.Stemmer:
 
 @cache
 def _unicode_words() -> tuple[Callable[[str], list[str]], Callable[[str], list[str]]]:
-    """What finds words and runs of an unspaced script, and what takes such a run apart (and nothing else)."""
+    """Return two functions: one finds words and runs of an unspaced script, the other splits such a run."""
     letters: list[int] = []
     digits: list[int] = []
     joining: list[int] = []
@@ -94,7 +95,7 @@ def _unicode_words() -> tuple[Callable[[str], list[str]], Callable[[str], list[s
     in_unspaced = {code for first, last in _UNSPACED if last < 0x10000 for code in range(first, last + 1)}
     for code in range(0x10000):
         kind = unicodedata.category(chr(code))
-        if kind[0] == "M" or (kind == "Cf" and code != 0x200B):  # but the zero-width blank, which parts words
+        if kind[0] == "M" or (kind == "Cf" and code != 0x200B):  # the zero-width blank separates words
             marks.append(code)
         elif kind == "Nd":
             digits.append(code)
@@ -102,7 +103,7 @@ def _unicode_words() -> tuple[Callable[[str], list[str]], Callable[[str], list[s
             (unspaced if code in in_unspaced else letters).append(code)
         elif kind == "Pc":
             joining.append(code)
-    # Beyond the first plane by blocks, as each further range costs time at every character.
+    # Beyond the first plane we use whole blocks: each additional range costs time at every character.
     beyond = "".join(_range(first, last) for first, last in _UNSPACED if last >= 0x10000)
     letter = _ranges(letters) + "\U00010000-\U000116ff\U00011750-\U0001afef\U0001b170-\U0001d7cd\U0001e000-\U0001efff"
     digit, join = _ranges(digits) + "\U0001d7ce-\U0001d7ff", _ranges(joining)
@@ -118,7 +119,7 @@ def _unicode_words() -> tuple[Callable[[str], list[str]], Callable[[str], list[s
 
 
 def _ranges(codes: list[int]) -> str:
-    """Ascending code points for a class of a regular expression."""
+    """Return ascending code points as ranges for a character class."""
     text, first = "", None
     for code, following in zip(codes, [*codes[1:], sys.maxsize], strict=True):
         first = code if first is None else first

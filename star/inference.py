@@ -1,6 +1,6 @@
-"""Retrieve with a STAR model: encode the passages and the queries of a mode, search, write the run.
+"""Retrieve with a STAR model: encode all passages and a mode's queries, search, and write the run.
 
-Reads {data_root}/{type}/preprocess and {data_root}/{type}/trained_models/star, writes
+Reads {data_root}/{type}/preprocess and {data_root}/{type}/trained_models/star. Writes
 {data_root}/{type}/evaluate/star/{mode}.rank.tsv:
 
     python ./star/inference.py --data_type passage --max_doc_length 256 --mode dev
@@ -48,7 +48,7 @@ def main() -> None:
     passages, queries = collection.passages, collection.queries(args.mode)
     find_checkpoint(model_dir)
 
-    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.encoder import load_encoder
     from drhard.retrieval import Retriever
     from drhard.settings import EncodingSettings, SearchSettings

@@ -1,12 +1,12 @@
-"""Mine static hard negatives: what a retriever ranks high though it is not judged relevant.
+"""Mine static hard negatives: documents that a retriever ranks high although they are not judged relevant.
 
-The retriever is the warm-up model in {data_root}/{type}/warmup (or --model_dir), and the negatives go into
-{data_root}/{type}/warmup_retrieve/hard.json for star/train.py:
+By default, the retriever is the warm-up model in {data_root}/{type}/warmup. The negatives are written to
+{data_root}/{type}/warmup_retrieve/hard.json, for star/train.py:
 
     python ./star/prepare_hardneg.py --data_type passage --max_query_length 32 --max_doc_length 256 --mode train
 
-Or it is BM25, which reads the texts in {data_root}/{type}/dataset; the warm-up model is trained with its negatives,
-in {data_root}/{type}/bm25_retrieve/hard.json:
+BM25 reads the texts in {data_root}/{type}/dataset. Its negatives train a warm-up model. They are written to
+{data_root}/{type}/bm25_retrieve/hard.json:
 
     python ./star/prepare_hardneg.py --data_type passage --retriever bm25 --mode train
 """
@@ -47,17 +47,17 @@ def parse_arguments() -> argparse.Namespace:
         eval_batch_size={"default": 128},
         mode={
             "choices": JUDGED_MODES,
-            "help": "which queries; star/train.py needs train",
+            "help": "which queries; star/train.py needs those of train",
         },
         topk={"default": 200, "help": "negatives for each query (%(default)s)"},
     )
-    parser.add_argument("--retriever", choices=("dense", "bm25"), default="dense", help="what mines them (dense)")
+    parser.add_argument("--retriever", choices=("dense", "bm25"), default="dense", help="the retriever (dense)")
     parser.add_argument("--model_dir", type=Path, help="the dense retriever; default: {data_root}/{type}/warmup")
     parser.add_argument(
         "--output_dir", type=Path, help="default: {data_root}/{type}/warmup_retrieve, or bm25_retrieve for BM25"
     )
-    parser.add_argument("--k1", type=RATE, help="of BM25 (MS MARCO passage, tuned: 0.82; doc: 0.9)")
-    parser.add_argument("--b", type=FRACTION, help="of BM25 (MS MARCO passage, tuned: 0.68; doc: 0.4)")
+    parser.add_argument("--k1", type=RATE, help="BM25's k1 (MS MARCO passage, tuned: 0.82; doc: 0.9)")
+    parser.add_argument("--b", type=FRACTION, help="BM25's b (MS MARCO passage, tuned: 0.68; doc: 0.4)")
     return parser.parse_args()
 
 
@@ -77,10 +77,10 @@ def main() -> None:
 
 def with_bm25(args: argparse.Namespace, root: Path, run: Path) -> "AbstractContextManager[Mined]":
     if args.model_dir or args.precision:
-        raise InputError("--retriever bm25 has no use for --model_dir, --fp16 and --bf16; leave them out")
+        raise InputError("--retriever bm25 does not use --model_dir, --fp16 and --bf16; omit them")
     if args.factory != FLAT or args.index_path or args.nprobe or args.ef_search:
         raise InputError(
-            "--retriever bm25 has no use for --index_factory, --index_path, --nprobe and --ef_search; leave them out"
+            "--retriever bm25 does not use --index_factory, --index_path, --nprobe and --ef_search; omit them"
         )
     from drhard.retrieval import mine_bm25_negatives
 
@@ -92,13 +92,13 @@ def with_bm25(args: argparse.Namespace, root: Path, run: Path) -> "AbstractConte
 
 def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> "AbstractContextManager[Mined]":
     if args.k1 is not None or args.b is not None:
-        raise InputError("--k1 and --b are those of --retriever bm25; leave them out")
+        raise InputError("--k1 and --b need --retriever bm25; omit them or add it")
     model_dir = args.model_dir or root / "warmup"
     collection = Collection(root / "preprocess", args.max_query_length, args.max_doc_length)
     queries, passages = collection.queries(args.mode), collection.passages
     find_checkpoint(model_dir)
 
-    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.encoder import load_encoder
     from drhard.retrieval import Retriever, mine_hard_negatives
     from drhard.settings import EncodingSettings, SearchSettings

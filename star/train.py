@@ -1,4 +1,4 @@
-"""Train both encoders with STAR: static hard negatives, and the other documents of the batch as random ones.
+"""Train both encoders with STAR: the negatives are static hard negatives and the other documents of the batch.
 
     python ./star/train.py --do_train --max_query_length 24 --max_doc_length 120 \\
         --preprocess_dir ./data/passage/preprocess --hardneg_path ./data/passage/warmup_retrieve/hard.json \\
@@ -6,11 +6,12 @@
         --logging_dir ./data/passage/star_train/log --optimizer_str lamb --learning_rate 1e-4 \\
         --gradient_checkpointing --fp16
 
---negatives in-batch, random and hard train the paper's baselines instead: the other queries' positives alone, documents
-of the whole collection, and the hard negatives alone, which with BM25's is the paper's warm-up.
+--negatives trains one of the paper's baselines instead. Its negatives are the other queries' positives (in-batch),
+random documents of the collection (random), or the hard negatives alone (hard). The last, with BM25's hard negatives,
+is the paper's warm-up.
 
-A training that was stopped is resumed from its newest whole checkpoint in --output_dir. The other flags are those of
-transformers' TrainingArguments; drhard/trainer_flags.py says which work, and why the others are refused.
+An interrupted training resumes from its newest complete checkpoint in --output_dir. The other flags are those of
+transformers' TrainingArguments. drhard/trainer_flags.py says which work, and why the others are refused.
 """
 
 import argparse
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from transformers import TrainingArguments
 
-MINED = 200  # hard negatives for a query where none are given, as prepare_hardneg.py mines
+MINED = 200  # hard negatives to mine for each query if none are given; prepare_hardneg.py's default
 MINING = ("--search_memory_gb", "--not_faiss_cuda")
 
 
@@ -60,16 +61,16 @@ def parse_arguments() -> argparse.Namespace:
     check_needs(args)
     args.strategy = STRATEGIES[args.negatives]
     if args.hardneg_path is not None and not args.strategy.mined:
-        raise InputError(f"--negatives {args.negatives} has no use for --hardneg_path; leave one of them out")
+        raise InputError(f"--negatives {args.negatives} does not use --hardneg_path; omit one of the two")
     asked = str(args.resume_from_checkpoint or True).lower()
     if asked == "false":
-        raise InputError("--resume_from_checkpoint False: give --overwrite_output_dir to start anew")
-    if asked == "true":  # what is done anyway
+        raise InputError("--resume_from_checkpoint False: give --overwrite_output_dir to start over")
+    if asked == "true":  # the default
         args.resume_from_checkpoint = None
     if not (args.strategy.mined and args.hardneg_path is None):
         for flag in MINING:
             if getattr(args, FLAGS[flag]["dest"]) != FLAGS[flag]["default"]:
-                raise InputError(f"{flag} is for mining, and nothing is mined here; leave it out")
+                raise InputError(f"{flag} is for mining, and this command mines nothing; omit it")
     return args
 
 
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def train(flags: argparse.Namespace, collection: Collection, relevant: dict[int, list[int]], pool: Pool | None) -> None:
-    # Imported here: torch takes seconds, and whatever is wrong with the command is said first.
+    # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.encoder import check_tokens, load_encoder
     from drhard.provenance import read_sealed_step
     from drhard.retrieval import Retriever
@@ -106,7 +107,7 @@ def train(flags: argparse.Namespace, collection: Collection, relevant: dict[int,
     with sole_writer(output_dir) if args.process_index == 0 else nullcontext():
         start = find_start(flags, record, args.process_index)
         if start == output_dir:
-            print(f"{output_dir} holds the model of this very training already")
+            print(f"{output_dir} already holds the model of this training")
             return
         if pool is None:
             searching = SearchSettings.from_flags(flags, flags.no_cuda)
@@ -130,14 +131,14 @@ def train(flags: argparse.Namespace, collection: Collection, relevant: dict[int,
         print(
             f"Training on {len(relevant)} queries and {len(collection.passages)} documents, "
             f"negatives: {flags.strategy}, with {flags.optimizer_str} on {args.device}"
-            + (f", from {start} on" if start else "")
+            + (f", resuming from {start}" if start else "")
         )
         trainer.complete(start)
     print(f"Wrote {output_dir}")
 
 
 def open_pool(flags: argparse.Namespace, relevant: dict[int, list[int]], documents: int) -> Pool | None:
-    """What negatives are drawn from: lists of hard negatives, all documents, or None for what is to be mined."""
+    """Return the pool of negatives: given hard negatives or all documents; None if they must be mined first."""
     if flags.hardneg_path is not None:
         return read_hard_negatives(flags.hardneg_path, relevant, documents)
     return None if flags.strategy.mined else AnyDocument(documents)
@@ -150,7 +151,7 @@ def make_record(
     collection: Collection,
     relevant: dict[int, list[int]],
 ) -> dict[str, Any]:
-    """What decides the outcome: a training is resumed with the very same only."""
+    """Return what decides the outcome of the training. It resumes only if all of this is the same."""
     from drhard.encoder import digest_config, digest_weights
 
     return {
@@ -168,7 +169,7 @@ def make_record(
 
 
 def find_start(flags: argparse.Namespace, record: dict[str, Any], process: int) -> Path | None:
-    """As :func:`drhard.checkpoints.open_training`: where to go on. One process of several looks, all of them get it."""
+    """Return where to start, as :func:`drhard.checkpoints.open_training`. Process 0 decides and tells the others."""
     from drhard.checkpoints import open_training
 
     from accelerate.utils import broadcast_object_list
@@ -187,7 +188,7 @@ def mine_pool(
     relevant: dict[int, list[int]],
     mine: bool,
 ) -> HardNegatives:
-    """Hard negatives of the model at the start: mined into --output_dir, or read there where a training is resumed."""
+    """Mine hard negatives with the initial model into --output_dir. A resumed training reads them there instead."""
     from drhard.checkpoints import MINING_FOLDER
     from drhard.retrieval import mine_hard_negatives
 
@@ -200,9 +201,9 @@ def mine_pool(
     if not mine and path.exists():
         stamp = read_stamp(path, {"sha256": str})
         if stamp is None or not is_unchanged(path, stamp):
-            raise InputError(f"{path}: is not what this training mined; delete it, and it is mined again")
+            raise InputError(f"{path}: was changed after this training mined it; delete it to mine again")
         return read_hard_negatives(path, relevant, documents)
-    print(f"Mining hard negatives with the model at the start on {retriever.encoding.device}")
+    print(f"Mining hard negatives with the initial model on {retriever.encoding.device}")
     run = run_path(output_dir / MINING_FOLDER, "train")
     with mine_hard_negatives(retriever, collection, "train", run, min(MINED, documents // 2)) as mining:
         write_hard_negatives(path, mining.hard)

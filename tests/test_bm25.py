@@ -176,7 +176,7 @@ def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
         ("collection.tsv", "", r"collection\.tsv: has 0 documents, 6 were preprocessed"),
         ("collection.tsv", "30\tone\n2 two\n", r"collection\.tsv, line 2: expected"),
         ("queries.train.tsv", None, r"queries\.train\.tsv: no such file; BM25 reads the texts"),
-        ("queries.train.tsv", "5\tx\n7\ty\n", r"queries\.train\.tsv: 2 preprocessed queries are not in it"),
+        ("queries.train.tsv", "5\tx\n7\ty\n", r"queries\.train\.tsv: lacks 2 of the preprocessed queries"),
         ("queries.train.tsv", "five\tx\n", r"queries\.train\.tsv, line 1: the id 'five'"),
     ],
 )
@@ -278,13 +278,13 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
         (root / name).rename(root / "passage" / name)
     arguments = ("--data_type", "passage", "--data_root", root, "--retriever", "bm25", "--mode", "train")
     script = "star/prepare_hardneg.py"
-    assert "has no use for --model_dir" in refused(script, *arguments, "--model_dir", root, capsys=capsys)
-    assert "has no use for --model_dir, --fp16" in refused(script, *arguments, "--fp16", capsys=capsys)
-    assert "--k1 and --b are those of --retriever bm25" in refused(
+    assert "does not use --model_dir" in refused(script, *arguments, "--model_dir", root, capsys=capsys)
+    assert "does not use --model_dir, --fp16" in refused(script, *arguments, "--fp16", capsys=capsys)
+    assert "--k1 and --b need --retriever bm25" in refused(
         script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
     )
     for more in (("--nprobe", 3), ("--index_factory", "SQ8")):
-        assert "no use for --index_factory, --index_path" in refused(script, *arguments, *more, capsys=capsys)
+        assert "does not use --index_factory, --index_path" in refused(script, *arguments, *more, capsys=capsys)
     assert "cannot mine 200 negatives (--topk) from 6 passages" in refused(script, *arguments, capsys=capsys)
     (root / "passage/dataset/collection.tsv").unlink()
     assert "collection.tsv: no such file" in refused(script, *arguments, "--topk", 3, capsys=capsys)

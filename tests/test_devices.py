@@ -25,7 +25,7 @@ def test_threads_are_limited_in_every_library() -> None:
 
 
 def test_no_thread_is_refused() -> None:
-    with pytest.raises(InputError, match="0 threads"):
+    with pytest.raises(InputError, match="the number of threads is 0"):
         limit_threads(0)
 
 

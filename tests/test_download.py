@@ -409,7 +409,7 @@ def test_a_length_that_is_no_number_is_left_to_the_md5(fetched: Callable, length
 def test_another_part_than_the_one_asked_for_is_not_appended(fetched: Callable, range_: bytes | None) -> None:
     header = b"" if range_ is None else b"Content-Range: " + range_ + b"\r\n"
     sentence = fetched(b"HTTP/1.0 206 Partial Content\r\n" + header + b"\r\n56789", start=TEN[:5])
-    assert "the server sends another part than the one from byte 5 on, 1 times; what has come is kept" in sentence
+    assert "the server sends a part that does not start at byte 5, 1 times; the part downloaded is kept" in sentence
     assert "bytes from" not in fetched(b"HTTP/1.0 206 OK\r\n" + header + b"\r\n56789")
 
 
@@ -542,7 +542,7 @@ def test_archives_that_cannot_be_unpacked(work: Path, site: Site) -> None:
     assert "cut.tsv.gz: cannot be unpacked" in must_refuse(work)
     assert tree(work / "data") == {"passage/dataset/cut.tsv.gz"}
     manifest(work, site, {"url": "other.tar.gz", "files": ["collection.tsv"]})
-    assert "other.tar.gz: holds no collection.tsv" in must_refuse(work)
+    assert "other.tar.gz: lacks collection.tsv" in must_refuse(work)
     assert tree(work / "data") == {"passage/dataset/cut.tsv.gz", "passage/dataset/other.tar.gz"}
 
 
@@ -554,7 +554,7 @@ def test_a_link_in_a_tar_is_not_followed(work: Path, site: Site) -> None:
         archive.addfile(link)
     site.files = {"both.tar.gz": packed.getvalue()}
     manifest(work, site, {"url": "both.tar.gz", "files": ["collection.tsv"]})
-    assert "collection.tsv is no plain file" in must_refuse(work)
+    assert "collection.tsv is not a plain file" in must_refuse(work)
 
 
 @pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.LNKTYPE])
@@ -566,17 +566,17 @@ def test_what_is_no_file_in_a_tar_is_refused(tmp_path: Path, kind: bytes) -> Non
             member.type, member.linkname = type_, "first.tsv"
             archive.addfile(member)
     (tmp_path / "a.tar.gz").write_bytes(packed.getvalue())
-    with pytest.raises(InputError, match="a.tar.gz: cannot be unpacked .collection.tsv is no plain file."):
+    with pytest.raises(InputError, match="a.tar.gz: cannot be unpacked .collection.tsv is not a plain file."):
         unpack(tmp_path / "a.tar.gz", ["first.tsv", "collection.tsv"], lambda *_: None, 10**6)
     assert tree(tmp_path) == {"a.tar.gz"}  # nor what came before it
 
 
 def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(tar({"a.tsv": b"one", "./a.tsv": b"two"}))
-    with pytest.raises(InputError, match="a.tsv is there twice"):
+    with pytest.raises(InputError, match="a.tsv appears twice"):
         unpack(tmp_path / "a.tar.gz", ["a.tsv"], lambda *_: None, 10**6)
     (tmp_path / "a.tar.gz").write_bytes(tar({"/a.tsv": b"one"}))
-    with pytest.raises(InputError, match="holds no a.tsv"):
+    with pytest.raises(InputError, match="lacks a.tsv"):
         unpack(tmp_path / "a.tar.gz", ["a.tsv"], lambda *_: None, 10**6)
     assert tree(tmp_path) == {"a.tar.gz"}
 
@@ -613,7 +613,7 @@ def test_a_full_disk_is_told_and_what_came_is_kept(work: Path, site: Site) -> No
     site.files = {"collection.tsv": TEXT}
     manifest(work, site, {"url": "collection.tsv", "files": ["collection.tsv"]})
     sentence = must_refuse(work, largest_file=300_000)
-    assert re.search(r"collection.tsv: File too large \(the disk mounted at /.* has [\d.]+ GB free\); put", sentence)
+    assert re.search(r"collection.tsv: File too large \(the disk mounted at /.* has [\d.]+ GB free\); fix", sentence)
     assert tree(work / "data") == {"passage/dataset/collection.tsv.partial"}
     must(work)
     assert site.requests == [("collection.tsv", None), ("collection.tsv", "bytes=300000-")]
@@ -632,26 +632,26 @@ def test_names_that_are_no_ascii(work: Path, site: Site) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"files": ["../a.tsv"]}, '["../a.tsv"] is no files'),
-        ({"files": ["/tmp/a.tsv"]}, '["/tmp/a.tsv"] is no files'),
-        ({"files": ["a\n.tsv"]}, '["a\\n.tsv"] is no files'),
-        ({"files": [".."]}, '[".."] is no files'),
-        ({"files": ["größe"]}, "is no files"),
-        ({"files": ["a.tsv", "b.tsv"]}, "is no files"),
-        ({"files": []}, "[] is no files"),
-        ({"files": "a"}, '"a" is no files'),
-        ({"url": "ftp://a.org/a.gz"}, "is no url"),
-        ({"url": "http://a.org/.."}, "is no url"),
-        ({"url": "http://a.org/gr\u00f6\u00dfe.gz"}, '"http://a.org/gr\\u00f6\\u00dfe.gz" is no url'),
-        ({"url": "http://a.org/a b\r\nX: y/a.gz"}, "is no url"),
-        ({"dataset": "../passage"}, "is no dataset"),
-        ({"bytes": -1}, "-1 is no bytes"),
-        ({"bytes": "7"}, '"7" is no bytes'),
-        ({"bytes": 10**300}, "is no bytes"),
-        ({"bytes": 0}, "0 is no bytes"),
-        ({"md5": []}, "[] is no md5"),
-        ({"md5": ["x" * 32]}, "is no md5"),
-        ({"md5": 7}, "7 is no md5"),
+        ({"files": ["../a.tsv"]}, '["../a.tsv"] is not a valid list of files'),
+        ({"files": ["/tmp/a.tsv"]}, '["/tmp/a.tsv"] is not a valid list of files'),
+        ({"files": ["a\n.tsv"]}, '["a\\n.tsv"] is not a valid list of files'),
+        ({"files": [".."]}, '[".."] is not a valid list of files'),
+        ({"files": ["größe"]}, "is not a valid list of files"),
+        ({"files": ["a.tsv", "b.tsv"]}, "is not a valid list of files"),
+        ({"files": []}, "[] is not a valid list of files"),
+        ({"files": "a"}, '"a" is not a valid list of files'),
+        ({"url": "ftp://a.org/a.gz"}, "is not a valid url"),
+        ({"url": "http://a.org/.."}, "is not a valid url"),
+        ({"url": "http://a.org/gr\u00f6\u00dfe.gz"}, '"http://a.org/gr\\u00f6\\u00dfe.gz" is not a valid url'),
+        ({"url": "http://a.org/a b\r\nX: y/a.gz"}, "is not a valid url"),
+        ({"dataset": "../passage"}, "is not a valid dataset"),
+        ({"bytes": -1}, "-1 is not a valid number of bytes"),
+        ({"bytes": "7"}, '"7" is not a valid number of bytes'),
+        ({"bytes": 10**300}, "is not a valid number of bytes"),
+        ({"bytes": 0}, "0 is not a valid number of bytes"),
+        ({"md5": []}, "[] is not a valid list of md5s"),
+        ({"md5": ["x" * 32]}, "is not a valid list of md5s"),
+        ({"md5": 7}, "7 is not a valid list of md5s"),
     ],
 )
 def test_manifests_that_name_what_should_not_be_written(
@@ -666,21 +666,21 @@ def test_manifests_that_name_what_should_not_be_written(
 @pytest.mark.parametrize("headers", [{"a.org": 7}, {"a.org": {"X: y": "z"}}, {"a.org": {"X": "y\r\nZ: z"}}])
 def test_headers_that_would_be_others(work: Path, headers: object, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "m.json").write_text(json.dumps({"files": [], "checkpoints": [], "headers": headers}))
-    assert " is no header" in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
+    assert " is not a valid " in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
 
 
 @pytest.mark.parametrize("folder", ["../x", "/tmp/x", "a/../../x", "", "a//b", "größe", "a\0b", 7, None])
 def test_checkpoints_that_would_lie_elsewhere(work: Path, folder: object, capsys: pytest.CaptureFixture[str]) -> None:
     content = {"files": [], "checkpoints": [{**STAR, "folder": folder}], "headers": {}}
     (work / "m.json").write_text(json.dumps(content))
-    assert "is no folder; --manifest" in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
+    assert "not a valid folder; --manifest" in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
 
 
 def test_too_small_a_disk(work: Path, site: Site) -> None:
     site.files = {"a.gz": gzip.compress(b"a")}
     manifest(work, site, {"url": "a.gz", "files": ["a"], "bytes": 10**15})
     assert re.search(
-        r"a.gz needs about 4500000.0 GB, [\d.]+ GB are free; make room, or .*--data_root", must_refuse(work)
+        r"a.gz needs about 4500000.0 GB, [\d.]+ GB are free; free some space, or .*--data_root", must_refuse(work)
     )
     assert site.requests == []
 
@@ -814,20 +814,20 @@ def test_a_tar_holds_a_checkpoint_as_well(work: Path, site: Site, drive: Path) -
 def test_models_that_cannot_be_had(work: Path, site: Site, drive: Path) -> None:
     manifest(work, site, checkpoints=(STAR,))
     sentence = must_refuse(work, "--models", **with_gdown(drive))
-    assert "https://drive.google.com/drive/folders/id-star: gdown did not get it (Failed to retrieve it" in sentence
+    assert "https://drive.google.com/drive/folders/id-star: gdown cannot download it (Failed to retrieve it" in sentence
     assert not (work / "data/passage/trained_models/star").exists()
 
     write_files(drive / "id-star", {"config.json": b"{}"})
-    assert "holds no config.json with whole weights" in must_refuse(work, "--models", **with_gdown(drive))
+    assert "lacks a config.json with complete weights" in must_refuse(work, "--models", **with_gdown(drive))
     assert not (work / "data/passage/trained_models/star").exists()
 
     manifest(work, site, checkpoints=(WARMUP,))
     (drive / "id-warmup").write_bytes(b"<html>sign in</html>")
-    assert "warmup.archive: what https://drive.google.com/file/d/id-warmup gave" in must_refuse(
+    assert "warmup.archive: the download of https://drive.google.com/file/d/id-warmup lacks" in must_refuse(
         work, "--models", **with_gdown(drive)
     )
     write_files(work / "data/passage/warmup", {"mine.txt": b"mine"})
-    assert "warmup: is in the way" in must_refuse(work, "--models", **with_gdown(drive))
+    assert "warmup: exists but is not a checkpoint" in must_refuse(work, "--models", **with_gdown(drive))
 
 
 def test_models_without_gdown_say_so_before_anything_is_fetched(work: Path, site: Site, drive: Path) -> None:
@@ -867,16 +867,16 @@ def test_the_manifest_brings_all_published_checkpoints() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "sentence"),
     [
-        ("pass", "gdown did not get it (nothing came)"),
-        ("sys.exit(3)", "gdown did not get it (3)"),
-        ("raise KeyError", "gdown did not get it (KeyError)"),
-        ("print('Permission denied', '\\u4e00'); raise RuntimeError('\\u4e00\\x1b[2J')", "gdown did not get it"),
+        ("pass", "gdown cannot download it (it downloaded nothing)"),
+        ("sys.exit(3)", "gdown cannot download it (3)"),
+        ("raise KeyError", "gdown cannot download it (KeyError)"),
+        ("print('Permission denied', '\\u4e00'); raise RuntimeError('\\u4e00\\x1b[2J')", "gdown cannot download it"),
         ("raise OSError(28, 'No space left on device')", "No space left on device (the disk mounted at"),
-        ("put('config.json', b'{}')", "holds no config.json with whole weights; remove it"),
-        ("put('config.json', b'{}'); put('pytorch_model.bin', b'<html>')", "holds no config.json with whole weights"),
-        ("put('config.json', b'{}'); put('pytorch_model.bin', b'PK\\3\\4 and more')", "with whole weights"),
-        ("put('config.json', b'{}'); put('model.safetensors', b'\\xff' * 8)", "with whole weights"),
-        ("put('config.json', b'{}'); put('model.safetensors', b'\\2' + bytes(7) + b'{}')", "with whole weights"),
+        ("put('config.json', b'{}')", "lacks a config.json with complete weights; remove it"),
+        ("put('config.json', b'{}'); put('pytorch_model.bin', b'<html>')", "lacks a config.json with complete weights"),
+        ("put('config.json', b'{}'); put('pytorch_model.bin', b'PK\\3\\4 and more')", "with complete weights"),
+        ("put('config.json', b'{}'); put('model.safetensors', b'\\xff' * 8)", "with complete weights"),
+        ("put('config.json', b'{}'); put('model.safetensors', b'\\2' + bytes(7) + b'{}')", "with complete weights"),
         ("put('config.json', b'<html>'); put('pytorch_model.bin', b'\\x80\\2')", "config.json: not a JSON file"),
     ],
 )
@@ -934,10 +934,10 @@ def zip_with(name: str, content: bytes, mode: int = 0, encrypted: bool = False, 
     ("packed", "sentence"),
     [
         (zip_with("vocab.json", b"{}", encrypted=True), "vocab.json is encrypted"),
-        (zip_with("vocab.json", b"/etc/passwd", mode=stat.S_IFLNK | 0o777), "vocab.json is no plain file"),
-        (zip_with("vocab.json", b"", mode=stat.S_IFIFO | 0o666), "vocab.json is no plain file"),
-        (zip_with("vocab.json/", b""), "vocab.json is no plain file"),
-        (zip_with("vocab.json", b"{}", twice=True), "vocab.json is there twice"),
+        (zip_with("vocab.json", b"/etc/passwd", mode=stat.S_IFLNK | 0o777), "vocab.json is not a plain file"),
+        (zip_with("vocab.json", b"", mode=stat.S_IFIFO | 0o666), "vocab.json is not a plain file"),
+        (zip_with("vocab.json/", b""), "vocab.json is not a plain file"),
+        (zip_with("vocab.json", b"{}", twice=True), "vocab.json appears twice"),
         (zip_with("vocab.json", b"{}")[:-30], ""),
     ],
 )

@@ -276,7 +276,7 @@ CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "no activation": ({"hidden_act": None}, "'hidden_act' is null, expected a text"),
     "epsilon of nothing": ({"layer_norm_eps": 0}, "layer_norm_eps is 0, expected a number above 0"),
     "dropout above all": ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5, expected a number from 0 to 1"),
-    "no number": ({"layer_norm_eps": float("nan")}, "not a JSON file .NaN is no number"),
+    "no number": ({"layer_norm_eps": float("nan")}, "not a JSON file .NaN is not a number"),
     "a decoder": ({"is_decoder": True}, "is_decoder is True; only False makes an encoder"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True"),
     "relative positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
@@ -374,7 +374,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: put("config.json", (folder / "config.json").read_text().replace("{", '{"vocab_size": 9,', 1))(
             folder
         ),
-        "the field 'vocab_size' is there twice",
+        "the field 'vocab_size' appears twice",
     ),
     "config without sizes": (put("config.json", '{"model_type": "roberta"}'), "the field 'vocab_size' is missing"),
     "config empty": (put("config.json", ""), "config.json: is empty"),

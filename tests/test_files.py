@@ -366,7 +366,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path, w
     assert result.returncode == 2, result.stderr
     sentence = the_error(result.stderr)
     assert sentence.startswith(f"error: {target}: File too large (the disk mounted at /"), sentence
-    assert sentence.endswith(" GB free); put that right and run the same command again")
+    assert sentence.endswith(" GB free); fix this and run the same command again")
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -378,7 +378,7 @@ def test_a_part_that_was_lost_is_found_before_the_rename(tmp_path: Path) -> None
             file.flush()
             os.truncate(partial_path(tmp_path / "file"), 2)
 
-    with pytest.raises(InputError, match="file: the disk has lost a part of it"):
+    with pytest.raises(InputError, match="file: the disk lost a part of it"):
         lose()
     assert os.listdir(tmp_path) == []
 
@@ -402,13 +402,13 @@ def test_output_on_a_terminal_that_knows_ascii_alone() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"rows": 1, "rows": 2}', "the field 'rows' is there twice"),
+        ('{"rows": 1, "rows": 2}', "the field 'rows' appears twice"),
         ("[1]", "expected a JSON object, found a list"),
         ("{}", "the field 'rows' is missing"),
         ('{"rows": "1"}', "the field 'rows' is \"1\", expected a whole number"),
         ('{"rows": true}', "the field 'rows' is true, expected a whole number"),
         ('{"rows": 1.5}', "the field 'rows' is 1.5, expected a whole number"),
-        ('{"rows": NaN}', "NaN is no number"),
+        ('{"rows": NaN}', "NaN is not a number"),
         ('{"rows": 1e999}', "the field 'rows' is Infinity"),
         ('{"rows": ' + "9" * 5000 + "}", "not a JSON file"),
         ('{"rows": ' + "[" * 100_000 + "}", "nested too deep"),

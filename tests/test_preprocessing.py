@@ -173,9 +173,9 @@ def test_empty_texts_are_left_out_with_their_judgements(
     assert TokenMemmap.open(folder, PASSAGES, 12).lengths.min() > 2
     messages = [message.partition("dataset/")[2] for message in caplog.messages]
     assert [message for message in messages if "empty" in message] == [
-        "collection.tsv: 2 empty texts are left out",
-        "queries.train.tsv: 1 empty texts are left out",
-        "qrels.train.tsv: 2 judgements of empty texts are left out",
+        "collection.tsv: skipped 2 empty texts",
+        "queries.train.tsv: skipped 1 empty texts",
+        "qrels.train.tsv: skipped 2 judgements of empty texts",
     ]
     assert list(read_passage_texts(PASSAGE, root)) == ["the river", "a star", "the sea"]
     assert read_query_texts(PASSAGE, root, "train") == ["where is it", "what is it"]
@@ -393,7 +393,7 @@ def test_no_process_is_left_behind(large: Path, what: str) -> None:
     assert left == {}
     if what == "a worker by SIGKILL":
         assert process.returncode == 2
-        assert the_error(stderr).startswith("error: one of 2 worker processes was killed, most likely because the mem")
+        assert the_error(stderr).startswith("error: one of 2 worker processes was killed, probably for lack of mem")
     else:
         assert process.returncode == 130
-        assert stderr.splitlines()[-1] == "stopped; run the same command again to go on"
+        assert stderr.splitlines()[-1] == "stopped; run the same command again to continue"

@@ -52,8 +52,8 @@ def test_relevant_are_grades_from_one_none_twice(tmp_path: Path) -> None:
         ("1 0 2\x0b1\n", r"line 1: has the control character '\\x0b'"),
         ("1 0 2\u00851 1\n", r"line 1: has the control character '\\x85'"),
         ("1\u00a00 2 1 1\n", r"line 1: the id '1\\xa00'"),  # a no-break space is part of an id, as to trec_eval
-        ("1 0 2 0\n", "nothing is judged relevant"),
-        ("", "nothing is judged relevant"),
+        ("1 0 2 0\n", "judges no document relevant"),
+        ("", "judges no document relevant"),
     ],
 )
 def test_bad_qrels(tmp_path: Path, text: str, complaint: str) -> None:

@@ -532,7 +532,7 @@ STAR_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "all of another training": (
         lambda folder: write_seal(folder, 4, {}, [path.name for path in folder.iterdir()]),
-        "it is of another training",
+        "it belongs to another training",
     ),
 }
 
@@ -612,7 +612,7 @@ def test_a_finished_star_run_again_says_so(
     for folder in (star_input, moved):
         capsys.readouterr()
         call_script("star/train.py", *star_arguments(folder, tmp_path, *FIVE))
-        assert f"{tmp_path / 'models'} holds the model of this very training already" in capsys.readouterr().out
+        assert f"{tmp_path / 'models'} already holds the model of this training" in capsys.readouterr().out
     for name, content in (
         ("hard.json", (moved / "hard.json").read_text().replace("29", "28")),
         ("preprocess/train-qrel.tsv", (moved / "preprocess/train-qrel.tsv").read_text() + "0\t0\t3\t1\n"),
@@ -647,7 +647,7 @@ def test_hard_negatives_that_star_mined_itself_are_read_again(
     hard = tmp_path / "models" / "hard.json"
     hard.write_text(hard.read_text() + " ")
     message = refused("star/train.py", *arguments, capsys=capsys)
-    assert f"{hard}: is not what this training mined" in message
+    assert f"{hard}: was changed after this training mined it" in message
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -691,7 +691,7 @@ def test_star_on_a_full_disk_is_one_sentence_and_goes_on_once_there_is_room(
 ) -> None:
     with no_larger_files_than(bytes_allowed):
         message = refused("star/train.py", *star_arguments(star_input, tmp_path, *FIVE), capsys=capsys)
-    assert re.match(r"error: /.*: File too large \(the disk mounted at /.* free\); put that right", message)
+    assert re.match(r"error: /.*: File too large \(the disk mounted at /.* free\); fix this", message)
     models = tmp_path / "models"
     assert not list(models.glob("checkpoint-*"))
     assert not (models / "config.json").exists()
@@ -770,7 +770,7 @@ def test_a_finished_adore_run_again_says_so(
     before = snapshot(tmp_path)
     assert "Wrote " in capsys.readouterr().out
     call_script("adore/train.py", *adore_arguments(star_input, tmp_path))
-    assert f"{tmp_path / 'models'} holds the checkpoints of this very training already" in capsys.readouterr().out
+    assert f"{tmp_path / 'models'} already holds the checkpoints of this training" in capsys.readouterr().out
     assert snapshot(tmp_path) == before
 
 

@@ -380,7 +380,7 @@ def test_cvt_back_writes_a_trec_run(tmp_path: Path) -> None:
         "5 Q0 D30 1 2 adore-star\n5 Q0 D10 2 1.99999988 adore-star\n7 Q0 D10 1 4 adore-star\n7 Q0 D30 2 1 adore-star\n"
     )
     assert must_run(*arguments, cwd=tmp_path).splitlines()[-1] == (
-        "official/dev.trec is there already, made from the same run"
+        "official/dev.trec already exists, made from the same run"
     )
     os.remove(tmp_path / "official/dev.trec.json")  # as if it came from elsewhere
     again = run_script(*arguments, cwd=tmp_path)

@@ -90,8 +90,8 @@ def test_it_installs_once_and_again_when_the_pins_change(project: Path) -> None:
     ("settings", "sentence"),
     [
         ({"PIP": "echo ERROR: no network >&2; exit 1"}, "error: the installation failed, see above; run this again"),
-        ({"DAMAGED": "1"}, ".venv: what was installed cannot be imported; remove this folder and run this again"),
-        ({"VENV": "echo No module named venv >&2; exit 1"}, "error: no virtual environment could be made; on Debian"),
+        ({"DAMAGED": "1"}, ".venv: cannot import the installed packages; remove this folder and run this again"),
+        ({"VENV": "echo No module named venv >&2; exit 1"}, "error: cannot make a virtual environment; on Debian"),
     ],
 )
 def test_what_fails_is_told_and_made_up_for(project: Path, settings: dict[str, str], sentence: str) -> None:
@@ -114,13 +114,13 @@ def test_a_folder_that_cannot_be_written_to(project: Path) -> None:
     project.chmod(0o500)
     code, _, err = run(project)
     project.chmod(0o700)
-    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; put that right and run this again\n"
+    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run this again\n"
 
 
 def test_a_file_in_the_place_of_the_environment(project: Path) -> None:
     (project / ".venv").write_text("")
     code, _, err = run(project)
-    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; put that right and run this again\n"
+    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run this again\n"
 
 
 def test_one_installation_at_a_time_and_a_killed_one_is_run_again(project: Path) -> None:
@@ -129,7 +129,7 @@ def test_one_installation_at_a_time_and_a_killed_one_is_run_again(project: Path)
     while not (project.parent / "calls.running").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     code, _, err = run(project)
-    assert code == 2 and err.startswith(f"error: {project}/.venv: another process is at work there; wait for it")
+    assert code == 2 and err.startswith(f"error: {project}/.venv: another process is working there; wait for it")
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     assert run(project)[0] == 0
@@ -154,4 +154,4 @@ def test_one_quickstart_at_a_time(project: Path) -> None:
     with open(running, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         code, _, err = run(project)
-    assert code == 2 and err.startswith("error: runs/sample: another process is at work there; wait for it, then run")
+    assert code == 2 and err.startswith("error: runs/sample: another process is working there; wait for it, then run")

@@ -250,13 +250,13 @@ def append_merge(folder: Path, line: str) -> None:
         (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=2**31)), "the id of 'a' is '2147483648'"),
         (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=True)), "the id of 'a' is 'True'"),
         (lambda folder: rewrite_vocab(folder, lambda vocab: vocab.update(a=1.0)), r"the id of 'a' is '1\.0'"),
-        (lambda folder: (folder / "vocab.json").write_text('{"a": 7, "a": 8}'), "the field 'a' is there twice"),
-        (lambda folder: append_merge(folder, "a\0 b"), r"merges\.txt: 'a\\x00 b' merges what is no byte"),
+        (lambda folder: (folder / "vocab.json").write_text('{"a": 7, "a": 8}'), "the field 'a' appears twice"),
+        (lambda folder: append_merge(folder, "a\0 b"), r"merges\.txt: 'a\\x00 b' merges a token that is no byte"),
         (lambda folder: append_merge(folder, "a b c"), r"merges\.txt, line \d+: expected two tokens, got 3"),
         (lambda folder: append_merge(folder, "ab"), r"merges\.txt, line \d+: expected two tokens, got 1"),
         (lambda folder: append_merge(folder, "€ a"), r"merges\.txt"),  # no byte is written as a euro sign
         (lambda folder: (folder / "merges.txt").write_bytes(b"#version: 0.2\n\xff a\n"), r"merges\.txt"),
-        (lambda folder: append_merge(folder, "qq zz"), r"merges\.txt: 'qq zz' merges what is no byte and"),
+        (lambda folder: append_merge(folder, "qq zz"), r"merges\.txt: 'qq zz' merges a token that is no byte and"),
     ],
     ids=[
         "no vocab",
@@ -318,7 +318,7 @@ def test_a_blank_text_among_others_is_a_row_without_words(tokenizer: RobertaToke
 
 def test_what_is_neither_folder_nor_model_is_refused(tmp_path: Path) -> None:
     for name in (str(tmp_path / "none"), "a/b/c"):
-        with pytest.raises(InputError, match="neither a folder here nor a model") as error:
+        with pytest.raises(InputError, match="is not a local folder, and cannot be fetched") as error:
             RobertaTokenizer.from_pretrained(name)
         assert str(error.value).startswith(name)
 

@@ -162,15 +162,15 @@ REFUSED_TOGETHER = {
     "--run_name one": "--run_name does nothing without --report_to; leave it out",
     "--dataloader_prefetch_factor 2": "--dataloader_prefetch_factor does nothing without --dataloader_num_workers",
     "--ddp_backend gloo": "--ddp_backend does nothing without torchrun",
-    "--resume_from_checkpoint False": "--resume_from_checkpoint False: give --overwrite_output_dir to start anew",
+    "--resume_from_checkpoint False": "--resume_from_checkpoint False: give --overwrite_output_dir to start over",
     "--lr_scheduler_type reduce_lr_on_plateau": "argument --lr_scheduler_type: invalid choice",
     "--lr_scheduler_type cosine_with_min_lr": "--lr_scheduler_type cosine_with_min_lr with --lr_scheduler_kwargs None",
     '--lr_scheduler_kwargs {"no":1}': "--lr_scheduler_type linear with --lr_scheduler_kwargs {'no': 1}: ",
     "--lr_scheduler_kwargs {": "--lr_scheduler_kwargs: not JSON (",
     "--logging_steps 2.5": "--logging_steps must be an integer if bigger than 1: 2.5",
-    "--negatives random --hardneg_path hard.json": "--negatives random has no use for --hardneg_path",
-    "--hardneg_path hard.json --search_memory_gb 3": "--search_memory_gb is for mining, and nothing is mined here",
-    "--negatives in-batch --not_faiss_cuda": "--not_faiss_cuda is for mining, and nothing is mined here",
+    "--negatives random --hardneg_path hard.json": "--negatives random does not use --hardneg_path",
+    "--hardneg_path hard.json --search_memory_gb 3": "--search_memory_gb is for mining, and this command mines nothing",
+    "--negatives in-batch --not_faiss_cuda": "--not_faiss_cuda is for mining, and this command mines nothing",
 }
 
 

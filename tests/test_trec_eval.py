@@ -244,7 +244,7 @@ def test_all_grades_are_read_with_ids_as_they_are_written(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "text, complaint",
     [
-        ("", "there is no judgement in it"),
+        ("", "holds no judgement"),
         ("1 0 D2 1\n1 0 D3\n", "line 2: expected 'qid 0 pid grade', found 3 fields"),
         ("1 0 D2 good\n", "line 1: the grade 'good'"),
         ("1 0 D2 1.5\n", "line 1: the grade '1.5'"),

@@ -41,7 +41,7 @@ from scripts_under_test import (
 MORE_MEMORY = 3 << 30
 SECONDS = 60
 SAMPLE = 1 / 50  # of the cases with processes of their own, which take a hundred times as long
-MEMORY = "the memory is not enough"
+MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
