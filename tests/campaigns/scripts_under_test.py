@@ -1,6 +1,6 @@
 """Every script of the project in a tiny world: its inputs, its command line, and the files that it leaves.
 
-Each script has one unbroken run, in a folder of its own. Later scripts read its files. Broken runs are compared with it.
+Each script has one unbroken run, in a folder of its own. Later scripts read its files. Broken runs are compared to it.
 """
 
 import fnmatch
