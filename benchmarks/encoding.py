@@ -1,8 +1,8 @@
-"""Encoding: ours against the published way, batches of 32 in file order, each padded to its longest.
+"""Encoding: our way against the published one, which takes batches of 32 in file order, padded to the longest.
 
-A model of roberta-base's size with random weights, and random passages whose lengths are spread as MS MARCO's: a
-median of 65 tokens, cut at 256. The embeddings must be equal to 1e-5. The limit is what the model's own matrix
-products, without padding, take at the rate that a square product reaches here, torch's or NumPy's.
+The model has roberta-base's size and random weights. The passages are random, with lengths like MS MARCO's: a median
+of 65 tokens, cut at 256. Both ways must give the same embeddings to within 1e-5. The limit is the time of the model's
+own matrix products, without padding, at the rate of a large square product by torch or NumPy.
 
     python benchmarks/encoding.py
     python benchmarks/encoding.py --passages 256 --rounds 3 --output encoding.json
@@ -52,7 +52,7 @@ def write_tokens(folder: Path, passages: int, vocabulary: int) -> TokenMemmap:
 
 @torch.no_grad()
 def encode_as_published(model: RobertaDot, tokens: TokenMemmap, device: torch.device) -> np.ndarray:
-    """The embeddings (rows, dim) by batches in file order."""
+    """Return the embeddings (rows, dim), computed by batches in file order."""
     parts = []
     for first in range(0, len(tokens), BATCH):
         ids, mask = tokens.batch(np.arange(first, min(first + BATCH, len(tokens))), model.config.pad_token_id)
@@ -61,7 +61,7 @@ def encode_as_published(model: RobertaDot, tokens: TokenMemmap, device: torch.de
 
 
 def flops(config: RobertaConfig, lengths: np.ndarray) -> float:
-    """Of the matrix products for sequences of these lengths, with nothing padded."""
+    """Return the FLOPs of the matrix products for sequences of these lengths without padding."""
     hidden, inner = config.hidden_size, config.intermediate_size
     each_token = 2 * (4 * hidden * hidden + 2 * hidden * inner)
     attention = 2 * 2 * hidden * lengths.astype(np.float64) ** 2

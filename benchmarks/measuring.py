@@ -1,6 +1,6 @@
-"""What the benchmarks share: ways of doing the same work measured in turn, medians, ratios, a table and JSON.
+"""Shared by the benchmarks: measure several ways of doing the same work in turn, and print medians and ratios.
 
-Machines are noisy, so each way runs once in every round, and ratios are those of the same round.
+Machines are noisy, so each way runs once in every round. Ratios compare times of the same round.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SQUARE = 4096  # rows and columns
 
 
 def positive(text: str) -> int:
-    """A flag's whole number of at least 1; argparse makes a sentence of what this raises."""
+    """Parse a flag's whole number of at least 1. argparse shows the error."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is too few; give at least 1")
@@ -36,7 +36,7 @@ def positive(text: str) -> int:
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The flags of all benchmarks."""
+    """Return a parser with the flags of all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="also write JSON there")
     return parser
@@ -54,7 +54,7 @@ def measure_in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str
 
 
 def compare(seconds: dict[str, list[float]], base: str) -> list[dict[str, Any]]:
-    """A row for each way: median seconds, and the median over rounds of how many times faster than ``base``."""
+    """Return a row for each way: median seconds, and how many times faster than ``base`` it is (median of rounds)."""
     return [
         {
             "way": name,
@@ -68,7 +68,7 @@ def compare(seconds: dict[str, list[float]], base: str) -> list[dict[str, Any]]:
 def measure_with_rate(
     ways: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu"
 ) -> tuple[dict[str, list[float]], float]:
-    """As :func:`measure_in_turn`; in the same rounds, the FLOP/s of large square products, torch's or NumPy's."""
+    """Measure in turn, and return the FLOP/s of a large square product, by torch or NumPy, in the same rounds."""
     square = torch.randn(SQUARE, SQUARE, device=device)
     on_cpu = square.cpu().numpy()
 
@@ -83,9 +83,9 @@ def measure_with_rate(
 
 
 def peak_memory_gb() -> float:
-    """The most memory that this process has had in use (resident) so far, in 10^9 bytes."""
+    """Return the peak resident memory of this process in 10^9 bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage starts from what the process had that started this one
+    if status.exists():  # getrusage would include the memory of the parent process before the fork
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -93,13 +93,13 @@ def peak_memory_gb() -> float:
 
 
 def run_apart(script: str, *flags: Any) -> dict[str, Any]:
-    """Run a benchmark's own script in a process of its own; return the JSON that it prints."""
+    """Run a benchmark's script in a separate process. Return the JSON that it prints."""
     command = [sys.executable, script, *map(str, flags)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def time_and_memory_of(command: list[Any]) -> tuple[float, float]:
-    """Run a command; return its seconds, and the most that its processes held together, in GB."""
+    """Run a command. Return its seconds, and the peak memory of all its processes together in GB."""
     start = time.perf_counter()
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
     peak = 0.0
@@ -117,7 +117,7 @@ def time_and_memory_of(command: list[Any]) -> tuple[float, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on, and when."""
+    """Describe the machine, with the date."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -127,7 +127,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "blas": sorted(  # OpenBLAS has several for one processor, and may be told by OPENBLAS_CORETYPE which to take
+        "blas": sorted(  # OpenBLAS has several kernels for a processor; OPENBLAS_CORETYPE may choose one
             f"{library['filepath'].rpartition('/')[2].partition('-')[0]} {library['version']} {library['architecture']}"
             for library in threadpoolctl.threadpool_info()
             if library["user_api"] == "blas"
@@ -143,13 +143,13 @@ def show(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 
 def show_machine() -> None:
-    """Print what is measured on."""
+    """Print the description of the machine."""
     here = machine()
     print(f"{here['date']}: {here['cores']} cores of {here['cpu']}, {here['memory_gb']} GB, {', '.join(here['blas'])}")
 
 
 def save(path: Path | None, results: dict[str, Any]) -> None:
-    """Write the results as JSON where a path is given."""
+    """Write the results as JSON if a path is given."""
     if path is not None:
         write_json(path, {"machine": machine()} | results, indent=1)
         print(f"\nWrote {path}")

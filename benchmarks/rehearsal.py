@@ -1,17 +1,17 @@
-"""The whole walk-through, rehearsed at MS MARCO's counts: each command with its published flags, its time and memory.
+"""Rehearse the whole walk-through at MS MARCO's counts: run each command with its published flags, and measure it.
 
-The collection is synthetic and the encoder tiny (a layer of 16), but passages, documents, queries and judgements are
-as many as MS MARCO has. Each command runs as a process of its own in the folder, as in docs/walkthrough.md. The
-rehearsal stops where a command fails, and resumes there when it is run again. It fails in the end if a command took
-more than 3 GB of memory beside what --search_memory_gb allows.
+The collection is synthetic and the encoder tiny (one layer of 16). Passages, documents, queries and judgements are as
+many as MS MARCO has. Each command runs as a separate process in the folder, as in docs/walkthrough.md. The rehearsal
+stops if a command fails. Run it again to resume there. At the end it fails if a command took more than 3 GB of memory
+beside what --search_memory_gb allows.
 
     python benchmarks/rehearsal.py --folder /data/rehearsal                 # everything: 2 hours, 45 GB of disk
     python benchmarks/rehearsal.py --folder /tmp/rehearsal --scale 0.001    # a thousandth of it
 
-Differences from the published commands: training of STAR stops after two steps, that of ADORE by Ctrl-C after its
-first logged steps, goes on, and is stopped again. Documents are encoded 16 at a time (--chunk_size): the activations of
-256 of 512 tokens take 2.9 GB even in this encoder. GPUs are left out. Retrieval for all training queries searches
-the first --train_documents only, for 502,939 queries by 8,841,823 passages are 4.4e12 scores.
+Differences from the published commands: STAR trains two steps. ADORE is stopped by Ctrl-C after its first logged steps,
+resumed, and stopped again. Documents are encoded 16 at a time (--chunk_size): the activations of 256 documents of 512
+tokens take 2.9 GB even in this encoder. GPUs are not used. Retrieval for all training queries searches only the first
+--train_documents: 502,939 queries by 8,841,823 passages would be 4.4e12 scores.
 """
 
 import os
@@ -35,11 +35,11 @@ import psutil
 from measuring import ROOT, arguments, positive, save, show_machine
 from synthetic import COUNTS, HIDDEN, Counts, write_collection, write_published
 
-OWN_GB = 3.0  # of memory, for any command
+OWN_GB = 3.0  # memory limit of any command
 TRAIN_DOCUMENTS = 500_000
-SMALL = 0.1  # up to this scale BM25 is mined unasked, and STAR mines by itself
-SECONDS = 0.1  # between two looks at a command's memory, at least
-STOP_AT = re.compile(rb"loss\W+\d")  # what ADORE shows once it has logged
+SMALL = 0.1  # up to this scale, BM25 mines by default and STAR also mines its own negatives
+SECONDS = 0.1  # least time between two looks at a command's memory
+STOP_AT = re.compile(rb"loss\W+\d")  # in ADORE's output once it has logged
 RECORD, TABLE = "rehearsal.json", "rehearsal.md"
 TEXT_BYTES = {"passage": 120, "doc": 80}  # of a document's line on disk; documents are packed
 WIDTH = {"passage": 256, "doc": 512}  # published --max_doc_length of inference
@@ -57,9 +57,9 @@ class Command:
     """One command of the walk-through.
 
     Attributes:
-        line: as it is typed in the folder; the script's path is the project's.
-        search: whether it may take what ``--search_memory_gb`` allows.
-        stop: end it by Ctrl-C after its first logged steps.
+        line: the command as typed in the folder, with the script's path in the project.
+        search: whether it may also take the memory that ``--search_memory_gb`` allows.
+        stop: whether to stop it by Ctrl-C after its first logged steps.
         left_out: why it does not run.
     """
 
@@ -70,17 +70,17 @@ class Command:
 
     @property
     def limit_gb(self) -> float:
-        """The most memory that it may take."""
+        """The memory limit."""
         return OWN_GB + (SEARCH_MEMORY_GB if self.search else 0)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is rehearsed with one collection.
+    """The rehearsal of one collection.
 
     Attributes:
-        train_documents: how many are searched for all training queries.
-        small: whether STAR also mines by itself.
+        train_documents: the number of documents searched for all training queries.
+        small: whether STAR also mines its own negatives.
         bm25: whether BM25 mines.
         root: the data root, in the folder.
     """
@@ -94,12 +94,12 @@ class Plan:
 
     @property
     def few(self) -> str:
-        """The data root of the collection that is searched for all training queries."""
+        """The data root of the collection to search for all training queries."""
         return self.root if self.train_documents >= self.counts.documents else "./few"
 
     @property
     def few_counts(self) -> Counts:
-        """Of the collection in ``few``."""
+        """The counts of the collection in ``few``."""
         return replace(self.counts, documents=min(self.train_documents, self.counts.documents))
 
     def prepare(self, folder: Path) -> None:
@@ -111,7 +111,7 @@ class Plan:
             write_collection(self.data_type, counts, dataset)
 
     def disk_bytes(self) -> int:
-        """What everything takes, roughly."""
+        """Return roughly how many bytes everything takes."""
         total = 0
         for counts in {self.root: self.counts, self.few: self.few_counts}.values():
             tokens, vectors = 4 * 512, 3 * 4 * HIDDEN
@@ -121,7 +121,7 @@ class Plan:
         return int(1.2 * (total + results * (23 + 4) + self.counts.judged["train"] * 200 * 9))
 
     def commands(self) -> Iterator[Command]:
-        """The walk-through, in the order of docs/walkthrough.md."""
+        """Yield the commands in the order of docs/walkthrough.md."""
         few = [] if self.few == self.root else [self._preprocess(self.few)]
         yield self._preprocess(self.root)
         yield from few
@@ -229,7 +229,7 @@ class Plan:
 
 
 class Record:
-    """The results so far, in ``FOLDER/rehearsal.json``: what has one there is not run again."""
+    """The results so far, in ``FOLDER/rehearsal.json``. A command with a result does not run again."""
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path = path
@@ -237,7 +237,7 @@ class Record:
         if path.exists():
             content = read_object(path, {"settings": dict, "results": dict})
             if content["settings"] != settings:
-                raise InputError(f"{path}: is of a rehearsal with {content['settings']}; name another --folder")
+                raise InputError(f"{path}: belongs to a rehearsal with {content['settings']}; name another --folder")
             self.results = content["results"]
         self.settings = settings
 
@@ -249,7 +249,7 @@ class Record:
 
 def parse_arguments() -> Any:
     parser = arguments(__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where everything is written, and stays")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for all files, which are kept")
     parser.add_argument("--data_type", nargs="+", choices=list(COUNTS), default=list(COUNTS), help="default: both")
     parser.add_argument("--scale", type=float, default=1.0, help="of MS MARCO's counts (1)")
     parser.add_argument("--bm25", action="store_true", help=f"mine with BM25 at a scale above {SMALL:g} too")
@@ -257,7 +257,7 @@ def parse_arguments() -> Any:
         "--train_documents",
         type=positive,
         default=TRAIN_DOCUMENTS,
-        help="documents that are searched for all training queries (%(default)d)",
+        help="documents to search for all training queries (%(default)d)",
     )
     args = parser.parse_args()
     if not 0 < args.scale <= 1:
@@ -266,7 +266,7 @@ def parse_arguments() -> Any:
 
 
 def measure(words: list[str], folder: Path, log: Path, stop: bool = False) -> dict[str, Any]:
-    """Run a command in the folder, its output into ``log``.
+    """Run a command in the folder, with its output in ``log``.
 
     Args:
         words: the script, relative to the project, and its arguments.
@@ -310,7 +310,7 @@ def measure(words: list[str], folder: Path, log: Path, stop: bool = False) -> di
 
 
 def memory_of_tree(pid: int) -> int:
-    """Bytes that a process and all below it hold and that no file backs."""
+    """Return the bytes that a process and its descendants hold and that no file backs."""
     try:
         root = psutil.Process(pid)
         return sum(memory_of(process) for process in [root, *root.children(recursive=True)])
@@ -319,10 +319,10 @@ def memory_of_tree(pid: int) -> int:
 
 
 def memory_of(process: psutil.Process) -> int:
-    """Bytes of anonymous and shared memory, its part where several processes share it; 0 once it has ended."""
+    """Return the bytes of a process's anonymous memory and of its part of shared memory; 0 once it has ended."""
     rollup = Path(f"/proc/{process.pid}/smaps_rollup")
     try:
-        if not rollup.exists():  # no Linux
+        if not rollup.exists():  # not Linux
             return process.memory_full_info().uss
         fields = dict(line.split(":", 1) for line in rollup.read_text().splitlines()[1:])
         return sum(int(fields[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_Shmem"))
@@ -331,12 +331,12 @@ def memory_of(process: psutil.Process) -> int:
 
 
 def used_bytes(folder: Path) -> int:
-    """What the files below take on the disk."""
+    """Return the bytes that the files in a folder take on the disk."""
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_symlink())
 
 
 def rehearse(plan: Plan, folder: Path, record: Record) -> Iterator[tuple[str, Command, dict[str, Any]]]:
-    """Run what has no result yet; yield the name of each command, with its result. Raises InputError if one fails."""
+    """Run each command without a result. Yield all names, commands and results. Raises InputError if one fails."""
     name = f"{plan.data_type}: write the collection"
     if name not in record.results:
         start, before = time.perf_counter(), used_bytes(folder)
@@ -362,7 +362,7 @@ def rehearse(plan: Plan, folder: Path, record: Record) -> Iterator[tuple[str, Co
 
 
 def table_row(plan: Plan, step: Command, result: dict[str, Any]) -> str:
-    """A line of the table in Markdown."""
+    """Return a line of the table in Markdown."""
     line = step.line.replace(f"{plan.root}/{plan.data_type}/", "")
     if step.left_out:
         return f"| `{line}` | left out: {step.left_out} | | | |"
@@ -372,7 +372,7 @@ def table_row(plan: Plan, step: Command, result: dict[str, Any]) -> str:
 
 
 def header(plan: Plan) -> list[str]:
-    """What stands above the table of a collection."""
+    """Return the lines above the table of a collection."""
     counts = plan.counts
     queries = ", ".join(
         f"{counts.judged.get(mode, counts.queries[mode]):,} {mode}" for mode in ("train", "dev", "test", "lead")
@@ -409,7 +409,7 @@ def main() -> None:
         room = shutil.disk_usage(folder).free + used_bytes(folder)
         needed = sum(plan.disk_bytes() for plan in plans)
         if room < needed:
-            raise InputError(f"{folder}: this takes {needed / 1e9:.1f} GB, its disk has {room / 1e9:.1f}")
+            raise InputError(f"{folder}: needs {needed / 1e9:.1f} GB, but its disk has only {room / 1e9:.1f}")
         show_machine()
         results, over = [], []
         for plan in plans:

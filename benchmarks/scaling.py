@@ -1,10 +1,10 @@
-"""How time and memory grow with the collection, up to MS MARCO's 8,841,823 passages: searching and preprocessing.
+"""How time and memory of search and preprocessing grow with the collection, up to MS MARCO's 8,841,823 passages.
 
-Random vectors are written to a file, 27 GB for all of MS MARCO, and searched from there in a process of its own:
-for all queries of MS MARCO's dev set, for the 32 of a step of ADORE, and, in the smallest file, for all that train.
-The benchmark fails if a process takes more memory, beside its start and its queries, than its budget, or finds other
-documents than a plain search in float64. Then preprocess.py tokenizes as many of the sample's passages, over
-and over: 18 GB more for all.
+Random vectors are written to a file: 27 GB for all of MS MARCO. A separate process searches them for all queries of MS
+MARCO's dev set and for the 32 queries of a step of ADORE. In the smallest file it also searches for all training
+queries. The benchmark fails if a search takes more memory than its budget, not counting libraries and queries, or if it
+finds other documents than a plain search in float64. Then preprocess.py tokenizes as many passages, which repeat the
+sample's. This takes 18 GB more for all of MS MARCO.
 
     python benchmarks/scaling.py --folder /tmp
     python benchmarks/scaling.py --folder /tmp --rows 10000 100000 --output scaling.json
@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def grow(path: Path, rows: int, dim: int) -> None:
-    """Lengthen the file to ``rows`` random vectors."""
+    """Append random vectors until the file has ``rows``."""
     done = path.stat().st_size // (dim * 4) if path.exists() else 0
     with open(path, "ab") as file, tqdm(total=rows, initial=done, unit="doc", unit_scale=True, desc="writing") as bar:
         while done < rows:
@@ -64,14 +64,14 @@ def grow(path: Path, rows: int, dim: int) -> None:
 
 
 def forget(path: Path) -> None:
-    """Have the system forget what it keeps of a file in memory, so that the disk is read."""
+    """Drop a file from the system's cache, so that reading it reads the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def disk_gb_per_s(path: Path) -> float:
-    """How fast the file is read, and nothing else."""
+    """Return how fast the disk reads a file."""
     forget(path)
     size, start = min(path.stat().st_size, 4_000_000_000), time.perf_counter()
     with open(path, "rb", buffering=0) as file:
@@ -87,7 +87,7 @@ def queries_of(work: str, dim: int) -> tuple[np.ndarray, int]:
 
 
 def search(path: Path, work: str, dim: int, memory_gb: float) -> None:
-    """In a process of its own: search, and print what it took and what was found for some queries."""
+    """Search, and print time, memory and the rows found for some queries. Runs in a separate process."""
     documents = open_embeddings(path, dim)
     queries, k = queries_of(work, dim)
     before_gb, cpu, start = peak_memory_gb(), time.process_time(), time.perf_counter()
@@ -109,7 +109,7 @@ def search(path: Path, work: str, dim: int, memory_gb: float) -> None:
 
 
 def plain_search(path: Path, queries: np.ndarray, k: int) -> np.ndarray:
-    """The scores (Q, k) of the best documents, greatest first: everything scored in float64, the best kept."""
+    """Score all documents in float64. Return the scores (Q, k) of the best, greatest first."""
     documents = open_embeddings(path, queries.shape[1])
     best = np.full((len(queries), k), -np.inf)
     for first in tqdm(range(0, len(documents), CHUNK_ROWS), desc="checking", leave=False):
@@ -119,7 +119,7 @@ def plain_search(path: Path, queries: np.ndarray, k: int) -> np.ndarray:
 
 
 def measure(path: Path, work: str, dim: int, memory_gb: float) -> dict[str, Any]:
-    """Search in a process of its own, and check what it found and took."""
+    """Search in a separate process. Check the documents found and the memory used."""
     forget(path)
     flags = ("--folder", path.parent, "--search", work, "--dim", dim, "--search_memory_gb", memory_gb)
     result = run_apart(__file__, *flags)
@@ -136,7 +136,7 @@ def measure(path: Path, work: str, dim: int, memory_gb: float) -> dict[str, Any]
 
 
 def measure_preprocessing(folder: Path, rows: int) -> dict[str, Any]:
-    """Tokenize so many passages; in a folder that is removed again."""
+    """Tokenize ``rows`` passages in a temporary folder, and measure it."""
     with tempfile.TemporaryDirectory(dir=folder) as root:
         collection = Path(root) / "passage" / "dataset" / "collection.tsv"
         collection.parent.mkdir(parents=True)

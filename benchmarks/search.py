@@ -1,11 +1,11 @@
-"""Exact search: ours against the published way, one faiss call, sentence-transformers, and bare matrix products.
+"""Exact search: our way against the published one, one faiss call, sentence-transformers, and bare matrix products.
 
-The limit is the longer of two: multiplying at the rate of large square matrices, and reading all documents from memory.
+The limit is the longer of two times: multiplying at the rate of large square matrices, and reading all documents from
+memory.
 
-The published scripts search a faiss flat index 32 queries at a time. faiss of then multiplied so many by its BLAS;
-faiss 1.15 takes them one by one, which is slower on few cores. Both are measured. Random vectors, from which nothing
-can be gained by skipping. sentence-transformers takes part where it is installed; otherwise its algorithm, the same two
-torch calls, stands for it.
+The published scripts search a faiss flat index 32 queries at a time. faiss of 2021 multiplied such a batch with its
+BLAS. faiss 1.15 takes the queries one by one, which is slower on few cores. Both are measured. The vectors are random,
+so no search can gain by skipping some. If sentence-transformers is not installed, the same two torch calls replace it.
 
     python benchmarks/search.py
     python benchmarks/search.py --documents 100000 --rounds 3 --output search.json
@@ -26,7 +26,7 @@ import torch
 from measuring import arguments, compare, measure_with_rate, peak_memory_gb, positive, save, show, show_machine
 
 WORK = (("search of 640 queries", 640, 100), ("ADORE's step of 32 queries", 32, 200))  # queries, k
-NEAR = 1e-4  # of the top score: documents so near to each other may be swapped
+NEAR = 1e-4  # of the top score; documents with scores this close may be swapped
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def semantic_search(queries: np.ndarray, documents: np.ndarray, k: int) -> np.ndarray:
-    """Rows found by sentence-transformers, or by what it does: 100 queries by 500,000 documents, then a top k."""
+    """Return the rows that sentence-transformers finds: it takes 100 queries by 500,000 documents, then the top k."""
     try:
         from sentence_transformers.util import dot_score
         from sentence_transformers.util import semantic_search as search
@@ -52,9 +52,9 @@ def semantic_search(queries: np.ndarray, documents: np.ndarray, k: int) -> np.nd
 
 @contextmanager
 def blas_of_2021() -> Iterator[None]:
-    """Have faiss multiply 20 queries and more by its BLAS, as it did until 2026; 1.15 wants 128,000 numbers in them.
+    """Make faiss use its BLAS for 20 queries or more, as it did until 2026. faiss 1.15 uses it from 128,000 numbers on.
 
-    Also a decorator.
+    Works as a decorator too.
     """
     before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = 20
@@ -65,7 +65,7 @@ def blas_of_2021() -> Iterator[None]:
 
 
 def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, expected: np.ndarray) -> None:
-    """End the benchmark if the rows differ by more than swaps of documents with nearly the same score."""
+    """End the benchmark if the rows differ, unless documents with nearly the same score are swapped."""
     scores, wanted = (
         np.einsum("qd,qkd->qk", queries, documents[found], dtype=np.float64) for found in (rows, expected)
     )

@@ -1,4 +1,4 @@
-"""Models and texts of the benchmarks: as large as roberta-base, as long as MS MARCO's passages, both random."""
+"""Random models as large as roberta-base, and random text lengths like those of MS MARCO's passages."""
 
 from drhard.encoder import RobertaDot
 
@@ -10,13 +10,13 @@ MEDIAN, SPREAD = 65, 0.45  # tokens of MS MARCO's passages: log-normal
 
 
 def passage_lengths(random: np.random.Generator, count: int, longest: int) -> np.ndarray:
-    """Tokens of ``count`` texts, (count,) int32, spread as those of MS MARCO's passages and cut at ``longest``."""
+    """Draw the lengths of ``count`` texts, (count,) int32 tokens, like MS MARCO's passages, cut at ``longest``."""
     lengths = np.exp(random.normal(np.log(min(MEDIAN, longest)), SPREAD, count))
     return np.clip(lengths, 5, longest).astype(np.int32)
 
 
 def random_encoder(layers: int, vocabulary: int = 50265) -> RobertaDot:
-    """A model as wide as roberta-base, and as deep with 12 layers, with random weights and no dropout."""
+    """Return a model as wide as roberta-base, with random weights and no dropout. 12 layers make it as deep."""
     torch.manual_seed(0)
     config = RobertaConfig(
         vocab_size=vocabulary,

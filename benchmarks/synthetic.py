@@ -1,7 +1,7 @@
-"""A synthetic collection in MS MARCO's files and of its counts, and checkpoints small enough to encode it at home.
+"""A synthetic collection with MS MARCO's files and counts, and checkpoints small enough to encode it at home.
 
-Texts are words of a Zipf-like vocabulary, so that tokenizer and BM25 meet frequent and rare ones. Nothing in them
-makes sense: times, memory and files are what they are good for, not rankings.
+Texts are drawn from a Zipf-like vocabulary, so that tokenizer and BM25 see frequent and rare words. The texts have no
+meaning: use them to measure time, memory and files, not rankings.
 """
 
 import gzip
@@ -37,11 +37,11 @@ HIDDEN = 16  # of the encoder, and of its embeddings
 
 @dataclass(frozen=True)
 class Counts:
-    """How much there is of everything.
+    """The size of a collection.
 
     Attributes:
         queries: lines in the file of queries of each split.
-        judged: how many of these the judgements name; no entry for a split without judgements.
+        judged: judged queries of each split; no entry for a split without judgements.
         judgements: lines in the file of judgements of each split.
     """
 
@@ -51,7 +51,7 @@ class Counts:
     judgements: dict[str, int]
 
     def scaled(self, scale: float) -> "Counts":
-        """The same collection ``scale`` times as large, but never so small that a command refuses it."""
+        """Return counts ``scale`` times as large, but large enough for all commands."""
         judged = {mode: _part(count, scale, 5) for mode, count in self.judged.items()}
         return Counts(
             documents=_part(self.documents, scale, 500),
@@ -83,7 +83,7 @@ COUNTS = {  # MS MARCO's own, and TREC DL 2019's judgements
 
 @cache
 def words() -> list[str]:
-    """The vocabulary, each word once, frequent ones first: all of one and two syllables, some of three."""
+    """Return the vocabulary, frequent words first: all words of one and two syllables, and some of three."""
     syllables = [consonant + vowel for consonant in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
     count, random = len(syllables), np.random.default_rng(0)
     longest = random.choice(count**3, WORDS - count - count**2, replace=False)
@@ -93,7 +93,7 @@ def words() -> list[str]:
 
 
 class Texts:
-    """Texts without end: words drawn independently, the n-th most frequent in proportion to 1 / (n + 10)."""
+    """Endless texts. Words are drawn independently, the n-th most frequent in proportion to 1 / (n + 10)."""
 
     def __init__(self, seed: int):
         self._words = words()
@@ -102,7 +102,7 @@ class Texts:
         self._bounds /= self._bounds[-1]
 
     def draw(self, lengths: np.ndarray) -> list[str]:
-        """Texts of ``lengths`` (n,) words."""
+        """Draw texts of ``lengths`` (n,) words."""
         # The bounds end at 1, which random() never gives.
         numbers = np.searchsorted(self._bounds, self._random.random(int(lengths.sum())), side="right")
         drawn = map(self._words.__getitem__, numbers.tolist())
@@ -118,10 +118,10 @@ class Texts:
 
 
 def write_collection(data_type: str, counts: Counts, folder: Path) -> None:
-    """Write all of ``dataset/``; a file that is there already is left alone.
+    """Write all of ``dataset/``, except files that exist.
 
     Args:
-        folder: gets MS MARCO's files; the documents' texts are packed, as they are when they are downloaded.
+        folder: the folder for MS MARCO's files. The file of documents is gzipped, as the download is.
     """
     corpus = CORPORA[data_type]
     texts = Texts(seed=1)
@@ -158,16 +158,16 @@ def write_collection(data_type: str, counts: Counts, folder: Path) -> None:
 def write_judgements(
     path: Path, qids: np.ndarray, total: int, documents: int, prefix: str = "", graded: bool = False
 ) -> None:
-    """Write ``total`` judgements, as many for each of ``qids`` as for any other, or one more; no pair twice.
+    """Write ``total`` judgements, spread evenly over ``qids``, without repeating a pair.
 
     Args:
-        documents: how many there are; their ids begin at 0, with a prefix at 1.
-        prefix: of a document's id.
-        graded: grades are 0 to 3, not all 1; each query has one of 3.
+        documents: the number of documents. Their ids start at 0, or at 1 with a prefix.
+        prefix: the prefix of document ids.
+        graded: use grades 0 to 3, with one 3 for each query. Otherwise all grades are 1.
     """
     random = np.random.default_rng(total)
-    turn = np.arange(total) // len(qids)  # of a query's judgements
-    apart = max(1, documents // (turn[-1] + 1))  # a query's documents lie at equal distances from a random one
+    turn = np.arange(total) // len(qids)  # counts the judgements of each query
+    apart = max(1, documents // (turn[-1] + 1))  # a query's documents start at random and are equally far apart
     pids = np.resize(random.integers(0, documents, len(qids)), total) + turn * apart
     pids = pids % documents + (1 if prefix else 0)
     grades = random.choice(GRADES, total) if graded else np.ones(total, dtype=np.int64)
@@ -187,11 +187,11 @@ def _vocabulary() -> ByteLevelBPETokenizer:
 
 
 def write_published(root: Path, dim: int = HIDDEN) -> None:
-    """Write a checkpoint in place of each that download_data.sh --models fetches, and of roberta-base beside ``root``.
+    """Write a stand-in for roberta-base and for each checkpoint that download_data.sh --models fetches.
 
     Args:
-        root: the data root; ``roberta-base`` lies beside it, where a command that names it finds it.
-        dim: of an embedding.
+        root: the data root. ``roberta-base`` goes beside it, where commands find it by name.
+        dim: dimensions of an embedding.
     """
     write_checkpoint(root.parent / "roberta-base", 0, dim)
     downloads = json.loads((ROOT / "data" / "downloads.json").read_text(encoding="utf-8"))
@@ -200,7 +200,7 @@ def write_published(root: Path, dim: int = HIDDEN) -> None:
 
 
 def write_checkpoint(folder: Path, seed: int, dim: int = HIDDEN) -> None:
-    """Write an encoder of one layer with random weights so large that embeddings of different texts differ clearly."""
+    """Write an encoder of one layer. Its random weights are large, so that embeddings of different texts differ."""
     folder.mkdir(parents=True, exist_ok=True)
     _vocabulary().save_model(str(folder))
     torch.manual_seed(seed)

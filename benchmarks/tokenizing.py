@@ -1,12 +1,12 @@
-"""Tokenizing: the whole of preprocess.py against byte-level BPE in plain Python with a cache of words.
+"""Tokenizing: all of preprocess.py against byte-level BPE in plain Python with a cache of words.
 
-The published project tokenizes with the slow tokenizer of transformers 2.x, for which the same algorithm stands here.
-Every round starts new processes, with nothing cached. All ids must be equal.
+The published project uses the slow tokenizer of transformers 2.x. The plain Python here has the same algorithm. Every
+round starts new processes with empty caches. All ids must be equal.
 
     python benchmarks/tokenizing.py                                          # the sample, repeated, told apart
     python benchmarks/tokenizing.py --text descriptions.txt --model_name_or_path roberta-base
 
-A file that is given has one text on each line.
+The file for --text has one text on each line.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = arguments(__doc__)
     parser.add_argument("--text", type=Path, help="a text on each line (the sample's passages)")
     parser.add_argument("--lines", type=positive, default=400_000, help="of the text; it is repeated if it has fewer")
-    parser.add_argument("--model_name_or_path", default=str(WARMUP), help="whose vocabulary")
+    parser.add_argument("--model_name_or_path", default=str(WARMUP), help="the checkpoint with the vocabulary")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
     parser.add_argument("--plain", nargs=2, type=Path, help=argparse.SUPPRESS)  # the slow way, in a process of its own
@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class PlainBpe:
-    """RoBERTa's tokenizer in Python, step by step as transformers 2.x took them, with its cache of words."""
+    """RoBERTa's tokenizer in Python, with the steps and the cache of words of transformers 2.x."""
 
     def __init__(self, tokenizer: RobertaTokenizer):
         self.ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
@@ -61,7 +61,7 @@ class PlainBpe:
         self.cache: dict[str, str] = {}
 
     def bpe(self, word: str) -> str:
-        """The tokens of a word, blanks between them: its best pair is merged everywhere, until none is left."""
+        """Return the tokens of a word, joined by blanks. Merge the best pair everywhere until no pair is left."""
         if word in self.cache:
             return self.cache[word]
         parts = list(word)
@@ -82,7 +82,7 @@ class PlainBpe:
         return tokens
 
     def encode(self, text: str) -> list[int]:
-        """Lower-cased character by character but for special tokens, a blank in front, cut, <s> and </s> around."""
+        """Return the ids of a text, with <s> and </s>. Lower-case all but special tokens, and put a blank in front."""
         text = " " + self.characters.sub(lambda found: found[1] or found[2].lower(), text)
         tokens: list[str] = []
         for number, piece in enumerate(self.specials.split(text)):
@@ -109,7 +109,7 @@ def plain(collection: Path, target: Path, tokenizer: RobertaTokenizer) -> None:
 
 
 def write_collection(path: Path, text: Path | None, lines: int) -> None:
-    """A collection.tsv of so many lines; where the text is repeated, a number behind it tells them apart."""
+    """Write a collection.tsv of ``lines`` lines. A text that repeats gets a number at its end."""
     source = text or SAMPLE / "passage" / "dataset" / "collection.tsv.gz"
     texts = [" ".join(line.rpartition("\t")[2].split()) for _, line in read_lines(source)]
     texts = [text for text in texts if text]
@@ -120,7 +120,7 @@ def write_collection(path: Path, text: Path | None, lines: int) -> None:
 
 
 def seconds_to_write(target: Path, size: int) -> float:
-    """How long it takes to write a file of so many bytes, and nothing else."""
+    """Return the seconds that it takes to write a file of ``size`` bytes."""
     start = time.perf_counter()
     rows = memoryview(np.ones(1 << 19, dtype=np.int32)).cast("B")
     with open(target, "wb", buffering=0) as file:
@@ -130,7 +130,7 @@ def seconds_to_write(target: Path, size: int) -> float:
 
 
 def check_same(ours: Path, theirs: Path) -> int:
-    """End the benchmark unless all ids are equal; return how many tokens there are."""
+    """End the benchmark unless all ids are equal. Return the number of tokens."""
     lengths = np.load(theirs.with_suffix(".npy"))
     expected = np.memmap(theirs, dtype=np.int32, mode="r", shape=(len(lengths), WIDTH))
     tokens = TokenMemmap.open(ours, PASSAGES, WIDTH)

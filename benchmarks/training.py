@@ -1,9 +1,11 @@
-"""Training steps: ADORE's retrieval and loss against the published way, STAR's batches in small memory.
+"""Training steps: ADORE's retrieval and loss against the published way, and STAR's batches in small memory.
 
-ADORE: from query vectors to their gradient, without the encoder. The published way searches a faiss flat index and
-goes through queries and pairs one by one. STAR: from texts to the gradient of a model of roberta-base's size with
-random weights, passages as long as MS MARCO's, cut at the published 120 tokens; each way in a process of its own, for
-its memory, and the paper's batch of 256 once.
+ADORE is measured from query vectors to their gradient, without the encoder. The published way searches a faiss flat
+index and goes through queries and pairs one by one.
+
+STAR is measured from texts to the gradient. The model has roberta-base's size and random weights. Passages are as long
+as MS MARCO's, cut at the published 120 tokens. Each way runs in a separate process to measure its memory. The paper's
+batch of 256 runs once.
 
     python benchmarks/training.py
     python benchmarks/training.py --documents 100000 --batch 8 --chunk 4 --output training.json
@@ -56,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 def gradient_as_published(
     retrieved: np.ndarray, documents: np.ndarray, vectors: np.ndarray, relevant: list[list[int]]
 ) -> tuple[float, torch.Tensor]:
-    """The loss of a batch and its gradient, query by query and pair by pair."""
+    """Return the loss of a batch and its gradient, computed query by query and pair by pair."""
     queries = torch.from_numpy(vectors).requires_grad_()
     total = torch.zeros(())
     for query, rows, wanted in zip(queries, retrieved.tolist(), relevant, strict=True):
@@ -76,7 +78,7 @@ def gradient_as_published(
 def gradient_as_ours(
     retrieved: np.ndarray, documents: np.ndarray, vectors: np.ndarray, relevant: list[list[int]]
 ) -> tuple[float, torch.Tensor]:
-    """The same as adore/train.py does it."""
+    """Return the loss of a batch and its gradient, computed as in adore/train.py."""
     queries = torch.from_numpy(vectors).requires_grad_()
     candidates = Candidates(retrieved, relevant)
     scores = torch.einsum("qd,qcd->qc", queries, torch.from_numpy(documents[candidates.rows]))
@@ -109,7 +111,7 @@ def measure_adore(count: int, rounds: int) -> list[dict[str, Any]]:
     rows = compare(measure_in_turn(ways, rounds), name)
     retrieved, gradient = found["ours"]
     check_same(vectors, documents, retrieved, found["published"][0])
-    # Documents with nearly the same score may be swapped, which moves the gradient: of the same list it is the same.
+    # Documents with nearly the same score may be swapped, which changes the gradient. So both use the same list here.
     same = gradient_as_published(retrieved, documents, vectors, relevant)
     torch.testing.assert_close(gradient, same, rtol=1e-4, atol=1e-6)
     return rows
@@ -121,7 +123,7 @@ def measure_adore(count: int, rounds: int) -> list[dict[str, Any]]:
 def random_batch(
     random: np.random.Generator, count: int, longest: int, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (count, L), padded to the longest of the batch."""
+    """Return random ids and mask (count, L), padded to the longest of the batch."""
     lengths = passage_lengths(random, count, longest)
     ids = random.integers(3, vocabulary, (count, lengths.max()))
     mask = np.arange(lengths.max()) < lengths[:, None]
@@ -129,7 +131,7 @@ def random_batch(
 
 
 def star_gradient(model: RobertaDot, way: str, batch: int, chunk: int) -> None:
-    """The gradient of one batch; the same batch and the same numbers whatever the way."""
+    """Compute the gradient of one batch. All ways get the same batch and weights."""
     random = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
     query, positive, hard = (
@@ -156,7 +158,10 @@ def star_gradient(model: RobertaDot, way: str, batch: int, chunk: int) -> None:
 
 
 def print_step(args: argparse.Namespace) -> None:
-    """In a process of its own: a step, what it took, and how far the gradient of a small one is from one matrix's."""
+    """Run a step in a separate process. Print its time and memory, and how much its gradient differs from way "one".
+
+    The gradients are those of a small model.
+    """
     model = random_encoder(args.layers).train()
     start = time.perf_counter()
     star_gradient(model, args.step, args.batch, args.chunk)
@@ -172,7 +177,7 @@ def print_step(args: argparse.Namespace) -> None:
 
 
 def measure_step(args: argparse.Namespace, way: str, batch: int) -> dict[str, Any]:
-    """Run a step in a process of its own, and check its gradient."""
+    """Run a step in a separate process, and check its gradient."""
     flags = ("--step", way, "--batch", batch, "--chunk", args.chunk, "--layers", args.layers)
     result = run_apart(__file__, *flags)
     if result["difference"] > 1e-6:
@@ -181,7 +186,7 @@ def measure_step(args: argparse.Namespace, way: str, batch: int) -> dict[str, An
 
 
 def measure_star(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each way, and one for the large batch, which is measured once."""
+    """Return a row for each way, and one for the large batch, which runs once."""
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(args.rounds):
         for way in WAYS:

@@ -1,4 +1,4 @@
-"""ADORE: the query encoder trained with the hard negatives that its own retrieval brings up at every step."""
+"""ADORE: train the query encoder with hard negatives that it retrieves itself at every step."""
 
 import logging
 import signal
@@ -34,8 +34,8 @@ from transformers import get_linear_schedule_with_warmup
 log = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.pt"
-STATE_SECONDS = 600  # between two writings of the state, so that little is lost when a machine goes down
-LOGGED_CUT = 10  # of the MRR and recall that TensorBoard shows
+STATE_SECONDS = 600  # between two saves of the state, so that a crash of the machine costs little
+LOGGED_CUT = 10  # cut of the MRR and recall in TensorBoard
 WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
 RANGES = {
     "neg_topk": COUNT,
@@ -54,11 +54,11 @@ RANGES = {
 
 @dataclass(frozen=True)
 class AdoreSettings:
-    """What decides the outcome of a training; a training can be resumed with the very same only."""
+    """The settings that decide the outcome of a training. A training resumes only with the same settings."""
 
-    neg_topk: int = 200  # documents retrieved for a query at each step
-    metric_cut: int | None = None  # rank beyond which the metric counts nothing; None: no cut
-    batch_size: int = 32  # queries
+    neg_topk: int = 200  # documents retrieved for each query at each step
+    metric_cut: int | None = None  # last rank that the metric counts; None: no cut
+    batch_size: int = 32  # queries in a step
     gradient_accumulation_steps: int = 1
     learning_rate: float = 5e-6
     weight_decay: float = 0.01
@@ -67,7 +67,7 @@ class AdoreSettings:
     warmup_steps: int = 2000
     epochs: int = 6
     seed: int = 42
-    index: str = "Flat"  # what is searched: a faiss factory string, or the SHA-256 of an index file
+    index: str = "Flat"  # the index: a faiss factory string, or the SHA-256 of an index file
 
     def __post_init__(self) -> None:
         for name, numbers in RANGES.items():
@@ -76,10 +76,10 @@ class AdoreSettings:
 
 
 class Candidates:
-    """The retrieved documents of a batch of queries, with the relevant ones behind where none was retrieved.
+    """The retrieved documents of a batch of queries. If none of them is relevant, relevant ones are appended.
 
     Attributes:
-        rows: (Q, C) int64 document rows; 0 where not listed, as where ``retrieved`` is -1.
+        rows: (Q, C) int64 document rows; 0 where nothing is listed, for instance where ``retrieved`` is -1.
         listed: (Q, C) bool.
         relevant: (Q, C) bool.
     """
@@ -101,7 +101,7 @@ class Candidates:
 
 
 def measure_retrieval(retrieved: np.ndarray, relevant: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Return MRR@10 and recall@10, the means over a batch, of ``retrieved`` (Q, k)."""
+    """Return MRR@10 and recall@10 of ``retrieved`` (Q, k), as means over the batch."""
     reciprocal, recall = 0.0, 0.0
     for rows, wanted in zip(retrieved[:, :LOGGED_CUT], relevant, strict=True):
         places = np.flatnonzero(np.isin(rows, wanted))
@@ -111,7 +111,7 @@ def measure_retrieval(retrieved: np.ndarray, relevant: Sequence[Sequence[int]]) 
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM are noted in ``noted``, so that no step is cut in two; a second one is not."""
+    """While entered, a first Ctrl-C or SIGTERM only sets ``noted``, so that a step can end. A second one interrupts."""
 
     def __enter__(self) -> "StopRequest":
         self.noted = False
@@ -128,17 +128,17 @@ class StopRequest:
 
 
 class Means:
-    """Means of named numbers over the steps since they were last taken."""
+    """Means of named numbers over the steps since the last :meth:`take`."""
 
     def __init__(self) -> None:
         self._seen: list[dict[str, float]] = []
 
     def add(self, values: dict[str, float]) -> None:
-        """Take note of the numbers of a step."""
+        """Add the numbers of a step."""
         self._seen.append(values)
 
     def take(self) -> dict[str, float]:
-        """The means; from now on they are those of later steps."""
+        """Return the means, and start over."""
         seen, self._seen = self._seen, []
         return {name: float(np.mean([values[name] for values in seen])) for name in seen[0]}
 
@@ -148,11 +148,11 @@ class AdoreOutput:
     """Where a training writes, and how often.
 
     Attributes:
-        save_dir: gets ``epoch-N`` after each epoch, and the state of the training while it goes on.
-        log_dir: gets TensorBoard's events.
-        tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
-        save_steps: also write ``checkpoint-STEP`` that often.
-        logging_steps: steps over which what TensorBoard shows is averaged.
+        save_dir: the folder for ``epoch-N`` after each epoch, and for the state of the training.
+        log_dir: the folder for TensorBoard's events.
+        tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
+        save_steps: steps between two folders ``checkpoint-STEP``.
+        logging_steps: steps between two events of TensorBoard. Their numbers are means over these steps.
     """
 
     save_dir: Path
@@ -167,15 +167,15 @@ class AdoreOutput:
 
 
 class AdoreTraining:
-    """A training: :meth:`resume` finds where it was stopped, :meth:`run` goes on to the end.
+    """A training. :meth:`resume` continues a stopped one, and :meth:`run` trains to the end.
 
     Args:
-        model: the query encoder, on its device; the documents were embedded by one with the same weights.
-        relevant: query row -> relevant document rows; the queries to train on.
+        model: the query encoder, on its device. An encoder with the same weights embedded the documents.
+        relevant: query row -> relevant document rows. These are the queries to train on.
         documents: (N, dim) float32 embeddings.
 
     Raises:
-        InputError: sequences are too long for the model, or there would be no update.
+        InputError: sequences are too long for the model, or the settings give no update.
     """
 
     def __init__(
@@ -198,36 +198,36 @@ class AdoreTraining:
         updates = self.total_steps // settings.gradient_accumulation_steps
         if updates == 0:
             raise InputError(
-                f"--gradient_accumulation_steps is {settings.gradient_accumulation_steps}, and the training has only "
-                f"{self.total_steps} batches; lower it, so that there is an update"
+                f"--gradient_accumulation_steps is {settings.gradient_accumulation_steps}, but the training has only "
+                f"{self.total_steps} batches and would never update; lower it"
             )
         self.optimizer = AdamW(
             group_parameters(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
         )
         self.scheduler = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, updates)
-        self._record: dict[str, Any] = {}  # what decides the outcome; resume makes it
+        self._record: dict[str, Any] = {}  # settings and input that decide the outcome; set by resume
         self.step = 0  # batches done
-        self._epoch_order: tuple[int, np.ndarray] = -1, self.query_rows  # the epoch that is under way, its order
+        self._epoch_order: tuple[int, np.ndarray] = -1, self.query_rows  # the present epoch and its order
         warn_of_long_warmup(settings.warmup_steps, updates)
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done and the last epoch's checkpoint is there."""
+        """Whether all steps are done and the last epoch's checkpoint exists."""
         return self.step == self.total_steps and (self._epoch(self.settings.epochs) / "config.json").exists()
 
     def run(self, index: Index) -> None:
-        """Train to the end. The sole writer of the folder calls it, after :meth:`resume`.
+        """Train to the end, after :meth:`resume`. The caller must be the sole writer of the folder.
 
         Args:
-            index: over the documents, whose own vectors the loss takes though the index may be compressed.
+            index: an index of the documents. It may be compressed; the loss uses the exact vectors.
 
         Raises:
-            InputError: a loss or a weight is not finite, or a disk takes no more.
-            KeyboardInterrupt: by Ctrl-C or SIGTERM, with the state written.
+            InputError: a loss or a weight is not finite, or a disk is full.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
         """
         if self.step == 0:
             torch.manual_seed(self.settings.seed)
-            self._save_state()  # from here on the folder is known to be this training's
+            self._save_state()  # marks the folder as this training's
         means = Means()
         saved_at = time.monotonic()
         with Events(self.output.log_dir, self.step) as events, StopRequest() as stop, self._bar() as bar:
@@ -245,7 +245,7 @@ class AdoreTraining:
                     saved_at = time.monotonic()
                     if stop.noted:
                         raise KeyboardInterrupt
-        if not self.finished:  # somebody has moved the last checkpoint away
+        if not self.finished:  # somebody moved the last checkpoint away
             self._save(self._epoch(self.settings.epochs))
         self._save_state()
 
@@ -261,8 +261,8 @@ class AdoreTraining:
         searched = queries.detach().float().cpu()
         if not searched.isfinite().all():
             raise InputError(
-                f"step {self.step + 1}: the query vectors are not finite; start anew with a lower --learning_rate or a "
-                "higher --warmup_steps"
+                f"step {self.step + 1}: the query vectors are not finite; start again with a lower --learning_rate or "
+                "a higher --warmup_steps"
             )
         _, retrieved = index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
@@ -274,7 +274,7 @@ class AdoreTraining:
             torch.from_numpy(candidates.listed).to(self.device),
             settings.metric_cut,
         )
-        loss = loss / settings.batch_size  # published: the nominal size for a smaller, last batch too
+        loss = loss / settings.batch_size  # published: divide by the nominal size even if the last batch is smaller
         check_loss(loss, self.step + 1)
         (loss / settings.gradient_accumulation_steps).backward()
 
@@ -316,7 +316,7 @@ class AdoreTraining:
     # Resuming
 
     def _make_record(self) -> dict[str, Any]:
-        """Of the weights at the start, so before the state of a stopped training is loaded."""
+        """Describe the settings and input. Call it before the state is loaded: it digests the starting weights."""
         return asdict(self.settings) | {
             "init_path": digest_weights(self.model),
             "config": digest_config(self.model.config),
@@ -343,10 +343,10 @@ class AdoreTraining:
             torch.save(state | {"digest": digest_state(state)}, file)
 
     def resume(self) -> None:
-        """Go back to where the training was stopped, if it was. The sole writer of the folder calls it.
+        """Load the state of a stopped training, if there is one. The caller must be the sole writer of the folder.
 
         Raises:
-            InputError: the state in the folder is damaged, or that of a training with other settings.
+            InputError: the state in the folder is damaged, or belongs to a training with other settings.
         """
         self._record = self._make_record()
         folder = self.output.save_dir
@@ -354,7 +354,7 @@ class AdoreTraining:
             remove_unfinished(folder, pattern)
         if not self.state_path.exists():
             if any(folder.glob("epoch-*")) or any(folder.glob("checkpoint-*")):
-                raise InputError(f"{folder}: there are checkpoints of another training; {WAY_OUT}")
+                raise InputError(f"{folder}: has checkpoints of another training; {WAY_OUT}")
             return
         state = self._read_state()
         check_record(folder, state["record"], self._record, WAY_OUT)
@@ -368,12 +368,12 @@ class AdoreTraining:
         log.info("resuming after step %d of %d (%s)", self.step, self.total_steps, self.state_path)
 
     def _read_state(self) -> dict[str, Any]:
-        """The state as it was written. Raises InputError if anything in it was changed since."""
+        """Read the saved state. Raises InputError if it was changed or damaged."""
         try:
             state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
             digest = state.pop("digest")
-            reason = None if digest == digest_state(state) else "it is not what was written"
-        except Exception as error:  # what torch raises depends on the damage
+            reason = None if digest == digest_state(state) else "its content was changed"
+        except Exception as error:  # the type depends on the damage
             reason = type(error).__name__
         if reason:
             raise InputError(f"{self.state_path}: damaged ({reason}); {WAY_OUT}")

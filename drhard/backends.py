@@ -1,6 +1,6 @@
-"""Search backends: the kinds of index that the flags of a search choose from.
+"""Search backends: the kinds of index that a search can use. Flags choose one.
 
-To add one: write an index with the protocol of :mod:`drhard.index`, give it a backend here, and name it in
+To add one: write an index with the protocol of :mod:`drhard.index`, give it a backend here, and return it from
 :meth:`drhard.settings.SearchSettings._choose`.
 """
 
@@ -21,21 +21,21 @@ import numpy as np
 
 
 class Backend(Protocol):
-    """One kind of index: what can be checked before the long work, and how it is opened."""
+    """One kind of index: checks before the long work, and opening it."""
 
     def check(self, k: int, count: int, dim: int) -> None:
-        """Raise InputError if the ``k`` best of ``count`` documents of ``dim`` dimensions cannot be searched so."""
+        """Raise InputError if the index cannot find the ``k`` best of ``count`` documents of ``dim`` dimensions."""
 
     def open(self, documents: np.ndarray, k: int) -> Index:
-        """Return an index of ``documents`` (N, dim) float32, for searches of the ``k`` best and fewer."""
+        """Return an index of ``documents`` (N, dim) float32 that finds up to the ``k`` best."""
 
 
 @dataclass(frozen=True)
 class ExactBackend:
     """Exact search, on the CPU or on GPUs."""
 
-    gpus: Sequence[int] | None = ()  # none: on the CPU; None: on all GPUs if they have room
-    memory_gb: float = SEARCH_MEMORY_GB  # what a search on the CPU may take
+    gpus: Sequence[int] | None = ()  # empty: on the CPU; None: on all GPUs if they have room
+    memory_gb: float = SEARCH_MEMORY_GB  # for a search on the CPU
     progress: bool = False
 
     def check(self, k: int, count: int, dim: int) -> None:
@@ -59,9 +59,9 @@ class ExactBackend:
 class CompressedBackend:
     """A compressed index of faiss, on the CPU or on GPUs."""
 
-    factory: str  # a description for faiss.index_factory; Flat for that of the file
-    path: Path | None  # where the index is, or where it goes once it is built
-    parameters: Mapping[str, int]  # of a search, by faiss's names
+    factory: str  # a description for faiss.index_factory; Flat to use the file's index
+    path: Path | None  # the file of the index, built if it does not exist; None: built for this run only
+    parameters: Mapping[str, int]  # search parameters by faiss's names
     gpus: Sequence[int] = ()
     progress: bool = False
 
@@ -72,7 +72,7 @@ class CompressedBackend:
         if self.gpus:
             check_gpus(self.gpus, k)
         if self.factory == FLAT and self.path is not None:
-            require_file(self.path, "with --index_factory it is built there")
+            require_file(self.path, "give --index_factory to build it")
         else:
             check_factory(self.factory, dim, self.parameters, bool(self.gpus))
 

@@ -1,4 +1,4 @@
-"""Reading documents block by block, so that a collection of any size is searched in bounded memory."""
+"""Read documents block by block, so that searching a collection of any size takes bounded memory."""
 
 import os
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ BUFFERS = 3  # blocks in memory: one in use, one waiting, one being read
 
 
 def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, (B, dim) float32) for one block of ``documents`` (N, dim) after the other.
+    """Yield the first row and the vectors (B, dim) float32 of each block of ``documents`` (N, dim).
 
-    A whole memmap is read from its file into ``BUFFERS`` arrays in turn: mapped pages would stay in memory and count as
-    the process's. A block is overwritten once ``BUFFERS`` more have been asked for.
+    A whole memmap is read from its file into ``BUFFERS`` arrays in turn. Mapped pages would stay in memory and count
+    as the process's. A block is overwritten after ``BUFFERS`` more blocks.
 
     Raises:
-        InputError: the file has become shorter.
+        InputError: the file became shorter.
     """
     count, dim = documents.shape
     name = documents.filename if isinstance(documents, np.memmap) else None
-    if name is not None and documents.nbytes >= os.path.getsize(name):  # a whole memmap, no part of one
+    if name is not None and documents.nbytes >= os.path.getsize(name):  # a whole memmap, not a part of one
         buffers = [np.empty((min(block_rows, count), dim), dtype=documents.dtype) for _ in range(BUFFERS)]
         with open(name, "rb", buffering=0) as file:
             for number, first in enumerate(range(0, count, block_rows)):
@@ -31,9 +31,9 @@ def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, n
                 while left:
                     read = file.readinto(left)
                     if not read:
-                        raise InputError(f"{name}: has become shorter while it was read")
+                        raise InputError(f"{name}: became shorter while it was read")
                     left = left[read:]
                 yield first, block
     else:
         for first in range(0, count, block_rows):
-            yield first, np.require(documents[first : first + block_rows], np.float32, ["C", "W"])  # torch wants it so
+            yield first, np.require(documents[first : first + block_rows], np.float32, ["C", "W"])  # as torch needs it

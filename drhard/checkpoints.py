@@ -1,8 +1,8 @@
-"""The checkpoints of a STAR training: sealed when they are written, checked before a training goes on from one.
+"""The checkpoints of a STAR training. Each is sealed when it is written, and checked before a training resumes from it.
 
-``checkpoint-STEP`` holds weights and all that resuming needs, and ``checkpoint.json``, its seal: the step, a digest of
-what the training was begun with, and the SHA-256 of each file. The final model, in the folder of the training itself,
-has a seal too. ``training.json`` there says what the training was begun with.
+``checkpoint-STEP`` holds the weights and everything else that resuming needs. Its seal is ``checkpoint.json``: the
+step, a digest of the training's settings and input, and the SHA-256 of each file. The final model is in the folder of
+the training itself and has a seal too. ``training.json`` in the same folder describes the settings and input.
 """
 
 import logging
@@ -19,32 +19,34 @@ log = logging.getLogger(__name__)
 RECORD_FILE = "training.json"
 STATE_FILE = "trainer_state.json"
 MODEL_FILES = ("config.json", "model.safetensors")
-NEEDED = (*MODEL_FILES, "optimizer.pt", "scheduler.pt", STATE_FILE)  # and one of random numbers for each process
+NEEDED = (*MODEL_FILES, "optimizer.pt", "scheduler.pt", STATE_FILE)  # each process also has a file of random numbers
 MINING_FOLDER = "mining"  # embeddings of a training that mines its own hard negatives
 WAY_OUT = "give --overwrite_output_dir to start anew, or name another --output_dir"
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` goes."""
+    """Return the folder for the checkpoint of ``step``."""
     return output_dir / f"checkpoint-{step}"
 
 
 def open_training(
     output_dir: Path, record: Mapping[str, Any], overwrite: bool, asked: Path | None = None
 ) -> Path | None:
-    """Make ``output_dir`` ready for a training, or find where it was stopped. Its sole writer calls it.
+    """Prepare ``output_dir`` for a training, or find the checkpoint to resume from.
+
+    The caller must be the sole writer of the folder.
 
     Args:
-        record: what decides the outcome.
-        overwrite: remove what an earlier training left.
-        asked: the checkpoint to go on from, if not the newest that is whole.
+        record: the settings and input that decide the outcome.
+        overwrite: remove an earlier training first.
+        asked: the checkpoint to resume from. None: the newest whole one.
 
     Returns:
-        ``output_dir`` itself if it holds the finished model of this very training, else the checkpoint to go on from,
-        None if there is none yet.
+        ``output_dir`` itself if it holds the finished model of the same training, else the checkpoint to resume from.
+        None if there is no checkpoint yet.
 
     Raises:
-        InputError: a training with other settings was begun there, or no checkpoint is whole.
+        InputError: the folder holds a training with other settings, or no checkpoint is whole.
     """
     if overwrite:
         _remove_training(output_dir)
@@ -53,27 +55,27 @@ def open_training(
     checkpoints = _checkpoints(output_dir)
     if finished or checkpoints:
         if not (output_dir / RECORD_FILE).exists():
-            there = "is a finished model already" if finished else "are checkpoints of another training"
-            raise InputError(f"{output_dir}: there {there}; {WAY_OUT}")
+            there = "a finished model already" if finished else "checkpoints of another training"
+            raise InputError(f"{output_dir}: has {there}; {WAY_OUT}")
         check_record(output_dir, read_object(output_dir / RECORD_FILE, {}, WAY_OUT), record, WAY_OUT)
     if finished and (output_dir / SEAL_FILE).exists():
         reason = find_fault(output_dir, record, MODEL_FILES)
         if reason:
-            raise InputError(f"{output_dir}: there is a finished model, but {reason}; {WAY_OUT}")
+            raise InputError(f"{output_dir}: has a finished model, but {reason}; {WAY_OUT}")
         return output_dir
     write_json(output_dir / RECORD_FILE, record, indent=1)
     if asked:
         reason = find_fault(asked, record, NEEDED)
         if reason:
-            raise InputError(f"{asked}: no checkpoint to go on from: {reason}")
+            raise InputError(f"{asked}: cannot resume from this checkpoint: {reason}")
         return asked
     return _newest_whole(checkpoints, record) if checkpoints else None
 
 
 def keep_newest(output_dir: Path, step: int, limit: int | None) -> None:
-    """Remove checkpoints until ``limit`` are left, that of ``step``, which is whole, among them; None or 0: no limit.
+    """Remove checkpoints until ``limit`` are left. Keep that of ``step``, which is whole. None or 0: no limit.
 
-    Those of later steps go first: they were there when the training was resumed from an earlier one.
+    Checkpoints of later steps go first: they are from before the training resumed at an earlier one.
     """
     others = [path for path in _checkpoints(output_dir) if _step(path) != step]
     others.sort(key=lambda path: (_step(path) < step, _step(path)))
@@ -82,7 +84,7 @@ def keep_newest(output_dir: Path, step: int, limit: int | None) -> None:
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    """The folders of checkpoints, whole or not, newest first."""
+    """Return the folders of checkpoints, whole or not, newest first."""
     folders = [path for path in output_dir.glob("checkpoint-*") if path.is_dir() and _step(path) >= 0]
     return sorted(folders, key=_step, reverse=True)
 
@@ -100,13 +102,13 @@ def _newest_whole(checkpoints: list[Path], record: Mapping[str, Any]) -> Path:
             reason = f"it is of step {read_sealed_step(folder)}"
         if reason is None:
             return folder
-        log.warning("%s is passed over: %s", folder, reason)
+        log.warning("%s is skipped: %s", folder, reason)
         reasons.append(f"{folder.name}: {reason}")
-    raise InputError(f"{checkpoints[0].parent}: no checkpoint there is whole ({'; '.join(reasons)}); {WAY_OUT}")
+    raise InputError(f"{checkpoints[0].parent}: no checkpoint is whole ({'; '.join(reasons)}); {WAY_OUT}")
 
 
 def _remove_training(output_dir: Path) -> None:
-    """What makes a model or a checkpoint goes first."""
+    """Remove a training. The files that mark a folder as a model or a checkpoint go first."""
     for name in ("config.json", SEAL_FILE, "model.safetensors", RECORD_FILE):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*_checkpoints(output_dir), output_dir / MINING_FOLDER):

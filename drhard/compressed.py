@@ -1,4 +1,4 @@
-"""Compressed indexes: faiss indexes that take less memory than the documents and find nearly the same.
+"""Compressed indexes: faiss indexes that take less memory than the documents and find nearly the same ones.
 
 faiss is imported inside the functions: see :mod:`drhard.faiss_index`.
 """
@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-ON_GPUS = ("IndexFlat", "IndexIVFFlat", "IndexIVFPQ", "IndexIVFScalarQuantizer")  # what faiss can put there
-FLAG_OF = {"nprobe": "--nprobe", "efSearch": "--ef_search"}  # by faiss's names of them
-TRAINING_ROWS = 262_144  # documents that an index learns its codes from, at most: 0.8 GB at 768 dimensions
+ON_GPUS = ("IndexFlat", "IndexIVFFlat", "IndexIVFPQ", "IndexIVFScalarQuantizer")  # indexes that faiss has on GPUs
+FLAG_OF = {"nprobe": "--nprobe", "efSearch": "--ef_search"}  # by faiss's names
+TRAINING_ROWS = 262_144  # most documents that an index learns its codes from: 0.8 GB at 768 dimensions
 
 
 def open_compressed(
@@ -44,24 +44,25 @@ def open_compressed(
     gpus: Sequence[int] = (),
     progress: bool = False,
 ) -> FaissIndex:
-    """An index of faiss, built here or read from a file.
+    """Read a faiss index from a file, or build it.
 
     Args:
         documents: (N, dim) float32.
-        factory: a description for ``faiss.index_factory`` such as ``OPQ96,PQ96``; ``Flat`` for that of the file.
-        path: where the index is, or where it goes once it is built; None to build it for this run only.
-        parameters: of the search, by faiss's names: ``nprobe``, ``efSearch``.
+        factory: a description for ``faiss.index_factory`` such as ``OPQ96,PQ96``; ``Flat`` to use the file's index.
+        path: the file of the index. If it does not exist, the index is built and written there. None to build the
+            index for this run only.
+        parameters: search parameters by faiss's names: ``nprobe``, ``efSearch``.
         gpus: where to search; on the CPU if empty.
         progress: show a bar over the queries of a search.
 
     Raises:
-        InputError: faiss cannot build such an index, or the one at ``path`` is damaged, not of these documents, or
-            without such a parameter.
+        InputError: faiss cannot build the index, the file is damaged or was built from other documents, or the index
+            does not have one of the parameters.
     """
     if path is None:
         index = _build(documents, factory)
     elif path.exists() or factory == FLAT:
-        index = _read(require_file(path, "with --index_factory it is built there"), documents, factory)
+        index = _read(require_file(path, "give --index_factory to build it"), documents, factory)
     else:
         index = _build_at(path, documents, factory)
     set_parameters(index, parameters, str(path or f"--index_factory {factory}"))
@@ -69,15 +70,15 @@ def open_compressed(
 
 
 def check_factory(factory: str, dim: int, parameters: Mapping[str, int], on_gpus: bool) -> None:
-    """Raise InputError, before the long work, if faiss has no such index for ``dim`` dimensions, or not on GPUs."""
+    """Raise InputError, before the long work, if faiss lacks this index for ``dim`` dimensions or on GPUs."""
     import faiss
 
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise InputError(
-            f"--index_factory {factory}: faiss makes no such index for {dim} dimensions "
-            f"({_reason(error)}); OPQ96,PQ96 is one for 768"
+            f"--index_factory {factory}: faiss has no such index for {dim} dimensions "
+            f"({_reason(error)}); for 768 dimensions, OPQ96,PQ96 works"
         ) from None
     set_parameters(index, parameters, f"--index_factory {factory}")
     if on_gpus:
@@ -85,7 +86,7 @@ def check_factory(factory: str, dim: int, parameters: Mapping[str, int], on_gpus
 
 
 def set_parameters(index: Any, parameters: Mapping[str, int], name: str) -> None:
-    """Set the parameters of a search. Raises InputError, naming the index ``name``, if it does not have one."""
+    """Set search parameters. Raises InputError, naming the index ``name``, if it lacks one of them."""
     import faiss
 
     for parameter, value in parameters.items():
@@ -93,7 +94,7 @@ def set_parameters(index: Any, parameters: Mapping[str, int], name: str) -> None
             faiss.ParameterSpace().set_index_parameter(index, parameter, value)
         except RuntimeError:
             flag = FLAG_OF[parameter]
-            raise InputError(f"{name}: this index has no use for {flag}; leave {flag} out") from None
+            raise InputError(f"{name}: this index does not use {flag}; leave {flag} out") from None
 
 
 def _build(documents: np.ndarray, factory: str) -> Any:
@@ -117,12 +118,12 @@ def _build(documents: np.ndarray, factory: str) -> Any:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What faiss complains of, without the names of its functions and files."""
+    """Return faiss's message without the names of its functions and files."""
     return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: .*? failed: )?", "", str(error).strip().splitlines()[0])
 
 
 def _build_at(path: Path, documents: np.ndarray, factory: str) -> Any:
-    """Build an index in ``path``. The file is claimed first, for it takes long."""
+    """Build an index and write it to ``path``. Building takes long, so the file is claimed first."""
     import faiss
 
     with write_whole_file(path) as file:
@@ -148,7 +149,7 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
     if found is not None and not is_unchanged(path, found):
         raise InputError(
             f"{path}: is damaged, or not the file that {stamp_path(path).name} was written for; delete both to build "
-            "it anew, or name another file"
+            "it again, or name another file"
         )
     try:
         index = faiss.read_index(str(path))
@@ -160,13 +161,13 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
             f"{path}: holds {index.ntotal} documents of {index.d} dimensions, the embeddings are {count} x {dim}"
         )
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise InputError(f"{path}: searches by distance; an index of inner products is needed")
+        raise InputError(f"{path}: searches by distance; build an index of inner products")
     if found is None:
         warn_of_no_stamp(path)
         return index
     words = {"vectors": "was built from other embeddings"}
     vectors = {"vectors": expected["vectors"]}
-    check_made_from(path, found, vectors, words, "delete it to build it anew, or name another file")
+    check_made_from(path, found, vectors, words, "delete it to build it again, or name another file")
     if factory != FLAT:
         words = {"factory": f"is an index {found['factory']}, not {factory}"}
         check_made_from(path, found, {"factory": factory}, words, "name another file")
@@ -178,27 +179,27 @@ def _stamp(documents: np.ndarray, factory: str) -> dict[str, str]:
 
 
 def check_kind(index: Any, name: str) -> str:
-    """The kind of an index, without what is done to vectors before. Raises InputError if GPUs do not know it."""
+    """Return the kind of an index, without its pre-transform. Raises InputError if faiss does not have it on GPUs."""
     import faiss
 
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
     kind = type(inner).__name__.removesuffix("IP")
     if kind not in ON_GPUS:
         raise InputError(
-            f"{name}: faiss has no such index ({kind}) on GPUs; OPQ96,IVF1,PQ96 is one that it has, "
+            f"{name}: faiss does not have this index ({kind}) on GPUs; use one such as OPQ96,IVF1,PQ96, "
             "or search on the CPU"
         )
     return kind
 
 
 def _to_gpus(index: Any, gpus: Sequence[int]) -> Any:
-    """A copy of the index on GPUs, an equal part on each."""
+    """Copy the index to GPUs, an equal part to each."""
     import faiss
 
     kind = check_kind(index, "this index")
     options = faiss.GpuMultipleClonerOptions()
     options.shard = True
-    options.useFloat16 = kind == "IndexIVFPQ"  # look-up tables of 96 bytes a document do not fit in float32
+    options.useFloat16 = kind == "IndexIVFPQ"  # look-up tables for codes of 96 bytes do not fit in float32
     try:
         return faiss.index_cpu_to_gpus_list(index, co=options, gpus=list(gpus))
     except RuntimeError as error:

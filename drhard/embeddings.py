@@ -1,4 +1,4 @@
-"""Embedding memmaps: float32 (rows, dim), each with a stamp beside it that says what it was made from."""
+"""Embedding memmaps: float32 (rows, dim). A stamp beside each says what it was made from."""
 
 import errno
 import logging
@@ -26,11 +26,11 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 DTYPE = np.dtype(np.float32)
-CPU_TOKENS = 1536  # in a batch: the activations stay in the caches, though the user's batches may be larger
-FLAGS = {"float32": "neither --fp16 nor --bf16", "float16": "--fp16", "bfloat16": "--bf16"}  # of inference
+CPU_TOKENS = 1536  # most tokens in a batch, so that the activations stay in the caches; --batch_size may be larger
+FLAGS = {"float32": "neither --fp16 nor --bf16", "float16": "--fp16", "bfloat16": "--bf16"}  # of the inference scripts
 ONE_COLLECTION = "give the embeddings and the --preprocess_dir of one collection"
 STAMP_FIELDS = {"model": str, "tokens": str, "length": int, "rows": int, "dim": int, "dtype": str}
-WINDOW = 8192  # rows; fixed, so that a run can be gone on with under another batch size
+WINDOW = 8192  # rows; fixed, so that encoding can resume with another batch size
 
 
 def encode(
@@ -41,24 +41,23 @@ def encode(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> int:
-    """Write the embeddings of all rows of ``tokens`` to ``path``; a run that was stopped is gone on with.
+    """Write the embeddings of all rows of ``tokens`` to ``path``. A stopped run resumes.
 
-    Rows are taken in windows; in a window they are batched by length, so that little is spent on padding. Batches
-    are made ready, and windows written, while the model works. A window is written at once, so the unfinished file
-    always ends with a whole one.
+    Rows are encoded in windows. Within a window they are batched by length, which saves padding. Threads prepare
+    batches and write windows while the model works. A resumed run keeps the whole windows of the unfinished file.
 
     Args:
-        path: float32 (rows, dim); its stamp is ``path`` + ``.json``. A file that is there is used again if its
-            stamp says that it would come out the same.
-        batch_size: sequences of the greatest length in a batch, for each GPU; of shorter ones it takes more.
-        dtype: what the model computes in on a GPU (mixed precision); what is written is float32 all the same.
+        path: float32 (rows, dim); its stamp is ``path`` + ``.json``. An existing file is reused if its stamp says
+            that encoding would give the same.
+        batch_size: sequences of the maximum length in a batch, for each GPU. A batch takes more of shorter ones.
+        dtype: the precision of the model on a GPU (mixed precision). The file is float32 in any case.
 
     Returns:
         dim, the size of an embedding.
 
     Raises:
-        InputError: ``tokens`` are none of this model's; the file that is there was made from something else; or the
-            model gives no finite numbers.
+        InputError: the model cannot read ``tokens``, the existing file was made from something else, or the model
+            gives numbers that are not finite.
     """
     path = Path(path)
     check_tokens(model, tokens)
@@ -67,7 +66,7 @@ def encode(
     stamp = _make_stamp(model, tokens, dtype)
     if path.exists():
         _check(path, stamp)
-        log.info("%s is there already and is used again", path)
+        log.info("%s exists already and is used again", path)
         return int(stamp["dim"])
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_faults(path), claim(partial_path(path), path) as file:
@@ -79,7 +78,7 @@ def encode(
         try:
             with closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows:
                 _write_windows(file, _require_finite(windows, path, dtype))
-        except InputError:  # nothing in it is worth resuming from
+        except InputError:  # the unfinished file is of no use
             partial_path(path).unlink()
             stamp_path(path).unlink()
             raise
@@ -88,7 +87,7 @@ def encode(
 
 
 def _make_stamp(model: RobertaDot, tokens: TokenMemmap, dtype: torch.dtype) -> dict[str, Any]:
-    """What the embeddings of ``tokens`` are made from."""
+    """Return what the embeddings of ``tokens`` are made from."""
     return {
         "model": digest_weights(model),
         "tokens": tokens.digest(),
@@ -101,7 +100,7 @@ def _make_stamp(model: RobertaDot, tokens: TokenMemmap, dtype: torch.dtype) -> d
 
 
 def _resume(path: Path, stamp: dict[str, Any], file: BinaryIO) -> int:
-    """Cut the unfinished ``file`` of ``path`` to its whole windows, if it is of ``stamp``; return how many rows stay.
+    """Cut the unfinished ``file`` of ``path`` to whole windows if it has this ``stamp``. Return how many rows it keeps.
 
     Raises:
         InputError: it was made from something else.
@@ -111,7 +110,7 @@ def _resume(path: Path, stamp: dict[str, Any], file: BinaryIO) -> int:
     if done and _has_stamp(path, stamp, partial_path(path)):
         file.truncate(done * row_bytes)
         return done
-    file.truncate(0)  # before the stamp, which would else speak for the rows of another
+    file.truncate(0)  # before the new stamp is written, which does not hold for the old rows
     write_stamp(path, stamp)
     return 0
 
@@ -125,7 +124,7 @@ def _require_finite(windows: Iterator[np.ndarray], path: Path, dtype: torch.dtyp
 
 
 def _write_windows(file: BinaryIO, windows: Iterator[np.ndarray]) -> None:
-    """Append each window while the next is made."""
+    """Append each window while the next one is computed."""
     with ThreadPoolExecutor(1) as writer:
         writing = writer.submit(file.flush)
         for window in windows:
@@ -145,7 +144,7 @@ def _finish(path: Path, stamp: dict[str, Any]) -> None:
 def _embed(
     model: RobertaDot, tokens: TokenMemmap, done: int, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> Generator[np.ndarray]:
-    """Yield the embeddings (W, dim) of one window after the other, from row ``done`` on."""
+    """Yield the embeddings (W, dim) of each window, from row ``done`` on."""
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     module: nn.Module = model if device.type == "cpu" else MixedPrecision(model, dtype)
@@ -165,7 +164,7 @@ def _embed(
         for batch in batches:
             if batch.first_of_window:
                 embeddings = torch.empty(min(WINDOW, len(tokens) - batch.start), dim, device=device)
-            with torch.inference_mode():  # not around the loop: it would hold while another works on what is yielded
+            with torch.inference_mode():  # not around the loop: it would apply in the caller between two windows
                 output = module(batch.ids.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True))
             embeddings[batch.rows.to(device, non_blocking=True)] = output
             bar.update(batch.tokens)
@@ -174,7 +173,7 @@ def _embed(
 
 
 def _reason(dtype: torch.dtype) -> str:
-    """Why embeddings are not finite, and what to do."""
+    """Return why embeddings are not finite, and what to do."""
     precision = _name(dtype)
     return "; its weights are damaged" if precision == "float32" else f" in {precision}; try without {FLAGS[precision]}"
 
@@ -184,8 +183,8 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class _Batch(NamedTuple):
-    start: int  # row of the window
-    rows: torch.Tensor  # (B,) int64, in the window
+    start: int  # first row of the window
+    rows: torch.Tensor  # (B,) int64, counted from the start of the window
     ids: torch.Tensor  # (B, L) int64
     mask: torch.Tensor  # (B, L) int64
     tokens: int  # without padding
@@ -205,7 +204,7 @@ def _batches(tokens: TokenMemmap, done: int, batch_size: int, pad_id: int, devic
 
     for start in range(done, len(tokens), WINDOW):
         lengths = tokens.lengths[start : start + WINDOW]
-        by_length = np.argsort(-lengths, kind="stable")  # longest first: running out of memory shows at once
+        by_length = np.argsort(-lengths, kind="stable")  # longest first: a lack of memory shows at once
         first = 0
         while first < len(by_length):
             size = max(1, most_tokens // int(lengths[by_length[first]]))
@@ -222,7 +221,7 @@ def _append(file: BinaryIO, embeddings: np.ndarray) -> None:
 
 
 def write_row_numbers(path: str | Path, rows: int) -> None:
-    """Write the int32 file of row numbers that the published project puts beside its embeddings."""
+    """Write row numbers as int32, which the published project keeps in a file beside its embeddings."""
     with write_whole_file(path) as file:
         file.write(np.arange(rows, dtype=np.int32).data)
 
@@ -231,18 +230,18 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
     """Open an embedding memmap, read-only.
 
     Args:
-        dim: the size of an embedding, which a file does not tell.
-        rows: how many there must be; None for as many as there are, or as its stamp says.
+        dim: the size of an embedding. The file alone does not show it.
+        rows: the expected number of rows; None for any.
 
     Returns:
         (rows, dim) float32 memmap.
 
     Raises:
-        InputError: the file is missing, of another size, or its stamp is that of a file of another size.
+        InputError: the file is missing, or its size does not fit ``dim``, ``rows`` or its stamp.
     """
     path = Path(path)
     if not path.is_file():
-        hint = "; the run that writes it was stopped, run it again" if partial_path(path).exists() else ""
+        hint = "; writing it was interrupted, run the same command again" if partial_path(path).exists() else ""
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else f'no such file{hint}'}")
     size, row_bytes = path.stat().st_size, dim * DTYPE.itemsize
     if size == 0 or size % row_bytes or (rows is not None and size != rows * row_bytes):
@@ -259,13 +258,13 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
 
 
 def open_document_embeddings(path: Path, dim: int, collection: Collection) -> np.ndarray:
-    """Open the embeddings of the passages of ``collection``; compare them where the passages are there.
+    """Open the embeddings of the passages of ``collection``. Compare both if the collection has its passages.
 
     Returns:
         (rows, dim) float32 memmap.
 
     Raises:
-        InputError: as :func:`open_embeddings`; or the embeddings are those of other passages.
+        InputError: as :func:`open_embeddings`; or the embeddings belong to other passages.
     """
     documents = open_embeddings(path, dim)
     stamp = read_embedding_stamp(path)
@@ -286,37 +285,37 @@ def open_document_embeddings(path: Path, dim: int, collection: Collection) -> np
 
 
 def read_embedding_stamp(path: Path) -> dict[str, Any] | None:
-    """What the embeddings at ``path`` were made from, None if nothing tells. Raises InputError for a bad stamp."""
+    """Read what the embeddings at ``path`` were made from; None without a stamp. Raises InputError for a bad stamp."""
     stamp = read_stamp(path, STAMP_FIELDS, {"precision": str})
     if stamp is not None:
-        stamp.setdefault("precision", "float32")  # of stamps that do not say
+        stamp.setdefault("precision", "float32")  # older stamps lack it
     return stamp
 
 
 def _check(path: Path, stamp: dict[str, Any]) -> None:
-    """Raise InputError unless the file at ``path`` may stand for what ``stamp`` describes."""
+    """Raise InputError unless the file at ``path`` can be used as what ``stamp`` describes."""
     open_embeddings(path, stamp["dim"], stamp["rows"])
     if not _has_stamp(path, stamp):
         warn_of_no_stamp(path)
 
 
 def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> bool:
-    """Whether there is a stamp for ``path``. Raises InputError, naming ``file``, if it says other than ``stamp``."""
+    """Return whether ``path`` has a stamp. Raises InputError, naming ``file``, if it differs from ``stamp``."""
     found = read_embedding_stamp(path)
     if found is None:
         return False
     words = {
         "model": "was made with other weights",
         "tokens": "was made with other texts",
-        "length": "was made with another maximal length",
+        "length": "was made with another maximum length",
         "precision": f"was made with {FLAGS.get(found['precision'], 'another precision')}",
     }
-    check_made_from(file or path, found, stamp, words, "delete it to make it anew, or name another output folder")
+    check_made_from(file or path, found, stamp, words, "delete it to make it again, or name another output folder")
     return True
 
 
 def are_made_by(path: Path, weights: str) -> bool:
-    """Return whether the embeddings at ``path`` are those of a model, as far as their stamp tells.
+    """Return whether a model made the embeddings at ``path``; True if they have no stamp.
 
     Args:
         weights: :func:`drhard.encoder.digest_weights` of the model.
@@ -328,11 +327,11 @@ def are_made_by(path: Path, weights: str) -> bool:
 def warn_if_made_by_another(path: Path, model: RobertaDot) -> None:
     """Log a warning if the stamp of the embeddings at ``path`` names other weights than those of ``model``."""
     if not are_made_by(path, digest_weights(model)):
-        log.warning("%s: was made by another model than the one that the training starts from", path)
+        log.warning("%s: was not made by the model that the training starts from", path)
 
 
 def read_if_it_fits(documents: np.ndarray) -> np.ndarray:
-    """Read a memmap into memory if that leaves at least as much free; as it is if not."""
+    """Read a memmap into memory if that leaves as much memory free again. Otherwise return the memmap."""
     if documents.nbytes * 2 > psutil.virtual_memory().available:
         return documents
     return np.array(documents)

@@ -31,10 +31,10 @@ from transformers.utils import logging as transformers_logging
 
 log = logging.getLogger(__name__)
 
-transformers_logging.disable_progress_bar()  # its bars for reading and writing weights drown ours
+transformers_logging.disable_progress_bar()  # transformers' bars for reading and writing weights drown ours
 
 HEAD = ("embeddingHead.bias", "embeddingHead.weight", "norm.bias", "norm.weight")
-CONFIG_NOTES = ("_name_or_path", "transformers_version", "dtype", "architectures")  # decide nothing of a training
+CONFIG_NOTES = ("_name_or_path", "transformers_version", "dtype", "architectures")  # do not affect a training
 PREPROCESS_AGAIN = "run preprocess.py with the tokenizer of this model (--model_name_or_path)"
 
 
@@ -42,11 +42,11 @@ class RobertaDot(RobertaPreTrainedModel):
     """RoBERTa, then ``LayerNorm(W h + b)`` on the last hidden state h of ``<s>``; no pooler.
 
     W maps hidden_size to ``config.output_embedding_size`` (hidden_size if the config has none). The score of
-    a query and a document is the inner product of their embeddings. Parameter names are those of the published
+    a query and a document is the inner product of their embeddings. Parameters have the names of the published
     checkpoints: ``roberta.*``, ``embeddingHead.*``, ``norm.*``. :func:`load_encoder` reads a checkpoint.
     """
 
-    tokenizer_digest: str | None = None  # of the tokenizer files beside the weights
+    tokenizer_digest: str | None = None  # digest of the tokenizer files beside the weights
 
     def __init__(self, config: RobertaConfig):
         super().__init__(config)
@@ -61,26 +61,29 @@ class RobertaDot(RobertaPreTrainedModel):
 
         Args:
             input_ids: (B, L) int64.
-            attention_mask: (B, L), 1 where there is a token and 0 where there is padding.
+            attention_mask: (B, L), 1 for a token and 0 for padding.
 
         Returns:
             (B, dim) embeddings.
         """
-        # return_dict: the published configs say false
+        # The published configs set return_dict to false.
         hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state  # (B, L, hidden)
         embeddings: torch.Tensor = self.norm(self.embeddingHead(hidden[:, 0]))
         return embeddings
 
 
 class MixedPrecision(nn.Module):
-    """An encoder that computes in ``dtype`` and returns float32; on several GPUs too, unlike autocast around it."""
+    """An encoder that computes in ``dtype`` and returns float32.
+
+    DataParallel can wrap it. An autocast around DataParallel would not reach the threads of the other GPUs.
+    """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         super().__init__()
         self.model, self.dtype = model, dtype
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """As :meth:`RobertaDot.forward`."""
+        """Embed a batch; see :meth:`RobertaDot.forward`."""
         with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embeddings: torch.Tensor = self.model(input_ids, attention_mask)
             return embeddings.float()
@@ -89,16 +92,16 @@ class MixedPrecision(nn.Module):
 def embed_in_chunks(
     model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, chunk_size: int
 ) -> torch.Tensor:
-    """Embed a batch of a training, ``chunk_size`` sequences at a time, with the memory of as many.
+    """Embed a training batch, ``chunk_size`` sequences at a time, in the memory that one chunk needs.
 
-    The activations of a chunk are forgotten and computed again, with the same dropout, when the gradient gets to
-    it (gradient caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
-    2021). Gradients are those of the whole batch, but for what dropout happens to draw. Sequences of like length are
-    put together, so that a chunk is padded to its own longest one only.
+    The activations of a chunk are dropped. The backward pass computes them again, with the same dropout (gradient
+    caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021). The
+    gradient equals that of the whole batch, except that dropout draws other numbers. Sequences are sorted by length,
+    so that a chunk is padded only to its own longest sequence.
 
     Args:
-        model: a :class:`RobertaDot`, or what wraps it.
-        input_ids, attention_mask: as :meth:`RobertaDot.forward` takes them.
+        model: a :class:`RobertaDot`, or a module that wraps one.
+        input_ids, attention_mask: see :meth:`RobertaDot.forward`.
 
     Returns:
         (B, dim) embeddings, in the order of the batch.
@@ -114,14 +117,13 @@ def embed_in_chunks(
 
 
 def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaDot:
-    """Load a checkpoint (a Hugging Face folder or hub name; safetensors, or ``pytorch_model.bin`` weights only).
+    """Load a checkpoint: a Hugging Face folder or hub name, with weights as safetensors or ``pytorch_model.bin``.
 
     Args:
-        fresh_head: if the checkpoint has no embedding head at all, as roberta-base has none, start one from
-            random weights instead of raising.
+        fresh_head: start the embedding head from random weights if the checkpoint has none, as roberta-base has none.
 
     Raises:
-        InputError: the checkpoint cannot be read, is none of this encoder, or its weights and config do not fit.
+        InputError: the checkpoint cannot be read, is of another model, or its weights do not fit its config.
     """
     folder = find_checkpoint(name_or_path)
     config, weights = read_config(folder), read_weights(folder)
@@ -131,7 +133,7 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
     check_weights(folder, weights, expected, HEAD if fresh_head else ())
     if weights.keys() != expected.keys():
         log.warning("%s has no embedding head; it starts from random weights", name_or_path)
-    # Copied, not mapped: the file may be written anew while the model is in use.
+    # Copied, not mapped: the file may be rewritten while the model is in use.
     weights = {key: weight.to(torch.float32, copy=True) for key, weight in weights.items()}
     with quiet_transformers():
         model = RobertaDot.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
@@ -144,17 +146,17 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
 
 
 def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
-    """See to it that ``model`` can read ``tokens``, whose batches are checked from then on.
+    """Check that ``model`` can read ``tokens``. From then on, ``tokens`` checks the ids of each batch as well.
 
     Raises:
-        InputError: sequences are longer than the model takes, ids are beyond its vocabulary, or the ids are those of
+        InputError: a sequence is longer than the model takes, an id is beyond its vocabulary, or the ids come from
             another vocabulary.
     """
     longest = find_longest_sequence(model.config)
     if tokens.lengths.max() > longest:
         raise InputError(
             f"{tokens.path}: has sequences of {tokens.lengths.max()} tokens, the model takes at most {longest}; "
-            "lower the maximal length"
+            "lower the maximum length"
         )
     known = model.config.vocab_size
     if tokens.max_token_id is not None and tokens.max_token_id >= known:
@@ -163,12 +165,12 @@ def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
             f"{PREPROCESS_AGAIN}"
         )
     if None not in (tokens.tokenizer, model.tokenizer_digest) and tokens.tokenizer != model.tokenizer_digest:
-        raise InputError(f"{tokens.path}: was made with another vocabulary than the model's; {PREPROCESS_AGAIN}")
+        raise InputError(f"{tokens.path}: was made with a vocabulary other than the model's; {PREPROCESS_AGAIN}")
     tokens.vocabulary = known
 
 
 def digest_weights(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters: the same for .bin and safetensors files."""
+    """Return the SHA-256 of the names, shapes and bytes of all parameters: the same for .bin and safetensors files."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -177,22 +179,21 @@ def digest_weights(model: nn.Module) -> str:
 
 
 def digest_config(config: PreTrainedConfig) -> str:
-    """Return the SHA-256 over what the configuration of a model says of its computing, dropout included."""
+    """Return the SHA-256 of the settings that decide what a model computes, dropout included."""
     values = {name: value for name, value in config.to_dict().items() if name not in CONFIG_NOTES}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Path) -> None:
-    """Write a checkpoint folder, whole: weights as safetensors, config, and the tokenizer's files.
+    """Write a checkpoint folder as a whole: weights as safetensors, config, and the tokenizer's files.
 
     Args:
-        tokenizer_from: the checkpoint whose ``vocab.json`` and ``merges.txt`` go along, if it is a folder that
-            has them.
+        tokenizer_from: the checkpoint to copy ``vocab.json`` and ``merges.txt`` from, if it is a folder with them.
     """
-    with write_whole_folder(folder, last="config.json") as unfinished:  # without its config a folder is no checkpoint
+    with write_whole_folder(folder, last="config.json") as unfinished:  # a folder without it is not a checkpoint
         model.save_pretrained(unfinished)
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_from) / name).is_file():
                 shutil.copy(Path(tokenizer_from) / name, unfinished)
         for path in unfinished.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
+            path.chmod(0o644)  # safetensors lets only the owner read

@@ -17,20 +17,20 @@ from tqdm import tqdm
 
 SEARCH_MEMORY_GB = 2.0
 RESULT_BYTES = 4 + 8  # a score and a row
-TILE_SCORES = 1 << 20  # a block is scored in tiles, whose 4 MB of scores stay in the cache while they are sifted
-QUERY_ROWS = 512  # queries past a tile at a time, at most
+TILE_SCORES = 1 << 20  # a block is scored in tiles; the 4 MB of scores stay in the cache while the best are picked
+QUERY_ROWS = 512  # most queries multiplied with a tile at a time
 
 
 class ExactIndex:
-    """Exact search on the CPU that streams the documents past all queries, block by block.
+    """Exact search on the CPU. The documents stream past all queries, block by block.
 
     Args:
-        documents: (N, dim) float32, usually a memmap, which is read from its file and not mapped.
+        documents: (N, dim) float32, usually a memmap. A memmap is read from its file and not mapped.
         progress: show a bar over the documents.
-        memory_gb: what a pass may take beside the documents and queries that it is given, its results included,
-            whatever the size of the collection; more queries than fit go past the documents in several passes.
+        memory_gb: the memory of a pass, its results included, beside the documents and queries. It does not depend on
+            the size of the collection. Queries that do not fit are searched in further passes.
         block_rows: documents read at a time.
-        query_rows: queries past a tile at a time, at most.
+        query_rows: most queries multiplied with a tile at a time.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class ExactIndex:
         self.progress = progress
         self.memory_gb = memory_gb
         self.block_rows, self.query_rows = block_rows, query_rows
-        self._finite = False  # whether all documents have been seen to be
+        self._finite = False  # whether a pass has checked all documents
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See :meth:`drhard.index.Index.search`. Raises InputError too if a document is not finite."""
+        """See :meth:`drhard.index.Index.search`. Also raises InputError if a document is not finite."""
         check_topk(k, len(self.documents))
         return join_passes(self.passes(queries, k), len(queries), k)
 
@@ -70,23 +70,23 @@ class ExactIndex:
                 yield scores, rows
 
     def count_together(self, k: int) -> int:
-        """Return how many queries go past the documents at once within ``memory_gb``."""
+        """Return how many queries fit into one pass within ``memory_gb``."""
         dim = self.documents.shape[1]
         blocks = BUFFERS * self.block_rows * dim * 4
-        tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, which are better, and where, all of them at worst
-        waiting = ADDED_TIMES * k * ADDED.itemsize  # of a query
-        merging = waiting * 4  # of a query: sorted, laid out by query, and the orders of both
-        query = dim * 4 + 2 * k * RESULT_BYTES + waiting  # the results of the pass before are still held
+        tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, a mask of the better ones, and their places, at worst all
+        waiting = ADDED_TIMES * k * ADDED.itemsize  # for a query
+        merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
+        query = dim * 4 + 2 * k * RESULT_BYTES + waiting  # the caller still holds the results of the pass before
         room = self.memory_gb * 1e9 - blocks - tile - self.query_rows * merging
         if room >= self.query_rows * query:
             return int(room / query)
-        few = int(self.memory_gb * 1e9 / 2 / (query + merging))  # of very large results; or the blocks are large
+        few = int(self.memory_gb * 1e9 / 2 / (query + merging))  # results or blocks are very large
         return max(1, min(self.query_rows, few))
 
     @torch.no_grad()
     def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: "tqdm[Any]") -> None:
-        """Fill ``scores`` and ``rows``, (Q, k) both."""
-        size = math.ceil(len(queries) / math.ceil(len(queries) / self.query_rows))  # groups as equal as can be
+        """Fill ``scores`` and ``rows``, both (Q, k)."""
+        size = math.ceil(len(queries) / math.ceil(len(queries) / self.query_rows))  # nearly equal groups
         groups = [
             (as_filters(torch.from_numpy(np.array(queries[part], np.float32))), TopK(scores[part], rows[part]))
             for part in (slice(first, first + size) for first in range(0, len(queries), size))

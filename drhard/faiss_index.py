@@ -1,7 +1,7 @@
-"""Search by faiss: one index, or one on each of several GPUs, behind the protocol of :mod:`drhard.index`.
+"""Search by faiss, with the protocol of :mod:`drhard.index`: one index, or one on each of several GPUs.
 
-faiss is imported inside the functions that need it, here and in :mod:`drhard.compressed`: it takes a part of a second,
-and the exact search on the CPU does without.
+faiss is imported inside the functions that need it, here and in :mod:`drhard.compressed`. Importing it takes a part of
+a second, and the exact search on the CPU does not need it.
 """
 
 import logging
@@ -21,18 +21,18 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA take on a GPU beside the documents
+GPU_SCRATCH = 2_500_000_000  # bytes that faiss and CUDA need on a GPU beside the documents
 GPU_TOPK = 2048  # the most that faiss returns from a GPU
 
 
 class FaissIndex:
-    """A search by faiss: one index, or one for each successive part of the documents, searched side by side.
+    """A search by one faiss index, or by several in parallel, each with a part of the documents.
 
-    Where a query gets fewer documents than asked for, as from an inverted file of which few lists are probed, a
-    warning says how many queries do: :meth:`search` the first time, :meth:`passes` once for all of its queries.
+    An inverted file of which few lists are probed may find fewer than k documents for a query. A warning then says
+    how many queries are affected. :meth:`search` warns the first time, :meth:`passes` once for all of its queries.
 
     Args:
-        shards: faiss indexes (inner product), in the order of the rows that they hold; one on the CPU.
+        shards: faiss indexes (inner product), in the order of their rows; a single one on the CPU.
         progress: show a bar over the queries of :meth:`passes`.
     """
 
@@ -68,7 +68,7 @@ class FaissIndex:
         with ThreadPoolExecutor(len(self.shards)) as threads:
             parts = list(threads.map(lambda shard: shard.search(queries, min(k, shard.ntotal)), self.shards))
         scores = np.concatenate([scores for scores, _ in parts], axis=1)
-        rows = np.concatenate(  # -1 stays: a compressed index may find fewer than k
+        rows = np.concatenate(  # keeps -1: a compressed index may find fewer than k
             [np.where(rows < 0, -1, rows + first) for (_, rows), first in zip(parts, self._first_rows, strict=False)],
             axis=1,
         )
@@ -79,8 +79,7 @@ class FaissIndex:
         if fewer:
             self._warned = True
             log.warning(
-                "the index finds fewer than the %d documents asked for, for %d of %d queries; a greater --nprobe "
-                "finds more",
+                "the index finds fewer than %d documents for %d of %d queries; a greater --nprobe finds more",
                 k,
                 fewer,
                 queries,
@@ -88,9 +87,9 @@ class FaissIndex:
 
 
 def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = False) -> FaissIndex:
-    """Put the documents on GPUs, an equal part on each, as exact faiss indexes.
+    """Split the documents into an exact faiss index on each GPU.
 
-    Raises InputError if there is no such GPU or faiss cannot use it.
+    Raises InputError if a GPU does not exist, lacks memory, or faiss cannot use it.
     """
     import faiss
 
@@ -105,10 +104,10 @@ def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = Fa
         config.device = gpu
         resources = faiss.StandardGpuResources()
         shard: Any = faiss.GpuIndexFlatIP(resources, dim, config)
-        shard.resources = resources  # lives as long as the index
+        shard.resources = resources  # keeps them alive as long as the index
         check_finite(documents[first:last], int(first), name_source(documents, "the documents"))
         try:
-            shard.add(documents[first:last])  # at once: faiss makes room for what is added and copies what is there
+            shard.add(documents[first:last])  # in one call: faiss copies what it has whenever it makes room
         except RuntimeError:
             size_gb = (last - first) * dim * 4 / 1e9
             raise InputError(
@@ -119,7 +118,7 @@ def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = Fa
 
 
 def find_gpus_with_room(size: int) -> list[int]:
-    """Return all GPUs if they can hold documents of ``size`` bytes between them and faiss can use them, else none."""
+    """Return all GPUs if faiss can use them and together they can hold ``size`` bytes of documents, else none."""
     if find_spec("faiss") is None:
         return []
     import faiss
@@ -130,13 +129,13 @@ def find_gpus_with_room(size: int) -> list[int]:
     gpus = list(range(faiss.get_num_gpus()))
     free = [torch.cuda.mem_get_info(gpu)[0] for gpu in gpus]
     if not gpus or min(free) < size / len(gpus) + GPU_SCRATCH:
-        log.warning("the GPUs cannot hold %.1f GB of embeddings between them; searching on the CPU", size / 1e9)
+        log.warning("the GPUs together cannot hold %.1f GB of embeddings; searching on the CPU", size / 1e9)
         return []
     return gpus
 
 
 def require_faiss() -> None:
-    """Raise InputError if faiss is not installed: an exact search on the CPU does without."""
+    """Raise InputError if faiss is not installed. An exact search on the CPU does not need it."""
     if find_spec("faiss") is None:
         raise InputError("faiss is not installed; install faiss-cpu, or faiss-gpu to search on GPUs")
 
@@ -150,10 +149,10 @@ def check_gpus(gpus: Sequence[int], k: int = 1) -> None:
         raise InputError(f"faiss finds at most the {GPU_TOPK} best on a GPU, not {k}; search on the CPU")
     if not hasattr(faiss, "GpuIndexFlatIP"):
         raise InputError(
-            "the faiss that is installed has no GPU support: install requirements.txt on a machine with a GPU, "
+            "the installed faiss has no GPU support; install requirements.txt on a machine with a GPU, "
             "or leave the flag out to search on the CPU"
         )
-    require_gpu()  # faiss would end the process
+    require_gpu()  # without a GPU, faiss would abort the process
     for gpu in gpus:
         if not 0 <= gpu < faiss.get_num_gpus():
-            raise InputError(f"there is no GPU {gpu} for the search; faiss sees {faiss.get_num_gpus()}")
+            raise InputError(f"GPU {gpu} does not exist; faiss sees {faiss.get_num_gpus()}")

@@ -1,7 +1,7 @@
-"""The index protocol: what every search of documents by their vectors offers, and the checks before one.
+"""The index protocol: the methods of every index of document vectors, and the checks before a search.
 
-:class:`drhard.exact.ExactIndex` and :class:`drhard.faiss_index.FaissIndex` are such indexes;
-:mod:`drhard.backends` chooses between them.
+:class:`drhard.exact.ExactIndex` and :class:`drhard.faiss_index.FaissIndex` follow it. :mod:`drhard.backends` has a
+backend for each.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,16 +12,15 @@ from drhard.vectors import check_finite, name_source
 
 import numpy as np
 
-RESULTS_AT_ONCE = 1 << 22  # the results of one pass of an index that needs no memory of its own: 50 MB
+RESULTS_AT_ONCE = 1 << 22  # results of one pass, for an index without a memory limit of its own: 50 MB
 
 
 class Index(Protocol):
     """Documents that can be searched by inner product.
 
-    The contract of all indexes: a query gets its k greatest inner products, greatest first, and equal scores are
-    ordered by their rows, the smaller first. An exact index keeps this to the letter, for the documents at the end of
-    the list too: of those that tie for the last place, the ones with the smaller rows are in. A compressed index
-    keeps it among the documents that it finds.
+    A query gets its k greatest inner products, greatest first. Among equal scores, the smaller row comes first. In an
+    exact index this also decides which of the documents that tie for the last place are returned. A compressed index
+    keeps the order among the documents that it finds.
     """
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +31,7 @@ class Index(Protocol):
             k: 1 to the number of documents.
 
         Returns:
-            Scores (Q, k) float32, greatest first, and rows (Q, k) int64. Where a compressed index finds fewer than k
+            Scores (Q, k) float32, greatest first, and rows (Q, k) int64. If a compressed index finds fewer than k
             documents, the last rows are -1.
 
         Raises:
@@ -40,14 +39,14 @@ class Index(Protocol):
         """
 
     def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield what :meth:`search` returns for as many queries at a time as the memory allows, in their order.
+        """Yield what :meth:`search` returns, part by part. A part has as many queries as memory allows, in order.
 
-        The caller puts each part away, so the results of any number of queries need no memory.
+        The caller stores each part. Memory use therefore does not grow with the number of queries.
         """
 
 
 def check_topk(k: int, count: int) -> None:
-    """Raise InputError if ``count`` documents have no ``k`` best."""
+    """Raise InputError unless ``k`` is between 1 and ``count``, the number of documents."""
     if not 1 <= k <= count:
         raise InputError(f"cannot return the {k} best of {count} documents; choose 1 to {count}")
 
@@ -55,12 +54,14 @@ def check_topk(k: int, count: int) -> None:
 def check_queries(queries: np.ndarray, dim: int) -> None:
     """Raise InputError unless ``queries`` (Q, dim) have the dimensions of the documents, and finite numbers."""
     if queries.shape[1] != dim:
-        raise InputError(f"the queries have {queries.shape[1]} dimensions, the documents {dim}: other models?")
+        raise InputError(
+            f"the queries have {queries.shape[1]} dimensions, the documents {dim}; use embeddings of one model"
+        )
     check_finite(queries, name=name_source(queries, "the queries"))
 
 
 def join_passes(parts: Iterable[tuple[np.ndarray, np.ndarray]], count: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the parts of :meth:`Index.passes` as one: scores (count, k) float32 and rows (count, k) int64."""
+    """Join the parts of :meth:`Index.passes`. Return scores (count, k) float32 and rows (count, k) int64."""
     scores = np.empty((count, k), dtype=np.float32)
     rows = np.empty((count, k), dtype=np.int64)
     first = 0

@@ -1,4 +1,4 @@
-"""The LAMB optimizer as the published training used it."""
+"""The LAMB optimizer of the published training."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,7 +18,7 @@ class Lamb(Optimizer):
 
         p = p - lr \cdot \min(\lVert p \rVert, 10) / \lVert u \rVert \cdot u
 
-    where the ratio is 1 if either norm is 0. Bound and missing correction are those of the published code.
+    where the ratio is 1 if either norm is 0. The published code has the same bound and no bias correction.
 
     Args:
         params: parameters or groups of them.

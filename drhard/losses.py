@@ -5,19 +5,19 @@ from torch.nn import functional
 
 
 def pairwise_loss(scores: torch.Tensor, positive: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
-    """Pairwise softmax loss over the documents of a batch (sections 3.2 and 4.1 of the paper).
+    """Return the pairwise softmax loss over the documents of a batch (sections 3.2 and 4.1 of the paper).
 
-    STAR and its baselines differ in ``negatives`` alone, see :meth:`drhard.strategies.Strategy.mask`. For query
-    i, its positive d+ and each negative d: ``-log softmax([s(i, d+), s(i, d)])[0]``, which is
+    STAR and its baselines differ only in ``negatives``; see :meth:`drhard.strategies.Strategy.mask`. The term for
+    query i, its positive d+ and a negative d is ``-log softmax([s(i, d+), s(i, d)])[0]``, which is
     ``log(1 + exp(s(i, d) - s(i, d+)))``. As published, the sum of all terms is divided by their number.
 
     Args:
-        scores: (B, D) query-document inner products; taken to float32 first.
+        scores: (B, D) query-document inner products, converted to float32 first.
         positive: (B,) int64, the column of each query's positive.
-        negatives: (B, D) bool, which documents count as negatives of which query.
+        negatives: (B, D) bool, which documents are negatives of which query.
 
     Returns:
-        The loss, 0 where there is no negative at all.
+        The loss; 0 without any negative.
     """
     scores = scores.float()
     margins = scores - scores.gather(1, positive[:, None])  # (B, D)
@@ -28,17 +28,16 @@ def pairwise_loss(scores: torch.Tensor, positive: torch.Tensor, negatives: torch
 def adore_loss(
     scores: torch.Tensor, relevant: torch.Tensor, listed: torch.Tensor, metric_cut: int | None = None
 ) -> torch.Tensor:
-    """LambdaLoss on retrieved lists with MRR as the metric (section 4.2 of the paper).
+    """Return LambdaLoss on retrieved lists with MRR as the metric (section 4.2 of the paper).
 
-    With rank r from 1 along the list and 1/r counted as 0 beyond ``metric_cut``, the loss of a query is the
-    mean over all pairs of a relevant document i and another j of
-    ``|1/r_i - 1/r_j| * log(1 + exp(s_j - s_i))``.
+    Ranks r start at 1. Beyond ``metric_cut``, 1/r counts as 0. The loss of a query is the mean of
+    ``|1/r_i - 1/r_j| * log(1 + exp(s_j - s_i))`` over all pairs of a relevant document i and another document j.
 
     Args:
         scores: (Q, C) of the listed documents with the current query embeddings, in the order of the list.
         relevant: (Q, C) bool.
-        listed: (Q, C) bool, False where the list of a query is shorter than C.
-        metric_cut: published: without one every weight, and so the loss, was zero; here None means no cut.
+        listed: (Q, C) bool, False behind the end of a list shorter than C.
+        metric_cut: None for no cut. Published: without a cut every weight was 0, and so was the loss.
 
     Returns:
         The sum over the queries.

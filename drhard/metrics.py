@@ -1,4 +1,4 @@
-"""Effectiveness of runs, and how a run and judgements fit each other."""
+"""Measure the effectiveness of runs. Check whether a run and judgements fit each other."""
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,15 +20,14 @@ BATCH = 1000  # queries measured at once
 
 
 def mean_reciprocal_rank(run: Iterable[Ranking[Id]], relevant: Mapping[Id, Sequence[Id]], cut: int) -> float:
-    """MRR@cut as MS MARCO's official script computes it.
+    """Return MRR@cut as MS MARCO's official script computes it.
 
     Args:
-        run: queries that are not in ``relevant`` do not count.
+        run: queries that are not in ``relevant`` are ignored.
         relevant: qid -> relevant pids.
 
     Returns:
-        The sum of 1/rank of the first relevant document over the queries of the run, divided by the number of
-        queries in ``relevant``.
+        The sum of 1/rank of each query's first relevant document, divided by the number of queries in ``relevant``.
     """
     total = 0.0
     for qid, pids, *_ in run:
@@ -38,24 +37,24 @@ def mean_reciprocal_rank(run: Iterable[Ranking[Id]], relevant: Mapping[Id, Seque
 
 
 def parse_measures(names: Sequence[str], level: int = 1) -> list[Measure]:
-    """Measures by their names in ir_measures (``nDCG@10``, ``R@100``, ``AP(rel=2)``).
+    """Parse the names of measures in ir_measures (``nDCG@10``, ``R@100``, ``AP(rel=2)``).
 
     Args:
-        level: the lowest grade that is relevant to binary measures that do not say it themselves.
+        level: the lowest relevant grade, for binary measures whose name does not give one.
 
     Raises:
-        InputError: there is no such measure, or it cannot have such a parameter.
+        InputError: a measure does not exist, or does not take one of its parameters.
     """
     measures = []
     for name in names:
         try:
             measure = ir_measures.parse_measure(name)
             measure.validate_params()  # type: ignore[no-untyped-call]
-            for parameter in ("cutoff", "rel"):  # 0 ends trec_eval's code
+            for parameter in ("cutoff", "rel"):  # 0 would abort trec_eval's code
                 COUNT.check(parameter, measure.params.get(parameter, 1))
-        except Exception:  # it raises NameError, ValueError, SyntaxError, AssertionError, …
+        except Exception:  # ir_measures raises NameError, ValueError, SyntaxError, AssertionError, …
             raise InputError(
-                f"{name[:40]}: no measure of ir_measures; nDCG@10, R@1000, AP, RR@10, P(rel=2)@5 are"
+                f"{name[:40]}: not a measure of ir_measures; give one such as nDCG@10, R@1000, AP, RR@10, P(rel=2)@5"
             ) from None
         if level != 1 and "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
             measure = measure(rel=level)
@@ -66,12 +65,12 @@ def parse_measures(names: Sequence[str], level: int = 1) -> list[Measure]:
 def measure_queries(
     measures: Sequence[Measure], run: Iterable[Ranking[str]], judged: Mapping[str, Mapping[str, int]]
 ) -> dict[str, np.ndarray]:
-    """The value of each measure for each judged query; 0 for one that the run lacks.
+    """Return the value of each measure for each judged query. A query that the run lacks gets 0.
 
-    Documents count in the order of the run for all measures, whatever their scores are.
+    All measures use the order of the documents in the run, not their scores.
 
     Args:
-        run: queries that are not in ``judged`` do not count.
+        run: queries that are not in ``judged`` are ignored.
         judged: qid -> docid -> grade.
 
     Returns:
@@ -104,9 +103,9 @@ def _calculate(
 ) -> Iterator[tuple[str, str, float]]:
     """Yield (name of the measure, qid, value).
 
-    RR with a cut is computed from trec_eval's RR, in a third of the time that ir_measures takes for it.
+    RR with a cut is computed from trec_eval's RR. This takes a third of the time that ir_measures needs.
     """
-    cuts: dict[Measure, list[tuple[str, float]]] = {}  # what is computed -> names and least values of what is asked
+    cuts: dict[Measure, list[tuple[str, float]]] = {}  # computed measure -> names and least values of wanted measures
     for measure in measures:
         computed, least = measure, -np.inf
         if measure.NAME == "RR" and "cutoff" in measure.params:
@@ -123,12 +122,12 @@ def _calculate(
 
 
 class Coverage:
-    """How a run and judgements fit each other, counted while the run is read.
+    """Counts, while a run is read, how well the run and judgements fit each other.
 
     Args:
-        run_path, qrels_path: what sentences name.
+        run_path, qrels_path: the files that messages name.
         judged: qid -> docids, or qid -> docid -> grade.
-        cuts: measures that look at so many documents, ``{"R@1000": 1000}``.
+        cuts: measures and the number of documents that they look at, ``{"R@1000": 1000}``.
     """
 
     def __init__(
@@ -139,17 +138,17 @@ class Coverage:
         cuts: Mapping[str, int] | None = None,
     ):
         self.run_path, self.qrels_path = run_path, qrels_path
-        self.queries = 0  # of the run
+        self.queries = 0  # queries in the run
         self.covered = 0  # judged queries in the run
         self._judged: Mapping[Any, Collection[Any]] = judged
         self._cuts = cuts or {}
-        self._shallow = dict.fromkeys(self._cuts, 0)  # queries that have fewer documents than the cut
+        self._shallow = dict.fromkeys(self._cuts, 0)  # queries with fewer documents than the cut
         self._depth = 0
         self._found = 0  # queries with a judged document
         self._tied = 0  # queries whose value depends on the order of equal scores
 
     def count(self, run: Iterable[Ranking[Id]]) -> Iterator[Ranking[Id]]:
-        """Yield what is in ``run``, counted."""
+        """Yield the queries of ``run`` and count them."""
         for ranking in run:
             self.queries += 1
             if ranking.qid in self._judged:
@@ -180,7 +179,7 @@ class Coverage:
         )
 
     def check(self) -> None:
-        """Log what makes values doubtful. Raises InputError if no query of the run is judged."""
+        """Warn of what makes values doubtful. Raises InputError if no query of the run is judged."""
         if not self.covered:
             raise InputError(
                 f"{self.run_path}: none of its queries is judged in {self.qrels_path}; rows and official ids do not mix"
@@ -201,8 +200,8 @@ class Coverage:
                 )
         if self._tied:
             log.warning(
-                "%s: %d of %d judged queries have documents of equal score and different grade; their order decides, "
-                "as in trec_eval the greater id first",
+                "%s: %d of %d judged queries have documents with equal scores and different grades; as in trec_eval, "
+                "the greater id comes first",
                 self.run_path,
                 self._tied,
                 self.covered,

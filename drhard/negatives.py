@@ -1,4 +1,4 @@
-"""Hard negatives: what a retriever ranks high though it is not judged relevant, and their file ``hard.json``."""
+"""Hard negatives: documents that a retriever ranks high but nobody judged relevant. Their file is ``hard.json``."""
 
 import json
 import logging
@@ -19,19 +19,19 @@ HARD_FILE = "hard.json"
 EXPECTED = 'expected {"query row": [document row, …], …}'
 READ_BYTES = 1 << 24
 RESULTS_AT_ONCE = 1 << 21  # 16 MB as int64
-BOM = b"\xef\xbb\xbf"  # some editors put this byte-order mark in front of a text
+BOM = b"\xef\xbb\xbf"  # byte-order mark, which some editors write at the start of a file
 BLANKS = b" \t\r\n"  # JSON's
-TO_BLANKS = bytes.maketrans(b'":[],\t\r\n', b" " * 8)  # so that numbers are left
+TO_BLANKS = bytes.maketrans(b'":[],\t\r\n', b" " * 8)  # leaves only the numbers
 MOST = 2**31
 ENTRY = re.compile(rb'\s*"(\d{1,10})"\s*:\s*\[\s*(?:-?\d{1,19}(?:\s*,\s*-?\d{1,19})*\s*)?\]\s*(?:,|$)')
 
 
 class HardNegatives(Mapping[int, np.ndarray]):
-    """Query row -> its hard negatives (n,) int32, best first; one flat array for all, 4 bytes a negative.
+    """Query row -> its hard negatives (n,) int32, best first. One flat array holds them all, at 4 bytes a negative.
 
     Args:
-        queries: (Q,) int64 query rows, in the order of the file, none twice.
-        ends: (Q,) int64, where the negatives of each end in ``rows``.
+        queries: (Q,) int64 unique query rows, in the order of the file.
+        ends: (Q,) int64, where the negatives of each query end in ``rows``.
         rows: (total,) int32 document rows.
     """
 
@@ -49,7 +49,7 @@ class HardNegatives(Mapping[int, np.ndarray]):
         return self._rows[self._starts[place] : self._ends[place]]
 
     def find_empty(self) -> np.ndarray:
-        """The query rows whose list is empty."""
+        """Return the query rows with an empty list."""
         empty: np.ndarray = self._queries[self._starts == self._ends]
         return empty
 
@@ -61,10 +61,10 @@ class HardNegatives(Mapping[int, np.ndarray]):
 
 
 def exclude_relevant(rows: np.ndarray, relevant: Mapping[int, Sequence[int]], topk: int) -> HardNegatives:
-    """The ``topk`` best documents of each query that are not judged relevant to it (section 4.1 of the paper).
+    """Return the ``topk`` best documents of each query that are not judged relevant to it (section 4.1 of the paper).
 
     Args:
-        rows: (Q, depth) document rows of query rows 0 to Q - 1, best first; -1, at the end, where there are fewer.
+        rows: (Q, depth) document rows of query rows 0 to Q - 1, best first; -1 at the end of a shorter list.
         relevant: query row -> relevant document rows.
     """
     queries, depth = rows.shape
@@ -86,16 +86,16 @@ def exclude_relevant(rows: np.ndarray, relevant: Mapping[int, Sequence[int]], to
 
 
 def keep_queries_with_negatives(relevant: Mapping[int, Sequence[int]], hard: HardNegatives) -> dict[int, Sequence[int]]:
-    """Return ``relevant`` without the queries that have no hard negative; log a warning that says how many."""
+    """Return ``relevant`` without the queries that have no hard negative. Log a warning with their number."""
     lacking = set(hard.find_empty().tolist())
     kept = {query: rows for query, rows in relevant.items() if query not in lacking}
     if len(kept) < len(relevant):
-        log.warning("queries without a hard negative are left out of the training: %d", len(relevant) - len(kept))
+        log.warning("the training leaves out %d queries without a hard negative", len(relevant) - len(kept))
     return kept
 
 
 def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """Which of ``values`` are in ``ascending``."""
+    """Return a mask of the ``values`` that are in ``ascending``."""
     ascending = ascending[slice(*np.searchsorted(ascending, (values.min(), values.max() + 1)))]
     if not len(ascending):
         return np.zeros(values.shape, dtype=bool)
@@ -105,10 +105,10 @@ def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 
 
 def write_hard_negatives(path: Path, hard: Mapping[int, np.ndarray]) -> None:
-    """Write ``hard.json``, ``{"query row": [document row, …]}`` on one line."""
+    """Write ``hard.json``: ``{"query row": [document row, …]}`` on one line."""
     with write_whole_text(path) as file:
         file.write("{")
-        for number, (query, rows) in enumerate(hard.items()):  # one by one: 800 MB of text for MS MARCO
+        for number, (query, rows) in enumerate(hard.items()):  # one by one: MS MARCO's file has 800 MB
             file.write(f'{", " if number else ""}"{query}": {rows.tolist()}')
         file.write("}")
 
@@ -116,18 +116,18 @@ def write_hard_negatives(path: Path, hard: Mapping[int, np.ndarray]) -> None:
 def read_hard_negatives(
     path: str | Path, relevant: Iterable[int], documents: int, read_bytes: int = READ_BYTES
 ) -> HardNegatives:
-    """Read ``hard.json``, ``{"query row": [document row, …]}``.
+    """Read ``hard.json``: ``{"query row": [document row, …]}``.
 
-    MS MARCO's has 800 MB on one line, so it is read in parts of whole entries.
+    MS MARCO's file has 800 MB on one line, so it is read in parts of whole entries.
 
     Args:
-        relevant: query rows; each of them must be in the file. A list may be empty, if BM25 found no document that
-            shares a word.
-        documents: how many there are.
-        read_bytes: of the file at a time.
+        relevant: query rows. Each must be in the file. Its list may be empty: BM25 finds nothing for a query that
+            shares no word with any document.
+        documents: the number of documents.
+        read_bytes: bytes read at a time.
 
     Raises:
-        InputError: the file is no such file, lacks a query or names it twice, or names a document that is not there.
+        InputError: the file is not such JSON, lacks a query or names it twice, or names a document beyond the last.
     """
     path = require_file(path)
     if path.is_dir():
@@ -148,7 +148,7 @@ def read_hard_negatives(
     ascending = np.sort(keys)
     twice = ascending[1:][np.diff(ascending) == 0]
     if len(twice):
-        raise InputError(f"{path}: query {twice[0]} is there twice")
+        raise InputError(f"{path}: names query {twice[0]} twice")
     hard = HardNegatives(keys, ends, rows_of_all)
     wanted = np.fromiter(relevant, dtype=np.int64)
     lacking = wanted[~np.isin(wanted, keys)]
@@ -162,16 +162,16 @@ def read_hard_negatives(
 
 
 def _entries(path: Path, read_bytes: int) -> Iterator[bytes]:
-    """Yield the entries of the object in ``path``, as many as end in each part that is read, without the braces.
+    """Yield the entries of the object in ``path``, without its braces. Each part has the entries that are complete.
 
-    Joined by commas again, they are the object. Raises InputError if braces or commas are not where they should be.
+    Between two parts, a comma is removed. Raises InputError if a brace or a comma is missing.
     """
     with open(path, "rb") as file:
         text = file.read(read_bytes).removeprefix(BOM).lstrip(BLANKS)
         if not text.startswith(b"{"):
             raise InputError(f"{path}: {EXPECTED}" if text else f"{path}: not a JSON file (it is empty)")
         text = text[1:]
-        comma = False  # whether one must come before the next entry
+        comma = False  # whether a comma must come before the next entry
         while more := file.read(read_bytes):
             end = text.rfind(b"]") + 1
             if end:
@@ -202,9 +202,9 @@ class _Parsed(NamedTuple):
 
 
 def _parse(entries: bytes) -> _Parsed | None:
-    """Read ``"query row": [document row, …], …``, strictly as JSON has it; None if it is anything else.
+    """Parse ``"query row": [document row, …], …`` as strict JSON. Return None for anything else.
 
-    json.loads would make a Python number of each, which takes a third more time and five times the memory.
+    json.loads makes a Python number of each row, which takes a third more time and five times the memory.
     """
     packed = entries.translate(None, BLANKS)
     pieces = packed[1:-1].split(b'],"')  # query":[row,…
@@ -222,12 +222,12 @@ def _parse(entries: bytes) -> _Parsed | None:
     digits = len(packed) - 5 * len(pieces) - commas.sum() - (len(pieces) - 1)
     if digits != len(numbers) + sum(int((numbers >= 10**power).sum()) for power in range(1, 10)):  # zeros in front
         return None
-    keys = np.cumsum(counts + 1) - counts - 1  # where they are among the numbers
+    keys = np.cumsum(counts + 1) - counts - 1  # places of the query rows among the numbers
     return _Parsed(numbers[keys], counts, np.delete(numbers, keys))
 
 
 def _complain(path: Path, entries: bytes, documents: int) -> NoReturn:
-    """Raise the InputError that says what is wrong with ``entries``, and with which query's."""
+    """Raise an InputError that says what is wrong with ``entries``, and with which query."""
     try:
         pairs = json.loads(b"{" + entries + b"}", object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
@@ -239,13 +239,13 @@ def _complain(path: Path, entries: bytes, documents: int) -> NoReturn:
         raise InputError(f"{path}: not a JSON file{place} ({reason}; next is {_shown(entries[end:])})") from None
     for query, rows in pairs:
         if parse_number(query) is None or str(int(query)) != query:
-            raise InputError(f"{path}: {query[:40]!r} is no query row; {EXPECTED}")
+            raise InputError(f"{path}: {query[:40]!r} is not a query row; {EXPECTED}")
         if not isinstance(rows, list) or not all(type(row) is int for row in rows):
             raise InputError(f"{path}: query {query} has {_shown(json.dumps(rows).encode())}; {EXPECTED}")
         for row in rows:
             if not 0 <= row < documents:
                 raise InputError(
-                    f"{path}: query {query} names document {_shown(b'%d' % row)}, beyond the {documents} there are"
+                    f"{path}: query {query} names document {_shown(b'%d' % row)}, but there are only {documents}"
                 )
     raise InputError(f"{path}: {EXPECTED}; found {_shown(entries)}")
 

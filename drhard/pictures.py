@@ -1,4 +1,4 @@
-"""Pictures of a report's tables, as SVG that a page can contain."""
+"""Draw the tables of a report as SVG for a page."""
 
 import io
 import re
@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-WIDTH = 5.2  # inches, or 500 pixels: a telephone hardly scales it, so that letters stay legible
+WIDTH = 5.2  # inches, or 500 pixels: a telephone hardly scales it, so letters stay legible
 STATIC, ADORE, OTHER, EXPECTED = "#3b6ea8", "#c8553d", "#8a8f98", "#222222"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # wider than the fonts that the page uses instead, so that no text is cut off
+    "font.family": "DejaVu Sans",  # wider than the page's own fonts, so no text is cut off
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,7 +36,7 @@ class Curves:
         tag: TensorBoard's.
         axis: what the y-axis shows.
         log: whether its scale is logarithmic.
-        unless: the curve is left out of trainings that have this one too.
+        unless: leave out trainings that also have the curve with this tag.
     """
 
     tag: str
@@ -52,7 +52,7 @@ CURVES = (
         "Loss of the static trainings, for each seed.",
         "loss (log scale)",
         log=True,
-        unless="train/mrr_10",  # ADORE's loss is another
+        unless="train/mrr_10",  # ADORE has another loss
     ),
     Curves("train/mrr_10", "MRR@10 of ADORE's own retrieval for the training queries, for each seed.", "MRR@10"),
 )
@@ -61,13 +61,13 @@ Picture = tuple[str, str]  # caption, SVG
 
 
 def draw_table(table: dict[str, Any]) -> list[Picture]:
-    """Draw what was measured of a table.
+    """Draw the measurements of a table.
 
     Args:
-        table: one of the report that :func:`drhard.report.make_report` returns.
+        table: a table of the report that :func:`drhard.report.make_report` returns.
 
     Returns:
-        The rows, the learning curves and the gains of each query, as far as the table has them.
+        Pictures of the rows, the learning curves and the gains of each query, as far as the table has them.
     """
     pictures = []
     if any(row["trials"] for row in table["rows"]):
@@ -103,7 +103,7 @@ def _draw_gains(gains: dict[str, Any]) -> Picture:
 
 
 def _to_svg(height: float, plot: Callable[[Axes], None]) -> str:
-    """Return what ``plot`` plots, ``height`` inches high."""
+    """Return the plot by ``plot`` as SVG, ``height`` inches high."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         plot(figure.subplots())
@@ -144,9 +144,9 @@ def _plot_curves(axes: Axes, curves: list[tuple[str, list[list[float]]]], kind: 
     names = list(dict.fromkeys(name for name, _ in curves))
     colours = {name: f"C{place % 10}" for place, name in enumerate(names)}  # matplotlib's ten
     for name, points in curves:
-        steps, values = np.array(points, dtype=float).T  # None, for a value that is not finite, becomes NaN
+        steps, values = np.array(points, dtype=float).T  # None (a value that is not finite) becomes NaN
         axes.plot(steps, values, color=colours[name], lw=1.1, alpha=0.8, label=name)
-    first: dict[str, Line2D] = {}  # a row's seeds have one colour, and one line of the legend
+    first: dict[str, Line2D] = {}  # all seeds of a row share one colour and one line of the legend
     for line in axes.get_lines():
         first.setdefault(str(line.get_label()), line)
     axes.legend(

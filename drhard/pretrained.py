@@ -1,4 +1,4 @@
-"""Pretrained models: folders with ``config.json``, weights and tokenizer files, checked before one is built."""
+"""Pretrained models: folders with ``config.json``, weights and tokenizer files. A model is built after all checks."""
 
 import pickle
 import re
@@ -21,10 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 MODEL_TYPES = ("roberta",)
 
-_HINT = "is it the checkpoint's own, and whole?"
-_DIM = Range(1, 2**14)  # of an embedding
+_HINT = "does it belong to this checkpoint, and is it complete?"
+_DIM = Range(1, 2**14)  # dimensions of an embedding
 _EPSILON = Range(0, 1, whole=False, above=True)
-# What is read of config.json; whatever else it says has no part in an embedding. Bounds follow the types.
+# The fields of config.json that decide an embedding, with their types and ranges. Other fields are ignored.
 _REQUIRED: dict[str, tuple[type, Range | None]] = {
     "vocab_size": (int, COUNT),
     "hidden_size": (int, COUNT),
@@ -44,7 +44,7 @@ _OPTIONAL: dict[str, tuple[type, Range | None]] = {
 }
 _NULLABLE = {"output_embedding_size": _DIM, "bos_token_id": NATURAL, "eos_token_id": NATURAL}
 _OTHERWISE = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
-# Sizes that the weights tell too: field -> name of a weight, which of its dimensions.
+# Sizes that the weights show as well: field -> (name of a weight, its dimension).
 _TOLD = {
     "vocab_size": ("roberta.embeddings.word_embeddings.weight", 0),
     "hidden_size": ("roberta.embeddings.word_embeddings.weight", 1),
@@ -55,16 +55,16 @@ _TOLD = {
 }
 _LAYER = re.compile(r"roberta\.encoder\.layer\.(\d+)\.")
 _UNUSED = re.compile(
-    r"roberta\.embeddings\.(position_ids|token_type_ids)$"  # numbers from 0 on, not learned
-    r"|roberta\.pooler\.|(lm_head|classifier|classification_head|qa_outputs)\b"  # of other tasks
+    r"roberta\.embeddings\.(position_ids|token_type_ids)$"  # counters, not learned
+    r"|roberta\.pooler\.|(lm_head|classifier|classification_head|qa_outputs)\b"  # heads for other tasks
 )
 
 
 def read_config(folder: Path) -> RobertaConfig:
-    """Read ``config.json``, of which only what decides the embeddings is taken.
+    """Read ``config.json``. Keep only the fields that decide the embeddings.
 
     Raises:
-        InputError: the file is missing or damaged, is of another kind of model, or describes none that can be built.
+        InputError: the file is missing or damaged, or it describes another kind of model, or one that cannot be built.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -87,7 +87,7 @@ def read_config(folder: Path) -> RobertaConfig:
     )
     for name, expected in _OTHERWISE.items():
         if content.get(name, expected) != expected:
-            raise InputError(f"{path}: {name} is {content[name]!r}; only {expected!r} makes an encoder of this kind")
+            raise InputError(f"{path}: {name} is {content[name]!r}; this encoder needs {expected!r}")
     taken = {name: content[name] for name in (*bounded, *_NULLABLE) if content.get(name) is not None}
     for name, value in taken.items():
         kind, bound = bounded.get(name) or (int, _NULLABLE[name])
@@ -102,7 +102,7 @@ def read_config(folder: Path) -> RobertaConfig:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' warnings and tables to itself: what they tell of is checked here."""
+    """Silence transformers' warnings and tables. This module checks what they warn of."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -126,14 +126,14 @@ def _check_config(config: RobertaConfig, path: Path) -> None:
     if find_longest_sequence(config) < 2:
         raise InputError(
             f"{path}: max_position_embeddings {config.max_position_embeddings} leaves no room for <s> and </s> "
-            f"behind pad_token_id {config.pad_token_id}"
+            f"after pad_token_id {config.pad_token_id}"
         )
     if config.hidden_act not in ACT2FN:
-        raise InputError(f"{path}: hidden_act {config.hidden_act[:40]!r} is no activation function of transformers")
+        raise InputError(f"{path}: hidden_act {config.hidden_act[:40]!r} is not an activation function of transformers")
 
 
 def find_longest_sequence(config: RobertaConfig) -> int:
-    """How many tokens the model takes; RoBERTa leaves the positions up to the pad id unused."""
+    """Return the most tokens that the model takes. RoBERTa does not use the positions up to the pad id."""
     return int(config.max_position_embeddings - config.pad_token_id - 1)
 
 
@@ -141,10 +141,10 @@ def find_longest_sequence(config: RobertaConfig) -> int:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a checkpoint that belong to an encoder, by the names that :class:`RobertaDot` gives them.
+    """Read an encoder's weights from a checkpoint, under the names that :class:`RobertaDot` has for them.
 
     Raises:
-        InputError: there are none, a file is damaged or missing, or holds anything else.
+        InputError: the folder has no weights, or a file of weights is missing, damaged, or holds anything else.
     """
     weights: dict[str, torch.Tensor] = {}
     for path in find_weights_files(folder):
@@ -153,9 +153,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if any(name.startswith("module.") for name in weights):
         raise InputError(
             f"{folder}: the names of its weights begin with 'module.', as DataParallel writes them; "
-            "save the state_dict of model.module in their place"
+            "save the state_dict of model.module instead"
         )
-    if not any(name.startswith("roberta.") for name in weights):  # of a plain RobertaModel
+    if not any(name.startswith("roberta.") for name in weights):  # saved from a plain RobertaModel
         weights = {
             f"roberta.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name: weight
             for name, weight in weights.items()
@@ -164,7 +164,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def find_weights_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: one, or several that an index names. Raises InputError if none."""
+    """Return the files of a checkpoint's weights: one file, or those that an index names. Raises InputError if none."""
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return [folder / name]
@@ -172,13 +172,13 @@ def find_weights_files(folder: Path) -> list[Path]:
         if index.exists():
             shards = read_object(index, {"weight_map": dict}, _HINT)["weight_map"].values()
             if not shards or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
-                raise InputError(f"{index}: expected the name of a file of this folder for each weight")
+                raise InputError(f"{index}: expected the name of a file in this folder for each weight")
             paths = [folder / shard for shard in sorted(set(shards))]
             for path in paths:
                 if path.suffix not in (".safetensors", ".bin") or not path.is_file():
-                    raise InputError(f"{path}: no such file of weights, though {index.name} names it; {_HINT}")
+                    raise InputError(f"{path}: no such file of weights, although {index.name} names it; {_HINT}")
             return paths
-    raise InputError(f"{folder}: there are no weights ({' or '.join(WEIGHTS_FILES)}); is the download complete?")
+    raise InputError(f"{folder}: has no weights ({' or '.join(WEIGHTS_FILES)}); is the download complete?")
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -186,8 +186,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except MemoryError:
         raise
-    except Exception as error:  # its own type, and others for what torch does not know
-        raise InputError(f"{path}: damaged, or no safetensors file ({reason_of(error)})") from None
+    except Exception as error:  # safetensors' own type, and others where torch lacks a type of numbers
+        raise InputError(f"{path}: damaged, or not a safetensors file ({reason_of(error)})") from None
 
 
 def _read_bin(path: Path) -> dict[str, torch.Tensor]:
@@ -196,12 +196,12 @@ def _read_bin(path: Path) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except MemoryError:
         raise
-    except pickle.UnpicklingError:  # torch's own sentence advises to read it all the same
+    except pickle.UnpicklingError:  # torch's own message advises to read the file anyway
         raise InputError(f"{path}: damaged, or holds more than weights") from None
     except Exception as error:  # what torch raises depends on the damage
-        raise InputError(f"{path}: damaged, or no file of PyTorch's ({reason_of(error)})") from None
+        raise InputError(f"{path}: damaged, or not a PyTorch file ({reason_of(error)})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, expected weights by their names")
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected a dict of names and weights")
     for name, weight in content.items():
         if not (isinstance(name, str) and isinstance(weight, torch.Tensor)):
             raise InputError(f"{path}: holds more than weights: {str(name)[:60]!r} is a {type(weight).__name__}")
@@ -211,19 +211,19 @@ def _read_bin(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _is_whole(weight: torch.Tensor) -> bool:
-    """Whether every number of a tensor is stored, so that a copy takes no more than the file has."""
+    """Return whether a tensor stores every number. Its copy then takes no more memory than the file has bytes."""
     plain = weight.layout == torch.strided and weight.device.type == "cpu" and not weight.is_quantized
     return plain and weight.untyped_storage().nbytes() >= weight.numel() * weight.element_size()
 
 
 _STAND_INS = (
-    (rb"version https://git-lfs", "is the pointer of Git LFS to the file; 'git lfs pull' fetches the file itself"),
+    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file; fetch the file with 'git lfs pull'"),
     (rb"\s*<(!doctype|html|\?xml)", "is a web page, not the file; download it again"),
 )
 
 
 def _refuse_stand_in(path: Path) -> None:
-    """Raise InputError if there is nothing in the file, or what is often found in the place of a download."""
+    """Raise InputError if the file is empty, a web page or a pointer of Git LFS: signs of a failed download."""
     with open(path, "rb") as file:
         start = file.read(64)
     if not start:
@@ -233,13 +233,13 @@ def _refuse_stand_in(path: Path) -> None:
             raise InputError(f"{path}: {sentence}")
 
 
-# Both together
+# Config and weights together
 
 
 def check_sizes(folder: Path, config: RobertaConfig, weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise InputError unless ``config`` says the sizes that the weights have; else a model of any size would be made.
+    """Raise InputError unless ``config`` gives the sizes that the weights have.
 
-    Weights that are missing tell nothing here.
+    Otherwise a damaged config could make a model of any size. Weights that are missing are not compared.
     """
     layers = {match[1] for match in map(_LAYER.match, weights) if match}
     told = {"num_hidden_layers": len(layers)} | {
@@ -256,17 +256,17 @@ def check_sizes(folder: Path, config: RobertaConfig, weights: Mapping[str, torch
 
 
 def embedding_size(config: RobertaConfig) -> int:
-    """The dimensions of an embedding."""
+    """Return the number of dimensions of an embedding."""
     return int(getattr(config, "output_embedding_size", None) or config.hidden_size)
 
 
 def check_weights(
     folder: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], can_be_new: Sequence[str]
 ) -> None:
-    """Raise InputError unless ``weights`` are ``expected`` by their names and shapes.
+    """Raise InputError unless ``weights`` have the names and shapes of ``expected``.
 
     Args:
-        can_be_new: weights that may be missing, all of them together.
+        can_be_new: weights that may be missing, if all of them are.
     """
     missing = sorted(expected.keys() - weights.keys())
     if missing and missing != sorted(can_be_new):
@@ -274,16 +274,18 @@ def check_weights(
     more = sorted(weights.keys() - expected.keys())
     if more:
         raise InputError(
-            f"{folder}: holds weights that are no part of this encoder: {_named(more)}; is it another kind of model?"
+            f"{folder}: holds weights that this encoder does not have: {_named(more)}; is it another kind of model?"
         )
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:
             raise InputError(
-                f"{folder}: the shape of {name} is {tuple(weight.shape)}, which does not fit {CONFIG_FILE} "
-                f"({tuple(expected[name].shape)})"
+                f"{folder}: the shape of {name} is {tuple(weight.shape)}, but {CONFIG_FILE} asks for "
+                f"{tuple(expected[name].shape)}"
             )
         if not weight.is_floating_point():
-            raise InputError(f"{folder}: {name} is of type {str(weight.dtype).removeprefix('torch.')}, no numbers")
+            raise InputError(
+                f"{folder}: {name} has the type {str(weight.dtype).removeprefix('torch.')}, expected floating point"
+            )
 
 
 def _lacks(names: Sequence[str]) -> str:

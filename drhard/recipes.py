@@ -1,4 +1,4 @@
-"""Recipes: what a table of results, a row of it and the commands behind a row are made of.
+"""Recipes: the parts of a table of results, of its rows, and of the commands behind a row.
 
 The tables themselves are in :mod:`drhard.tables`.
 """
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from drhard.errors import InputError
 
-CHECKPOINT, SCRATCH = "checkpoint", "scratch"  # where a row's models come from: published, or trained here
+CHECKPOINT, SCRATCH = "checkpoint", "scratch"  # the origin of a row's models: published, or trained here
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and the file or folder that it writes last. The step is done once that exists."""
+    """A command and the file or folder that it writes last. The step is done once that exists."""
 
     makes: Path
     command: str
@@ -25,20 +25,20 @@ def make_step(makes: str, *command: str) -> Step:
     """Return a step.
 
     Args:
-        makes: what the command writes last, as one word of the shell.
-        command: the command in parts, which are joined by blanks. Empty parts are left out.
+        makes: the file or folder that the command writes last, as one word of the shell.
+        command: the parts of the command, joined by blanks. Empty parts are left out.
     """
     return Step(unquote(makes), " ".join(filter(None, command)))
 
 
 def unquote(word: str) -> Path:
-    """Return the path that one word of the shell stands for: ``'two words'/data`` is ``two words/data``."""
+    """Return the path that a word of the shell means: ``'two words'/data`` is ``two words/data``."""
     [path] = shlex.split(word)
     return Path(path)
 
 
 def each_once(steps: Iterable[Step]) -> list[Step]:
-    """Return the steps in order, without those that make what an earlier one makes."""
+    """Return the steps in order, without those that make the same as an earlier one."""
     first: dict[Path, Step] = {}
     for step in steps:
         first.setdefault(step.makes, step)
@@ -61,12 +61,12 @@ class Question:
     question: str
     row: str
     than: str
-    equal: bool = False  # whether the claim is that the rows do not differ
+    equal: bool = False  # whether the paper claims that the rows do not differ
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a row: the steps, and the model and the runs that they end in."""
+    """One training of a row: its steps, and the model and runs that they make."""
 
     seed: int | None  # None if the row does not depend on one
     steps: tuple[Step, ...]
@@ -91,13 +91,13 @@ class Row:
         return f"{self.table}:{self.name}"
 
     def steps(self, origin: str) -> list[Step]:
-        """Return all that makes the row, in order, each file once."""
+        """Return the steps of all trainings of the row, in order, without repetition."""
         return each_once(step for trial in self.trials[origin] for step in trial.steps)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are measured alike."""
+    """Rows with the same measures."""
 
     name: str
     title: str
@@ -115,7 +115,7 @@ def find_rows(tables: Mapping[str, Table], wanted: str) -> list[Row]:
     """Return the row with an id such as ``sample:STAR``, or all rows of the table ``sample``.
 
     Raises:
-        InputError: there is no such table or row. The sentence names those that exist.
+        InputError: the table or row does not exist. The message names those that exist.
     """
     name, colon, row = wanted.partition(":")
     table = tables.get(name)

@@ -1,6 +1,6 @@
-"""A report as text, as Markdown, and as one HTML page that needs nothing else.
+"""Render a report as text, as Markdown, and as one self-contained HTML page.
 
-Reports are what :func:`drhard.report.make_report` returns.
+:func:`drhard.report.make_report` makes reports.
 """
 
 import html
@@ -14,12 +14,12 @@ import jinja2
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NONE = "—"
-MARKDOWN = re.compile(r"[\\`*_\[\]|$~]")  # what Markdown takes for markup
+MARKDOWN = re.compile(r"[\\`*_\[\]|$~]")  # characters that Markdown takes for markup
 ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here"}
 
 
 def render_text(report: dict[str, Any]) -> str:
-    """Render a report for a terminal: a line for each row, with its values expected and measured."""
+    """Render a report for a terminal: a line for each row, with expected and measured values."""
     return "\n\n".join("\n".join(_text_of_table(table)) for table in report["tables"])
 
 
@@ -46,7 +46,7 @@ def _text_of_table(table: dict[str, Any]) -> list[str]:
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    """Render a report as Markdown. After ± is half the width of the 95 % interval of the mean over seeds."""
+    """Render a report as Markdown. The number after ± is half the width of the 95 % interval of the mean over seeds."""
     lines = ["# Reproduction", ""]
     for table in _escape(report["tables"]):
         lines += [*_markdown_of_table(table), ""]
@@ -55,7 +55,7 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 
 def _markdown_of_table(table: dict[str, Any]) -> list[str]:
-    """Render a table whose texts are escaped."""
+    """Render a table with escaped texts."""
     heads = [head for name in table["measures"].values() for head in (f"{name} expected", "measured", "difference", "")]
     lines = [f"## {table['title']}", "", f"Expected: {table['source']}.", ""]
     lines += [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
@@ -78,7 +78,7 @@ def _markdown_of_table(table: dict[str, Any]) -> list[str]:
 
 
 def render_html(report: dict[str, Any]) -> str:
-    """Render a report as one page with pictures and without scripts. A browser fetches nothing for it."""
+    """Render a report as one page with pictures and without scripts. It loads nothing else."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -97,7 +97,7 @@ def render_html(report: dict[str, Any]) -> str:
 
 
 def _escape(content: Any) -> Any:
-    """Return ``content`` with each text on one line and escaped, so that Markdown shows it as it is."""
+    """Return ``content`` with each text on one line and escaped, so that Markdown shows it unchanged."""
     if isinstance(content, str):
         return MARKDOWN.sub(r"\\\g<0>", html.escape(" ".join(content.split()), quote=False))
     if isinstance(content, dict):
@@ -115,7 +115,7 @@ def _with_interval(value: dict[str, Any]) -> str:
 
 
 def _provenance(table: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the row's name, and origin, seed and digests, of each trial."""
+    """Return for each trial the name of its row, and a text with its origin, seed and digests."""
     lines = []
     for row in table["rows"]:
         for trial in row["trials"]:

@@ -1,4 +1,4 @@
-"""Measure the rows of tables: values, intervals, tests, and digests of what was measured."""
+"""Measure the rows of tables: values, intervals, tests, and digests of runs and weights."""
 
 import logging
 import math
@@ -40,7 +40,7 @@ class MeasuredTrial:
         model: path and SHA-256 of its weights; None for a row without a model.
         runs: path and SHA-256 of its run, by mode.
         queries: (Q,) values of the judged queries, by the keys of the table's measures.
-        curves: [step, value] pairs of its training by TensorBoard's tags; empty without TensorBoard's files.
+        curves: [step, value] pairs of its training by TensorBoard's tags. Empty without TensorBoard's files.
     """
 
     seed: int | None
@@ -55,14 +55,14 @@ class MeasuredTrial:
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """The values of a row, of one origin. Without trials nothing was measured."""
+    """The values of a row with models of one origin. Without trials, nothing was measured."""
 
     row: Row
     origin: str
     trials: list[MeasuredTrial] = field(default_factory=list)
 
     def mean(self, key: str) -> tuple[float, float]:
-        """Return the mean over the seeds and the half width of its 95 % interval, NaN for one seed."""
+        """Return the mean over the seeds and the half width of its 95 % interval; NaN for one seed."""
         return mean_interval([trial.mean(key) for trial in self.trials])
 
     @property
@@ -85,10 +85,10 @@ def make_report(tables: list[Table]) -> dict[str, Any]:
     """Measure all runs of ``tables`` that exist.
 
     Returns:
-        All that a report shows, in JSON's types, with None for a number that is not finite.
+        The content of a report, in JSON's types, with None for a number that is not finite.
 
     Raises:
-        InputError: a run or a qrels file is damaged, or the qrels file of a run is missing.
+        InputError: a run or a qrels file is damaged, or a run has no qrels file.
     """
     report = {"machine": _describe_machine(), "tables": [_report_table(table) for table in tables]}
     return {key: _finite(value) for key, value in report.items()}
@@ -111,8 +111,8 @@ def _report_table(table: Table) -> dict[str, Any]:
 def measure_table(table: Table) -> list[MeasuredRow]:
     """Measure every run of a table that exists.
 
-    A row with runs of two origins is returned twice, a row without runs once. A run whose weights no longer match its
-    model is skipped with a warning.
+    A row with runs of two origins is returned twice, a row without runs once. A run is skipped, with a warning, if its
+    model now has other weights.
 
     Raises:
         InputError: as :func:`make_report`.
@@ -156,17 +156,17 @@ def _measure(table: Table, trial: Trial, judged: dict[str, Grades]) -> MeasuredT
 
 
 def _made_by_its_model(trial: Trial) -> bool:
-    """Whether a trial's runs were made by the weights that its model has now. Log a warning if not."""
+    """Return whether the present weights of a trial's model made its runs. Log a warning if not."""
     if trial.model is None:
         return True
     if not (trial.model / "config.json").exists():
-        log.warning("%s: no such model, but its runs exist; they are skipped", trial.model)
+        log.warning("%s: no such model, although its runs exist; they are skipped", trial.model)
         return False
     digest = digest_weights(load_encoder(trial.model))
     for mode, run in trial.runs.items():
         for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
             if not are_made_by(run.with_name(name), digest):
-                log.warning("%s: was made by other weights than those in %s; it is skipped", run, trial.model)
+                log.warning("%s: was not made by the weights in %s; it is skipped", run, trial.model)
                 return False
     return True
 
@@ -176,17 +176,19 @@ def _identify(path: Path) -> dict[str, str]:
 
 
 def _read_curves(log_dir: Path) -> dict[str, list[list[float]]]:
-    """Read those of :data:`CURVES` that a training logged: [step, value] pairs by tag."""
+    """Read the :data:`CURVES` that a training logged: [step, value] pairs by tag."""
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     try:
         events.Reload()
-    except Exception as error:  # a damaged file raises many kinds
+    except Exception as error:  # the type depends on the damage
         log.warning("%s: TensorBoard cannot read its curves (%s)", log_dir, shorten(error))
         return {}
     logged = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
     curves = {}
     for tag in logged:
-        by_step = {event.step: event.value for event in events.Scalars(tag)}  # a step redone after a resume counts once
+        by_step = {
+            event.step: event.value for event in events.Scalars(tag)
+        }  # a step repeated after resuming counts once
         curves[tag] = [[step, round(value, 5)] for step, value in sorted(by_step.items())]
     return curves
 
@@ -212,7 +214,7 @@ def _report_row(table: Table, measured: MeasuredRow) -> dict[str, Any]:
 
 
 def _report_value(table: Table, measured: MeasuredRow, key: str) -> dict[str, Any]:
-    """Compare a measured value with the expected one. There is no verdict before every seed is measured."""
+    """Compare a measured value with the expected one. There is no verdict until every seed is measured."""
     expected = measured.row.expected.get(key)
     value: dict[str, Any] = {
         "expected": expected,
@@ -230,7 +232,7 @@ def _report_value(table: Table, measured: MeasuredRow, key: str) -> dict[str, An
 
 
 def _judge(difference: float, table: Table) -> str:
-    """Return OK if the measured value is as good as the expected one or better, else close or FAIL."""
+    """Return OK if the measured value is at least as good as the expected one, else close or FAIL."""
     if difference >= -table.ok:
         return OK
     return CLOSE if difference >= -table.close else FAIL
@@ -243,10 +245,10 @@ def _note(measured: MeasuredRow) -> str:
 
 
 def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, Any]]:
-    """Answer the table's questions by paired tests over queries, where a query's value is its mean over the seeds.
+    """Answer the table's questions by paired tests over queries. A query's value is its mean over the seeds.
 
-    For each measure, p-values are corrected over the questions by Holm's method. The first measure gives the answer.
-    A question about rows that were not measured is left out.
+    For each measure, Holm's method corrects the p-values over the questions. The first measure gives the answer.
+    Questions about rows that were not measured are left out.
     """
     measured = _whole_rows(rows)
     questions = [question for question in table.questions if {question.row, question.than} <= measured.keys()]
@@ -286,13 +288,13 @@ def _compare_pairs(pairs: list[tuple[MeasuredRow, MeasuredRow]], key: str) -> li
 
 
 def _whole_rows(rows: list[MeasuredRow]) -> dict[str, MeasuredRow]:
-    """Return the rows that can be compared: every seed is measured, and all are of the first one's origin."""
+    """Return the rows that can be compared: those with every seed measured, and of the same origin as the first."""
     whole = [row for row in rows if row.trials and row.whole]
     return {row.row.name: row for row in whole if row.origin == whole[0].origin}
 
 
 def _seeds_better(row: MeasuredRow, than: MeasuredRow, key: str) -> list[int]:
-    """Count the seeds of both rows for which ``row`` is better. Return this number and that of all such seeds."""
+    """Return for how many seeds ``row`` is better, and how many seeds both rows have."""
     other = {trial.seed: trial.mean(key) for trial in than.trials}
     pairs = [(trial.mean(key), other[trial.seed]) for trial in row.trials if trial.seed in other]
     return [sum(a > b for a, b in pairs), len(pairs)]
@@ -310,7 +312,7 @@ def _answer(equal: bool, result: dict[str, Any]) -> str:
 
 
 def _report_gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
-    """Return by how much each query differs between two rows in the table's first measure, best first."""
+    """Return each query's difference between two rows in the table's first measure, best first."""
     measured = _whole_rows(rows)
     if table.gains is None or not set(table.gains) <= measured.keys():
         return None
@@ -336,7 +338,7 @@ def _describe_machine() -> dict[str, str]:
 
 
 def _finite(content: Any) -> Any:
-    """Return ``content`` with None for each number that is not finite, which JSON does not have."""
+    """Return ``content`` with None for each number that is not finite. JSON has no such numbers."""
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Results of a search, on disk while it goes on: those of MS MARCO's training queries would take a gigabyte."""
+"""Results of a search, kept on disk. For MS MARCO's training queries they would take a gigabyte of memory."""
 
 import logging
 import os
@@ -15,14 +15,14 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-WRITTEN_AT_ONCE = 1 << 20  # results: 8 MB
+WRITTEN_AT_ONCE = 1 << 20  # results written at a time: 8 MB
 
 
 class Results(NamedTuple):
-    """The best documents of each query, in a file that is there while the block of :func:`search_on_disk` runs."""
+    """The best documents of each query, in a file that exists until the block of :func:`search_on_disk` ends."""
 
     scores: np.ndarray  # (Q, k) float32, greatest first
-    rows: np.ndarray  # (Q, k) int32; -1, at the end, where fewer were found
+    rows: np.ndarray  # (Q, k) int32; -1 at the end if fewer were found
 
 
 Parts = Iterator[tuple[np.ndarray, np.ndarray]]
@@ -32,22 +32,23 @@ Parts = Iterator[tuple[np.ndarray, np.ndarray]]
 def search_on_disk(
     run: Path, made_from: Mapping[str, Any], queries: int, k: int, search: Callable[[int], Parts]
 ) -> Iterator[Results]:
-    """Search, with the results in ``RUN.found.partial``; a search that was stopped resumes after its last pass.
+    """Search with the results in ``RUN.found.partial``. A stopped search resumes after its last pass.
 
-    The file is one writer's until the block ends, and removed if it ends well: then the run is written.
+    Only this process can write the file until the block ends. The block writes the run. If it ends well, the file is
+    removed.
 
     Args:
-        run: the run that is made from the results.
-        made_from: what decides the results, for JSON. Results of something else are not resumed.
-        queries, k: how many, and how many documents for each.
-        search: given how many queries have their results already, yields scores and rows of the others, as
+        run: the run that the caller writes from the results.
+        made_from: what decides the results, in JSON's types. A search resumes only if this is unchanged.
+        queries, k: the number of queries, and of documents for each.
+        search: takes the number of queries that have results. Yields scores and rows of the others, as
             :meth:`drhard.index.Index.passes` does.
 
     Raises:
-        InputError: another process makes the run, a score is not finite, or the disk takes no more.
+        InputError: another process is writing the run, a score is not finite, or the disk is full.
     """
     path = partial_path(run.with_name(f"{run.name}.found"))
-    record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # of a query
+    record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # for each query
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with claim(path, run) as file:
@@ -66,7 +67,7 @@ def _search(
     record: np.dtype,
     search: Callable[[int], Parts],
 ) -> None:
-    """Complete ``file``, which is open at ``path``, to one ``record`` for each query."""
+    """Search until ``file``, open at ``path``, has a ``record`` for each query."""
     done = _read_done(path, made_from, os.fstat(file.fileno()).st_size // record.itemsize)
     file.truncate(done * record.itemsize)
     if not done:
@@ -82,9 +83,7 @@ def _search(
             block = np.empty(len(rows[part]), dtype=record)
             block["scores"], block["rows"] = scores[part], rows[part]
             if not (np.isfinite(block["scores"]) | (block["rows"] < 0)).all():
-                raise InputError(
-                    f"{path}: a score is not finite; the embeddings or the index have numbers that are too large"
-                )
+                raise InputError(f"{path}: a score is not finite; numbers in the embeddings or the index are too large")
             file.write(block.data)
         file.flush()
         os.fsync(file.fileno())

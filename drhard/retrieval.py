@@ -1,4 +1,4 @@
-"""Encode a collection and a mode's queries with one encoder and search; mine hard negatives, with BM25 too."""
+"""Encode a collection and a mode's queries with one encoder, and search. Mine hard negatives, also with BM25."""
 
 import hashlib
 import logging
@@ -25,19 +25,19 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-EXTRA = 10  # published: the run beside hard.json holds topk + 10 passages, room for relevant ones among them
+EXTRA = 10  # published: the run beside hard.json has topk + 10 passages, since relevant ones may be among them
 
 
 @dataclass(frozen=True)
 class Retriever:
-    """An encoder, how it encodes, and how its embeddings are searched."""
+    """An encoder, with settings for encoding and for searching its embeddings."""
 
     model: RobertaDot
     encoding: EncodingSettings
     searching: SearchSettings
 
     def check(self, collection: Collection, mode: str, topk: int) -> None:
-        """Raise InputError, before the long work, if it cannot be done."""
+        """Raise InputError, before the long work, if it must fail."""
         self.encoding.check(self.model, collection.queries(mode), collection.passages)
         self.searching.check(topk, len(collection.passages), self.model.output_embedding_size)
 
@@ -45,11 +45,11 @@ class Retriever:
     def retrieve(self, collection: Collection, mode: str, run: Path, topk: int) -> Iterator[Results]:
         """Encode a mode's queries and the passages into the folder of ``run`` and search the passages.
 
-        Embeddings go into ``{name}.memmap`` and ``{name}-id.memmap``, where they are found again.
+        Embeddings go into ``{name}.memmap`` and ``{name}-id.memmap``. A later call reuses them.
 
         Args:
             run: where the caller writes the results; see :func:`drhard.results.search_on_disk`.
-            topk: how many passages for each query.
+            topk: passages for each query.
 
         Raises:
             InputError: as :meth:`check`, :meth:`EncodingSettings.encode` and :meth:`SearchSettings.open`.
@@ -70,7 +70,7 @@ class Retriever:
 def search_embeddings(
     queries: np.ndarray, documents: np.ndarray, searching: SearchSettings, run: Path, topk: int
 ) -> Iterator[Results]:
-    """Search ``documents`` (N, dim) for ``queries`` (Q, dim), both float32; the results lie on disk.
+    """Search ``documents`` (N, dim) for ``queries`` (Q, dim), both float32. The results stay on disk.
 
     Args:
         run: where the caller writes the results; see :func:`drhard.results.search_on_disk`.
@@ -86,21 +86,21 @@ def _identity(embeddings: np.ndarray) -> str:
 
 
 class Mined(NamedTuple):
-    """Hard negatives, and the run that they come from, relevant passages among it."""
+    """Hard negatives, and the run that they come from. The run includes relevant passages."""
 
     hard: HardNegatives
     scores: np.ndarray  # (queries, topk + 10) float32
-    rows: np.ndarray  # (queries, topk + 10) int32, -1 where no more was found
+    rows: np.ndarray  # (queries, topk + 10) int32, -1 at the end if fewer were found
 
 
 @contextmanager
 def mine_hard_negatives(
     retriever: Retriever, collection: Collection, mode: str, run: Path, topk: int
 ) -> Iterator[Mined]:
-    """For each query, the ``topk`` best passages that are not judged relevant to it (section 4.1 of the paper).
+    """Mine the ``topk`` best passages of each query that are not judged relevant to it (section 4.1 of the paper).
 
     Args:
-        run: as for :meth:`Retriever.retrieve`.
+        run: see :meth:`Retriever.retrieve`.
 
     Raises:
         InputError: as :meth:`Retriever.retrieve`, or there are too few passages.
@@ -115,7 +115,9 @@ def mine_hard_negatives(
 def mine_bm25_negatives(
     corpus: Corpus, root: Path, mode: str, run: Path, topk: int, parameters: Bm25Parameters
 ) -> Iterator[Mined]:
-    """The same with BM25, as the paper's warm-up needs them; fewer than ``topk`` where fewer share a word.
+    """Mine hard negatives with BM25, as the paper's warm-up needs them.
+
+    A query gets fewer than ``topk`` if fewer passages share a word with it.
 
     Args:
         root: the folder with ``dataset/`` and ``preprocess/``.
@@ -138,7 +140,7 @@ def mine_bm25_negatives(
         without = np.flatnonzero(found.rows[:, 0] < 0)
         if len(without):
             log.warning(
-                "%d of %d queries share no word with any document, so BM25 finds nothing for them; the first: %s",
+                "%d of %d queries share no word with any document, so BM25 finds nothing for them; the first is %s",
                 len(without),
                 len(queries),
                 shorten(queries[without[0]]),
@@ -147,7 +149,7 @@ def mine_bm25_negatives(
 
 
 def _depth(relevant: Mapping[int, Sequence[int]], count: int, topk: int) -> int:
-    """How many passages to find for a query, so that ``topk`` of them are not relevant."""
+    """Return how many passages to find for a query, so that ``topk`` of them are not relevant."""
     most = max(map(len, relevant.values()))
     if topk + most > count:
         raise InputError(f"cannot mine {topk} negatives (--topk) from {count} passages; lower it")

@@ -1,6 +1,6 @@
-"""Runs: the ranked documents of each query, ``qid \\t pid \\t rank`` with ranks from 1, or in TREC's six columns.
+"""Runs: the ranked documents of each query, as ``qid \\t pid \\t rank`` with ranks from 1, or in TREC's six columns.
 
-They are read query by query, since all of a large run would take many gigabytes.
+Runs are read query by query. A large run would take many gigabytes of memory.
 """
 
 import functools
@@ -25,29 +25,29 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-PARTS = 64  # into which a run is split whose queries are scattered over it
+PARTS = 64  # temporary files for a run with scattered queries
 RUN_SUFFIX = ".rank.tsv"
 STAMP_FIELDS = {"documents": str, "queries": str}
 
 
-# Written
+# Write
 
 
 def write_run(path: Path, scores: np.ndarray, rows: np.ndarray, made_from: Mapping[str, str] | None = None) -> None:
-    """Write a run in row numbers, ``{mode}.rank.tsv``, and beside it its scores, ``{mode}.score.npy``.
+    """Write a run in row numbers, ``{mode}.rank.tsv``, and its scores, ``{mode}.score.npy``, beside it.
 
     Args:
-        scores: (Q, k) float32; ``scores[query, rank - 1]`` is that of a line of the run.
-        rows: (Q, k), the document rows of each query row, best first; -1 where there is none, at the end.
-        made_from: :func:`digest_ids`, which goes into a stamp beside the run.
+        scores: (Q, k) float32; ``scores[query, rank - 1]`` belongs to one line of the run.
+        rows: (Q, k), the document rows of each query row, best first; -1 at the end of a shorter list.
+        made_from: the result of :func:`digest_ids`, for a stamp beside the run.
     """
-    stamp_path(path).unlink(missing_ok=True)  # that of a former run; without one nothing is believed of this one
+    stamp_path(path).unlink(missing_ok=True)  # the stamp of a former run must not speak for this one
     with (
         write_whole_file(score_path(path)) as score_file,
         write_whole_text(path) as run,
     ):  # named together, when both are whole
         np.save(score_file, scores.astype(np.float32, copy=False))
-        for query_row, found in enumerate(rows):  # one by one: as Python's numbers all of them take gigabytes
+        for query_row, found in enumerate(rows):  # one by one: as Python numbers, all rows take gigabytes
             run.writelines(
                 f"{query_row}\t{row}\t{rank}\n" for rank, row in enumerate(found.tolist(), start=1) if row >= 0
             )
@@ -71,7 +71,7 @@ def score_path(run: Path) -> Path:
 
 
 def digest_ids(collection: Collection, mode: str) -> dict[str, str]:
-    """Return what tells the official ids of a run's rows from others: a digest for documents and one for queries.
+    """Return a digest of the official ids of documents, and one of the ids of queries. They identify a run's rows.
 
     Empty if the collection has no official ids. Raises InputError as :func:`drhard.ids.read_ids`.
     """
@@ -91,26 +91,25 @@ Id = TypeVar("Id", int, str)
 
 
 class Ranking(NamedTuple, Generic[Id]):
-    """What a run has for one query: official ids, or rows in a run of ours."""
+    """The documents of one query of a run. Ids are official ids, or rows in a run that retrieval wrote."""
 
     qid: Id
     docids: list[Id]  # best first
-    scores: list[float]  # falling; minus the ranks where the run has no scores
-    lines: list[int]  # the number of the line of each document
+    scores: list[float]  # descending; the negative ranks if the run has no scores
+    lines: list[int]  # the line number of each document
 
 
 def read_rankings(path: str | Path) -> Iterator[Ranking[str]]:
-    """Read any run: ours or an official one (``qid pid rank``, then a score or not), or TREC's (``qid Q0 docid rank
-    score tag``), ids as they are written.
+    """Read any run: ``qid pid rank`` with or without a score, or TREC's ``qid Q0 docid rank score tag``.
 
-    As in trec_eval, TREC's column of ranks does not count, a tag may hold blanks, and documents with equal scores are
-    ranked by their ids, the greater first.
+    Ids are kept as they are written. As in trec_eval, TREC's ranks are ignored, tags may contain blanks, and among
+    documents with equal scores the greater id comes first.
 
     Returns:
         The queries in the order of the file.
 
     Raises:
-        InputError: the file is missing or empty, or a line is bad or names a document or a rank of its query again.
+        InputError: the file is missing or empty, a line is malformed, or a query has a document or a rank twice.
     """
     parse = None
     for qid, lines in _queries(path):
@@ -125,13 +124,13 @@ def read_rankings(path: str | Path) -> Iterator[Ranking[str]]:
 
 
 def read_run(path: str | Path, pid_prefix: str = "") -> Iterator[Ranking[int]]:
-    """Read a run of ``qid pid rank`` with ids that are numbers, or of rows.
+    """Read a run of ``qid pid rank`` whose ids are numbers or rows.
 
     Args:
-        pid_prefix: what official document ids begin with, "D" for MS MARCO doc.
+        pid_prefix: the prefix of official document ids, "D" for MS MARCO doc.
 
     Raises:
-        InputError: as :func:`read_rankings`, or an id is no number, or a query's ranks are not 1, 2, 3, …
+        InputError: as :func:`read_rankings`; or an id is not a number, or a query's ranks are not 1, 2, 3, …
     """
     empty = True
     for qid, lines in _queries(path):
@@ -169,7 +168,7 @@ def _ranked(path: str | Path, qid: str, lines: Sequence[tuple[int, list[str]]]) 
     return Ranking(qid, list(docids), [-float(rank) for rank in ranks], list(numbers))
 
 
-_rank = functools.lru_cache(10_000)(parse_number)  # the same few thousand for every query
+_rank = functools.lru_cache(10_000)(parse_number)  # every query has the same few thousand ranks
 
 
 def _scored(path: str | Path, qid: str, lines: Sequence[tuple[int, list[str]]]) -> Ranking[str]:
@@ -216,15 +215,15 @@ def _numbers(path: str | Path, ranking: Ranking[str], prefix: str) -> list[int]:
 
 
 def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
-    """Yield each query of a run, in the order in which they begin: (qid, [(line number, fields), …])."""
-    if not require_file(path).is_file() and not Path(path).is_dir():  # a folder has a sentence of its own
-        raise InputError(f"{path}: is not a regular file; a run is read twice, write it to a file first")
+    """Yield each query of a run, in the order of their first lines: (qid, [(line number, fields), …])."""
+    if not require_file(path).is_file() and not Path(path).is_dir():  # a folder gets another message
+        raise InputError(f"{path}: is not a regular file; a run is read twice, so write it to a file first")
     places, together = _places(path)
     if together:
         for qid, lines in itertools.groupby(_lines(path), key=_qid):
             yield qid, list(lines)
         return
-    with ExitStack() as stack:  # split, so that a part at a time is in memory
+    with ExitStack() as stack:  # split the run, so that only one part at a time is in memory
         open_part = functools.partial(tempfile.TemporaryFile, "w+", encoding="utf-8", newline="\n")
         parts = [stack.enter_context(open_part()) for _ in range(PARTS)]
         for number, fields in _lines(path):
@@ -240,9 +239,9 @@ def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]
 
 
 def _places(path: str | Path) -> tuple[dict[str, int], bool]:
-    """The place of each query of a run, from 0 in the order in which they begin, and whether its lines are together."""
+    """Number the queries of a run from 0, in the order of their first lines. Return whether each one's are adjacent."""
     places: dict[str, int] = {}
-    together, prefix, qid = True, "\n", ""  # no line begins with its end
+    together, prefix, qid = True, "\n", ""  # no line starts with a line end
     for number, line in read_lines(path):
         if line.startswith(prefix):
             continue
@@ -266,33 +265,33 @@ def _qid(line: tuple[int, list[str]]) -> str:
     return line[1][0]
 
 
-# Converted
+# Convert
 
 
 def convert_run(
     source: Path, target: Path, collection: Collection, mode: str, pid_prefix: str, trec_tag: str | None = None
 ) -> bool:
-    """Write a run in row numbers as one in official ids.
+    """Convert a run in row numbers to official ids.
 
     Args:
-        collection: whose rows they are.
-        trec_tag: write TREC's six columns, with this tag. Scores come from the file beside ``source``; equal
-            ones are told apart by the least step of a float32, since trec_eval breaks ties by docid and not by
-            rank. Without that file they are 1/rank, with a warning.
+        collection: the collection that the rows belong to.
+        trec_tag: write TREC's six columns, with this tag. Scores come from the file beside ``source``. Among equal
+            scores, each is lowered by the smallest step of a float32, since trec_eval breaks ties by docid and not by
+            rank. Without that file, scores are 1/rank, with a warning.
 
     Returns:
-        False if ``target`` is there already, made from the same files with the same settings.
+        False if ``target`` exists already, made from the same files with the same settings.
 
     Raises:
-        InputError: as :func:`read_run`; ``source`` was made with other ids, or has a row that they or the file of
-            scores do not have; or another ``target`` is there.
+        InputError: as :func:`read_run`; ``source`` was made with other ids; the collection or the file of scores lacks
+            one of its rows; or ``target`` exists and was made from something else.
     """
     pids, qids = collection.pids(), collection.qids(mode)
     digests = {"documents": _digest_ids(pids), "queries": _digest_ids(qids)}
     stamp = read_stamp(source, STAMP_FIELDS)
     if stamp is not None:
         paths = {"documents": collection.pids_path, "queries": collection.qids_path(mode)}
-        words = {name: f"was made with other {name} than {path} has" for name, path in paths.items()}
+        words = {name: f"was made with {name} other than those in {path}" for name, path in paths.items()}
         check_made_from(source, stamp, digests, words, "name its own --preprocess_dir")
     scores = score_path(source)
     made_from = digests | {
@@ -306,12 +305,12 @@ def convert_run(
             return False
         _refuse_target(target)
     with write_whole_text(target) as file:
-        if target.exists():  # another process was quicker
+        if target.exists():  # another process was faster
             _refuse_target(target)
         for line in _converted(source, qids, pids, pid_prefix, trec_tag):
             file.write(line)
         file.flush()
-        # The stamp comes first: a run that is whole is known as such, whenever this process dies.
+        # The stamp is written first: if this process dies after the run is complete, the next one recognises it.
         write_stamp(target, made_from | {"output": digest_file(partial_path(target))})
     return True
 
@@ -324,23 +323,23 @@ def _is_made_from(target: Path, made_from: Mapping[str, str | None]) -> bool:
 
 def _refuse_target(target: Path) -> NoReturn:
     raise InputError(
-        f"{target}: there is a run already, made from something else; delete it or name another --output_dir"
+        f"{target}: exists already and was made from something else; delete it or name another --output_dir"
     )
 
 
 def _converted(
     source: Path, qids: np.ndarray, pids: np.ndarray, pid_prefix: str, trec_tag: str | None
 ) -> Iterator[str]:
-    """Yield the lines of the run ``source`` in official ids; ``qids`` (Q,) and ``pids`` (P,) are those of each row."""
+    """Yield the lines of the run ``source`` with official ids. ``qids`` (Q,) and ``pids`` (P,) map rows to ids."""
     scores_of = _Scores.read(source) if trec_tag is not None else None
-    for query_row, rows, _, lines in read_run(source):  # a run of ours has rows where others have ids
+    for query_row, rows, _, lines in read_run(source):  # a run that retrieval wrote has rows as ids
         if query_row >= len(qids):
             raise InputError(
-                f"{source}, line {lines[0]}: there is no query in row {query_row}; another --preprocess_dir?"
+                f"{source}, line {lines[0]}: there is no query in row {query_row}; name its own --preprocess_dir"
             )
         if max(rows) >= len(pids):
             row, line = next((row, line) for row, line in zip(rows, lines, strict=True) if row >= len(pids))
-            raise InputError(f"{source}, line {line}: there is no document in row {row}; another --preprocess_dir?")
+            raise InputError(f"{source}, line {line}: there is no document in row {row}; name its own --preprocess_dir")
         qid, docids = qids[query_row], [f"{pid_prefix}{pid}" for pid in pids[rows].tolist()]
         if scores_of is None:
             yield from (f"{qid}\t{docid}\t{rank}\n" for rank, docid in enumerate(docids, start=1))
@@ -350,11 +349,11 @@ def _converted(
 
 
 class _Scores:
-    """Scores of a run by query row, strictly falling along the ranks of a query; 1/rank where there are none.
+    """The scores of a run by query row. They descend strictly with the rank.
 
     Args:
-        path: what errors name.
-        scores: (Q, k) float32.
+        path: the file that errors name.
+        scores: (Q, k) float32. None: the scores are 1/rank.
     """
 
     def __init__(self, path: Path, scores: np.ndarray | None):
@@ -368,23 +367,23 @@ class _Scores:
         if not path.exists():
             log.warning("%s: no such file; the scores of the TREC run are 1/rank", path)
             return cls(path, None)
-        scores = np.array(read_array(path, "retrieve again"))  # to be changed
+        scores = np.array(read_array(path, "retrieve again"))  # a copy, to change it
         if scores.ndim != 2 or scores.dtype != np.float32:
             raise InputError(f"{path}: expected float32 scores of queries x ranks")
-        with np.errstate(over="ignore"):  # faiss has the least float32 where nothing was found
+        with np.errstate(over="ignore"):  # faiss gives the least float32 if it finds nothing
             for rank in range(1, scores.shape[1]):
                 below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
                 scores[:, rank] = np.minimum(scores[:, rank], below)
         return cls(path, scores)
 
     def __call__(self, query_row: int, count: int) -> list[float]:
-        """The scores of the first ``count`` ranks. Raises InputError if the file does not have them."""
+        """Return the scores of the first ``count`` ranks. Raises InputError if the file does not have them."""
         if self._scores is None:
             return [1 / rank for rank in range(1, count + 1)]
         depth = self._scores.shape[1] if query_row < self._scores.shape[0] else 0
         if count > depth:
             raise InputError(
-                f"{self.path}: has no score for rank {depth + 1} of query {query_row}; it is another run's"
+                f"{self.path}: has no score for rank {depth + 1} of query {query_row}; it belongs to another run"
             )
         scores = self._scores[query_row, :count]
         if not np.isfinite(scores).all():

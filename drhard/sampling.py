@@ -1,4 +1,4 @@
-"""The batches of training: queries, a positive and negatives drawn for each, padded tensors."""
+"""Training batches: queries, a positive and drawn negatives for each, as padded tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from torch.utils.data import Dataset
 
 
 class TrainingDataset(Dataset[Example]):
-    """Queries that have a relevant document, each with one of these and ``drawn`` negatives.
+    """Queries, each with one of its relevant documents and ``drawn`` negatives.
 
-    Draws are uniform and depend on seed, epoch and query alone, so that a resumed run equals an unbroken one.
+    Draws are uniform. They depend only on seed, epoch and query, so a resumed run equals an unbroken one.
 
     Args:
         relevant: query row -> relevant document rows.
-        pool: what the negatives are drawn from, for every query of ``relevant``.
-        drawn: negatives for a query.
+        pool: the documents to draw negatives from, for every query of ``relevant``.
+        drawn: negatives for each query.
     """
 
     def __init__(self, relevant: Mapping[int, Sequence[int]], pool: Pool, drawn: int, seed: int):
@@ -33,11 +33,11 @@ class TrainingDataset(Dataset[Example]):
 
     @property
     def epoch(self) -> int:
-        """Of the draws, from 0."""
+        """The epoch of the draws, from 0."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew; the Trainer calls it at the start of each epoch."""
+        """Draw other documents from now on. The Trainer calls it at the start of each epoch."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -53,11 +53,11 @@ class TrainingDataset(Dataset[Example]):
 
 
 class Collator:
-    """Examples to tensors: queries (B, Lq), documents (D, Ld) with positives first, and who is whose negative.
+    """Turns examples into tensors: queries (B, Lq), positives and drawn negatives (D, Ld), and a mask of negatives.
 
     Args:
         strategy: decides which documents are negatives of which query.
-        padding: pad to the maximal lengths instead of the longest in the batch.
+        padding: pad to the maximum lengths instead of the longest sequence of the batch.
     """
 
     def __init__(

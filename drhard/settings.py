@@ -1,4 +1,4 @@
-"""Settings: what encoding and searching need, made from flags once, checked before the long work, opened after."""
+"""Settings for encoding and searching. They are made from flags, and checked before the long work begins."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -25,24 +25,24 @@ import torch
 class EncodingSettings:
     """How texts become embeddings."""
 
-    batch_size: int  # sequences of the greatest length, for each GPU
+    batch_size: int  # sequences of the maximum length, for each GPU
     device: torch.device
-    dtype: torch.dtype = torch.float32  # what the model computes in on a GPU; what is written is float32
+    dtype: torch.dtype = torch.float32  # the precision of the model on a GPU; embeddings are written as float32
 
     @classmethod
     def from_flags(cls, flags: Namespace) -> "EncodingSettings":
-        """Of the flags that :mod:`drhard.flags` has for encoding. Raises InputError if the GPU is not there."""
+        """Make settings from the encoding flags of :mod:`drhard.flags`. Raises InputError if there is no GPU."""
         device = choose_device(flags.no_cuda)
         return cls(flags.batch_size, device, choose_dtype(flags.precision, device))
 
     def check(self, model: RobertaDot, *tokens: TokenMemmap) -> None:
-        """Raise InputError, before the long work, if ``model`` cannot encode one of ``tokens`` so."""
+        """Raise InputError, before the long work, if ``model`` cannot encode ``tokens`` with these settings."""
         COUNT.check("the batch size", self.batch_size)
         for of in tokens:
             check_tokens(model, of)
 
     def encode(self, model: RobertaDot, tokens: TokenMemmap, path: Path) -> np.ndarray:
-        """Encode ``tokens`` into ``path``, or take what is there already, and open it.
+        """Encode ``tokens`` into ``path``, unless that was done before. Open the embeddings.
 
         Returns:
             (rows, dim) float32 memmap.
@@ -58,17 +58,17 @@ class EncodingSettings:
 class SearchSettings:
     """How documents are searched: exactly, on the CPU or on GPUs, or with a compressed index of faiss."""
 
-    gpus: Sequence[int] | None = ()  # on the CPU if empty; None: on all GPUs if they have room for an exact search
-    memory_gb: float = SEARCH_MEMORY_GB  # what an exact search on the CPU may take
+    gpus: Sequence[int] | None = ()  # empty: on the CPU; None: on all GPUs if they have room for an exact search
+    memory_gb: float = SEARCH_MEMORY_GB  # for an exact search on the CPU
     factory: str = FLAT  # a description for faiss.index_factory; Flat is exact
-    index_path: Path | None = None  # where a compressed index is, or where it goes once it is built
-    nprobe: int | None = None  # lists that an inverted file looks into; None: as the index has it, 1 in a new one
-    ef_search: int | None = None  # how far a graph is searched; None: as the index has it
+    index_path: Path | None = None  # the file of a compressed index, built if it does not exist
+    nprobe: int | None = None  # lists of an inverted file to search; None: the index's setting, 1 in a new one
+    ef_search: int | None = None  # how far to search a graph; None: the index's setting
     progress: bool = False
 
     @classmethod
     def from_flags(cls, flags: Namespace, no_cuda: bool = False) -> "SearchSettings":
-        """Of the flags that :mod:`drhard.flags` has for searching, as far as a script has them; shows progress."""
+        """Make settings from those search flags of :mod:`drhard.flags` that a script has. A search shows progress."""
         given = {name: getattr(flags, name) for name in cls.__dataclass_fields__ if hasattr(flags, name)}
         if no_cuda and given["gpus"] is None:
             given["gpus"] = ()
@@ -76,29 +76,29 @@ class SearchSettings:
 
     @property
     def exact(self) -> bool:
-        """Whether the best documents are found, and not some that are nearly so."""
+        """Whether the search is exact: it finds the best documents, and not some that are nearly the best."""
         return self.factory == FLAT and self.index_path is None
 
     @property
     def parameters(self) -> dict[str, int]:
-        """faiss's names of search parameters, with the values that are set."""
+        """The search parameters that were set, by faiss's names."""
         values = {"nprobe": self.nprobe, "efSearch": self.ef_search}
         return {name: value for name, value in values.items() if value is not None}
 
     def check(self, k: int, count: int, dim: int) -> None:
-        """Raise InputError, before the long work, if the ``k`` best of ``count`` x ``dim`` cannot be searched so."""
+        """Raise InputError, before the long work, if the ``k`` best of ``count`` x ``dim`` cannot be searched."""
         for name, value in self.parameters.items():
             COUNT.check(name, value)
         self._choose().check(k, count, dim)
         if self.exact and self.parameters:
-            raise InputError("--nprobe and --ef_search are of a compressed index: give --index_factory too")
+            raise InputError("--nprobe and --ef_search need a compressed index; give --index_factory too")
 
     def open(self, documents: np.ndarray, k: int) -> Index:
-        """The index of ``documents`` (N, dim) float32, for searches of the ``k`` best and fewer.
+        """Return an index of ``documents`` (N, dim) float32 that finds up to the ``k`` best.
 
         Raises:
-            InputError: faiss cannot build such an index, the one at ``index_path`` is not of these documents, or a
-                GPU cannot hold it.
+            InputError: faiss cannot build the index, the file at ``index_path`` was built from other documents, or a
+                GPU cannot hold the index.
         """
         return self._choose().open(documents, k)
 
@@ -108,6 +108,6 @@ class SearchSettings:
         return CompressedBackend(self.factory, self.index_path, self.parameters, self.gpus or (), self.progress)
 
     def outcome(self) -> str:
-        """What decides which documents are found, beside the documents; call it once the index is open."""
+        """Return the settings that decide which documents are found. Call it once the index is open."""
         index = self.factory if self.index_path is None else digest_file(self.index_path)
         return " ".join([index, *(f"{name} {value}" for name, value in self.parameters.items())])

@@ -1,4 +1,4 @@
-"""Whether two runs differ: paired tests over queries, and Holm's correction for several of them."""
+"""Test whether two runs differ: paired tests over queries, and Holm's correction for several tests."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,36 +6,34 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 100_000  # of the randomization test: p is found to within 0.002 at 0.05
+RESAMPLES = 100_000  # of the randomization test; p is accurate to 0.002 at 0.05
 SEED = 42
 
 
 class Comparison(NamedTuple):
-    """Of two series of per-query values, a and b."""
+    """The comparison of two series of per-query values, a and b."""
 
     difference: float  # mean of a - b
-    low: float  # 95 % interval of the difference, by Student's t
+    low: float  # bounds of the 95 % interval of the difference, by Student's t
     high: float
     t_test: float  # p, two-sided
     randomization: float  # p, two-sided
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
-    """Paired two-sided t-test and randomization test (signs of the differences at random).
+    """Compare two series by a paired two-sided t-test and a randomization test.
 
-    The randomization test is exact up to 16 queries and draws 100,000 times beyond (Smucker, Allan and
-    Carterette, CIKM 2007).
+    The randomization test flips the signs of the differences. It is exact up to 16 queries and draws 100,000 samples
+    for more (Smucker, Allan and Carterette, CIKM 2007).
 
     Args:
         a, b: (Q,) values of the same queries in the same order.
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     mean = float(difference.mean())
-    if len(difference) == 1:  # one query tells nothing about others
+    if len(difference) == 1:  # one query says nothing about others
         return Comparison(mean, float("nan"), float("nan"), 1.0, 1.0)
-    if (
-        np.ptp(difference) <= 1e-12 * np.abs(difference).max()
-    ):  # t is 0/0; with no difference at all there is nothing to tell apart
+    if np.ptp(difference) <= 1e-12 * np.abs(difference).max():  # all differences are equal, so t divides by 0
         certain = 1.0 if mean == 0 else 0.0
         randomization = _randomization(difference)
         return Comparison(mean, mean, mean, certain, randomization)
@@ -46,8 +44,8 @@ def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
 
 
 def _randomization(difference: np.ndarray) -> float:
-    changed = difference[difference != 0]  # the others stay 0 whatever their sign
-    if len(changed) < 2:  # the sum is as far from 0 with either sign
+    changed = difference[difference != 0]  # a sign does not change the others
+    if len(changed) < 2:  # either sign gives the same distance from 0
         return 1.0
     return float(
         stats.permutation_test(
@@ -63,7 +61,7 @@ def _randomization(difference: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values to be read as if each test were the only one."""
+    """Return p-values after Holm's step-down correction. Read each as if its test were the only one."""
     order = np.argsort(p_values, kind="stable")
     corrected = [0.0] * len(p_values)
     largest = 0.0
@@ -74,7 +72,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of a few values (seeds) and the half width of its 95 % interval, by Student's t; NaN for one value."""
+    """Return the mean of a few values (seeds) and the half width of its 95 % interval by Student's t, NaN for one."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         return float(array.mean()), float("nan")

@@ -1,4 +1,4 @@
-"""Static training, STAR and its baselines: the Trainer trains both encoders, with negatives drawn from fixed pools."""
+"""Static training: STAR and its baselines. The Trainer trains both encoders with negatives drawn from fixed pools."""
 
 import json
 import math
@@ -34,21 +34,21 @@ from transformers.integrations import TensorBoardCallback
 
 
 class EpochDraws(TrainerCallback):
-    """Tells the data set its epoch; after a resume in the middle of one, Trainer itself does not."""
+    """Tells the data set its epoch. The Trainer itself does not if it resumes in the middle of an epoch."""
 
     def __init__(self, dataset: TrainingDataset):
         self.dataset = dataset
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the Trainer."""
+        """Set the epoch of the data set."""
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
 class TrainingLines(ProgressCallback):
-    """A bar, and under it a line of JSON for each step that is logged: the step and numbers."""
+    """Shows a bar. Prints a line of JSON with the step and its numbers whenever the Trainer logs."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Called by the Trainer."""
+        """Open the bar."""
         self.current_step = state.global_step
         if state.is_world_process_zero:
             self.training_bar = tqdm(
@@ -61,7 +61,7 @@ class TrainingLines(ProgressCallback):
             )
 
     def close(self) -> None:
-        """End the line of the bar, so that what stopped the training gets a line of its own."""
+        """Close the bar, so that an error message starts on a line of its own."""
         if self.training_bar is not None:
             self.training_bar.close()
 
@@ -73,22 +73,22 @@ class TrainingLines(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Called by the Trainer."""
+        """Print a line of JSON."""
         if state.is_world_process_zero and self.training_bar is not None:
             numbers = {name: float(f"{value:.4g}") for name, value in (logs or {}).items() if name != "total_flos"}
             self.training_bar.write(json.dumps({"step": state.global_step} | numbers))
 
 
 class EventsCallback(TensorBoardCallback):
-    """TensorBoard's events, written by an :class:`drhard.training.Events`, so that a full disk is one sentence."""
+    """Writes TensorBoard's events with :class:`drhard.training.Events`, which report a full disk clearly."""
 
     def on_train_begin(self, *arguments: Any, **options: Any) -> None:
-        """Called by the Trainer."""
+        """Write the settings."""
         with self.tb_writer.faults():
             super().on_train_begin(*arguments, **options)
 
     def on_log(self, *arguments: Any, **options: Any) -> None:
-        """Called by the Trainer."""
+        """Write the numbers of a step."""
         with self.tb_writer.faults():
             super().on_log(*arguments, **options)
 
@@ -98,11 +98,11 @@ class StaticTrainer(Trainer):
 
     Args:
         optimizer_str: "lamb" or "adamw".
-        tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
+        tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
         chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
-        record: what decides the outcome, for the seals of checkpoints.
-        events: where TensorBoard's numbers go, if anywhere.
-        arguments: those of Trainer; the data collator is a :class:`drhard.sampling.Collator`.
+        record: the settings and input that decide the outcome, for the seals of checkpoints.
+        events: TensorBoard's events; None to write none.
+        arguments: the arguments of Trainer. The data collator must be a :class:`drhard.sampling.Collator`.
     """
 
     def __init__(
@@ -128,16 +128,16 @@ class StaticTrainer(Trainer):
         self.chunk_size = chunk_size
         self.record = record
 
-    loss = staticmethod(pairwise_loss)  # a class derived from this one may have another
+    loss = staticmethod(pairwise_loss)  # a derived class may replace it
 
     def complete(self, checkpoint: Path | None) -> None:
         """Train to the end, from ``checkpoint`` or from the start, and write the model.
 
         Raises:
-            InputError: a loss or a weight is not finite, or a disk takes no more.
+            InputError: a loss or a weight is not finite, or a disk is full.
         """
         state = TrainerState.load_from_json(str(checkpoint / STATE_FILE)) if checkpoint else None
-        if state and state.global_step >= state.max_steps:  # Trainer would take another step
+        if state and state.global_step >= state.max_steps:  # the Trainer would take another step
             self._load_from_checkpoint(str(checkpoint))
             self.state = state
         else:
@@ -154,11 +154,11 @@ class StaticTrainer(Trainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> torch.Tensor | tuple[torch.Tensor, None]:
-        """The loss of a batch as :class:`drhard.sampling.Collator` makes it."""
-        # Under DataParallel, Trainer itself does not turn mixed precision on.
+        """Return the loss of a batch that :class:`drhard.sampling.Collator` made."""
+        # Under DataParallel, the Trainer itself does not turn on mixed precision.
         with self.accelerator.autocast():
             queries = self._embed(model, inputs["query"])  # (B, dim)
-            # Positives and the negatives drawn apart, so that neither is padded to the other's length.
+            # Positives and drawn negatives go separately, so that neither is padded to the other's length.
             documents = [self._embed(model, inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
             scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
@@ -175,7 +175,7 @@ class StaticTrainer(Trainer):
     optimizer: Optimizer | None
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
-        """LAMB or AdamW; no decay for biases and LayerNorm weights inside RoBERTa."""
+        """Return LAMB or AdamW, without decay for biases and for LayerNorm weights inside RoBERTa."""
         if self.optimizer is None:
             kind: Any = {"lamb": Lamb, "adamw": AdamW}[self.optimizer_str]
             self.optimizer = kind(
@@ -187,31 +187,31 @@ class StaticTrainer(Trainer):
         return cast(Optimizer, self.optimizer)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """Trainer's, with a warning if its warm-up is as long as the training."""
+        """Return the Trainer's scheduler. Warn if its warm-up is as long as the training."""
         warn_of_long_warmup(self.args.get_warmup_steps(num_training_steps), num_training_steps)
         return cast(LRScheduler, super().create_scheduler(num_training_steps, optimizer))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's, without the gradient norm of a step that mixed precision left out because it was not finite."""
+        """Log numbers, except those that are not finite: mixed precision skips a step whose gradient norm is not."""
         super().log({name: value for name, value in logs.items() if math.isfinite(value)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint folder that ``from_pretrained`` reads. Raises InputError if a weight is not finite."""
+        """Write a checkpoint folder for ``from_pretrained``. Raises InputError if a weight is not finite."""
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
             check_trained(model, self.state.global_step)
             save_encoder(model, output_dir or self.args.output_dir, self.tokenizer_from)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Trainer's, but the folder gets its name when it is whole, and only then may an older one go.
+        """Write a checkpoint. Its folder gets its final name once it is whole, and only then an older one is removed.
 
-        One process of several makes the folder and gives it its name; each writes the state of its random numbers.
+        One of several processes makes and names the folder. Each process writes the state of its random numbers.
         """
         output_dir, step = Path(self.args.output_dir), self.state.global_step
         target = checkpoint_folder(output_dir, step)
         first = self.args.should_save
         self.store_flos()
-        if first and target.is_dir():  # not whole, or the training was resumed from an earlier one
+        if first and target.is_dir():  # not whole, or the training resumed from an earlier one
             remove_folder(target)
         with write_whole_folder(target) if first else nullcontext(partial_path(target)) as folder:
             self.accelerator.wait_for_everyone()

@@ -2,8 +2,8 @@
 
 To add a row:
 
-1. Add it to its table, in :mod:`drhard.tables_msmarco` or :mod:`drhard.tables_sample`. A command that no other row
-   has is a function beside the others.
+1. Add it to its table, in :mod:`drhard.tables_msmarco` or :mod:`drhard.tables_sample`. If it needs a new command, write
+   a function for it.
 2. Read its commands: ``python reproduce.py show TABLE:ROW``.
 3. Run them: ``python reproduce.py run TABLE:ROW``. ``python reproduce.py report TABLE`` prints the values to expect.
 """
@@ -20,8 +20,8 @@ def all_tables(data_root: Path | None = None, faiss_gpus: Sequence[int] = ()) ->
     """Return all tables by their names.
 
     Args:
-        data_root: where MS MARCO is or goes (default: ``data``).
-        faiss_gpus: the GPUs that MS MARCO's commands search on; none for the CPU.
+        data_root: the data root of MS MARCO (default: ``data``).
+        faiss_gpus: the GPUs that MS MARCO's commands search on; empty for the CPU.
     """
     root = data_root or Path("data")
     tables = (msmarco_table(PASSAGE, root, faiss_gpus), msmarco_table(DOC, root, faiss_gpus), sample_table())

@@ -1,11 +1,11 @@
 """The paper's tables: MS MARCO passages and documents, and TREC DL 2019's queries on both.
 
-Each function below returns one step: what the command writes last, and the command as it runs. ``Place`` says where:
-in which data root, for passages or documents, with published models or with models trained here. Paths in commands are
-words of the shell, so that a data root may hold blanks and quotes.
+Most functions below return one step: a command, and the file or folder that it writes last. ``Place`` gives the data
+root, passages or documents, and published models or models trained here. Paths in commands are quoted for the shell,
+so a data root may contain blanks and quotes.
 
-Models that are trained from scratch have a folder of their own, ``{root}/{type}/scratch``. So they are never taken for
-the published ones.
+Models trained from scratch have a folder of their own, ``{root}/{type}/scratch``. Nobody can mistake them for the
+published ones.
 """
 
 import shlex
@@ -21,9 +21,9 @@ class Static:
     """A training with static negatives.
 
     Attributes:
-        row: the row that shows it.
+        row: the name of its row.
         folder: the name of its model's folder.
-        negatives: ``--negatives`` of star/train.py. None for STAR, which is trained in two stages.
+        negatives: ``--negatives`` of star/train.py. None for STAR, which has two stages of training.
     """
 
     row: str
@@ -41,7 +41,7 @@ class PaperRow:
     """A row as the paper prints it.
 
     Attributes:
-        base: the static training; the row shows it, or ADORE on top of it.
+        base: the static training. The row shows it, or ADORE trained on top of it.
         adore: the folder of ADORE's model. None for a row without ADORE.
         expected: the published values, in the order of the table's measures.
     """
@@ -55,14 +55,14 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class Collection:
-    """What differs between passages and documents.
+    """The differences between passages and documents.
 
     Attributes:
-        type: the folder under the data root, and ``--data_type`` of all scripts but preprocess.py.
+        type: the folder under the data root, and ``--data_type`` of all scripts except preprocess.py.
         type_number: ``--data_type`` of preprocess.py.
         last_text: the file that download_data.sh writes last.
-        length: tokens of a document when it is embedded.
-        training: the paper's flags of a static training.
+        length: most tokens of an embedded document.
+        training: the paper's flags for a static training.
     """
 
     type: str
@@ -133,7 +133,7 @@ DOC = Collection(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row is made. ``root`` and ``work`` are words of the shell."""
+    """Where a row is made. ``root`` and ``work`` are quoted for the shell."""
 
     collection: Collection
     origin: str
@@ -156,11 +156,11 @@ class Place:
 
     @property
     def epoch(self) -> str:
-        """The folder, within an ADORE model's, that holds the encoder: the last epoch's, or none if it is published."""
+        """The encoder's folder within that of an ADORE model: the last epoch's. Empty for a published model."""
         return "/epoch-6" if self.origin == SCRATCH else ""
 
     def gpus(self, flag: str) -> str:
-        """``flag`` with the GPUs to search on, or nothing to search on the CPU."""
+        """Return ``flag`` with the GPUs to search on, or nothing to search on the CPU."""
         return f"{flag} {' '.join(map(str, self.faiss_gpus))}" if self.faiss_gpus else ""
 
 
@@ -194,7 +194,7 @@ def passage_model(at: Place, base: Static) -> Step:
 
 
 def start(at: Place, base: Static) -> str:
-    """The encoder that a static training starts from. Documents start from the same row's model for passages."""
+    """Return the encoder that a static training starts from. Documents start from the same row's passage model."""
     return "roberta-base" if at.type == "passage" else f"{at.root}/passage/scratch/trained_models/{base.folder}"
 
 
@@ -216,7 +216,7 @@ def bm25_negatives(at: Place) -> Step:
 
 
 def warm_up(at: Place) -> Step:
-    """The paper's BM25 Neg, whose hardest negatives STAR learns from."""
+    """Return the training of the paper's BM25 Neg. STAR learns from the negatives that this model mines."""
     return make_step(
         f"{at.work}/warmup/config.json",
         "CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --negatives hard",
@@ -276,7 +276,7 @@ def retrieve_adore(at: Place, base: Static, adore: str, mode: str) -> Step:
 
 
 def train_static(at: Place, base: Static) -> list[Step]:
-    """Return all that a static training from scratch takes."""
+    """Return all steps of a static training from scratch."""
     steps = [texts(at), tokens(at)]
     if at.type == "doc":
         steps.insert(0, passage_model(at, base))

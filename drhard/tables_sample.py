@@ -1,6 +1,7 @@
-"""The table of the embedded sample: twelve rows that a laptop makes, with three seeds where a row is trained.
+"""The table of the embedded sample: twelve rows for a laptop. Each trained row has three seeds.
 
-Each step below is what the command writes last, and the command as it runs in the project's folder.
+Each step below has the file or folder that its command writes last, and the command, which runs in the project's
+folder.
 """
 
 from dataclasses import dataclass
@@ -67,11 +68,11 @@ def retrieve_start(mode: str) -> Step:
 
 @dataclass(frozen=True)
 class Static:
-    """A training of both encoders with static negatives. Each encodes 51,200 documents.
+    """A training of both encoders with static negatives. Each training encodes 51,200 documents.
 
     Attributes:
-        folder: of its models, one for each seed.
-        negatives: as star/train.py names them.
+        folder: the folder of its models, one for each seed.
+        negatives: ``--negatives`` of star/train.py.
         batch: queries in a step.
     """
 
@@ -175,7 +176,7 @@ def trial_of_adore(base: Static, seed: int, folder: str, index: str = "") -> Tri
     """Return ADORE's trial on a static model.
 
     Args:
-        folder: of ADORE's models, one for each seed.
+        folder: the folder of ADORE's models, one for each seed.
         index: flags of adore/train.py for a compressed index.
     """
     model = f"{folder}/seed-{seed}"
@@ -195,7 +196,7 @@ def trial_of_adore(base: Static, seed: int, folder: str, index: str = "") -> Tri
 
 
 def _static_steps(base: Static, seed: int) -> list[Step]:
-    """All up to the embeddings of a static model."""
+    """Return the steps up to the embeddings of a static model."""
     mining = [HARD_NEGATIVES] if base.mined else []
     return [TEXTS, START, TOKENS, *mining, train(base, seed), retrieve(base, seed, "dev")]
 

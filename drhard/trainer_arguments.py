@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments as star/train.py makes them from its flags."""
+"""Make transformers' TrainingArguments from the flags of star/train.py."""
 
 import json
 import logging
@@ -16,19 +16,19 @@ log = logging.getLogger(__name__)
 
 
 def trainer_arguments(flags: Namespace) -> TrainingArguments:
-    """The arguments of Trainer.
+    """Make the arguments of Trainer.
 
     Args:
-        flags: has each flag of ``WORKING``, and ``no_cuda``.
+        flags: each flag of ``WORKING``, and ``no_cuda``.
 
     Raises:
-        InputError: flags do not go together, or ask for what is not installed or not on this machine.
+        InputError: flags contradict each other, or need a package or a GPU that is missing.
     """
     on_gpu = choose_device(flags.use_cpu or flags.no_cuda).type != "cpu"
     values = {name: getattr(flags, name) for name in WORKING}
     values |= {
         "use_cpu": not on_gpu,
-        # Its name in today's transformers.
+        # The present name of gradient_checkpointing in transformers.
         "activation_checkpointing": bool(flags.activation_checkpointing or flags.gradient_checkpointing),
         "dataloader_pin_memory": flags.dataloader_pin_memory and on_gpu,
         "report_to": _loggers(flags.report_to),
@@ -36,7 +36,7 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
         "logging_nan_inf_filter": False,  # the training stops at the first loss that is not finite
     }
     if flags.fp16 and not on_gpu:
-        log.warning("--fp16 is left out: it needs a GPU")
+        log.warning("--fp16 is ignored: it needs a GPU")
         values["fp16"] = False
     if flags.bf16 and not on_gpu:
         raise InputError("--bf16 needs a GPU; leave it out")
@@ -44,7 +44,7 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
         args = TrainingArguments(**values)
     except json.JSONDecodeError as error:
         raise InputError(f"--lr_scheduler_kwargs: not JSON ({error})") from None
-    except (ValueError, TypeError, OSError) as error:  # flags that do not go together
+    except (ValueError, TypeError, OSError) as error:  # flags contradict each other
         raise InputError(reason_of(error)) from None
     _check_scheduler(args)
     if args.n_gpu > 1 and (flags.chunk_size or flags.bf16):
@@ -57,7 +57,7 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
 
 
 def _loggers(names: list[str]) -> list[str]:
-    """What Trainer itself reports to; TensorBoard's events are ours, for --logging_dir."""
+    """Return the loggers that the Trainer writes to, without TensorBoard. :class:`EventsCallback` writes its events."""
     if names == ["none"]:
         return []
     for name in names:
@@ -73,11 +73,11 @@ def _loggers(names: list[str]) -> list[str]:
 
 
 def _check_scheduler(args: TrainingArguments) -> None:
-    """Raise InputError if --lr_scheduler_kwargs are not those of --lr_scheduler_type."""
+    """Raise InputError if --lr_scheduler_kwargs does not fit --lr_scheduler_type."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, args.lr_scheduler_kwargs)
-    except Exception as error:  # what it raises depends on the schedule
+    except Exception as error:  # the type depends on the schedule
         raise InputError(
             f"--lr_scheduler_type {args.lr_scheduler_type.value} with --lr_scheduler_kwargs "
             f"{args.lr_scheduler_kwargs}: {reason_of(error)}"

@@ -1,4 +1,4 @@
-"""What both trainings share: which parameters decay, checks of weights and losses, TensorBoard."""
+"""Code that both trainings share: weight decay, checks of weights and losses, TensorBoard."""
 
 import hashlib
 import logging
@@ -17,11 +17,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
-NO_DECAY = ("bias", "LayerNorm.weight")  # published; so the weight of the head's norm does decay
+NO_DECAY = ("bias", "LayerNorm.weight")  # published: the weight of the head's norm, norm.weight, does decay
 
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters of ``model`` in two groups for an optimizer, with and without weight decay."""
+    """Return the parameters of ``model`` in two groups for an optimizer, with and without weight decay."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     plain = [parameter for name, parameter in named if any(part in name for part in NO_DECAY)]
     decayed = [parameter for name, parameter in named if not any(part in name for part in NO_DECAY)]
@@ -35,7 +35,7 @@ def check_loss(loss: torch.Tensor, step: int) -> None:
     """Raise InputError if the loss of step ``step``, counted from 1, is not finite."""
     if not loss.isfinite().all():
         raise InputError(
-            f"step {step}: the loss is not finite; start anew with a lower --learning_rate or a higher --warmup_steps"
+            f"step {step}: the loss is not finite; start again with a lower --learning_rate or a higher --warmup_steps"
         )
 
 
@@ -43,8 +43,8 @@ def check_weights(model: nn.Module, where: str, way_out: str) -> None:
     """Raise InputError if a weight of ``model`` is not finite.
 
     Args:
-        where: what the sentence begins with: the checkpoint, or the step.
-        way_out: what the person can do, the end of the sentence.
+        where: the start of the message: the checkpoint, or the step.
+        way_out: the end of the message: what the user can do.
     """
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
@@ -52,16 +52,16 @@ def check_weights(model: nn.Module, where: str, way_out: str) -> None:
 
 
 def check_trained(model: nn.Module, step: int) -> None:
-    """Raise InputError if training has made a weight of ``model`` not finite by step ``step``, counted from 1."""
-    check_weights(model, f"step {step}", "start anew with a lower --learning_rate or a higher --warmup_steps")
+    """Raise InputError if a weight of ``model`` is not finite after step ``step``, counted from 1."""
+    check_weights(model, f"step {step}", "start again with a lower --learning_rate or a higher --warmup_steps")
 
 
 def warn_of_long_warmup(warmup_steps: int, steps: int) -> None:
     """Warn if the learning rate is still rising when a training of ``steps`` updates ends."""
     if warmup_steps >= steps:
         log.warning(
-            "the training ends after %d steps and its warm-up takes %d, so the learning rate never gets to its full "
-            "height; lower --warmup_steps",
+            "the training ends after %d steps and its warm-up takes %d, so the learning rate never reaches its "
+            "maximum; lower --warmup_steps",
             steps,
             warmup_steps,
         )
@@ -71,7 +71,7 @@ def warn_of_long_warmup(warmup_steps: int, steps: int) -> None:
 
 
 def digest_state(state: Any) -> str:
-    """SHA-256 over the tensors and other values of nested dicts and lists, as torch.save keeps them."""
+    """Return the SHA-256 of the tensors and other values in nested dicts and lists, as torch.save stores them."""
     digest = hashlib.sha256()
     for part in _parts(state):
         digest.update(part)
@@ -79,7 +79,7 @@ def digest_state(state: Any) -> str:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """The bytes of a nested value, piece by piece, with what tells its structure apart."""
+    """Yield the bytes of a nested value, piece by piece, with marks of its structure."""
     if isinstance(value, torch.Tensor):
         yield f"{tuple(value.shape)}{value.dtype}".encode()
         yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
@@ -100,10 +100,10 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 class Events(SummaryWriter):
-    """The events of a training in ``folder``. What an earlier run wrote there beyond step ``done`` is hidden.
+    """The events of a training in ``folder``. Events of an earlier run after step ``done`` are hidden.
 
     Raises:
-        InputError: the disk takes no more; from the methods too.
+        InputError: the disk is full; the methods raise it too.
     """
 
     def __init__(self, folder: str | Path, done: int):
@@ -113,24 +113,24 @@ class Events(SummaryWriter):
             super().__init__(str(folder), purge_step=done + 1 if done else 0)
 
     def faults(self) -> AbstractContextManager[None]:
-        """Turn what the block raises because the disk takes no more into an InputError."""
+        """Raise an InputError in place of the block's error if the disk is full."""
         return disk_faults(self._folder)
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Write numbers of ``step``."""
+        """Write the numbers of ``step``."""
         with self.faults():
             for name, value in values.items():
                 self.add_scalar(name, value, step)
             self.flush()
 
     def close(self) -> None:
-        """Write what is waiting."""
+        """Write the waiting events and close the file."""
         with self.faults():
             super().close()
 
 
 def _leave_errors_to_the_writer() -> None:
-    """Print no traceback of TensorBoard's thread: its error is raised again by the next call of its writer."""
+    """Print no traceback of TensorBoard's thread. The next call of its writer raises the same error."""
     report = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

@@ -143,7 +143,7 @@ def test_rehearsal(tmp_path: Path, rehearsal: ModuleType, capsys: pytest.Capture
     assert len(rehearsal.ran) == ran
     with pytest.raises(SystemExit):
         rehearse(rehearsal, tmp_path, "--scale", 0.002)
-    assert "is of a rehearsal with" in capsys.readouterr().err
+    assert "belongs to a rehearsal with" in capsys.readouterr().err
 
 
 def test_rehearsal_has_every_flag_that_is_documented(rehearsal: ModuleType) -> None:
@@ -235,4 +235,4 @@ def test_rehearsal_needs_room(
     monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
     with pytest.raises(SystemExit):
         rehearse(rehearsal, tmp_path)
-    assert "GB, its disk has 1.0" in capsys.readouterr().err
+    assert "GB, but its disk has only 1.0" in capsys.readouterr().err

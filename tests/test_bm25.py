@@ -215,7 +215,7 @@ def test_queries_that_find_nothing_are_counted(root: Path, caplog: pytest.LogCap
     with caplog.at_level("WARNING"):
         mine(root, 3)
     [warning] = [message for message in caplog.messages if "queries" in message]
-    assert warning.startswith("1 of 4 queries share no word with any document, ") and warning.endswith("first: zebra")
+    assert warning.startswith("1 of 4 queries share no word with any document, ") and warning.endswith("first is zebra")
 
 
 @pytest.mark.parametrize("topk, content", [(6, "0\t0\t0\t1\n"), (3, "0\t0\t6\t1\n"), (3, "4\t0\t1\t1\n")])

@@ -272,12 +272,12 @@ CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "pad beyond the vocabulary": ({"pad_token_id": 300}, "pad_token_id is 300, beyond the vocabulary of 300"),
     "pad below": ({"pad_token_id": -1}, "pad_token_id is -1, expected a whole number from 0"),
     "pad that leaves no position": ({"pad_token_id": 32}, "leaves no room for <s> and </s>"),
-    "unknown activation": ({"hidden_act": "gelo"}, "hidden_act 'gelo' is no activation function"),
+    "unknown activation": ({"hidden_act": "gelo"}, "hidden_act 'gelo' is not an activation function"),
     "no activation": ({"hidden_act": None}, "'hidden_act' is null, expected a text"),
     "epsilon of nothing": ({"layer_norm_eps": 0}, "layer_norm_eps is 0, expected a number above 0"),
     "dropout above all": ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5, expected a number from 0 to 1"),
     "no number": ({"layer_norm_eps": float("nan")}, "not a JSON file .NaN is not a number"),
-    "a decoder": ({"is_decoder": True}, "is_decoder is True; only False makes an encoder"),
+    "a decoder": ({"is_decoder": True}, "is_decoder is True; this encoder needs False"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True"),
     "relative positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
     "BERT": ({"model_type": "bert"}, "checkpoint of type 'bert' .*only roberta"),
@@ -378,13 +378,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "config without sizes": (put("config.json", '{"model_type": "roberta"}'), "the field 'vocab_size' is missing"),
     "config empty": (put("config.json", ""), "config.json: is empty"),
-    "config a pointer": (put("config.json", LFS), "config.json: is the pointer of Git LFS .*git lfs pull"),
+    "config a pointer": (put("config.json", LFS), "config.json: is a pointer of Git LFS.*git lfs pull"),
     "no config": (remove("config.json"), "config.json is missing"),
-    "no weights": (remove("model.safetensors"), "there are no weights"),
+    "no weights": (remove("model.safetensors"), "has no weights"),
     "weights empty": (put("model.safetensors", b""), "model.safetensors: is empty"),
     "weights cut off early": (cut("model.safetensors", 0.02), "model.safetensors: damaged"),
     "weights cut off late": (cut("model.safetensors", 0.99), "model.safetensors: damaged"),
-    "weights a pointer": (put("model.safetensors", LFS), "model.safetensors: is the pointer of Git LFS"),
+    "weights a pointer": (put("model.safetensors", LFS), "model.safetensors: is a pointer of Git LFS"),
     "weights a web page": (
         put("model.safetensors", "\n<!DOCTYPE html><html>404</html>"),
         "model.safetensors: is a web page",
@@ -392,7 +392,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights a text": (put("model.safetensors", "these are no weights"), "model.safetensors: damaged, or no safeten"),
     "weights a folder": (
         lambda folder: (remove("model.safetensors")(folder), (folder / "model.safetensors").mkdir()),
-        "there are no weights",
+        "has no weights",
     ),
     "safetensors by another name": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
@@ -400,11 +400,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a weight more in a layer": (
         with_weights(lambda weights: weights.update({"roberta.encoder.layer.1.more.weight": torch.ones(3)})),
-        r"no part of this encoder: roberta\.encoder\.layer\.1\.more\.weight",
+        r"that this encoder does not have: roberta\.encoder\.layer\.1\.more\.weight",
     ),
     "weights of another model beside": (
         with_weights(lambda weights: weights.update(centroids=torch.ones(3), rotation=torch.ones(3))),
-        "no part of this encoder: centroids, rotation;",
+        "that this encoder does not have: centroids, rotation;",
     ),
     "names of DataParallel": (
         with_weights(lambda weights: [weights.update({f"module.{name}": weights.pop(name)}) for name in [*weights]]),
@@ -422,7 +422,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "whole numbers": (
         with_weights(lambda weights: weights.update({"norm.bias": torch.ones(16).long()})),
-        r"norm\.bias is of type int64",
+        r"norm\.bias has the type int64",
     ),
     "not a number": (
         with_weights(lambda weights: weights["norm.bias"].fill_(float("nan"))),
@@ -430,10 +430,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "bin a text": (put_bytes_as_bin(b"these are no weights"), "pytorch_model.bin: damaged, or"),
     "bin empty": (put_bytes_as_bin(b""), "pytorch_model.bin: is empty"),
-    "bin a pointer": (put_bytes_as_bin(LFS.encode()), "pytorch_model.bin: is the pointer of Git LFS"),
-    "bin another zip": (put_bytes_as_bin(zip_of("readme.txt", "hello")), "pytorch_model.bin: damaged, or no file"),
+    "bin a pointer": (put_bytes_as_bin(LFS.encode()), "pytorch_model.bin: is a pointer of Git LFS"),
+    "bin another zip": (put_bytes_as_bin(zip_of("readme.txt", "hello")), "pytorch_model.bin: damaged, or not a"),
     "bin a pickle": (put_bytes_as_bin(pickle.dumps({"norm.bias": [1.0]})), "pytorch_model.bin: damaged, or"),
-    "bin a list": (put_bin([torch.ones(2)]), "pytorch_model.bin: holds a list, expected weights by their names"),
+    "bin a list": (put_bin([torch.ones(2)]), "pytorch_model.bin: holds a list, expected a dict of names and weights"),
     "bin wrapped": (
         put_bin({"state_dict": {"norm.bias": torch.ones(2)}, "epoch": 3}),
         "holds more than weights: 'state_dict'",
@@ -481,7 +481,7 @@ def shard(folder: Path) -> Path:
 def test_weights_in_several_files(tmp_path: Path) -> None:
     assert equal(load_encoder(shard(save_tiny(tmp_path))), tiny_model())
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    assert sentence(tmp_path).startswith("model-00002-of-00002.safetensors: no such file of weights, though")
+    assert sentence(tmp_path).startswith("model-00002-of-00002.safetensors: no such file of weights, although")
     for places in ({"norm.bias": "../other.safetensors"}, {"norm.bias": 3}, {}, {"norm.bias": "config.json"}):
         put("model.safetensors.index.json", json.dumps({"weight_map": places}))(tmp_path)
         assert re.match(r"model\.safetensors\.index\.json: expected|config\.json: no such", sentence(tmp_path))

@@ -122,4 +122,4 @@ def test_ties_that_matter_are_said(caplog: pytest.LogCaptureFixture) -> None:
     ]
     covered(run, judged).check()
     [message] = caplog.messages
-    assert message.startswith("run: 2 of 5 judged queries have documents of equal score and different grade")
+    assert message.startswith("run: 2 of 5 judged queries have documents with equal scores and different grades")

@@ -548,9 +548,9 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     harm, reason = STAR_DAMAGES[damage]
     harm(output_dir / "checkpoint-4")
     assert open_training(output_dir, record, overwrite=False) == output_dir / "checkpoint-2"
-    assert f"{output_dir / 'checkpoint-4'} is passed over: {reason}" in caplog.messages
+    assert f"{output_dir / 'checkpoint-4'} is skipped: {reason}" in caplog.messages
     (output_dir / "checkpoint-2" / "optimizer.pt").unlink()
-    with pytest.raises(InputError, match=f"no checkpoint there is whole .*{reason}.*; give --overwrite_output_dir"):
+    with pytest.raises(InputError, match=f"no checkpoint is whole .*{reason}.*; give --overwrite_output_dir"):
         open_training(output_dir, record, overwrite=False)
 
 
@@ -578,7 +578,7 @@ def test_star_goes_on_from_the_checkpoint_that_is_asked_for(
     for path in [*(tmp_path / "models").glob("*.json"), tmp_path / "models" / "model.safetensors"]:
         path.unlink() if path.name != RECORD_FILE else None
     message = refused("star/train.py", *call[:-1], tmp_path / "models" / "checkpoint-1", capsys=capsys)
-    assert "checkpoint-1: no checkpoint to go on from: checkpoint.json is missing" in message
+    assert "checkpoint-1: cannot resume from this checkpoint: checkpoint.json is missing" in message
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checkpoint.json"])
@@ -625,7 +625,7 @@ def test_a_finished_star_run_again_says_so(
     assert snapshot(tmp_path / "models") == before
     os.truncate(tmp_path / "models" / "model.safetensors", 5000)
     message = refused("star/train.py", *star_arguments(star_input, tmp_path, *FIVE), capsys=capsys)
-    assert "there is a finished model, but model.safetensors is damaged; give --overwrite_output_dir" in message
+    assert "has a finished model, but model.safetensors is damaged; give --overwrite_output_dir" in message
 
 
 def test_hard_negatives_that_star_mined_itself_are_read_again(

@@ -179,7 +179,7 @@ def test_a_run_knows_the_ids_that_it_was_made_with(tmp_path: Path) -> None:
         ("more", "documents", [100, 200], [10, 20, 30, 40]),
         ("queries", "queries", [200, 100], [10, 20, 30]),
     ):
-        with pytest.raises(InputError, match=f"dev.rank.tsv: was made with other {kind} than .*{name}/"):
+        with pytest.raises(InputError, match=f"dev.rank.tsv: was made with {kind} other than those in .*{name}/"):
             convert_run(run, tmp_path / "out.tsv", write_ids(tmp_path / name, qids, pids), "dev", "")
     assert convert_run(run, tmp_path / "out.tsv", own, "dev", "")
     write_run(run, np.array([[2, 1]]), np.array([[0, 1]]))  # without official ids: the former stamp is not its own
@@ -204,14 +204,14 @@ def test_what_is_converted_already_is_known(tmp_path: Path) -> None:
     assert convert_run(source, target, ids, "dev", "D", "star")
     assert target.read_bytes() == before
     for prefix, tag in (("", "star"), ("D", "other"), ("D", None)):
-        with pytest.raises(InputError, match="dev.trec: there is a run already, made from something else"):
+        with pytest.raises(InputError, match="dev.trec: exists already and was made from something else"):
             convert_run(source, target, ids, "dev", prefix, tag)
     target.write_bytes(before + b"100 Q0 D9 3 1 star\n")
-    with pytest.raises(InputError, match="there is a run already"):
+    with pytest.raises(InputError, match="exists already and was made from something else"):
         convert_run(source, target, ids, "dev", "D", "star")
     target.write_bytes(before)
     write_run(source, np.array([[2, 1], [3, 1]]), np.array([[0, 1], [2, 0]]))  # other scores
-    with pytest.raises(InputError, match="there is a run already"):
+    with pytest.raises(InputError, match="exists already and was made from something else"):
         convert_run(source, target, ids, "dev", "D", "star")
     assert target.read_bytes() == before
 
@@ -220,7 +220,7 @@ def test_a_run_that_another_process_wrote_meanwhile_stays(tmp_path: Path, monkey
     source, target = write(tmp_path, "0\t0\t1\n"), tmp_path / "out.tsv"
     ids = write_ids(tmp_path, [100], [10])
     monkeypatch.setattr(drhard.runs, "write_whole_text", quicker := Quicker(target))
-    with pytest.raises(InputError, match="there is a run already"):
+    with pytest.raises(InputError, match="exists already and was made from something else"):
         convert_run(source, target, ids, "dev", "")
     assert quicker.ran and target.read_text() == "theirs"
 
@@ -384,4 +384,4 @@ def test_cvt_back_writes_a_trec_run(tmp_path: Path) -> None:
     )
     os.remove(tmp_path / "official/dev.trec.json")  # as if it came from elsewhere
     again = run_script(*arguments, cwd=tmp_path)
-    assert again.returncode == 2 and "official/dev.trec: there is a run already" in again.stderr
+    assert again.returncode == 2 and "official/dev.trec: exists already" in again.stderr

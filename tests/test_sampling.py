@@ -253,7 +253,7 @@ def test_queries_without_a_hard_negative_are_left_out(
     write_hard(collection, {query: [] if query in (1, 4) else [8, 9, 10, 11] for query in range(QUERIES)})
     left_out = train(collection, "left out", negatives)
     assert "Training on 4 queries" in capsys.readouterr().out
-    assert "queries without a hard negative are left out of the training: 2" in caplog.messages
+    assert "the training leaves out 2 queries without a hard negative" in caplog.messages
     judged = (collection / "preprocess/train-qrel.tsv").read_text().splitlines(keepends=True)
     (collection / "preprocess/train-qrel.tsv").write_text("".join(line for line in judged if line[0] not in "14"))
     np.testing.assert_array_equal(left_out, train(collection, "not judged", negatives))

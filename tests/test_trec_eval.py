@@ -221,7 +221,7 @@ def test_a_level_of_the_measure_itself_stays() -> None:
 )
 def test_unknown_measures_are_refused(name: str) -> None:
     """P@0 would end the whole process inside trec_eval's code."""
-    with pytest.raises(InputError, match="no measure of ir_measures") as error:
+    with pytest.raises(InputError, match="not a measure of ir_measures") as error:
         parse_measures(["AP", name])
     assert str(error.value).startswith(f"{name}: ")
 
@@ -457,7 +457,7 @@ def test_ties_are_said_and_give_one_order(
     (tmp_path / "run").write_text("1 Q0 A 1 0.5 tag\n1 Q0 B 2 0.5 tag\n")
     call_script("trec_eval.py", tmp_path / "qrels", tmp_path / "run", "-m", "RR", "RR@10", "nDCG@10")
     assert printed_means(capsys.readouterr().out) == {"RR": 1, "RR@10": 1, "nDCG@10": 1}
-    assert any("1 of 1 judged queries have documents of equal score" in message for message in caplog.messages)
+    assert any("1 of 1 judged queries have documents with equal scores" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("judged", ["1 0 A 1\n", "1 0 A 1\n2 0 A 1\n3 0 A 1\n"])

@@ -1,6 +1,6 @@
-"""Write the sample with its last 700 training queries in the place of dev, to choose settings by.
+"""Write a copy of the sample to choose settings with: its last 700 training queries take the place of dev.
 
-Dev and test queries are not in it, so nothing can be chosen by them:
+It has no dev or test queries, so nothing can be chosen by them:
 
     python data/sample/held_out.py --output_dir runs/held-out/passage/dataset
 """

@@ -5,9 +5,9 @@
     extract      Cinematography is the art of motion picture ...     -> its relevant passage
 
 A short description seldom names its article, so finding the extract takes more than matching words.
-The same queries serve the passage and the document collection; a document is url, title and extract.
-Every order, id and split follows from a hash of the title or of the query: the same source gives the
-same files, byte for byte, with any version of Python. Standard library and this project only.
+The passage and the document collection have the same queries; a document is url, title and extract.
+Orders, ids and splits come from hashes of titles and queries. The same source therefore gives the same
+files, byte for byte, with any version of Python. The script needs only the standard library and this project.
 
     python data/sample/make_sample.py --source wikipedia_summaries.jsonl.gz
 """
@@ -27,10 +27,10 @@ from drhard.files import write_whole_file
 
 HERE = Path(__file__).resolve().parent
 
-MIN_PASSAGE_CHARACTERS = 40  # shorter extracts say nothing that a query could ask for
+MIN_PASSAGE_CHARACTERS = 40  # shorter extracts do not answer any query
 MIN_QUERY_WORDS = 3  # "Natural number" or "Art movement" describe a kind, not an article
 SPLIT_SIZES = {"dev": 1000, "test": 500, "lead": 200}  # all other queries are for training
-MAX_PID = 9_000_000  # ids are spread over MS MARCO's range, so that no id can pass for a row number
+MAX_PID = 9_000_000  # ids are spread over MS MARCO's range, so that they cannot be mistaken for row numbers
 MAX_QID = 1_200_000
 GRADE = 3  # "perfectly relevant" on TREC's scale of 0 to 3
 
@@ -49,17 +49,17 @@ DOC_FILES = {
 
 
 def digest(salt: str, text: str) -> int:
-    """A number that depends on nothing but the two strings."""
+    """Return a number that depends only on the two strings."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{text}".encode()).digest()[:8], "big")
 
 
 def shorten(text: str) -> str:
-    """Tabs, line ends, no-break and repeated blanks become one blank: a record is one line of a TSV file."""
+    """Replace each run of white space by one blank, since a record is one line of a TSV file."""
     return " ".join(text.split())
 
 
 def read_articles(source: Path) -> list[dict[str, str]]:
-    """The usable articles of the source, each with `title`, `description` and `extract` as one line."""
+    """Read the usable articles, each with `title`, `description` and `extract` on one line."""
     articles = []
     titles: set[str] = set()
     extracts: set[str] = set()
@@ -68,7 +68,7 @@ def read_articles(source: Path) -> list[dict[str, str]]:
             row = json.loads(line)
             article = {key: shorten(row[key]) for key in ("title", "description", "extract")}
             title, extract = article["title"].lower(), article["extract"].lower()
-            if title in ("", "0"):  # "0" stands where the source lost the title
+            if title in ("", "0"):  # the source has "0" for a lost title
                 continue
             if len(extract) < MIN_PASSAGE_CHARACTERS or title in titles or extract in extracts:
                 continue
@@ -79,7 +79,7 @@ def read_articles(source: Path) -> list[dict[str, str]]:
 
 
 def assign_ids(keys: Iterable[str], salt: str, limit: int) -> dict[str, int]:
-    """An official id for each key: its hash within the range, the next free number if that one is taken."""
+    """Give each key an official id: its hash within the range, or the next free number."""
     taken: set[int] = set()
     ids = {}
     for key in sorted(keys):
@@ -92,7 +92,7 @@ def assign_ids(keys: Iterable[str], salt: str, limit: int) -> dict[str, int]:
 
 
 def choose_queries(articles: list[dict[str, str]]) -> dict[str, str]:
-    """`{query: title}` for the descriptions that are long enough and belong to one article alone."""
+    """Return `{query: title}` for the descriptions that are long enough and belong to only one article."""
     count = Counter(article["description"].lower() for article in articles)
     return {
         article["description"]: article["title"]
@@ -115,7 +115,7 @@ def split_queries(queries: Iterable[str]) -> dict[str, list[str]]:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file, gzipped if its name ends in `.gz`; it appears under its name when it is whole."""
+    """Write a text file as a whole, gzipped if its name ends in `.gz`."""
     text = "".join(line + "\n" for line in lines).encode("utf-8")
     if path.suffix == ".gz":
         text = gzip.compress(text, compresslevel=9, mtime=0)  # no time stamp: the same bytes each time
@@ -132,12 +132,12 @@ def write_queries(
     docid_of: dict[str, str],
     qrel_separator: str,
 ) -> None:
-    """Queries and qrels of every split. `docid_of` maps a query to the official id of its document."""
+    """Write queries and qrels of every split. `docid_of` maps a query to the official id of its document."""
     for split, (query_file, qrel_file) in files.items():
         write_lines(folder / query_file, (f"{qids[query]}\t{query}" for query in splits[split]))
         if qrel_file is None:
             continue
-        # Not in the order of the queries: a reader that pairs the two files by line must fail.
+        # In another order than the queries: a reader that pairs the two files line by line must fail.
         judged = sorted(splits[split], key=lambda query: digest("qrel", query))
         if split == "test":  # TREC's form
             lines = [f"{qids[query]} Q0 {docid_of[query]} {GRADE}" for query in judged]

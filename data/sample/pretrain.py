@@ -1,11 +1,11 @@
 """Make the sample's starting checkpoint: a very small RobertaDot with a byte-level BPE vocabulary of its own.
 
-It plays the part that roberta-base and the published warm-up model play for MS MARCO: it knows language and
-has an idea of relevance, and it has never seen a description query. What it learns from: the sample's
-passages, their titles, sentences and phrases, glosses of WordNet, and what a teacher (all-MiniLM-L6-v2,
-Apache-2.0) makes of them. Phrases and glosses that happen to equal a query of any split are left out.
+It replaces roberta-base and the published warm-up model: it knows some language and some relevance, but has
+never seen a description query. It learns from the sample's passages, their titles, sentences and phrases, from
+WordNet's glosses, and from a teacher's vectors of these texts (all-MiniLM-L6-v2, Apache-2.0). Phrases and
+glosses that equal a query of any split are left out.
 
-The teacher's vectors are computed once and kept in --work_dir; nothing of the teacher is needed afterwards.
+The teacher's vectors are computed once and kept in --work_dir. The teacher is not needed afterwards.
 --teacher is a Hugging Face name or folder; --wordnet is a folder with data.noun, data.verb, ... of
 WordNet 3.0 (in Debian: package wordnet-base, folder /usr/share/wordnet).
 
@@ -49,20 +49,20 @@ HEADS = 4
 INTERMEDIATE_SIZE = 512
 OUTPUT_SIZE = 128
 
-# What is read of a text, in tokens.
+# Maximum lengths of texts in tokens.
 PASSAGE_LENGTH = 128
 QUERY_LENGTH = 40
 
 # A step: PASSAGES passages, for each of them one pseudo query of each kind, and GLOSSES glosses.
 PASSAGES = 96
 GLOSSES = 128
-CLAUSE_SHARE = 0.6  # a passage is asked for by a defining clause this often, if it has one; else by its title
-NEIGHBOURS = 8  # half of the batches are made of groups of this size that the teacher finds alike
-NEIGHBOURHOOD = 24  # a group is drawn from so many nearest passages
+CLAUSE_SHARE = 0.6  # how often a passage's query is its defining clause, if it has one, and not its title
+NEIGHBOURS = 8  # half of the batches consist of groups of this size with similar teacher vectors
+NEIGHBOURHOOD = 24  # a group is drawn from this many nearest passages
 
 TEACHER_SCALE = 20.0  # a cosine of the teacher times this is a logit, as in the teacher's own training
-TEACHER_LENGTH = 256  # what the teacher was made for
-HELD_OUT = 700  # the last training queries: nothing here learns from them, settings are chosen by them
+TEACHER_LENGTH = 256  # the teacher's own maximum
+HELD_OUT = 700  # the last training queries, to choose settings; nothing here learns from them
 SEED = 42
 
 DEFINITION = re.compile(
@@ -75,7 +75,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"“])")
 
 @dataclass
 class Texts:
-    """What there is to learn from: `texts`, each once, and what they are, as positions in it."""
+    """The texts to learn from, each once, and the positions of each kind of text."""
 
     texts: list[str]
     passages: list[int]  # in the order of the collection
@@ -90,7 +90,7 @@ class Texts:
 
 
 def read_rows(path: Path) -> Iterator[list[str]]:
-    """The fields of a TSV file, gzipped or not."""
+    """Yield the fields of each line of a TSV file, gzipped or not."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -98,7 +98,7 @@ def read_rows(path: Path) -> Iterator[list[str]]:
 
 
 def clauses_of(sentence: str) -> list[str]:
-    """`X is a <clause>`: the clause up to the end of the sentence, and up to its first turn."""
+    """Return the clauses of `X is a <clause>`: up to the end of the sentence, and up to the first comma or the like."""
     match = DEFINITION.search(sentence)
     if match is None or match.start() > 120:
         return []
@@ -108,7 +108,7 @@ def clauses_of(sentence: str) -> list[str]:
 
 
 def phrases_of(sentence: str, count: int, draw: random.Random) -> list[str]:
-    """`count` spans of 3 to 10 words."""
+    """Draw `count` spans of 3 to 10 words."""
     words = sentence.rstrip(".").split()
     phrases = []
     for _ in range(count if len(words) > 5 else 0):
@@ -119,7 +119,7 @@ def phrases_of(sentence: str, count: int, draw: random.Random) -> list[str]:
 
 
 def read_glosses(folder: Path) -> Iterator[str]:
-    """The definitions of WordNet, without their examples."""
+    """Yield WordNet's definitions without their examples."""
     for name in ("data.noun", "data.verb", "data.adj", "data.adv"):
         with open(folder / name, encoding="latin-1") as lines:
             for line in lines:
@@ -131,7 +131,7 @@ def read_glosses(folder: Path) -> Iterator[str]:
 
 
 def collect_texts(wordnet: Path | None) -> Texts:
-    """All texts to learn from, without those that equal a query of any split."""
+    """Collect all texts to learn from, except those that equal a query of any split."""
     draw = random.Random(SEED)
     queries = set()
     for path in sorted((HERE / "passage" / "dataset").glob("*queries*.tsv")):
@@ -162,7 +162,7 @@ def collect_texts(wordnet: Path | None) -> Texts:
 
 
 def teacher_vectors(texts: list[str], name: str, work_dir: Path) -> np.ndarray:
-    """Unit vectors of the teacher, (len(texts), 384) float16; computed once for the same texts."""
+    """Return the teacher's unit vectors, (len(texts), 384) float16. Those of the same texts are computed once."""
     stamp = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     path = work_dir / f"teacher-{stamp}.npy"
     if path.exists():
@@ -193,7 +193,7 @@ def teacher_vectors(texts: list[str], name: str, work_dir: Path) -> np.ndarray:
 
 
 def train_vocabulary(texts: list[str], folder: Path) -> RobertaTokenizer:
-    """A byte-level BPE vocabulary of lower-cased text, with RoBERTa's special ids, written into `folder`."""
+    """Train a byte-level BPE vocabulary on lower-cased text, with RoBERTa's special ids. Write it into `folder`."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -206,7 +206,7 @@ def train_vocabulary(texts: list[str], folder: Path) -> RobertaTokenizer:
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = sorted(bpe.get_vocab(), key=bpe.get_vocab().__getitem__)
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *tokens, "<mask>"]
-    # The constructor checks that every token is reached by its own merges.
+    # The constructor checks that the merges make every token.
     tokenizer = RobertaTokenizer({token: i for i, token in enumerate(tokens)}, merges, do_lower_case=True)
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -216,11 +216,11 @@ def train_vocabulary(texts: list[str], folder: Path) -> RobertaTokenizer:
 
 
 def start_model(tokenizer: RobertaTokenizer, token_vectors: np.ndarray) -> RobertaDot:
-    """A model whose `<s>` begins as the mean over words that are placed as the teacher places them.
+    """Return a model whose `<s>` starts as the mean of its words' vectors, which come from the teacher.
 
-    With ordinary random weights `<s>` tells nothing of its text, and learning hardly starts. So the last
-    layer's attention starts uniform (query and key at zero), copies (value at the identity) and outweighs
-    what `<s>` held before (output at 8 times the identity).
+    With ordinary random weights, `<s>` has no information about its text, and learning hardly starts. So the last
+    layer's attention starts uniform (query and key are zero), copies (value is the identity) and outweighs the
+    former content of `<s>` (output is 8 times the identity).
     """
     torch.manual_seed(SEED)
     model = RobertaDot(
@@ -252,7 +252,7 @@ def start_model(tokenizer: RobertaTokenizer, token_vectors: np.ndarray) -> Rober
             projection.weight.zero_()
         last.self.value.weight.copy_(torch.eye(HIDDEN_SIZE))
         last.output.dense.weight.copy_(8 * torch.eye(HIDDEN_SIZE))
-        # Inner products that a softmax can use at once: about TEACHER_SCALE for equal directions.
+        # Scale inner products for a softmax: about TEACHER_SCALE for equal directions.
         model.norm.weight.fill_((TEACHER_SCALE / OUTPUT_SIZE) ** 0.5)
     return model
 
@@ -261,7 +261,7 @@ def start_model(tokenizer: RobertaTokenizer, token_vectors: np.ndarray) -> Rober
 
 
 def pad(tokens: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both (B, L) int64."""
+    """Return ids and attention mask, both (B, L) int64."""
     ids = torch.full((len(tokens), max(map(len, tokens))), pad_id)
     for row, line in enumerate(tokens):
         ids[row, : len(line)] = torch.tensor(line)
@@ -280,7 +280,7 @@ class Batches:
         ]
 
     def passages(self) -> Iterator[list[int]]:
-        """Rows of passages: in turn a random batch, and one of groups of neighbours."""
+        """Yield rows of passages: alternately a random batch, and a batch of groups of neighbours."""
         every = list(range(len(self.texts.passages)))
         while True:
             self.draw.shuffle(every)
@@ -314,9 +314,9 @@ def train(
     args: argparse.Namespace,
     evaluate: Callable[[], float],
 ) -> None:
-    """Make the model order passages for a short text as the teacher does, and tell the teacher's vectors."""
+    """Train the model to rank passages for a short text as the teacher does, and to predict the teacher's vectors."""
     teacher = torch.from_numpy(vectors)
-    to_teacher = nn.Linear(OUTPUT_SIZE, teacher.shape[1])  # thrown away in the end
+    to_teacher = nn.Linear(OUTPUT_SIZE, teacher.shape[1])  # not part of the model that is saved
     pad_id = model.config.pad_token_id
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *to_teacher.parameters()], lr=args.learning_rate, weight_decay=0.01
@@ -339,10 +339,10 @@ def train(
                 short = model(*pad([tokens[row][:QUERY_LENGTH] for row in short_rows], pad_id)).float()
             passages_t, short_t = teacher[passage_rows].float(), teacher[short_rows].float()
 
-            # The order of the batch's passages for each short text, as the teacher has it (KL divergence).
+            # Rank the batch's passages for each short text as the teacher does (KL divergence).
             target = (TEACHER_SCALE * short_t @ passages_t.T).softmax(1)
             ranking = F.kl_div((short @ passages.T).log_softmax(1), target, reduction="batchmean")
-            # The teacher's vector of each text, up to a linear map.
+            # Predict the teacher's vector of each text by a linear map.
             guess = to_teacher(torch.cat([passages, short]))
             place = 1 - F.cosine_similarity(guess, torch.cat([passages_t, short_t])).mean()
             loss = ranking + place
@@ -369,7 +369,7 @@ def train(
 
 @torch.inference_mode()
 def embed(model: RobertaDot, tokens: list[list[int]]) -> torch.Tensor:
-    """(len(tokens), dim), in the order given."""
+    """Return embeddings (len(tokens), dim), in the order of `tokens`."""
     model.eval()
     out = torch.zeros(len(tokens), OUTPUT_SIZE)
     order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
@@ -380,7 +380,7 @@ def embed(model: RobertaDot, tokens: list[list[int]]) -> torch.Tensor:
 
 
 class Evaluation:
-    """MRR@10 of some queries of the sample over all passages."""
+    """Computes the MRR@10 of some queries of the sample over all passages."""
 
     def __init__(self, tokenizer: RobertaTokenizer, split: str, last: int | None):
         folder = HERE / "passage" / "dataset"
@@ -407,7 +407,7 @@ class Evaluation:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", type=Path, required=True, help="keeps the teacher's vectors")
+    parser.add_argument("--work_dir", type=Path, required=True, help="for the vocabulary and the teacher's vectors")
     parser.add_argument("--output_dir", type=Path, default=HERE / "warmup")
     parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--wordnet", type=Path, help="folder with WordNet's data.noun, ...; none: no glosses")

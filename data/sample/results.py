@@ -1,4 +1,4 @@
-"""The table of the quickstart: what the three models find on the sample.
+"""Print the table of the quickstart: the effectiveness of the three models on the sample.
 
 python data/sample/results.py --data_root runs/sample
 """

@@ -1,8 +1,8 @@
-"""All campaigns against the scripts, one after the other: kills, pairs, full disks, mutated inputs.
+"""Run all campaigns against the scripts in turn: kills, pairs, full disks, mutated inputs.
 
     python tests/campaigns --output campaigns.json
 
-Each is a program of its own too: kills.py, pairs.py, disks.py, mutations.py. Exit code 1 if something was found.
+Each campaign also runs alone: kills.py, pairs.py, disks.py, mutations.py. The exit code is 1 if there are findings.
 """
 
 import argparse
@@ -24,12 +24,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     for name, count in (("kills", 500), ("pairs", 200), ("disks", 200), ("mutations", 20_000)):
         parser.add_argument(f"--{name}", type=int, default=count, metavar="COUNT", help=f"cases ({count}); 0: none")
-    parser.add_argument("--seed", type=int, default=0, help="decides every case (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed; decides every case (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (%(default)s)")
-    parser.add_argument("--output", type=Path, help="FILE-kills.json and so on get the figures")
+    parser.add_argument("--output", type=Path, help="write the figures to FILE-kills.json and so on")
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, metavar="SCRIPT", help=", ".join(SCRIPTS))
-    parser.add_argument("--small", action="store_true", help="a collection of 120 passages everywhere, not of 20,000")
-    parser.add_argument("--real", type=float, default=REAL, help="share of processes that are no forks (%(default)s)")
+    parser.add_argument("--small", action="store_true", help="use 120 passages instead of 20,000")
+    parser.add_argument("--real", type=float, default=REAL, help="share of cases without forks (%(default)s)")
     return parser.parse_args()
 
 

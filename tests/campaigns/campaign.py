@@ -1,4 +1,4 @@
-"""What the campaigns share: their flags, workers that take case after case, counts, and findings."""
+"""Shared by the campaigns: flags, workers that run cases, counts, and findings."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from processes import adopt_orphans, end_with_parent, load_everything
 from scripts_under_test import Size, World, logs_of
 from tqdm import tqdm
 
-KEPT_OF_A_KIND = 3  # folders of findings; of the others the texts alone are kept
+KEPT_OF_A_KIND = 3  # folders kept for findings of a kind; of further ones only the text is kept
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Outcome:
 
     Attributes:
         subject: the script, or the kind of input.
-        result: a word or two to count by.
-        counts: False for a case that did not come to what it was for, such as a kill that came too late.
+        result: a short name for this outcome, to count by.
+        counts: False for a case that missed its purpose, such as a kill that came too late.
     """
 
     number: int
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass
 class Case:
-    """A case under way: its number, its own random numbers, its folder, whether its processes are no forks."""
+    """A running case: its number, its random numbers, its folder, and whether it uses new processes and not forks."""
 
     number: int
     random: random.Random
@@ -61,41 +61,40 @@ class Case:
 
 
 Campaign = Callable[[Case], Outcome]
-REAL = 0.1  # of the cases run processes of their own and not forks, which must not make a difference
+REAL = 0.1  # share of cases that run new processes and not forks; the outcome must be the same
 
 
 def parse_arguments(description: str, count: int, subjects: Iterable[str]) -> argparse.Namespace:
-    """The flags of a campaign."""
+    """Parse the flags of a campaign."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=count, help="cases that count (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="decides every case (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed; decides every case (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (%(default)s)")
-    parser.add_argument("--output", type=Path, help="a JSON file for the figures; FILE.findings gets the folders")
+    parser.add_argument("--output", type=Path, help="a JSON file for the figures; folders go into FILE.findings")
     parser.add_argument("--only", nargs="+", choices=sorted(subjects), metavar="NAME", help=", ".join(sorted(subjects)))
     parser.add_argument(
         "--numbers",
         type=int,
         nargs="+",
         metavar="N",
-        help="these cases alone, of a campaign with the same --only and --seed; --output keeps their folders",
+        help="run only these cases of a campaign with the same --only and --seed; --output keeps their folders",
     )
     return parser.parse_args()
 
 
 class Campaigner:
-    """Runs campaigns in a folder of its own, which is removed at the end.
+    """Runs campaigns in a temporary folder.
 
     Args:
-        output: FILE.json; what a campaign found goes into FILE-NAME.json, the folders of its cases into
-            FILE.json.findings.
-        load: import all libraries first; not for scripts that use none.
-        real: the share of the cases with processes of their own.
+        output: FILE.json. Findings go into FILE-NAME.json, and the folders of their cases into FILE.json.findings.
+        load: import all libraries first. Scripts without libraries do not need this.
+        real: the share of cases with new processes.
     """
 
     def __init__(self, output: Path | None = None, jobs: int = 2, seed: int = 0, load: bool = True, real: float = REAL):
         if load:
             load_everything()
-        # Not a TemporaryDirectory: every fork that runs its exit functions would remove it.
+        # Not a TemporaryDirectory: the exit functions of every fork would remove it.
         self._folder = Path(tempfile.mkdtemp(prefix="campaign-"))
         self._worlds: dict[Size, World] = {}
         self.jobs, self.seed, self.output, self.real = jobs, seed, output, real
@@ -108,13 +107,13 @@ class Campaigner:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def world(self, size: Size) -> World:
-        """The world of a size."""
+        """Return the world of a size."""
         if size not in self._worlds:
             self._worlds[size] = World(self._folder / f"world-{size.passages}", size)
         return self._worlds[size]
 
     def run(self, name: str, campaign: Campaign, count: int, numbers: Sequence[int] = ()) -> list[Outcome]:
-        """Run cases until ``count`` of them count, or those ``numbers``; print and write down how they went."""
+        """Run cases until ``count`` of them count, or the cases ``numbers``. Print and save the outcomes."""
         begun = time.monotonic()
         cases = self._folder / name
         cases.mkdir()
@@ -238,5 +237,5 @@ class Campaigner:
 
 
 def end(outcomes: Iterable[Outcome]) -> None:
-    """Exit with 1 if something was found."""
+    """Exit with code 1 if there are findings."""
     sys.exit(int(any(outcome.findings for outcome in outcomes)))

@@ -1,11 +1,11 @@
-"""Run scripts on disks that are full after a random number of bytes, then make room and run them again.
+"""Run scripts on disks that fill up after a random number of bytes. Then make room and run them again.
 
     python tests/campaigns/disks.py --count 200
 
-The disk is a tmpfs of a random size, less than the script needs, in a mount namespace of its own (root alone may do
-that); or each file is limited to a random size. A script must end with exit code 2 and one sentence that names a file
-and its disk. What it leaves under final names must be whole. With room for all of it, the same command must end well
-and leave the files of an unbroken run.
+The disk is a tmpfs of a random size, smaller than the script needs, in a mount namespace of its own (this needs root).
+In other cases, each file is limited to a random size. A script must end with exit code 2 and one sentence that names a
+file and its disk. Files with final names must be whole. Once there is room, the same command must succeed and leave
+the files of an unbroken run.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from scripts_under_test import SCRIPTS, Script, Size, World, signature, the_erro
 NAMES = [name for name, script in SCRIPTS.items() if not script.prints]
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ENOUGH = 256 << 20
-LIMITED_FILES = 0.25  # of the cases limit each file and not the disk
+LIMITED_FILES = 0.25  # share of cases that limit each file and not the disk
 SENTENCE = re.compile(r"error: .*?[\w.-]+\.?[\w-]*: .*(disk|space|free|File too large)")
 
 NO_LIMITS = Limits()
@@ -33,7 +33,7 @@ CLONE_NEWNS, MS_REC, MS_PRIVATE, MS_REMOUNT, MNT_DETACH = 0x20000, 0x4000, 0x400
 
 
 def own_mounts() -> bool:
-    """Give this process, and those that it starts, mounts of their own; False if it may not."""
+    """Give this process and its children a mount namespace of their own. Return False if it may not."""
     return _libc.unshare(CLONE_NEWNS) == 0 and _libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
 
 
@@ -59,7 +59,7 @@ def _mount(folder: Path, size: int, flags: int) -> None:
 
 
 class Peaks:
-    """What each unbroken run took on its disk before it began and at most, and its largest file, in bytes."""
+    """Of each unbroken run, in bytes: the disk use before it began, the peak, and the largest file."""
 
     def __init__(self, world: World, names: list[str], mounts: bool):
         self.start: dict[str, int] = {}
@@ -95,7 +95,7 @@ def _used(folder: Path) -> int:
 
 
 def disks(world: World, names: list[str]) -> Campaign:
-    """The campaign over the scripts ``names``."""
+    """Return the campaign over the scripts ``names``."""
     world.make(names)
     mounts = own_mounts()
     if not mounts:
@@ -127,7 +127,7 @@ def disks(world: World, names: list[str]) -> Campaign:
 
 @dataclass
 class _Trial:
-    """A script, a folder on a disk with too little room, and what was found there."""
+    """A script, a folder on a disk with too little room, and the outcome."""
 
     world: World
     script: Script
@@ -150,7 +150,7 @@ class _Trial:
                 self.outcome.findings.append(Finding("processes left", "\n".join(left)))
 
     def fill(self, limits: Limits = NO_LIMITS) -> bool:
-        """Run the script where there is too little room; False if there was enough."""
+        """Run the script with too little room. Return False if the room was enough."""
         self.world.prepare(self.script, self.folder)
         self.outcome.result = "disk full" if limits == NO_LIMITS else "file limited"
         ended = self._run(0, limits)
@@ -171,7 +171,7 @@ class _Trial:
         return ended.code != 0
 
     def go_on(self) -> None:
-        """Run the same command where there is room."""
+        """Run the same command with enough room."""
         ended = self._run(1)
         if ended is None:
             return

@@ -1,10 +1,11 @@
-"""Kill scripts at random moments, run them again, and compare with runs that nothing broke.
+"""Kill scripts at random moments, run them again, and compare with unbroken runs.
 
     python tests/campaigns/kills.py --count 500
 
-A script gets SIGKILL, as from the kernel when memory is short, or SIGTERM or Ctrl-C: at a random time, after a random
-number of changes in its folder, or just before it makes, renames or removes a random file. What it leaves under final
-names must be whole. It is run again with the same command: exit code 0, the files of an unbroken run, no process left.
+A script gets SIGKILL, as from the kernel when memory is short, or SIGTERM or Ctrl-C. The signal comes at a random time,
+after a random number of changes in its folder, or just before it makes, renames or removes a random file. Files with
+final names must be whole. The same command runs again. It must end with exit code 0 and the files of an unbroken run,
+and leave no process.
 """
 
 import signal
@@ -15,7 +16,7 @@ from processes import FolderWatch, Hanging, Running, reap
 from scripts_under_test import SCRIPTS, Script, Size, World, signature, the_error
 
 SIGNALS = {signal.SIGKILL: 0.8, signal.SIGTERM: 0.1, signal.SIGINT: 0.1}
-START_SECONDS = 4.0  # of a process of its own, for importing
+START_SECONDS = 4.0  # that a new process needs for imports
 
 
 def watch(folder: Path, running: Running) -> int:
@@ -25,7 +26,7 @@ def watch(folder: Path, running: Running) -> int:
 
 
 def kills(world: World, names: list[str]) -> Campaign:
-    """The campaign over the scripts ``names``."""
+    """Return the campaign over the scripts ``names``."""
     world.make(names, watch)
 
     def campaign(case: Case) -> Outcome:
@@ -52,7 +53,7 @@ def kills(world: World, names: list[str]) -> Campaign:
 
 
 def _kill_once(world: World, case: Case, script: Script, run: int) -> tuple[bool, str, list[Finding]]:
-    """Start a script and kill it; return whether it was hit, how, and what is wrong then."""
+    """Start a script and kill it. Return whether the signal reached it, how, and the findings."""
     dice = case.random
     unbroken = world.unbroken[script.name]
     number = dice.choices(list(SIGNALS), list(SIGNALS.values()))[0]
@@ -96,7 +97,7 @@ def _kill_once(world: World, case: Case, script: Script, run: int) -> tuple[bool
 
 
 def _run_again(world: World, case: Case, script: Script, run: int) -> list[Finding]:
-    """Run a script that was killed to its end; return what is wrong."""
+    """Run a killed script again, to its end. Return the findings."""
     try:
         ended = world.run(script, case.folder, run, real=case.real)
     except Hanging as error:

@@ -1,10 +1,11 @@
-"""Run scripts on files that were damaged at random.
+"""Run scripts on randomly damaged files.
 
     python tests/campaigns/mutations.py --count 20000
 
-Allowed are exit code 0 with a result that makes sense, and exit code 2 with one sentence. A traceback, another exit
-code, a signal, numbers that are not finite, more memory or time than a tiny file can need, a program started or a file
-changed outside of the working folder are findings. The seed and the number of a case decide what is done in it.
+A script may end with exit code 0 and a sensible result, or with exit code 2 and one sentence. Everything else is a
+finding: a traceback, another exit code, a signal, numbers that are not finite, or more memory or time than a tiny file
+needs. A script must not start a program, or change a file outside the working folder. The seed and its number decide
+a case.
 """
 
 import atexit
@@ -40,18 +41,18 @@ from scripts_under_test import (
 
 MORE_MEMORY = 3 << 30
 SECONDS = 60
-SAMPLE = 1 / 50  # of the cases with processes of their own, which take a hundred times as long
+SAMPLE = 1 / 50  # share of the real cases that also start a new process; it takes a hundred times as long
 MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A file that is damaged and the script that reads it.
+    """A file to damage, and the script that reads it.
 
     Attributes:
-        state: "" for a working folder with the inputs alone, "done" for one where the script has ended, "stopped" for
-            one where it was stopped in the middle.
-        weight: how often it comes, beside the others.
+        state: "" for a working folder with only the inputs, "done" if the script has ended there, "stopped" if it was
+            stopped in the middle.
+        weight: its frequency relative to the others.
     """
 
     script: str
@@ -62,7 +63,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return f"{self.script}{f' ({self.state})' if self.state else ''}: {self.path.removeprefix('data/')}"
 
 
@@ -155,7 +156,7 @@ TARGETS = {
 
 
 def mutations(world: World, names: list[str]) -> Campaign:
-    """The campaign over the targets ``names``."""
+    """Return the campaign over the targets ``names``."""
     templates = Templates(world, names)
     weights = [TARGETS[name].weight for name in names]
 
@@ -164,7 +165,7 @@ def mutations(world: World, names: list[str]) -> Campaign:
         outcome = Outcome(case.number, target.name, "")
         outcome.how = templates.damage(target, case.folder, case.random)
         twin = case.folder.with_name(f"{case.number}-twin")
-        # Too: and not in place of the fork. Not where a damaged manifest could reach the net.
+        # The new process runs in addition to the fork. Not for downloads: a damaged manifest could reach the network.
         sample = case.real and case.random.random() < SAMPLE and target.script != "download"
         if sample:
             shutil.copytree(case.folder, twin)
@@ -183,14 +184,14 @@ def mutations(world: World, names: list[str]) -> Campaign:
 
 
 def _differs(fork: Ended, real: Ended) -> list[Finding]:
-    """What is wrong if a process of its own ends otherwise than the fork did."""
+    """Return a finding if a new process ends otherwise than the fork did."""
     if (fork.code, the_error(fork.stderr)) == (real.code, the_error(real.stderr)):
         return []
     return [Finding("a process of its own ends otherwise", f"{fork.describe()}\n---\n{real.describe()}")]
 
 
 def _prepare(target: Target) -> Callable[[], None]:
-    """What a fork does before its script: nothing that a damaged file could change takes long."""
+    """Return what a fork does before its script runs. It saves time that does not depend on the damaged file."""
 
     def prepare() -> None:
         atexit._clear()  # of what was imported before the fork
@@ -211,7 +212,7 @@ def _prepare(target: Target) -> Callable[[], None]:
 
 
 def _judge(case: Case, running: Running, outcome: Outcome, target: Target) -> Ended | None:
-    """Wait for the end of a run and say what it was; None if it hangs."""
+    """Wait for the end of a run and judge it. Return None if it hangs."""
     try:
         ended = running.wait(SECONDS)
     except Hanging as error:
@@ -248,9 +249,9 @@ def _judge(case: Case, running: Running, outcome: Outcome, target: Target) -> En
 
 
 def nonsense(folder: Path, ended: Ended, damaged: Path) -> str | None:
-    """What makes no sense in what a run that ended well has written and printed; None if it does.
+    """Return what makes no sense in the files and output of a successful run; None if all is well.
 
-    The damaged file itself is not judged: where one number has become another, nobody can tell.
+    The damaged file itself is not judged: nobody can tell whether one of its numbers was changed.
     """
     import numpy as np
     from safetensors.numpy import load_file
@@ -283,11 +284,11 @@ def nonsense(folder: Path, ended: Ended, damaged: Path) -> str | None:
     return None
 
 
-# What the cases start from
+# Templates of the cases
 
 
 class Templates:
-    """A folder for each target, copied for each case: the inputs of its script, and its files where it has run."""
+    """A folder for each target, to copy for each case. It has the script's inputs, and its files if it has run."""
 
     def __init__(self, world: World, names: list[str]):
         world.make(dict.fromkeys(["cvt-back-trec", *(TARGETS[name].script for name in names)]))
@@ -297,11 +298,11 @@ class Templates:
             self._make(target)
 
     def folder(self, target: Target) -> Path:
-        """The template of a target."""
+        """Return the template of a target."""
         return self.world.root / f"{target.script}.template{target.state}"
 
     def damage(self, target: Target, folder: Path, dice: random.Random) -> str:
-        """Make ``folder`` from the template and damage the target's file there; return how."""
+        """Make ``folder`` from the template and damage the target's file there. Return how."""
         shutil.copytree(self.folder(target), folder, symlinks=True)
         if target.script == "download":
             return self._damage_download(target, folder, dice)
@@ -311,7 +312,7 @@ class Templates:
         return how
 
     def _path(self, target: Target, folder: Path) -> Path:
-        """The file in ``folder`` that is damaged; some have to be made first."""
+        """Return the file in ``folder`` to damage. Make it first if the template does not have it."""
         path = folder / target.path
         if target.path.endswith(BIN):
             self._safetensors_to_bin(path)
@@ -329,7 +330,7 @@ class Templates:
         return path
 
     def _damage_download(self, target: Target, folder: Path, dice: random.Random) -> str:
-        """Write the answers of a server and a manifest, one of them damaged; return how."""
+        """Write a server's answers and a manifest. Damage one of them, and return how."""
         url = f"{self._raw}/{folder.relative_to(self.world.root.parent)}"
         manifest = json.loads((folder / "downloads.json").read_text())
         how = ""
@@ -369,11 +370,11 @@ class Templates:
         shutil.copytree(made, folder, symlinks=False)
 
     def _stop(self, script: Script, folder: Path) -> None:
-        """Stop a training in the middle, so that there is something to go on from."""
+        """Stop a training in the middle, so that it can be resumed."""
         if script.name == "star-train":
             events = range(self.world.unbroken[script.name].file_events // 3, 10_000)
             number = signal.SIGKILL
-        else:  # writes its state when it is told to end
+        else:  # ADORE writes its state on SIGTERM
             events = range(self.world.unbroken[script.name].file_events // 2, 10_000)
             number = signal.SIGTERM
         for event in events:

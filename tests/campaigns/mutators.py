@@ -1,4 +1,4 @@
-"""Ways to damage a file: bytes, lines of text, JSON, and what is inside of archives, NumPy's and torch's files."""
+"""Ways to damage a file: bytes, lines of text, JSON, and the insides of archives and of NumPy's and torch's files."""
 
 import gzip
 import io
@@ -47,7 +47,7 @@ def not_a_number(content: bytes, dice: Dice) -> bytes:
 
 
 def truncate(content: bytes, dice: Dice) -> bytes:
-    """Cut the end off, all of it at times."""
+    """Cut off the end, or everything."""
     return content[: dice.choice((0, 1, len(content) - 1, len(content) // 2, dice.randrange(len(content) + 1)))]
 
 
@@ -59,13 +59,13 @@ def duplicate_block(content: bytes, dice: Dice) -> bytes:
 
 
 def delete_block(content: bytes, dice: Dice) -> bytes:
-    """Leave a block out."""
+    """Remove a block."""
     first, last = _block(content, dice)
     return content[:first] + content[last:]
 
 
 def swap_blocks(content: bytes, dice: Dice) -> bytes:
-    """Let two blocks change places."""
+    """Swap two adjacent blocks."""
     first, last = _block(content, dice)
     at = dice.randrange(last, len(content) + 1)
     return content[:first] + content[last:at] + content[first:last] + content[at:]
@@ -145,7 +145,7 @@ ODD = (
 
 
 def in_a_line(change: Callable[[bytes, Dice], bytes]) -> Mutator:
-    """A mutator that changes one line, without its end."""
+    """Return a mutator that changes one line, but not its end."""
 
     def mutate(content: bytes, dice: Dice) -> bytes:
         lines = content.split(b"\n")
@@ -158,7 +158,7 @@ def in_a_line(change: Callable[[bytes, Dice], bytes]) -> Mutator:
 
 
 def lines_of(change: Callable[[list[bytes], Dice], list[bytes]]) -> Mutator:
-    """A mutator that changes the list of lines."""
+    """Return a mutator that changes the list of lines."""
 
     def mutate(content: bytes, dice: Dice) -> bytes:
         return b"".join(change(content.splitlines(keepends=True), dice))
@@ -309,7 +309,7 @@ VALUES = (
 
 
 def json_value(content: bytes, dice: Dice) -> bytes:
-    """Put another value in place of one that is anywhere in the document."""
+    """Replace a value anywhere in the document."""
 
     def change(parent: list | dict, key: int | str) -> None:
         parent[key] = dice.choice(VALUES)
@@ -318,7 +318,7 @@ def json_value(content: bytes, dice: Dice) -> bytes:
 
 
 def json_near(content: bytes, dice: Dice) -> bytes:
-    """Make a value a little other: a number next to it, its text, a list of it."""
+    """Change a value slightly: to a number next to it, its text, or a list of it."""
 
     def change(parent: list | dict, key: int | str) -> None:
         value = parent[key]
@@ -333,7 +333,7 @@ def json_near(content: bytes, dice: Dice) -> bytes:
 
 
 def json_without(content: bytes, dice: Dice) -> bytes:
-    """Leave a field or an item out."""
+    """Remove a field or an item."""
 
     def change(parent: list | dict, key: int | str) -> None:
         del parent[key]
@@ -342,7 +342,7 @@ def json_without(content: bytes, dice: Dice) -> bytes:
 
 
 def json_renamed(content: bytes, dice: Dice) -> bytes:
-    """Give a field another name."""
+    """Rename a field."""
 
     def change(parent: list | dict, key: int | str) -> None:
         if isinstance(parent, dict):
@@ -362,7 +362,7 @@ def json_twice(content: bytes, dice: Dice) -> bytes:
 
 
 def json_whole(content: bytes, dice: Dice) -> bytes:
-    """Put something else in place of the document."""
+    """Replace the whole document."""
     return dice.choice(
         (
             b"",
@@ -386,7 +386,7 @@ def json_whole(content: bytes, dice: Dice) -> bytes:
 
 
 def json_number(content: bytes, dice: Dice) -> bytes:
-    """Write a number as JSON's readers differ about."""
+    """Write a number in a form on which readers of JSON differ."""
     text = content.decode("utf-8", "replace")
     places = [at for at, character in enumerate(text) if character.isdigit()]
     if not places:
@@ -419,7 +419,7 @@ def _change_json(content: bytes, dice: Dice, change: Callable[[list | dict, int 
     look(document)
     if not places:
         return json_whole(content, dice)
-    # The outer ones, of which there are few, as often as the inner ones.
+    # Change outer values as often as inner ones, although there are few.
     change(*dice.choice(places if dice.random() < 0.5 else [place for place in places if place[0] is document]))
     return json.dumps(document).encode()
 
@@ -451,7 +451,7 @@ JSON: tuple[Mutator, ...] = (
 
 
 def inside_gzip(content: bytes, dice: Dice) -> bytes:
-    """Damage what is packed, or pack it otherwise."""
+    """Damage the packed content, or pack it in another way."""
     inner = gzip.decompress(content)
     ways: tuple[Callable[[], bytes], ...] = (
         lambda: gzip.compress(dice.choice(TEXT)(inner, dice), mtime=0),
@@ -465,7 +465,7 @@ def inside_gzip(content: bytes, dice: Dice) -> bytes:
 
 
 def inside_tar(content: bytes, dice: Dice) -> bytes:
-    """Write the archive anew, with odd members."""
+    """Write the archive again, with odd members."""
     made = io.BytesIO()
     with (
         tarfile.open(fileobj=io.BytesIO(content)) as source,
@@ -514,7 +514,7 @@ def inside_tar(content: bytes, dice: Dice) -> bytes:
 
 
 def inside_zip(content: bytes, dice: Dice) -> bytes:
-    """Damage one member of a zip archive, as torch.save writes it, and give it a right checksum; or its names."""
+    """Damage a member of a zip archive of torch.save and correct its checksum. Or remove or rename a member."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(made, "w") as target:
         names = source.namelist()
@@ -573,7 +573,7 @@ def inside_npy(content: bytes, dice: Dice) -> bytes:
 
 
 def inside_safetensors(content: bytes, dice: Dice) -> bytes:
-    """Damage the JSON header of a safetensors file, its length put right, or the numbers."""
+    """Damage the JSON header of a safetensors file and correct its length. Or damage the numbers."""
     length = int.from_bytes(content[:8], "little")
     header, data = content[8 : 8 + length], content[8 + length :]
     if dice.random() < 0.3:
@@ -584,7 +584,7 @@ def inside_safetensors(content: bytes, dice: Dice) -> bytes:
 
 
 def odd_pickle(content: bytes, dice: Dice) -> bytes:
-    """Put opcodes in place of others, or pickles that are none of a dict of integers."""
+    """Replace opcodes, or the whole pickle by one that is not of a dict of integers."""
     opcodes = b"(.0123FIJKLMNPQRSTUVXabcdefghijklmoprstu}]" + bytes(range(0x80, 0x99))
     whole = (
         b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62),
@@ -675,13 +675,13 @@ HTTP: tuple[Mutator, ...] = (*[http_head] * 6, *BYTES)
 
 
 def mutate(content: bytes, mutators: tuple[Mutator, ...], dice: Dice) -> tuple[bytes, str]:
-    """Damage ``content`` by one to three of ``mutators``; return it and their names."""
+    """Damage ``content`` by one to three of ``mutators``. Return it, and the names of those used."""
     names = []
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         mutator = dice.choice(mutators)
         try:
             content = mutator(content, dice)
-        except Exception:  # an earlier mutator has left nothing that this one knows
+        except Exception:  # after an earlier mutator, this one no longer understands the content
             mutator = flip_bits
             content = mutator(content or b"x", dice)
         names.append(mutator.__name__)

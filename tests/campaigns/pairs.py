@@ -1,10 +1,10 @@
-"""Start two scripts that write into one folder, and compare with runs that had it to themselves.
+"""Start two scripts that write into the same folder, and compare with runs that had the folder to themselves.
 
     python tests/campaigns/pairs.py --count 200
 
-Two of the same command, or two that share files, the second at a random time after the first. Each must end well, or
-with exit code 2 and one sentence; one at least ends well. What was refused is run again. Then the files must be those
-of the two commands one after the other.
+The same command runs twice, or two commands share files. The second starts at a random time after the first. Each must
+succeed, or end with exit code 2 and one sentence. At least one must succeed. A refused command runs again. Then the
+files must be those of the two commands one after the other.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from scripts_under_test import OTHERS, PAIRS, SCRIPTS, Digests, Script, Size, Wo
 
 ALL = SCRIPTS | OTHERS
 NAMES = {f"{one} + {other}": (one, other) for one, other in PAIRS}
-FIRST_DONE = 0.9  # the second starts before the first has done this part of its work
+FIRST_DONE = 0.9  # the second starts before the first has done this share of its work
 
 
 def pairs(world: World, names: list[str]) -> Campaign:
-    """The campaign over the pairs ``names``."""
+    """Return the campaign over the pairs ``names``."""
     world.make(dict.fromkeys(script for name in names for script in NAMES[name] if script in SCRIPTS))
     expected = {name: _one_after_the_other(world, name) for name in names}
 
@@ -31,7 +31,7 @@ def pairs(world: World, names: list[str]) -> Campaign:
         for script in scripts:
             world.prepare(script, case.folder)
         offset = case.random.uniform(0, FIRST_DONE) * world.unbroken[scripts[0].name].seconds
-        offset *= case.random.choice((0, 0.2, 1, 1))  # often close together, where both find nothing there
+        offset *= case.random.choice((0, 0.2, 1, 1))  # often close together, so that both find an empty folder
         outcome.how = f"the second {offset:.3f} s after the first" + " (processes of their own)" * case.real
         _run_both(partial(world.start, folder=case.folder, real=case.real), scripts, offset, outcome)
         if not outcome.findings:
@@ -43,7 +43,7 @@ def pairs(world: World, names: list[str]) -> Campaign:
 
 
 def _one_after_the_other(world: World, name: str) -> Digests:
-    """The files of a pair of scripts that were run one after the other."""
+    """Return the files of a pair of scripts that ran one after the other."""
     one, other = NAMES[name]
     if one == other:
         return world.unbroken[one].files
@@ -57,7 +57,7 @@ def _one_after_the_other(world: World, name: str) -> Digests:
 
 
 def _run_both(start: Callable[..., Running], scripts: list[Script], offset: float, outcome: Outcome) -> None:
-    """Run two scripts at once, then those that were refused again; note what is wrong."""
+    """Run two scripts at once, and a refused one again. Add the findings to ``outcome``."""
     findings = outcome.findings
     running = [start(scripts[0], run=0)]
     running[0].ended_within(offset)

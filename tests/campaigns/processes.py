@@ -1,7 +1,7 @@
-"""Scripts run as processes that can be killed, watched and cleaned up after.
+"""Run scripts as processes, to kill and watch them and to clean up after them.
 
-Importing torch takes seconds, so a script runs in a fork of this process, which has imported everything: ``runpy``
-runs it with its own arguments, folder, session and output files. ``real=True`` starts a Python of its own instead.
+Importing torch takes seconds. So a script runs in a fork of this process, which has imported everything. ``runpy`` runs
+it with its own arguments, folder, session and output files. ``real=True`` starts a new Python instead.
 """
 
 import atexit
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-# Read when the libraries are loaded: a process that is forked must have one thread alone.
+# The libraries read these when they are loaded. A process to be forked must have only one thread.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 ENVIRONMENT = ONE_THREAD | {
     "HF_HUB_OFFLINE": "1",
@@ -56,23 +56,23 @@ HANG_SECONDS = 120
 PIPE_BYTES = 1 << 20
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
 PROGRAMS = {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.startfile", "pty.spawn"}
-OUTSIDE = 98  # exit code of a process that was not to leave its folder
-LEFT_SECONDS = 10  # in which the workers of a process that was killed have to end
+OUTSIDE = 98  # exit code of a process that tried to leave its folder
+LEFT_SECONDS = 10  # in which the workers of a killed process must end
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def load_everything() -> None:
-    """Import what the scripts import, once, before anything is forked."""
+    """Import the scripts' modules once, before the first fork."""
     os.environ |= ENVIRONMENT
     sys.path.insert(0, str(PROJECT))
     for module in (*(f"drhard.{name}" for name in OURS), "star_tokenizer", *HEAVY):
         importlib.import_module(module)
-    # What Trainer and from_pretrained import when they are first used.
+    # The Trainer and from_pretrained import these on first use.
     for module in ("transformers.modeling_utils", "transformers.models.roberta.modeling_roberta"):
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # or every fork copies all that is there when it collects its garbage
+    gc.freeze()  # otherwise garbage collection in a fork copies all memory
     with open("/proc/self/status") as status:
         threads = next(int(line.split()[1]) for line in status if line.startswith("Threads:"))
     if threads > 1:
@@ -80,21 +80,21 @@ def load_everything() -> None:
 
 
 def adopt_orphans() -> None:
-    """Make what descendants of this process leave behind children of this process, so that none is overlooked."""
+    """Make this process the parent of all orphans among its descendants, so that it can find them."""
     PR_SET_CHILD_SUBREAPER = 36
     if _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
 
 def end_with_parent() -> None:
-    """Have this process killed when its parent ends."""
+    """Ask the kernel to kill this process when its parent ends."""
     PR_SET_PDEATHSIG = 1
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may take; None for no limit."""
+    """The limits of a run; None for no limit."""
 
     more_memory: int | None = None  # bytes of address space beyond those of this process
     file_size: int | None = None  # bytes of each file
@@ -102,7 +102,7 @@ class Limits:
 
 @dataclass
 class Ended:
-    """How a run ended: exit code, minus the signal if it was one, and what it printed."""
+    """How a run ended. The exit code is the negative number of the signal if one killed it."""
 
     code: int
     stdout: str
@@ -111,7 +111,7 @@ class Ended:
     file_events: int | None = None  # names made, renamed or removed, where they were counted
 
     def describe(self) -> str:
-        """Exit code and the end of standard error."""
+        """Return the exit code and the end of standard error."""
         return f"exit code {self.code}: {self.stderr[-1500:]}"
 
 
@@ -128,18 +128,18 @@ class Running:
         self.pidfd = os.pidfd_open(self.pid)
 
     def ended_within(self, seconds: float) -> bool:
-        """Wait that long; True if it has ended by then."""
+        """Wait up to ``seconds``. Return whether it has ended."""
         return bool(select.select([self.pidfd], [], [], max(seconds, 0))[0])
 
     def send(self, number: int) -> bool:
-        """Send a signal to this process alone, not to its group; False if it has ended already."""
+        """Send a signal to this process, not to its group. Return False if it has ended already."""
         if self.ended_within(0):
             return False
         os.kill(self.pid, number)
         return True
 
     def wait(self, seconds: float = HANG_SECONDS) -> Ended:
-        """Wait for its end. Raises Hanging, having killed it, if that takes too long."""
+        """Wait for its end. If that takes too long, kill it and raise Hanging."""
         if not self.ended_within(seconds):
             os.kill(self.pid, signal.SIGKILL)
             ended = self._collect()
@@ -169,11 +169,11 @@ class Way:
     """How a script is run.
 
     Attributes:
-        real: a new Python is started; if not, this one is forked.
-        die_at: (number of a file event, signal): the process sends itself the signal just before it makes, opens for
-            writing, renames or removes a name under its folder for that time (fork only).
+        real: start a new Python instead of a fork.
+        die_at: (number of a file event, signal): the process sends itself the signal just before this event. A file
+            event makes, opens for writing, renames or removes a name under its folder (fork only).
         prepare: called in the fork before the script runs.
-        confine: end it, with ``OUTSIDE``, when it starts a program, or changes a file outside of its folder and of the
+        confine: end the process with ``OUTSIDE`` if it starts a program, or changes a file outside its folder and the
             folder for temporary files (fork only).
     """
 
@@ -185,13 +185,13 @@ class Way:
 
 
 def start(script: Path, arguments: Sequence[str], folder: Path, logs: Path, way: Way) -> Running:
-    """Start a script in ``folder``; what it prints goes into the folder ``logs``."""
+    """Start a script in ``folder``. Its output goes into the folder ``logs``."""
     logs.mkdir(parents=True, exist_ok=True)
     for name in ("stdout", "stderr", "events"):
         (logs / name).write_text("")
     sys.stdout.flush()
     sys.stderr.flush()
-    # A limit on files is not one on what it prints.
+    # The limit on files must not apply to the output.
     pipes, ends = _pipes() if way.limits.file_size is not None else ({}, {})
     pid = os.fork()
     if pid == 0:
@@ -212,7 +212,7 @@ def start(script: Path, arguments: Sequence[str], folder: Path, logs: Path, way:
 
 
 def _pipes() -> tuple[dict[str, int], dict[str, int]]:
-    """The ends to read from and to write to of pipes that hold all that a script prints."""
+    """Open pipes that hold all output of a script. Return the ends for reading and those for writing."""
     readers, writers = {}, {}
     for name in ("stdout", "stderr"):
         readers[name], writers[name] = os.pipe()
@@ -276,7 +276,7 @@ def _run(script: Path, arguments: Sequence[str]) -> None:
 
 
 def _count_file_events(folder: Path, counted: Path, way: Way) -> None:
-    """Count what this process does to names under ``folder``; at a number of them, let it die."""
+    """Count the file events of this process under ``folder``. Send the signal of ``way.die_at`` at its event."""
     sys.dont_write_bytecode = True
     inside = f"{folder}{os.sep}"
     allowed = (inside, f"{tempfile.gettempdir()}{os.sep}", "/dev/", "/proc/")
@@ -317,14 +317,14 @@ def _count_file_events(folder: Path, counted: Path, way: Way) -> None:
     sys.addaudithook(heed)
 
 
-# What is left behind
+# Processes left behind
 
 
 def reap(seconds: float | None = None) -> list[str]:
-    """Wait until all children of this process have ended, orphans that it adopted included.
+    """Wait until all children of this process have ended, adopted orphans included.
 
     Returns:
-        The command lines of those that live on after ``seconds`` (LEFT_SECONDS); they are killed.
+        The command lines of those still alive after ``seconds`` (LEFT_SECONDS). They are killed.
     """
     until = time.monotonic() + (LEFT_SECONDS if seconds is None else seconds)
     pause = 0.001
@@ -336,7 +336,7 @@ def reap(seconds: float | None = None) -> list[str]:
     else:
         return []
     left = []
-    while _reap_ended():  # what is killed may leave children of its own
+    while _reap_ended():  # a killed process may leave children of its own
         for pid, command in _children():
             left.append(command)
             with contextlib.suppress(ProcessLookupError):
@@ -346,7 +346,7 @@ def reap(seconds: float | None = None) -> list[str]:
 
 
 def _reap_ended() -> bool:
-    """Collect the children that have ended; True if there are others."""
+    """Collect the children that have ended. Return whether there are others."""
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -368,11 +368,11 @@ def _children() -> Iterator[tuple[int, str]]:
                     yield int(entry), file.read().replace(b"\0", b" ").decode(errors="replace")[:200]
 
 
-# What happens in a folder
+# Changes in a folder
 
 
 class FolderWatch:
-    """The events of all files under a folder, as inotify tells them."""
+    """Counts the events of all files under a folder by inotify."""
 
     MODIFY, CREATE, DELETE, MOVED_TO, CLOSE_WRITE = 0x2, 0x100, 0x200, 0x80, 0x8
     IS_DIRECTORY = 0x40000000
@@ -400,7 +400,7 @@ class FolderWatch:
                     self._add(entry.path)
 
     def wait(self, running: Running, count: int | None, seconds: float = HANG_SECONDS) -> int:
-        """Return after ``count`` events (None: never) or the end of ``running``; how many there were."""
+        """Wait for ``count`` events (None: any number) or the end of ``running``. Return the number of events."""
         seen = 0
         until = time.monotonic() + seconds
         while count is None or seen < count:

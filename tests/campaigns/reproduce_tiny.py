@@ -1,4 +1,4 @@
-"""reproduce.py with one small table, whose runs and models are those that the other scripts of a world wrote."""
+"""Run reproduce.py with one small table. The other scripts of a world wrote its runs and models."""
 
 from pathlib import Path
 

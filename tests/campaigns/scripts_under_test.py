@@ -1,7 +1,6 @@
-"""Every script of the project in a tiny world: what it reads, how it is called, and what it leaves when it is whole.
+"""Every script of the project in a tiny world: its inputs, its command line, and the files that it leaves.
 
-A script's unbroken run is made once, in a folder of its own; its files are the input of those that come after it and
-what broken runs are compared with.
+Each script has one unbroken run, in a folder of its own. Later scripts read its files. Broken runs are compared to it.
 """
 
 import fnmatch
@@ -37,8 +36,8 @@ class Script:
 
     Attributes:
         inputs: path in the working folder -> path in the world, ``base/...`` or ``NAME/...`` of another script.
-        leaves: patterns of files that it may leave when it is stopped, beside those of all scripts.
-        prints: whether what it prints is its result.
+        leaves: patterns of further files that a stopped run may leave, beside those of all scripts.
+        prints: whether its output is its result.
         workers: whether it starts processes.
     """
 
@@ -52,7 +51,7 @@ class Script:
 
     @property
     def needs(self) -> list[str]:
-        """The scripts whose files it reads."""
+        """The other scripts that write its inputs."""
         origins = (path.split("/")[0] for path in self.inputs.values())
         return [name for name in dict.fromkeys(origins) if name != "base"]
 
@@ -151,7 +150,7 @@ MINED = {"data/passage/warmup_retrieve/hard.json": "mine-dense/data/passage/warm
 ADORE_INPUTS = TOKENS | {MODEL: "base/model", EMBEDDINGS: f"star-inference/{EMBEDDINGS}"}
 COMPRESSED = ("--index_factory", "IVF8,SQ8", "--index_path", "out/index.faiss")
 CONVERT = {PREPROCESS: TOKENS[PREPROCESS], "run": f"star-inference/{EMBEDDINGS}"}
-CHECKPOINTS = ("out/models/checkpoint-*",)  # Trainer writes into them; what is not whole there is passed over
+CHECKPOINTS = ("out/models/checkpoint-*",)  # the Trainer writes into them; those that are not whole are skipped
 
 SCRIPTS = {
     script.name: script
@@ -296,7 +295,7 @@ SCRIPTS = {
     )
 }
 
-# The same scripts on other splits of one folder, for two at once.
+# The same scripts on other splits of the same folder, for pairs.
 OTHERS = {
     script.name: script
     for script in (
@@ -336,7 +335,7 @@ TEXT = "where is the river rhine does it end in alps or sea a star ball of plasm
 
 
 def write_base(folder: Path, size: Size) -> None:
-    """Write what the first scripts read. Called in a process of its own, as it computes with torch."""
+    """Write the inputs of the first scripts. It computes with torch, so call it in a separate process."""
     sys.path.append(str(PROJECT / "tests"))
     from drhard.msmarco import DOC, PASSAGE
 
@@ -502,7 +501,7 @@ def _serve(server: socketserver.BaseServer) -> str:
 
 @dataclass
 class Unbroken:
-    """What a run that nothing broke gave."""
+    """The result of an unbroken run."""
 
     files: Digests
     stdout: str
@@ -550,7 +549,7 @@ class World:
         self.unbroken[name] = Unbroken(files, stdout, ended.seconds, ended.file_events or 0, used, watched)
 
     def check(self) -> None:
-        """Raise RuntimeError if anything in the world, which is the input of all cases, has changed since last time."""
+        """Raise RuntimeError if the world has changed since the last check. All cases read it."""
         found = snapshot(self.root)
         changed = [name for name, digest in self._checked.items() if found.get(name) != digest]
         if changed:
@@ -567,7 +566,7 @@ class World:
                 place.symlink_to(self.root / origin)
 
     def start(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Running:
-        """Start a script in ``folder``; ``run`` numbers the runs there, ``way`` is that of :class:`processes.Way`."""
+        """Start a script in ``folder``. ``run`` numbers the runs there; ``way`` goes to :class:`processes.Way`."""
         return start(PROJECT / script.script, script.arguments, folder, logs_of(folder) / str(run), Way(**way))
 
     def run(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Ended:
@@ -575,7 +574,7 @@ class World:
         return self.start(script, folder, run, **way).wait()
 
     def compare(self, script: Script, folder: Path, files: Digests | None = None) -> list[str]:
-        """What differs between a folder whose script has ended well and the unbroken run."""
+        """Return the differences between the folder of a successful run and the unbroken run."""
         expected = self.unbroken[script.name].files if files is None else files
         found = snapshot(folder)
         problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
@@ -587,7 +586,7 @@ class World:
         return problems + [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
 
     def compare_stopped(self, script: Script, folder: Path, files: Digests | None = None) -> list[str]:
-        """What is wrong in a folder whose script was stopped: what has its final name is whole, or may be left."""
+        """Return what is wrong in the folder of a stopped run. A file with a final name must be whole."""
         expected = self.unbroken[script.name].files if files is None else files
         problems = []
         for name, digest in snapshot(folder).items():
@@ -601,11 +600,11 @@ class World:
 
 
 def logs_of(folder: Path) -> Path:
-    """Where what the runs in a folder print is written: beside it, not on its disk."""
+    """Return the folder for the output of the runs in ``folder``: beside it, not on its disk."""
     return folder.with_name(f"{folder.name}.logs")
 
 
-# What a script that was stopped may leave: files under names that say so.
+# Names that show that a file is unfinished. A stopped script may leave such files.
 UNFINISHED = ("*.partial", "*.partial/*", "*/.partial-*", ".partial-*", "*.lock", "*.partial*")
 
 
@@ -636,7 +635,7 @@ LOGS_OF_STATE = ("log_history", "total_flos")  # of trainer_state.json
 
 
 def snapshot(folder: Path) -> Digests:
-    """Path and digest of every file under ``folder``, without what is linked into it or ignored."""
+    """Return path and digest of every file under ``folder``, except links and ignored files."""
     found = {}
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__"]
@@ -649,7 +648,7 @@ def snapshot(folder: Path) -> Digests:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file; of files whose bytes may differ though their content does not, that of the content."""
+    """Return the SHA-256 of a file, or of its content if files with the same content may differ in their bytes."""
     content = path.read_bytes()
     try:
         if path.name == "trainer_state.json":
@@ -668,7 +667,7 @@ def digest_of(path: Path) -> str:
 
 
 def _structure(value: Any) -> Any:
-    """``value`` in JSON's types, arrays and tensors by their digests."""
+    """Return ``value`` in JSON's types, with digests in place of arrays and tensors."""
     import numpy as np
     import torch
 
@@ -684,7 +683,7 @@ def _structure(value: Any) -> Any:
 
 
 def the_error(stderr: str) -> str | None:
-    """The one ``error:`` sentence at the end of ``stderr``, None if there is none, more, or a traceback."""
+    """Return the single ``error:`` sentence at the end of ``stderr``. None if there is none, several or a traceback."""
     lines = [line for line in re.split(r"[\r\n]+", stderr) if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     if len(errors) == 2 and errors[1].startswith("error: the command above ended with"):  # of reproduce.py, behind it
@@ -696,7 +695,7 @@ def the_error(stderr: str) -> str | None:
 
 
 def signature(ended: Ended) -> str:
-    """The kind of a bad end: exit code, and the error with the innermost line of the project that it came from."""
+    """Return the kind of a failure: exit code, error, and the innermost line of the project in the traceback."""
     lines = [line for line in ended.stderr.splitlines() if line.strip()]
     if "Traceback" in ended.stderr:
         errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Warning|Exit|Fault)\b", line)]
