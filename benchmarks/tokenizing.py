@@ -96,7 +96,7 @@ class PlainBpe:
 
 
 def plain(collection: Path, target: Path, tokenizer: RobertaTokenizer) -> None:
-    """In a process of its own: read the collection line by line, write its rows and lengths."""
+    """Read the collection line by line and write its rows and lengths. Runs in a separate process."""
     bpe, lengths = PlainBpe(tokenizer), []
     with open(collection, encoding="utf-8") as lines, open(target, "wb") as file:
         for line in tqdm(lines, desc="plain Python", leave=False):
