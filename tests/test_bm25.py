@@ -21,8 +21,7 @@ from drhard.words import split, stem
 
 import numpy as np
 import pytest
-from conftest import must_run
-from helpers import refused, write_tokens
+from helpers import must_run, refused, write_tokens
 
 LUCENES = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "

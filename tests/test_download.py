@@ -31,10 +31,9 @@ from star_tokenizer import RobertaTokenizer
 import numpy as np
 import pytest
 from fuzz_archives import fuzz
-from helpers import load_script, refused
+from helpers import ROOT, load_script, refused, run_python
 from safetensors.numpy import save_file
 
-PROJECT = Path(__file__).resolve().parent.parent
 TEXT = b"".join(b"%d\tpassage number %d\n" % (i, i * i) for i in range(20_000))  # 0.5 MB
 
 
@@ -144,7 +143,7 @@ def tar(members: dict[str, bytes]) -> bytes:
 
 
 def command(*arguments: str) -> list[str]:
-    return ["bash", str(PROJECT / "download_data.sh"), *arguments]
+    return ["bash", str(ROOT / "download_data.sh"), *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -708,13 +707,9 @@ def test_help_names_what_there_is(work: Path, site: Site) -> None:
 def test_it_runs_before_anything_is_installed(work: Path, site: Site) -> None:
     site.files = {"q.tsv.gz": gzip.compress(b"q")}
     manifest(work, site, {"url": "q.tsv.gz", "files": ["q.tsv"]})
-    result = subprocess.run(
-        [sys.executable, "-S", str(PROJECT / "download_data.py"), "--manifest", "manifest.json"],  # -S: no packages
-        cwd=work,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    without_packages = "-S"
+    words = (without_packages, ROOT / "download_data.py", "--manifest", "manifest.json")
+    result = run_python(*words, cwd=work, **environment())
     assert result.returncode == 0, result.stderr
     assert tree(work / "data") == {"passage/dataset/q.tsv"}
 
@@ -722,12 +717,9 @@ def test_it_runs_before_anything_is_installed(work: Path, site: Site) -> None:
 def test_the_progress_line_tells_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(PROJECT)
-    from download_data import ProgressLine
-
     seconds = iter([0.0, 10.0, 40.0, 41.0, 80.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
-    progress = ProgressLine()
+    progress = load_script("download_data.py").ProgressLine()
     for done in (1_000_000_000, 1_100_000_000, 1_400_000_000, 1_410_000_000, 3_000_000_000):
         progress("downloading", done, 8_400_000_000)
     assert capsys.readouterr().err.splitlines() == [
@@ -839,7 +831,7 @@ def test_models_without_gdown_say_so_before_anything_is_fetched(work: Path, site
 
 
 def test_the_manifest_brings_what_preprocess_reads() -> None:
-    manifest = downloads.read_manifest(PROJECT / "data" / "downloads.json")
+    manifest = downloads.read_manifest(ROOT / "data" / "downloads.json")
     for corpus in CORPORA.values():
         files = [file for file in manifest.files if file.dataset == corpus.name]
         names = [name for file in files for name in file.names]
@@ -855,7 +847,7 @@ def test_the_manifest_brings_what_preprocess_reads() -> None:
 
 
 def test_the_manifest_brings_all_published_checkpoints() -> None:
-    manifest = downloads.read_manifest(PROJECT / "data" / "downloads.json")
+    manifest = downloads.read_manifest(ROOT / "data" / "downloads.json")
     names = ["inbatch-neg", "rand-neg", "star", "adore-inbatch", "adore-rand", "adore-star"]
     places = {f"{dataset}/trained_models/{name}" for dataset in ("passage", "doc") for name in names}
     found = [f"{checkpoint.dataset}/{checkpoint.folder}" for checkpoint in manifest.checkpoints]

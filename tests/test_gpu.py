@@ -8,7 +8,7 @@ from drhard.faiss_index import open_on_gpus
 import faiss
 import numpy as np
 import pytest
-from conftest import must_run
+from helpers import must_run
 
 pytestmark = pytest.mark.gpu
 
