@@ -34,7 +34,7 @@ from transformers import get_linear_schedule_with_warmup
 log = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.pt"
-STATE_SECONDS = 600  # between two writings of the state, so that little is lost when a machine goes down
+STATE_SECONDS = 600
 LOGGED_CUT = 10  # of the MRR and recall that TensorBoard shows
 WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
 RANGES = {
@@ -153,6 +153,7 @@ class AdoreOutput:
         tokenizer_from: the checkpoint whose tokenizer files go into the ones written.
         save_steps: also write ``checkpoint-STEP`` that often.
         logging_steps: steps over which what TensorBoard shows is averaged.
+        state_seconds: between two writings of the state, so that little is lost when a machine goes down.
     """
 
     save_dir: Path
@@ -160,6 +161,7 @@ class AdoreOutput:
     tokenizer_from: str | Path
     save_steps: int = 5_000_000
     logging_steps: int = 100
+    state_seconds: float = STATE_SECONDS
 
     def __post_init__(self) -> None:
         for name in ("save_steps", "logging_steps"):
@@ -240,7 +242,7 @@ class AdoreTraining:
                     events.add({f"train/{name}": value for name, value in values.items()}, self.step)
                     bar.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "mrr_10")})
                 self._save_what_is_due()
-                if self._between_updates() and (stop.noted or time.monotonic() - saved_at > STATE_SECONDS):
+                if self._between_updates() and (stop.noted or time.monotonic() - saved_at > self.output.state_seconds):
                     self._save_state()
                     saved_at = time.monotonic()
                     if stop.noted:

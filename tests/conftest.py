@@ -7,6 +7,60 @@ import pytest
 import torch
 from helpers import ROOT, must_run
 
+KINDS = {  # of tests, by file: the mark that each test in it gets
+    "parity": ("parity",),
+    "pipeline": (
+        "bad_input",
+        "benchmarks",
+        "campaigns",
+        "extension",
+        "full_size",
+        "gpu",
+        "reproduce",
+        "resume",
+        "sample",
+        "setup",
+        "startup",
+        "walkthrough",
+    ),
+    "unit": (
+        "architecture",
+        "backends",
+        "bm25",
+        "compressed",
+        "devices",
+        "documentation",
+        "download",
+        "embeddings",
+        "encoder",
+        "errors",
+        "exact",
+        "faiss_index",
+        "files",
+        "index",
+        "lamb",
+        "losses",
+        "metrics",
+        "msmarco",
+        "negatives",
+        "numbers",
+        "prefetch",
+        "preprocessing",
+        "qrels",
+        "results",
+        "retrieval",
+        "runs",
+        "sampling",
+        "settings",
+        "significance",
+        "tokenizer",
+        "tokens",
+        "topk",
+        "trainer_flags",
+        "trec_eval",
+        "words",
+    ),
+}
 CORPUS_FLAGS = {"passage": ("1", "256"), "doc": ("0", "512")}  # --data_type of preprocess.py, --max_doc_length
 
 
@@ -57,8 +111,13 @@ def star_inferred(preprocessed: Path) -> Path:
     return preprocessed
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none."""
+    """Mark each test with its kind. Leave out what needs a GPU where there is none."""
+    kind_of = {f"test_{name}": kind for kind, names in KINDS.items() for name in names}
+    for item in items:
+        if kind := kind_of.get(item.path.stem):
+            item.add_marker(kind)
     if torch.cuda.is_available():
         return
     gpu = [item for item in items if item.get_closest_marker("gpu")]
