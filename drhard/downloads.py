@@ -33,7 +33,7 @@ from drhard.files import disk_faults, partial_path, read_object, sole_writer, sy
 
 log = logging.getLogger(__name__)
 
-WAITS = (1, 2, 4, 8, 16)  # seconds before each new attempt; they begin anew when bytes have arrived
+WAITS = (1, 2, 4, 8, 16)  # seconds
 TIMEOUT = 60  # seconds without a byte
 UNPACKED = 3.5  # times the packed size, to be safe: MS MARCO's 8.4 GB of documents become 22 GB
 
@@ -226,16 +226,24 @@ def _download_archive(
     os.replace(unfinished, archive)
 
 
-def fetch(url: str, path: Path, headers: dict[str, str], progress: Progress, size_hint: int = 0) -> None:
+def fetch(
+    url: str,
+    path: Path,
+    headers: dict[str, str],
+    progress: Progress,
+    size_hint: int = 0,
+    waits: Sequence[float] = WAITS,
+) -> None:
     """Download ``url`` to ``path``, going on from what is there; passing faults are waited out.
 
     Args:
         size_hint: how many bytes are expected; 0 if that is not known. Much more is refused.
+        waits: seconds before each new attempt; they begin anew when bytes have arrived.
 
     Raises:
         InputError: the server refuses, fails again and again, or sends nonsense.
     """
-    waits = iter(WAITS)
+    left = iter(waits)
     most = _size(path)
     while True:
         try:
@@ -243,11 +251,11 @@ def fetch(url: str, path: Path, headers: dict[str, str], progress: Progress, siz
         except _PassingFault as fault:
             if _size(path) > most:
                 most = _size(path)
-                waits = iter(WAITS)
-            wait = next(waits, None)
+                left = iter(waits)
+            wait = next(left, None)
             if wait is None:
                 raise InputError(
-                    f"{url}: {fault}, {len(WAITS) + 1} times; what has come is kept, run the same command again later"
+                    f"{url}: {fault}, {len(waits) + 1} times; what has come is kept, run the same command again later"
                 ) from None
             log.warning("%s: %s; next attempt in %d s", url, fault, wait)
             time.sleep(wait)

@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
-from drhard import archives, downloads
+from drhard import downloads
 from drhard.archives import unpack, unpack_checkpoint
 from drhard.errors import InputError
 from drhard.files import sole_writer
@@ -323,33 +323,30 @@ def test_a_broken_connection_goes_on_where_it_broke(work: Path, site: Site) -> N
 
 
 def test_a_busy_server_is_asked_again(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "WAITS", (0, 0))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     site.files, site.fail_first = {"a": TEXT}, 2
-    downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None)
+    downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, waits=(0, 0))
     assert (tmp_path / "a.partial").read_bytes() == TEXT
     site.fail_first = 3
     with pytest.raises(InputError, match="the server answers 503 .* 3 times"):
-        downloads.fetch(f"{site.url}/a", tmp_path / "b.partial", {}, lambda *_: None)
+        downloads.fetch(f"{site.url}/a", tmp_path / "b.partial", {}, lambda *_: None, waits=(0, 0))
 
 
 def test_it_gives_up_in_the_end_and_keeps_what_has_come(
     tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "WAITS", (0, 0))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     site.files, site.ranges, site.break_first = {"a": TEXT}, False, 100
     with pytest.raises(InputError, match="the connection ended after .* 3 times"):
-        downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None)
+        downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, waits=(0, 0))
     assert len(site.requests) == 3
     assert (tmp_path / "a.partial").read_bytes() == TEXT[: len(TEXT) // 2]
 
 
 def test_nobody_there(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "WAITS", (0,))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(InputError, match="http://127.0.0.1:1/a: .*refused.* 2 times"):
-        downloads.fetch("http://127.0.0.1:1/a", tmp_path / "a.partial", {}, lambda *_: None)
+        downloads.fetch("http://127.0.0.1:1/a", tmp_path / "a.partial", {}, lambda *_: None, waits=(0,))
 
 
 def test_a_killed_download_is_simply_run_again(work: Path, site: Site) -> None:
@@ -382,14 +379,13 @@ NUMBER = b"9" * 5000
 @pytest.fixture
 def fetched(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes | str]:
     """A function that fetches with a part there already: what came, or the sentence in its place."""
-    monkeypatch.setattr(downloads, "WAITS", ())
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     def fetch(answer: bytes, start: bytes = b"", size_hint: int = 10) -> bytes | str:
         site.answer = answer
         (tmp_path / "a.partial").write_bytes(start)
         try:
-            downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, size_hint)
+            downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, size_hint, waits=())
         except InputError as error:
             return str(error)
         return (tmp_path / "a.partial").read_bytes()
@@ -945,10 +941,9 @@ def test_zips_with_what_is_no_file(tmp_path: Path, packed: bytes, sentence: str)
     assert not (tmp_path / "out/vocab.json").exists()
 
 
-def test_checkpoints_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "CHECKPOINT_MOST", 1000)
+def test_checkpoints_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for packed in (zip_with("vocab.json", bytes(2000)), tar({"config.json": b"{}", "vocab.json": bytes(10**6)})):
         (tmp_path / "a.archive").write_bytes(packed)
         with pytest.raises(InputError, match="too large for a checkpoint|unpacks to more than"):
-            unpack_checkpoint(tmp_path / "a.archive", tmp_path / "out")
+            unpack_checkpoint(tmp_path / "a.archive", tmp_path / "out", most=1000)
