@@ -13,8 +13,9 @@ so no search can gain by skipping some. If sentence-transformers is not installe
 
 import argparse
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from drhard.errors import command
 from drhard.exact import ExactIndex
@@ -26,6 +27,8 @@ import torch
 from measuring import arguments, compare, measure_with_rate, peak_memory_gb, positive, save, show, show_machine
 
 WORK = (("search of 640 queries", 640, 100), ("ADORE's step of 32 queries", 32, 200))  # queries, k
+PUBLISHED, OURS = "published: faiss flat, 32 queries a call", "ours"
+MATMUL, READING = "torch.matmul, nothing kept", "reading"
 NEAR = 1e-4  # of the top score; documents with scores this close may be swapped
 
 
@@ -73,6 +76,52 @@ def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, exp
         raise SystemExit("error: the rows found are not those of faiss; a faster wrong answer is no answer")
 
 
+def make_ways(
+    documents: np.ndarray, flat: faiss.IndexFlatIP, ours: ExactIndex, queries: np.ndarray, k: int
+) -> dict[str, Callable[[], Any]]:
+    """The ways of searching, by name, and reading the documents; what they return are rows where that is compared."""
+
+    def published() -> np.ndarray:
+        return np.concatenate([flat.search(queries[first : first + 32], k)[1] for first in range(0, len(queries), 32)])
+
+    def numpy_matmul() -> None:
+        for first in range(0, len(documents), 4096):
+            queries @ documents[first : first + 4096].T
+
+    return {
+        PUBLISHED: published,
+        "the same by faiss' BLAS, as in 2021": blas_of_2021()(published),
+        "faiss flat, one call": lambda: flat.search(queries, k),
+        "sentence-transformers' semantic_search": lambda: semantic_search(queries, documents, k),
+        OURS: lambda: ours.search(queries, k)[1],
+        MATMUL: lambda: torch.from_numpy(queries) @ torch.from_numpy(documents).T,
+        "NumPy's matmul in blocks, nothing kept": numpy_matmul,
+        READING: lambda: torch.from_numpy(documents).sum(),
+    }
+
+
+def compare_with_limit(seconds: dict[str, list[float]], products: float, work: float) -> list[dict[str, Any]]:
+    """A row for each way, and for the limit: seconds, rates, and shares of torch's products and of the limit.
+
+    Args:
+        products: seconds that multiplying takes at the rate of large square matrices.
+        work: floating-point operations of the search.
+    """
+    reads = statistics.median(seconds.pop(READING))
+    rows = compare(seconds, PUBLISHED)
+    limit = max(products, reads)
+    name = f"limit: {'multiplying' if products > reads else 'reading'}, and nothing else"
+    rows.append({"way": name, "seconds": limit, "times_faster": rows[0]["seconds"] / limit})
+    torch_limit = next(row["seconds"] for row in rows if row["way"] == MATMUL)
+    for row in rows:
+        row |= {
+            "gflops": work / row["seconds"] / 1e9,
+            "of_torch": torch_limit / row["seconds"],
+            "of_limit": limit / row["seconds"],
+        }
+    return rows
+
+
 @command
 def main() -> None:
     args = parse_arguments()
@@ -87,61 +136,15 @@ def main() -> None:
     results = []
     for name, count, k in WORK:
         queries = random.standard_normal((count, args.dim), dtype=np.float32)
-        found: dict[str, np.ndarray] = {}
-
-        def published(queries: np.ndarray = queries, k: int = k, found: dict[str, np.ndarray] = found) -> None:
-            parts = [flat.search(queries[first : first + 32], k)[1] for first in range(0, len(queries), 32)]
-            found["published"] = np.concatenate(parts)
-
-        def one_call(queries: np.ndarray = queries, k: int = k) -> None:
-            flat.search(queries, k)
-
-        def sentence_transformers(queries: np.ndarray = queries, k: int = k) -> None:
-            semantic_search(queries, documents, k)
-
-        def search(queries: np.ndarray = queries, k: int = k, found: dict[str, np.ndarray] = found) -> None:
-            found["ours"] = ours.search(queries, k)[1]
-
-        def matmul(queries: np.ndarray = queries) -> None:
-            torch.from_numpy(queries) @ torch.from_numpy(documents).T
-
-        def numpy_matmul(queries: np.ndarray = queries) -> None:
-            for first in range(0, len(documents), 4096):
-                queries @ documents[first : first + 4096].T
-
-        def reading() -> None:
-            torch.from_numpy(documents).sum()
-
-        ways = {
-            "published: faiss flat, 32 queries a call": published,
-            "the same by faiss' BLAS, as in 2021": blas_of_2021()(published),
-            "faiss flat, one call": one_call,
-            "sentence-transformers' semantic_search": sentence_transformers,
-            "ours": search,
-            "torch.matmul, nothing kept": matmul,
-            "NumPy's matmul in blocks, nothing kept": numpy_matmul,
-        }
-        seconds, rate = measure_with_rate(ways | {"reading": reading}, args.rounds)
+        ways = make_ways(documents, flat, ours, queries, k)
+        seconds, rate = measure_with_rate(ways, args.rounds)
+        check_same(queries, documents, ways[OURS](), ways[PUBLISHED]())
         work = 2 * count * args.documents * args.dim
-        products, reads = work / rate, statistics.median(seconds.pop("reading"))
-        rows = compare(seconds, next(iter(ways)))
-        check_same(queries, documents, found["ours"], found["published"])
-        torch_limit, limit = rows[-2]["seconds"], max(products, reads)
-        name_of_limit = f"limit: {'multiplying' if products > reads else 'reading'}, and nothing else"
-        rows.append({"way": name_of_limit, "seconds": limit, "times_faster": rows[0]["seconds"] / limit})
-        for row in rows:
-            row |= {
-                "gflops": work / row["seconds"] / 1e9,
-                "of_torch": torch_limit / row["seconds"],
-                "of_limit": limit / row["seconds"],
-            }
+        rows = compare_with_limit(seconds, work / rate, work)
         show(
             f"{name}, top {k} of {args.documents:,} x {args.dim}; the same documents found",
             ["way", "seconds", "times faster", "GFLOP/s", "of torch.matmul", "of the limit"],
-            [
-                [row["way"], row["seconds"], row["times_faster"], row["gflops"], row["of_torch"], row["of_limit"]]
-                for row in rows
-            ],
+            [list(row.values()) for row in rows],
         )
         results.append({"work": name, "queries": count, "k": k, "ways": rows})
     save(

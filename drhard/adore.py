@@ -34,7 +34,7 @@ from transformers import get_linear_schedule_with_warmup
 log = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.pt"
-STATE_SECONDS = 600  # between two saves of the state, so that a crash of the machine costs little
+STATE_SECONDS = 600
 LOGGED_CUT = 10  # cut of the MRR and recall in TensorBoard
 WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
 RANGES = {
@@ -153,6 +153,7 @@ class AdoreOutput:
         tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
         save_steps: steps between two folders ``checkpoint-STEP``.
         logging_steps: steps between two events of TensorBoard. Their numbers are means over these steps.
+        state_seconds: between two saves of the state, so that a crash of the machine costs little.
     """
 
     save_dir: Path
@@ -160,6 +161,7 @@ class AdoreOutput:
     tokenizer_from: str | Path
     save_steps: int = 5_000_000
     logging_steps: int = 100
+    state_seconds: float = STATE_SECONDS
 
     def __post_init__(self) -> None:
         for name in ("save_steps", "logging_steps"):
@@ -240,7 +242,7 @@ class AdoreTraining:
                     events.add({f"train/{name}": value for name, value in values.items()}, self.step)
                     bar.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "mrr_10")})
                 self._save_what_is_due()
-                if self._between_updates() and (stop.noted or time.monotonic() - saved_at > STATE_SECONDS):
+                if self._between_updates() and (stop.noted or time.monotonic() - saved_at > self.output.state_seconds):
                     self._save_state()
                     saved_at = time.monotonic()
                     if stop.noted:

@@ -131,10 +131,10 @@ def _fault_in_tar(member: tarfile.TarInfo) -> str:
     return "" if member.isreg() and not member.issparse() else "is not a plain file"
 
 
-def _fault_in_zip(member: zipfile.ZipInfo) -> str:
+def _fault_in_zip(member: zipfile.ZipInfo, most: int) -> str:
     if member.flag_bits & 1:
         return "is encrypted"
-    if member.file_size > CHECKPOINT_MOST:
+    if member.file_size > most:
         return "is too large for a checkpoint"
     kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
     return "" if not member.is_dir() and kind in (0, stat.S_IFREG) else "is not a plain file"
@@ -154,13 +154,14 @@ def _unpacking(archive: Path) -> Iterator[None]:
         raise InputError(f"{archive}: cannot be unpacked ({shorten(error)}); remove it and run this again") from None
 
 
-def unpack_checkpoint(archive: Path, folder: Path) -> None:
+def unpack_checkpoint(archive: Path, folder: Path, most: int = CHECKPOINT_MOST) -> None:
     """Find the checkpoint in a zip or tar archive, at any depth, and write its files flat into ``folder``.
 
-    Writes nothing if ``archive`` is not an archive or holds no checkpoint. Raises InputError as :func:`unpack`.
+    Writes nothing if ``archive`` is not an archive or holds no checkpoint. Raises InputError as :func:`unpack`;
+    ``most`` is how many bytes it may unpack to.
     """
     with _unpacking(archive), open(archive, "rb") as packed:
-        unpacked = _bounded(_decompressed(packed), archive, CHECKPOINT_MOST)
+        unpacked = _bounded(_decompressed(packed), archive, most)
         if unpacked.read(512)[257:262] == b"ustar":  # first: a tar that ends with torch's weights looks like a zip
             unpacked.seek(0)
             with tarfile.open(fileobj=unpacked, mode="r:") as content:
@@ -168,7 +169,7 @@ def unpack_checkpoint(archive: Path, folder: Path) -> None:
                 _write_members(archive, in_tar, lambda member: _require_content(content.extractfile(member)), folder)
         elif zipfile.is_zipfile(packed):
             with zipfile.ZipFile(packed) as zipped:
-                in_zip = [(member.filename, _fault_in_zip(member), member) for member in zipped.infolist()]
+                in_zip = [(member.filename, _fault_in_zip(member, most), member) for member in zipped.infolist()]
                 _write_members(archive, in_zip, zipped.open, folder)
 
 

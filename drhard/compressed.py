@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 ON_GPUS = ("IndexFlat", "IndexIVFFlat", "IndexIVFPQ", "IndexIVFScalarQuantizer")  # indexes that faiss has on GPUs
 FLAG_OF = {"nprobe": "--nprobe", "efSearch": "--ef_search"}  # by faiss's names
-TRAINING_ROWS = 262_144  # most documents that an index learns its codes from: 0.8 GB at 768 dimensions
+TRAINING_ROWS = 262_144  # 0.8 GB at 768 dimensions
 
 
 def open_compressed(
@@ -60,7 +60,7 @@ def open_compressed(
             does not have one of the parameters.
     """
     if path is None:
-        index = _build(documents, factory)
+        index = build(documents, factory)
     elif path.exists() or factory == FLAT:
         index = _read(require_file(path, "give --index_factory to build it"), documents, factory)
     else:
@@ -97,20 +97,29 @@ def set_parameters(index: Any, parameters: Mapping[str, int], name: str) -> None
             raise InputError(f"{name}: this index does not use {flag}; leave {flag} out") from None
 
 
-def _build(documents: np.ndarray, factory: str) -> Any:
+def build(documents: np.ndarray, factory: str, training_rows: int = TRAINING_ROWS, block_rows: int = BLOCK_ROWS) -> Any:
+    """Build a faiss index of ``documents``, (N, dim) float32.
+
+    Args:
+        training_rows: documents, spread over all, that it learns its codes from, at most.
+        block_rows: documents that are added at a time.
+
+    Raises:
+        InputError: faiss cannot build such an index of so many documents, or a number is not finite.
+    """
     import faiss
 
     count, dim = documents.shape
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            rows = np.linspace(0, count - 1, min(count, TRAINING_ROWS)).astype(np.int64)
+            rows = np.linspace(0, count - 1, min(count, training_rows)).astype(np.int64)
             log.info("training an index %s on %d documents", factory, len(rows))
             index.train(np.ascontiguousarray(documents[rows]))
     except RuntimeError as error:
         raise InputError(f"--index_factory {factory} cannot index {count} x {dim}: {_reason(error)}") from None
     with tqdm(total=count, unit="doc", unit_scale=True, desc=f"indexing {factory}") as bar:
-        for first, block in read_blocks(documents, BLOCK_ROWS):
+        for first, block in read_blocks(documents, block_rows):
             check_finite(block, first, name_source(documents, "the documents"))
             index.add(block)
             bar.update(len(block))
@@ -127,7 +136,7 @@ def _build_at(path: Path, documents: np.ndarray, factory: str) -> Any:
     import faiss
 
     with write_whole_file(path) as file:
-        index = _build(documents, factory)
+        index = build(documents, factory)
         digest = hashlib.sha256()
 
         def write(data: bytes) -> int:

@@ -33,7 +33,7 @@ from drhard.files import disk_faults, partial_path, read_object, sole_writer, sy
 
 log = logging.getLogger(__name__)
 
-WAITS = (1, 2, 4, 8, 16)  # seconds before each new attempt; they start over once bytes have arrived
+WAITS = (1, 2, 4, 8, 16)  # seconds
 TIMEOUT = 60  # seconds without a byte
 UNPACKED = 3.5  # times the packed size, a safe estimate: MS MARCO's 8.4 GB of documents unpack to 22 GB
 
@@ -228,16 +228,24 @@ def _download_archive(
     os.replace(unfinished, archive)
 
 
-def fetch(url: str, path: Path, headers: dict[str, str], progress: Progress, size_hint: int = 0) -> None:
+def fetch(
+    url: str,
+    path: Path,
+    headers: dict[str, str],
+    progress: Progress,
+    size_hint: int = 0,
+    waits: Sequence[float] = WAITS,
+) -> None:
     """Download ``url`` to ``path``. Continue a partial file, and retry after passing faults.
 
     Args:
         size_hint: the expected number of bytes; 0 if unknown. Much more is refused.
+        waits: seconds before each new attempt; they start over once bytes have arrived.
 
     Raises:
         InputError: the server refuses, fails again and again, or sends nonsense.
     """
-    waits = iter(WAITS)
+    left = iter(waits)
     most = _size(path)
     while True:
         try:
@@ -245,11 +253,11 @@ def fetch(url: str, path: Path, headers: dict[str, str], progress: Progress, siz
         except _PassingFault as fault:
             if _size(path) > most:
                 most = _size(path)
-                waits = iter(WAITS)
-            wait = next(waits, None)
+                left = iter(waits)
+            wait = next(left, None)
             if wait is None:
                 raise InputError(
-                    f"{url}: {fault}, {len(WAITS) + 1} times; the part downloaded is kept, run the same command again "
+                    f"{url}: {fault}, {len(waits) + 1} times; the part downloaded is kept, run the same command again "
                     "later"
                 ) from None
             log.warning("%s: %s; next attempt in %d s", url, fault, wait)

@@ -34,11 +34,13 @@ class FaissIndex:
     Args:
         shards: faiss indexes (inner product), in the order of their rows; a single one on the CPU.
         progress: show a bar over the queries of :meth:`passes`.
+        results_at_once: the most that :meth:`passes` yields together, whatever k is.
     """
 
-    def __init__(self, shards: Sequence[Any], progress: bool = False):
+    def __init__(self, shards: Sequence[Any], progress: bool = False, results_at_once: int = RESULTS_AT_ONCE):
         self.shards = shards
         self.progress = progress
+        self.results_at_once = results_at_once
         self._first_rows = np.cumsum([0, *(shard.ntotal for shard in shards)])
         self._warned = False
 
@@ -51,7 +53,7 @@ class FaissIndex:
 
     def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See :meth:`drhard.index.Index.passes`."""
-        together = max(1, RESULTS_AT_ONCE // k)
+        together = max(1, self.results_at_once // k)
         fewer = 0
         with tqdm(total=len(queries), unit="query", desc="searching", disable=not self.progress) as bar:
             for first in range(0, len(queries), together):

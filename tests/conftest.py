@@ -1,35 +1,71 @@
 """The reference outputs, and the scripts run on their input, once for all tests."""
 
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT, must_run
 
-PROJECT = Path(__file__).resolve().parent.parent
+KINDS = {  # of tests, by file: the mark that each test in it gets
+    "parity": ("parity",),
+    "pipeline": (
+        "bad_input",
+        "benchmarks",
+        "campaigns",
+        "extension",
+        "full_size",
+        "gpu",
+        "reproduce",
+        "resume",
+        "sample",
+        "setup",
+        "startup",
+        "walkthrough",
+    ),
+    "unit": (
+        "architecture",
+        "backends",
+        "bm25",
+        "compressed",
+        "devices",
+        "documentation",
+        "download",
+        "embeddings",
+        "encoder",
+        "errors",
+        "exact",
+        "faiss_index",
+        "files",
+        "index",
+        "lamb",
+        "losses",
+        "metrics",
+        "msmarco",
+        "negatives",
+        "numbers",
+        "prefetch",
+        "preprocessing",
+        "qrels",
+        "results",
+        "retrieval",
+        "runs",
+        "sampling",
+        "settings",
+        "significance",
+        "tokenizer",
+        "tokens",
+        "topk",
+        "trainer_flags",
+        "trec_eval",
+        "words",
+    ),
+}
 CORPUS_FLAGS = {"passage": ("1", "256"), "doc": ("0", "512")}  # --data_type of preprocess.py, --max_doc_length
 
 
-def run_script(script: str, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project as a user does, from another directory; return what it gave."""
-    # One thread: the models are tiny, and waiting for a second core costs more than it brings.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def must_run(script: str, *arguments: str | Path, cwd: Path) -> str:
-    """Run a script that has to end well; return what it printed."""
-    result = run_script(script, *arguments, cwd=cwd)
-    assert result.returncode == 0, f"{script} {arguments}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
 def unpack(name: str, folder: Path) -> Path:
-    with tarfile.open(PROJECT / "tests" / "data" / f"{name}.tar.xz") as archive:
+    with tarfile.open(ROOT / "tests" / "data" / f"{name}.tar.xz") as archive:
         # The members as they are: Python 3.11.2, Debian 12's, knows no filter yet, and Python 3.12 warns without one.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(folder)
@@ -75,8 +111,13 @@ def star_inferred(preprocessed: Path) -> Path:
     return preprocessed
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none."""
+    """Mark each test with its kind. Leave out what needs a GPU where there is none."""
+    kind_of = {f"test_{name}": kind for kind, names in KINDS.items() for name in names}
+    for item in items:
+        if kind := kind_of.get(item.path.stem):
+            item.add_marker(kind)
     if torch.cuda.is_available():
         return
     gpu = [item for item in items if item.get_closest_marker("gpu")]

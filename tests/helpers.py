@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -135,18 +137,24 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def run_script(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def run_python(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with these words behind it, and these variables beside those of this process."""
+    # One thread: the models are tiny, and waiting for a second core costs more than it brings.
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600, check=False)
+
+
+def run_script(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a script of the project as a process, as a user does."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_python(ROOT / script, *arguments, cwd=cwd)
+
+
+def must_run(script: str, *arguments: object, cwd: Path | None = None) -> str:
+    """Run a script that has to end well; return what it printed."""
+    result = run_script(script, *arguments, cwd=cwd)
+    assert result.returncode == 0, f"{script} {arguments}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
 
 
 def load_script(script: str) -> ModuleType:
@@ -156,16 +164,31 @@ def load_script(script: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, ROOT / script)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend((ROOT / script).parent)  # where Python looks first when it runs the script
+            spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+@contextmanager
+def given(script: str, *arguments: object) -> Iterator[ModuleType]:
+    """The module of a script, while the command line has these arguments."""
+    module = load_script(script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        yield module
 
 
 def call_script(script: str, *arguments: object) -> None:
     """Run a script's ``main`` in this process. Raises SystemExit as the process would end."""
-    module = load_script(script)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+    with given(script, *arguments) as module:
         module.main()
+
+
+def parse_flags(script: str, *arguments: object) -> Namespace:
+    """The flags of a script as it reads them. Raises SystemExit for flags that it refuses."""
+    with given(script, *arguments) as module:
+        return module.parse_arguments()
 
 
 def the_error(stderr: str) -> str:

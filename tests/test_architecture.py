@@ -1,20 +1,32 @@
-"""docs/architecture.md is true: all modules, their order of imports; and no function is too long or takes too much."""
+"""docs/architecture.md is true: all modules, their order of imports.
+
+Each file of tests has its kind, and no function of the project is too long or takes too much.
+"""
 
 import ast
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from conftest import KINDS
 from helpers import ROOT
 
 LIBRARY = ROOT / "drhard"
 LISTED = re.findall(r"^- `(\w+)`: ", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
-SCRIPTS = [*ROOT.glob("*.py"), *ROOT.glob("star/*.py"), *ROOT.glob("adore/*.py")]
+FOLDERS = ("drhard", "star", "adore", "tests", "benchmarks", "data/sample")
+PYTHON = [*ROOT.glob("*.py"), *chain.from_iterable((ROOT / folder).rglob("*.py") for folder in FOLDERS)]
 LONGEST, MOST_PARAMETERS = 50, 7  # lines beside the docstring
 
 
 def test_every_module_is_listed_once() -> None:
     assert sorted(LISTED) == sorted(path.stem for path in LIBRARY.glob("*.py") if path.stem != "__init__")
+
+
+def test_every_file_of_tests_has_its_kind() -> None:
+    """Add a new file to KINDS in tests/conftest.py."""
+    names = [f"test_{name}" for name in chain.from_iterable(KINDS.values())]
+    assert sorted(names) == sorted(path.stem for path in (ROOT / "tests").rglob("test_*.py"))
 
 
 def imported(path: Path) -> set[str]:
@@ -34,7 +46,7 @@ def functions(path: Path) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)]
 
 
-@pytest.mark.parametrize("path", [*LIBRARY.glob("*.py"), *SCRIPTS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_functions_are_short_and_take_little(path: Path) -> None:
     for function in functions(path):
         start = function.body[1] if ast.get_docstring(function) and len(function.body) > 1 else function.body[0]

@@ -1,15 +1,13 @@
 """The benchmarks run, at a small size, find the same as the published way, and write what they print."""
 
 import json
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import documented
 import pytest
-from conftest import must_run, run_script
-from helpers import ROOT, call_script, load_script
+from helpers import call_script, load_script, must_run, run_script
 from test_walkthrough import SIZES
 
 
@@ -106,7 +104,6 @@ def test_too_little_is_refused(tmp_path: Path, flags: tuple[Any, ...], sentence:
 @pytest.fixture
 def rehearsal(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module, whose commands run in this process, in small batches: starting so many would take minutes."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = load_script("benchmarks/rehearsal.py")
     ran: list[str] = []
 
@@ -120,16 +117,15 @@ def rehearsal(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def rehearse(module: ModuleType, folder: Path, *flags: Any) -> None:
+def rehearse(folder: Path, *flags: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["rehearsal.py", "--folder", str(folder), *map(str, flags)])
-        module.main()
+        call_script("benchmarks/rehearsal.py", "--folder", folder, *flags)
 
 
 def test_rehearsal(tmp_path: Path, rehearsal: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--scale", 0.001)
-    rehearse(rehearsal, tmp_path, *flags, "--output", tmp_path / "results.json")
+    rehearse(tmp_path, *flags, "--output", tmp_path / "results.json")
     table, printed = (tmp_path / "rehearsal.md").read_text(), capsys.readouterr().out.splitlines()
     assert set(table.splitlines()) <= set(printed)
     assert "passage: 8,842 documents, 533 training judgements" in table
@@ -139,10 +135,10 @@ def test_rehearsal(tmp_path: Path, rehearsal: ModuleType, capsys: pytest.Capture
         assert {"bm25_retrieve", "star_train", "official_runs"} <= {path.name for path in root.iterdir()}
         assert (root / "evaluate" / "star_train" / "dev.rank.tsv").exists()
     ran = len(rehearsal.ran)
-    rehearse(rehearsal, tmp_path, *flags)  # everything has its result
+    rehearse(tmp_path, *flags)  # everything has its result
     assert len(rehearsal.ran) == ran
     with pytest.raises(SystemExit):
-        rehearse(rehearsal, tmp_path, "--scale", 0.002)
+        rehearse(tmp_path, "--scale", 0.002)
     assert "belongs to a rehearsal with" in capsys.readouterr().err
 
 
@@ -187,7 +183,6 @@ def test_rehearsal_at_full_size_leaves_out_and_retrieves_among_fewer(rehearsal: 
 def test_rehearsal_measures_all_processes_and_stops_what_is_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = load_script("benchmarks/rehearsal.py")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "work").mkdir()
@@ -223,7 +218,7 @@ def test_rehearsal_stops_at_a_failure_and_goes_on_there(
     monkeypatch.setattr(rehearsal, "measure", measure)
     for expected in ("ended with exit code 2: error: too much", "1 commands took more memory than their limit: one.py"):
         with pytest.raises(SystemExit):
-            rehearse(rehearsal, tmp_path, "--scale", 0.001, "--data_type", "passage")
+            rehearse(tmp_path, "--scale", 0.001, "--data_type", "passage")
         assert expected in capsys.readouterr().err.replace("passage: ", "")
     assert rehearsal.ran == ["one.py", "two.py", "two.py"]
     assert "4.00 **over**" in (tmp_path / "rehearsal.md").read_text()
@@ -234,5 +229,5 @@ def test_rehearsal_needs_room(
 ) -> None:
     monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
     with pytest.raises(SystemExit):
-        rehearse(rehearsal, tmp_path)
+        rehearse(tmp_path)
     assert "GB, but its disk has only 1.0" in capsys.readouterr().err

@@ -22,8 +22,7 @@ from drhard.words import split, stem
 
 import numpy as np
 import pytest
-from conftest import must_run
-from helpers import random_sequences, refused, write_tokens
+from helpers import must_run, random_sequences, refused, write_tokens
 
 LUCENES = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from conftest import PROJECT, run_script
+from helpers import ROOT, run_script
 
 SCRIPTS = ("adore-inference", "mine-bm25", "msmarco-eval")  # those that take least
 
@@ -71,7 +71,7 @@ def test_faults_are_found(tmp_path: Path) -> None:
     """The campaigns find a file that is not whole, a process left behind and a traceback."""
     (tmp_path / "faulty.py").write_text(FAULTY)
     (tmp_path / "campaign.py").write_text(
-        CAMPAIGN.format(folder=str(PROJECT / "tests" / "campaigns"), script=str(tmp_path / "faulty.py"))
+        CAMPAIGN.format(folder=str(ROOT / "tests" / "campaigns"), script=str(tmp_path / "faulty.py"))
     )
     result = run_script(tmp_path / "campaign.py", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import drhard.compressed
-import drhard.faiss_index
 from drhard.adore import Candidates, measure_retrieval
-from drhard.compressed import check_kind
+from drhard.compressed import build, check_kind
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.faiss_index import FaissIndex
@@ -66,25 +65,21 @@ def test_flat_is_exact(documents: np.ndarray, queries: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_search_is_that_of_faiss(
-    documents: np.ndarray, queries: np.ndarray, factory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search_is_that_of_faiss(documents: np.ndarray, queries: np.ndarray, factory: str) -> None:
+    expected = faiss_index(documents, factory).search(queries, 20)
+    assert_equal_results(open_index(documents, factory).search(queries, 20), expected)
     if "HNSW" not in factory:  # a graph depends on how the documents are added
-        monkeypatch.setattr(drhard.compressed, "BLOCK_ROWS", 130)
-    assert_equal_results(
-        open_index(documents, factory).search(queries, 20),
-        faiss_index(documents, factory).search(queries, 20),
-    )
+        in_blocks = FaissIndex([build(documents, factory, block_rows=130)])
+        assert_equal_results(in_blocks.search(queries, 20), expected)
 
 
 def test_codes_are_learned_from_documents_spread_over_the_collection(
-    documents: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    documents: np.ndarray, queries: np.ndarray
 ) -> None:
-    monkeypatch.setattr(drhard.compressed, "TRAINING_ROWS", 200)
     index = faiss.index_factory(DIM, "PQ4x4", faiss.METRIC_INNER_PRODUCT)
     index.train(documents[np.linspace(0, 599, 200).astype(int)])
     index.add(documents)
-    found = open_index(documents, "PQ4x4").search(queries, 20)
+    found = FaissIndex([build(documents, "PQ4x4", training_rows=200)]).search(queries, 20)
     assert_equal_results(found, index.search(queries, 20))
     assert not np.allclose(found[0], faiss_index(documents, "PQ4x4").search(queries, 20)[0], rtol=1e-5)
 
@@ -104,7 +99,7 @@ def test_an_index_is_built_written_and_read_back(
     path = tmp_path / "new" / "an.index"
     built = open_index(documents, factory, path).search(queries, 20)
     assert sorted(file.name for file in path.parent.iterdir()) == ["an.index", "an.index.json"]
-    monkeypatch.setattr(drhard.compressed, "_build", lambda *_: pytest.fail("it is there"))
+    monkeypatch.setattr(drhard.compressed, "build", lambda *_: pytest.fail("it is there"))
     for named in (factory, "Flat"):  # Flat is what the flag is when it is left out
         found = open_index(documents, named, path).search(queries, 20)
         for ours, theirs in zip(found, built, strict=True):
@@ -319,9 +314,8 @@ def test_how_many_queries_get_fewer_is_said_once(
     assert not caplog.messages
 
 
-def test_passes_are_the_search(documents: np.ndarray, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = open_index(documents, "SQ8")
-    monkeypatch.setattr(drhard.faiss_index, "RESULTS_AT_ONCE", 40)
+def test_passes_are_the_search(documents: np.ndarray, queries: np.ndarray) -> None:
+    index = FaissIndex([build(documents, "SQ8")], results_at_once=40)
     parts = list(index.passes(queries, 10))
     assert [len(rows) for _, rows in parts] == [4, 4, 1]
     for found, expected in zip(zip(*parts, strict=True), index.search(queries, 10), strict=True):

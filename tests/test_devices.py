@@ -1,7 +1,5 @@
 """Where the work is done."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from drhard.devices import choose_device, choose_dtype, explain_no_gpu, limit_threads, require_gpu
@@ -9,6 +7,7 @@ from drhard.errors import InputError
 
 import pytest
 import torch
+from helpers import run_python
 
 THREADS = """
 from drhard.devices import choose_dtype, limit_threads
@@ -20,7 +19,7 @@ print({library["num_threads"] for library in threadpoolctl.threadpool_info() if 
 
 
 def test_threads_are_limited_in_every_library() -> None:
-    printed = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True).stdout
+    printed = run_python("-c", THREADS, OMP_NUM_THREADS="2").stdout
     assert printed.split("\n")[:2] == ["1 1", "{1}"]
 
 

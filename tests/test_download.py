@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
-from drhard import archives, downloads
+from drhard import downloads
 from drhard.archives import unpack, unpack_checkpoint
 from drhard.errors import InputError
 from drhard.files import sole_writer
@@ -31,10 +31,9 @@ from star_tokenizer import RobertaTokenizer
 import numpy as np
 import pytest
 from fuzz_archives import fuzz
-from helpers import load_script, refused
+from helpers import ROOT, load_script, refused, run_python
 from safetensors.numpy import save_file
 
-PROJECT = Path(__file__).resolve().parent.parent
 TEXT = b"".join(b"%d\tpassage number %d\n" % (i, i * i) for i in range(20_000))  # 0.5 MB
 
 
@@ -144,7 +143,7 @@ def tar(members: dict[str, bytes]) -> bytes:
 
 
 def command(*arguments: str) -> list[str]:
-    return ["bash", str(PROJECT / "download_data.sh"), *arguments]
+    return ["bash", str(ROOT / "download_data.sh"), *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -324,33 +323,30 @@ def test_a_broken_connection_goes_on_where_it_broke(work: Path, site: Site) -> N
 
 
 def test_a_busy_server_is_asked_again(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "WAITS", (0, 0))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     site.files, site.fail_first = {"a": TEXT}, 2
-    downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None)
+    downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, waits=(0, 0))
     assert (tmp_path / "a.partial").read_bytes() == TEXT
     site.fail_first = 3
     with pytest.raises(InputError, match="the server answers 503 .* 3 times"):
-        downloads.fetch(f"{site.url}/a", tmp_path / "b.partial", {}, lambda *_: None)
+        downloads.fetch(f"{site.url}/a", tmp_path / "b.partial", {}, lambda *_: None, waits=(0, 0))
 
 
 def test_it_gives_up_in_the_end_and_keeps_what_has_come(
     tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "WAITS", (0, 0))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     site.files, site.ranges, site.break_first = {"a": TEXT}, False, 100
     with pytest.raises(InputError, match="the connection ended after .* 3 times"):
-        downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None)
+        downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, waits=(0, 0))
     assert len(site.requests) == 3
     assert (tmp_path / "a.partial").read_bytes() == TEXT[: len(TEXT) // 2]
 
 
 def test_nobody_there(tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "WAITS", (0,))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(InputError, match="http://127.0.0.1:1/a: .*refused.* 2 times"):
-        downloads.fetch("http://127.0.0.1:1/a", tmp_path / "a.partial", {}, lambda *_: None)
+        downloads.fetch("http://127.0.0.1:1/a", tmp_path / "a.partial", {}, lambda *_: None, waits=(0,))
 
 
 def test_a_killed_download_is_simply_run_again(work: Path, site: Site) -> None:
@@ -383,14 +379,13 @@ NUMBER = b"9" * 5000
 @pytest.fixture
 def fetched(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes | str]:
     """A function that fetches with a part there already: what came, or the sentence in its place."""
-    monkeypatch.setattr(downloads, "WAITS", ())
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     def fetch(answer: bytes, start: bytes = b"", size_hint: int = 10) -> bytes | str:
         site.answer = answer
         (tmp_path / "a.partial").write_bytes(start)
         try:
-            downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, size_hint)
+            downloads.fetch(f"{site.url}/a", tmp_path / "a.partial", {}, lambda *_: None, size_hint, waits=())
         except InputError as error:
             return str(error)
         return (tmp_path / "a.partial").read_bytes()
@@ -708,13 +703,9 @@ def test_help_names_what_there_is(work: Path, site: Site) -> None:
 def test_it_runs_before_anything_is_installed(work: Path, site: Site) -> None:
     site.files = {"q.tsv.gz": gzip.compress(b"q")}
     manifest(work, site, {"url": "q.tsv.gz", "files": ["q.tsv"]})
-    result = subprocess.run(
-        [sys.executable, "-S", str(PROJECT / "download_data.py"), "--manifest", "manifest.json"],  # -S: no packages
-        cwd=work,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    without_packages = "-S"
+    words = (without_packages, ROOT / "download_data.py", "--manifest", "manifest.json")
+    result = run_python(*words, cwd=work, **environment())
     assert result.returncode == 0, result.stderr
     assert tree(work / "data") == {"passage/dataset/q.tsv"}
 
@@ -722,12 +713,9 @@ def test_it_runs_before_anything_is_installed(work: Path, site: Site) -> None:
 def test_the_progress_line_tells_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(PROJECT)
-    from download_data import ProgressLine
-
     seconds = iter([0.0, 10.0, 40.0, 41.0, 80.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
-    progress = ProgressLine()
+    progress = load_script("download_data.py").ProgressLine()
     for done in (1_000_000_000, 1_100_000_000, 1_400_000_000, 1_410_000_000, 3_000_000_000):
         progress("downloading", done, 8_400_000_000)
     assert capsys.readouterr().err.splitlines() == [
@@ -839,7 +827,7 @@ def test_models_without_gdown_say_so_before_anything_is_fetched(work: Path, site
 
 
 def test_the_manifest_brings_what_preprocess_reads() -> None:
-    manifest = downloads.read_manifest(PROJECT / "data" / "downloads.json")
+    manifest = downloads.read_manifest(ROOT / "data" / "downloads.json")
     for corpus in CORPORA.values():
         files = [file for file in manifest.files if file.dataset == corpus.name]
         names = [name for file in files for name in file.names]
@@ -855,7 +843,7 @@ def test_the_manifest_brings_what_preprocess_reads() -> None:
 
 
 def test_the_manifest_brings_all_published_checkpoints() -> None:
-    manifest = downloads.read_manifest(PROJECT / "data" / "downloads.json")
+    manifest = downloads.read_manifest(ROOT / "data" / "downloads.json")
     names = ["inbatch-neg", "rand-neg", "star", "adore-inbatch", "adore-rand", "adore-star"]
     places = {f"{dataset}/trained_models/{name}" for dataset in ("passage", "doc") for name in names}
     found = [f"{checkpoint.dataset}/{checkpoint.folder}" for checkpoint in manifest.checkpoints]
@@ -953,10 +941,9 @@ def test_zips_with_what_is_no_file(tmp_path: Path, packed: bytes, sentence: str)
     assert not (tmp_path / "out/vocab.json").exists()
 
 
-def test_checkpoints_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "CHECKPOINT_MOST", 1000)
+def test_checkpoints_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for packed in (zip_with("vocab.json", bytes(2000)), tar({"config.json": b"{}", "vocab.json": bytes(10**6)})):
         (tmp_path / "a.archive").write_bytes(packed)
         with pytest.raises(InputError, match="too large for a checkpoint|unpacks to more than"):
-            unpack_checkpoint(tmp_path / "a.archive", tmp_path / "out")
+            unpack_checkpoint(tmp_path / "a.archive", tmp_path / "out", most=1000)

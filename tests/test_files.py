@@ -28,7 +28,7 @@ from drhard.ids import LARGEST_ID, read_ids, write_ids
 
 import numpy as np
 import pytest
-from helpers import the_error
+from helpers import run_python, run_script, the_error
 
 
 def test_whole_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -227,9 +227,7 @@ def test_a_few_bytes_take_no_memory(tmp_path: Path, bomb: str) -> None:
 
 def test_mutated_pickles_give_a_table_or_a_sentence() -> None:
     """FUZZ=100000 tries as many. In a process of its own, whose memory is limited and which may crash."""
-    script = Path(__file__).with_name("fuzz_ids.py")
-    command = [sys.executable, str(script), os.environ.get("FUZZ", "5000")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_script("tests/fuzz_ids.py", os.environ.get("FUZZ", "5000"))
     assert result.returncode == 0, result.stderr
 
 
@@ -339,9 +337,7 @@ def limited(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         "from pathlib import Path\nfrom drhard.errors import command\nfrom drhard.files import *\n"
         f"@command\ndef main():\n    path = Path(sys.argv[1])\n{textwrap.indent(code, '    ')}\nmain()\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    return run_python("-c", program, *arguments)
 
 
 WRITERS = {
@@ -394,8 +390,7 @@ def test_output_to_a_full_disk_is_one_sentence() -> None:
 
 def test_output_on_a_terminal_that_knows_ascii_alone() -> None:
     code = "from drhard.errors import command\n@command\ndef main():\n    print('naïve —')\nmain()"
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    result = run_python("-c", code, PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stdout) == (0, "na\\xefve \\u2014\n")
 
 

@@ -8,7 +8,7 @@ from drhard.faiss_index import open_on_gpus
 import faiss
 import numpy as np
 import pytest
-from conftest import must_run
+from helpers import must_run
 
 pytestmark = pytest.mark.gpu
 
@@ -51,63 +51,23 @@ def test_half_precision_on_the_gpu_is_near(preprocessed: Path, tmp_path: Path) -
         assert np.abs(half - exact).mean() < distance * np.abs(exact).mean()
 
 
+STAR = """
+    --do_train --max_query_length 24 --max_doc_length 120 --preprocess_dir ./data/passage/preprocess
+    --hardneg_path ./data/passage/warmup_retrieve/hard1.json --init_path ./data/passage/warmup
+    --per_device_train_batch_size 32 --max_steps 2 --fp16
+"""
+ADORE = """
+    --metric_cut 60 --neg_topk 60 --num_train_epochs 1 --init_path ./data/passage/trained_models/star
+    --preprocess_dir ./data/passage/preprocess --faiss_gpu_index 0
+"""
+
+
 def test_training_on_the_gpu(preprocessed: Path, tmp_path: Path) -> None:
-    must_run(
-        "star/train.py",
-        "--do_train",
-        "--max_query_length",
-        "24",
-        "--max_doc_length",
-        "120",
-        "--preprocess_dir",
-        "./data/passage/preprocess",
-        "--hardneg_path",
-        "./data/passage/warmup_retrieve/hard1.json",
-        "--init_path",
-        "./data/passage/warmup",
-        "--per_device_train_batch_size",
-        "32",
-        "--max_steps",
-        "2",
-        "--output_dir",
-        tmp_path / "star",
-        "--logging_dir",
-        tmp_path / "log",
-        "--fp16",
-        cwd=preprocessed,
-    )
-    must_run(
-        "star/inference.py",
-        "--data_type",
-        "passage",
-        "--mode",
-        "train",
-        "--max_doc_length",
-        "256",
-        "--output_dir",
-        tmp_path / "evaluate",
-        cwd=preprocessed,
-    )
-    must_run(
-        "adore/train.py",
-        "--metric_cut",
-        "60",
-        "--neg_topk",
-        "60",
-        "--num_train_epochs",
-        "1",
-        "--init_path",
-        "./data/passage/trained_models/star",
-        "--pembed_path",
-        tmp_path / "evaluate" / "passages.memmap",
-        "--preprocess_dir",
-        "./data/passage/preprocess",
-        "--faiss_gpu_index",
-        "0",
-        "--model_save_dir",
-        tmp_path / "adore",
-        "--log_dir",
-        tmp_path / "adore-log",
-        cwd=preprocessed,
-    )
+    star = ["--output_dir", tmp_path / "star", "--logging_dir", tmp_path / "log"]
+    must_run("star/train.py", *STAR.split(), *star, cwd=preprocessed)
+    flags = ["--data_type", "passage", "--mode", "train", "--max_doc_length", "256"]
+    must_run("star/inference.py", *flags, "--output_dir", tmp_path / "evaluate", cwd=preprocessed)
+    adore = ["--pembed_path", tmp_path / "evaluate" / "passages.memmap"]
+    adore += ["--model_save_dir", tmp_path / "adore", "--log_dir", tmp_path / "adore-log"]
+    must_run("adore/train.py", *ADORE.split(), *adore, cwd=preprocessed)
     assert (tmp_path / "adore" / "epoch-1" / "config.json").exists()

@@ -8,19 +8,12 @@ import pytest
 import torch
 from helpers import tiny_model
 
+State = tuple[np.ndarray, np.ndarray, np.ndarray]  # a parameter, its m and its v
 
-def plain_step(
-    value: np.ndarray,
-    gradient: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
-    lr: float,
-    b1: float,
-    b2: float,
-    eps: float,
-    decay: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One step of the formula in float64: the new value, m and v."""
+
+def plain_step(state: State, gradient: np.ndarray, lr: float, b1: float, b2: float, eps: float, decay: float) -> State:
+    """One step of the formula in float64."""
+    value, m, v = state
     m = b1 * m + (1 - b1) * gradient
     v = b2 * v + (1 - b2) * gradient**2
     u = m / (np.sqrt(v) + eps) + decay * value
@@ -48,7 +41,7 @@ def test_steps_are_the_formula(lr: float, b1: float, b2: float, eps: float, deca
         for name, parameter in parameters.items():
             gradient = random.normal(size=parameter.shape) * random.choice([1e-3, 1, 100])
             parameter.grad = torch.tensor(gradient)
-            plain[name] = plain_step(plain[name][0], gradient, *plain[name][1:], lr, b1, b2, eps, decay)
+            plain[name] = plain_step(plain[name], gradient, lr, b1, b2, eps, decay)
         optimizer.step()
         for name, parameter in parameters.items():
             np.testing.assert_allclose(parameter.detach().numpy(), plain[name][0], rtol=1e-9, atol=1e-12, err_msg=name)

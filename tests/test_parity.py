@@ -12,7 +12,8 @@ from drhard.tokenizer import RobertaTokenizer
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS_FLAGS, must_run
+from conftest import CORPUS_FLAGS
+from helpers import must_run
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import RobertaModel

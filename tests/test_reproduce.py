@@ -5,8 +5,6 @@ import json
 import math
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from drhard.tables_msmarco import PASSAGE, STAR, PaperRow, msmarco_table
 
 import numpy as np
 import pytest
-from helpers import ROOT, load_script, tiny_model
+from helpers import ROOT, call_script, load_script, parse_flags, run_python, tiny_model
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
@@ -75,7 +73,7 @@ def test_tables_refer_to_rows_and_measures_that_exist(table: Table) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:60])
-def test_every_command_is_one_that_its_script_takes(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_is_one_that_its_script_takes(command: str) -> None:
     assert command == " ".join(command.split())
     for part in command.split("&&"):
         words = shlex.split(part)
@@ -85,8 +83,7 @@ def test_every_command_is_one_that_its_script_takes(command: str, monkeypatch: p
             assert words[0] in ("bash", "mkdir", "cp", "mv", "rm")
             continue
         script, arguments = words[1], words[2:]
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        args = load_script(script).parse_arguments()  # exits for an unknown flag
+        args = parse_flags(script, *arguments)  # exits for an unknown flag
         if script == "star/train.py":
             assert (args.hardneg_path is not None) == (args.negatives in ("star", "hard"))
 
@@ -269,9 +266,8 @@ def reproduce(project: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
 
     def run(*arguments: str, table: Table | None = None) -> int:
         monkeypatch.setattr(script, "all_tables", lambda *_: {"tiny": table or tiny_table()})
-        monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
         try:
-            script.main()
+            call_script("reproduce.py", *arguments)
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -283,8 +279,7 @@ def test_what_is_light_stays_light() -> None:
     """Flags are parsed before anything is loaded that takes seconds."""
     heavy = {"torch", "transformers", "tensorboard", "matplotlib", "numpy", "scipy", "jinja2"}
     code = f"import sys, reproduce; print({heavy} & sys.modules.keys())"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert loaded.stdout == "set()\n"
+    assert run_python("-c", code, cwd=ROOT).stdout == "set()\n"
 
 
 def test_list_and_show(reproduce: Reproduce, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,11 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import drhard.adore
 import drhard.static
-from drhard.adore import AdoreOutput, AdoreSettings, AdoreTraining
+from drhard.adore import STATE_SECONDS, AdoreOutput, AdoreSettings, AdoreTraining
 from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
@@ -72,27 +73,37 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_collection(tmp_path_factory.mktemp("adore") / "preprocess", DOCUMENTS, QUERIES)
 
 
+class Given(NamedTuple):
+    """What a training is given: so many queries and documents, and weights by their seed."""
+
+    queries: int = QUERIES
+    documents: int = DOCUMENTS
+    weights: int = 0
+
+
+GIVEN = Given()
+
+
 def adore(
     collection: Path,
     folder: Path,
     at: int | None = None,
     stop: type[BaseException] = Killed,
     settings: AdoreSettings = SETTINGS,
-    queries: int = QUERIES,
-    documents: int = DOCUMENTS,
-    weights: int = 0,
+    given: Given = GIVEN,
+    state_seconds: float = STATE_SECONDS,
 ) -> int:
     """Train, until step ``at`` if one is given; return how many steps were taken."""
-    vectors = np.random.default_rng(0).normal(size=(documents, 16)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(given.documents, 16)).astype(np.float32)
     index = StoppingIndex(vectors, at, stop)
     relevant = read_relevant(collection / "train-qrel.tsv")
     training = AdoreTraining(
-        model=tiny_model(seed=weights, dropout=0.2),
+        model=tiny_model(seed=given.weights, dropout=0.2),
         queries=TokenMemmap.open(collection, query_name("train"), 8),
-        relevant={qid: pids for qid, pids in relevant.items() if qid < queries},
+        relevant={row: pids for row, pids in relevant.items() if row < given.queries},
         documents=vectors,
         settings=settings,
-        output=AdoreOutput(folder / "models", folder / "log", tokenizer_from="", save_steps=5, logging_steps=2),
+        output=AdoreOutput(folder / "models", folder / "log", "", 5, 2, state_seconds),
     )
     training.resume()
     with contextlib.suppress(*([] if at is None else [stop])):
@@ -151,12 +162,11 @@ def test_adore_interrupted_twice_goes_on(collection: Path, tmp_path: Path, unbro
 @pytest.mark.parametrize("at", [2, 5, 8])
 @pytest.mark.parametrize("state", ["written often", "hardly ever written"])
 def test_killed_adore_is_simply_run_again(
-    collection: Path, tmp_path: Path, unbroken: dict[str, Weights], at: int, state: str, monkeypatch: pytest.MonkeyPatch
+    collection: Path, tmp_path: Path, unbroken: dict[str, Weights], at: int, state: str
 ) -> None:
-    if state == "written often":
-        monkeypatch.setattr(drhard.adore, "STATE_SECONDS", 0)
-    adore(collection, tmp_path, at, stop=Killed)
-    taken = adore(collection, tmp_path)
+    seconds = 0 if state == "written often" else STATE_SECONDS
+    adore(collection, tmp_path, at, stop=Killed, state_seconds=seconds)
+    taken = adore(collection, tmp_path, state_seconds=seconds)
     if state == "written often" and at > 2:
         assert taken < STEPS
     assert_same_training(tmp_path, unbroken)
@@ -179,9 +189,9 @@ def test_finished_adore_run_again_changes_nothing(
         {"settings": {"batch_size": 5}},
         {"settings": {"epochs": 5}},
         {"settings": {"index": "PQ4x4"}},
-        {"queries": 9},
-        {"documents": 31},
-        {"weights": 1},
+        {"given": Given(queries=9)},
+        {"given": Given(documents=31)},
+        {"given": Given(weights=1)},
     ],
     ids=str,
 )

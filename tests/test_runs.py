@@ -16,7 +16,7 @@ from drhard.runs import Ranking, convert_run, digest_ids, read_rankings, read_ru
 import ir_measures
 import numpy as np
 import pytest
-from conftest import must_run, run_script
+from helpers import must_run, run_script
 
 
 def write(folder: Path, text: str) -> Path:

@@ -12,10 +12,10 @@ from drhard.tables import all_tables
 from drhard.tokenizer import RobertaTokenizer
 
 import pytest
-from conftest import PROJECT, must_run
 from documented import RESULTS
+from helpers import ROOT, must_run
 
-SAMPLE = PROJECT / "data" / "sample"
+SAMPLE = ROOT / "data" / "sample"
 
 
 @pytest.mark.parametrize("corpus", CORPORA.values(), ids=lambda corpus: corpus.name)

@@ -8,7 +8,7 @@ from drhard.settings import EncodingSettings, SearchSettings
 
 import pytest
 import torch
-from helpers import load_script
+from helpers import parse_flags
 
 PASSAGE = ["--data_type", "passage", "--mode", "dev"]
 ADORE = ["--model_dir", "m", "--output_dir", "o", "--preprocess_dir", "p", "--mode", "dev", "--dmemmap_path", "d"]
@@ -22,9 +22,7 @@ SEARCHED = ["--topk", "--search_memory_gb", "--nprobe", "--ef_search"]
 
 
 def parse(script: str, *flags: str) -> Namespace:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [script, *SCRIPTS[script][0], *flags])
-        return load_script(script).parse_arguments()
+    return parse_flags(script, *SCRIPTS[script][0], *flags)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -93,10 +91,9 @@ def test_half_precision_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> No
     assert "not allowed with argument" in capsys.readouterr().err
 
 
-def test_star_training_has_the_flags_of_its_mining(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_star_training_has_the_flags_of_its_mining() -> None:
     words = "--do_train --max_query_length 6 --max_doc_length 10 --preprocess_dir pre --init_path init"
-    monkeypatch.setattr("sys.argv", ["train.py", *words.split(), "--search_memory_gb", "4", "--not_faiss_cuda"])
-    flags = load_script("star/train.py").parse_arguments()
+    flags = parse_flags("star/train.py", *words.split(), "--search_memory_gb", 4, "--not_faiss_cuda")
     assert SearchSettings.from_flags(flags) == SearchSettings(gpus=[], memory_gb=4.0, progress=True)
 
 

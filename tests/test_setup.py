@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from helpers import ROOT
 
 PYTHON = """#!/bin/bash
 case "$*" in
@@ -30,7 +30,7 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "a b $c"
     folder.mkdir()
     for name in ("setup.sh", "requirements.txt", "requirements-cpu.txt"):
-        (folder / name).write_bytes((PROJECT / name).read_bytes())
+        (folder / name).write_bytes((ROOT / name).read_bytes())
     (folder / "run.sh").write_text('set -euo pipefail\nsource "$(dirname "$0")/setup.sh"\necho "has $python"\n')
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -148,7 +148,7 @@ def test_a_gpu_that_torch_cannot_use_is_told(project: Path) -> None:
 
 
 def test_one_quickstart_at_a_time(project: Path) -> None:
-    (project / "run.sh").write_bytes((PROJECT / "quickstart.sh").read_bytes())
+    (project / "run.sh").write_bytes((ROOT / "quickstart.sh").read_bytes())
     running = project / "runs/sample/.running"
     running.parent.mkdir(parents=True)
     with open(running, "a") as file:

@@ -1,12 +1,10 @@
 """Flags and names are checked before the heavy libraries are imported, so that a mistake is told at once."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_python
 
 HEAVY = ("torch", "transformers", "faiss", "scipy", "tensorboard", "accelerate", "bm25s", "pandas", "pyarrow")
 SCRIPTS = (
@@ -45,14 +43,7 @@ NOWHERE = {
 
 def run_light(tmp_path: Path, script: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a script where none of HEAVY can be imported."""
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(ROOT / script), *words],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_python("-c", WITHOUT, ROOT / script, *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,6 +1,9 @@
 """Token memmaps: rows cut and padded, damaged files refused."""
 
 import json
+import os
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,117 +72,101 @@ def test_name_of_queries() -> None:
     assert query_name("dev") == "dev-query"
 
 
-def damaged(folder: Path, what: str) -> None:
-    if what == "short":
-        (folder / "passages.memmap").write_bytes(b"\0" * 7)
-    elif what == "no memmap":
-        (folder / "passages.memmap").unlink()
-    elif what == "no meta":
-        (folder / "passages_meta").unlink()
-    elif what == "meta not JSON":
-        (folder / "passages_meta").write_text("{'type'")
-    elif what == "meta a list":
-        (folder / "passages_meta").write_text("[]")
-    elif what == "meta without type":
-        (folder / "passages_meta").write_text(json.dumps({"total_number": 5, "embedding_size": 8}))
-    elif what == "meta with an unknown type":
-        (folder / "passages_meta").write_text(json.dumps({"type": "int33", "total_number": 5, "embedding_size": 8}))
-    elif what == "no lengths":
-        (folder / "passages_length.npy").unlink()
-    elif what == "lengths of other rows":
-        np.save(folder / "passages_length.npy", np.full(4, 3))
-    elif what == "lengths cut off":
-        path = folder / "passages_length.npy"
-        path.write_bytes(path.read_bytes()[:-9])
-    elif what == "lengths empty":
-        (folder / "passages_length.npy").write_bytes(b"")
-    elif what == "lengths beyond the width":
-        np.save(folder / "passages_length.npy", np.array([3, 3, 9, 3, 3]))
-    elif what == "a length of zero":
-        np.save(folder / "passages_length.npy", np.array([3, 3, 0, 3, 3]))
-    elif what == "lengths pickled":
-        np.save(folder / "passages_length.npy", np.array([{}, [], None, 1, 2], dtype=object))
-    elif what == "lengths beyond number":
-        path = folder / "passages_length.npy"
-        path.write_bytes(path.read_bytes().replace(b"(5,), }                ", b"(1000000000000000,), } "))
-    elif what == "lengths in an archive":
-        np.savez(folder / "lengths.npz", np.full(5, 3))
-        (folder / "lengths.npz").rename(folder / "passages_length.npy")
-    elif what == "lengths a folder":
-        (folder / "passages_length.npy").unlink()
-        (folder / "passages_length.npy").mkdir()
-    elif what == "lengths that are not whole":
-        np.save(folder / "passages_length.npy", np.full(5, 3.0))
-    elif what == "lengths in a square":
-        np.save(folder / "passages_length.npy", np.full((5, 1), 3))
-    elif what == "one length more":
-        lengths = np.load(folder / "passages_length.npy")
-        np.save(folder / "passages_length.npy", lengths + (np.arange(5) == 2))
-    elif what == "one length less":
-        lengths = np.load(folder / "passages_length.npy")
-        np.save(folder / "passages_length.npy", lengths - (np.arange(5) == 2))
-    elif what == "tokens of other texts":
-        write_tokens(folder / "other", PASSAGES, random_sequences(5, 8, seed=9), 8)
-        (folder / "other" / "passages.memmap").rename(folder / "passages.memmap")
-    elif what.startswith("meta "):
-        meta = {"type": "int32", "total_number": 5, "embedding_size": 8}
-        meta |= json.loads(what.removeprefix("meta "))
-        (folder / "passages_meta").write_text(json.dumps(meta))
-    else:
-        raise ValueError(what)
+META, MEMMAP, LENGTHS = "passages_meta", "passages.memmap", "passages_length.npy"
+OTHER_TEXTS = f"{LENGTHS} has the lengths of other texts"
+Damage = Callable[[Path], object]
 
 
-@pytest.mark.parametrize(
-    "what, file",
-    [
-        ("short", "passages.memmap"),
-        ("no memmap", "passages.memmap"),
-        ("no meta", "passages_meta"),
-        ("meta not JSON", "passages_meta"),
-        ("meta a list", "passages_meta"),
-        ("meta without type", "passages_meta"),
-        ("meta with an unknown type", "passages_meta"),
-        ("no lengths", "passages_length.npy"),
-        ("lengths of other rows", "passages_length.npy"),
-        ("lengths cut off", "passages_length.npy"),
-        ("lengths empty", "passages_length.npy"),
-        ("lengths beyond the width", "passages_length.npy"),
-        ("a length of zero", "passages_length.npy"),
-        ("lengths pickled", "passages_length.npy"),
-        ("lengths beyond number", "passages_length.npy"),
-        ("lengths in an archive", "passages_length.npy"),
-        ("lengths a folder", "passages_length.npy"),
-        ("lengths that are not whole", "passages_length.npy"),
-        ("lengths in a square", "passages_length.npy"),
-        ("one length more", "passages_length.npy has the lengths of other texts"),
-        ("one length less", "passages_length.npy has the lengths of other texts"),
-        ("tokens of other texts", "passages_length.npy has the lengths of other texts"),
-        ('meta {"type": "float32"}', "passages_meta"),
-        ('meta {"type": "object"}', "passages_meta"),
-        ('meta {"type": "(2,)i4"}', "passages_meta"),
-        ('meta {"type": "i4,i4"}', "passages_meta"),
-        ('meta {"type": "S40000000000"}', "passages_meta"),
-        ('meta {"type": "bool"}', "passages_meta"),
-        ('meta {"type": ""}', "passages_meta"),
-        ('meta {"total_number": 1e400}', "passages_meta"),
-        ('meta {"total_number": 0}', "passages_meta"),
-        ('meta {"total_number": -5, "embedding_size": -8}', "passages_meta"),
-        ('meta {"total_number": 1000000000000000000000000}', "passages_meta"),
-        ('meta {"total_number": true}', "passages_meta"),
-        ('meta {"embedding_size": 0}', "passages_meta"),
-        ('meta {"embedding_size": 1, "total_number": 40}', "passages_meta"),
-        ('meta {"embedding_size": 8.0}', "passages_meta"),
-        ('meta {"tokenizer": 5}', "passages_meta"),
-        ('meta {"max_token_id": -1}', "passages_meta"),
-        ('meta {"max_token_id": "5"}', "passages_meta"),
-        ('meta {"lengths": "of other texts"}', "passages_length.npy has the lengths of other texts"),
-    ],
-)
-def test_damaged_files_are_refused(tmp_path: Path, what: str, file: str) -> None:
+def lengths(*values: object, dtype: type | None = None) -> Damage:
+    """Other lengths in their file."""
+    return lambda folder: np.save(folder / LENGTHS, np.array(values, dtype=dtype))
+
+
+def change_a_length(by: int) -> Damage:
+    return lambda folder: np.save(folder / LENGTHS, np.load(folder / LENGTHS) + by * (np.arange(5) == 2))
+
+
+def meta(**values: object) -> Damage:
+    """Other values in the meta."""
+    usual = {"type": "int32", "total_number": 5, "embedding_size": 8}
+    return lambda folder: (folder / META).write_text(json.dumps(usual | values))
+
+
+def put_an_archive(folder: Path) -> None:
+    np.savez(folder / "lengths.npz", np.full(5, 3))
+    (folder / "lengths.npz").rename(folder / LENGTHS)
+
+
+def put_a_folder(folder: Path) -> None:
+    (folder / LENGTHS).unlink()
+    (folder / LENGTHS).mkdir()
+
+
+def put_other_tokens(folder: Path) -> None:
+    write_tokens(folder / "other", PASSAGES, random_sequences(5, 8, seed=9), 8)
+    (folder / "other" / MEMMAP).rename(folder / MEMMAP)
+
+
+def name_a_length_beyond_number(folder: Path) -> None:
+    content = (folder / LENGTHS).read_bytes()
+    (folder / LENGTHS).write_bytes(content.replace(b"(5,), }                ", b"(1000000000000000,), } "))
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {  # what is done to the files, and what the sentence names
+    "short": (lambda folder: (folder / MEMMAP).write_bytes(b"\0" * 7), MEMMAP),
+    "no memmap": (lambda folder: (folder / MEMMAP).unlink(), MEMMAP),
+    "no meta": (lambda folder: (folder / META).unlink(), META),
+    "meta not JSON": (lambda folder: (folder / META).write_text("{'type'"), META),
+    "meta a list": (lambda folder: (folder / META).write_text("[]"), META),
+    "meta without type": (
+        lambda folder: (folder / META).write_text('{"total_number": 5, "embedding_size": 8}'),
+        META,
+    ),
+    "an unknown type": (meta(type="int33"), META),
+    "floats": (meta(type="float32"), META),
+    "objects": (meta(type="object"), META),
+    "pairs": (meta(type="(2,)i4"), META),
+    "records": (meta(type="i4,i4"), META),
+    "long strings": (meta(type="S40000000000"), META),
+    "booleans": (meta(type="bool"), META),
+    "type empty": (meta(type=""), META),
+    "infinitely many": (meta(total_number=float("inf")), META),
+    "none": (meta(total_number=0), META),
+    "less than none": (meta(total_number=-5, embedding_size=-8), META),
+    "too many": (meta(total_number=10**24), META),
+    "number a boolean": (meta(total_number=True), META),
+    "no width": (meta(embedding_size=0), META),
+    "another shape": (meta(embedding_size=1, total_number=40), META),
+    "width a float": (meta(embedding_size=8.0), META),
+    "tokenizer a number": (meta(tokenizer=5), META),
+    "a negative id": (meta(max_token_id=-1), META),
+    "an id as text": (meta(max_token_id="5"), META),
+    "no lengths": (lambda folder: (folder / LENGTHS).unlink(), LENGTHS),
+    "lengths of other rows": (lengths(3, 3, 3, 3), LENGTHS),
+    "lengths cut off": (lambda folder: os.truncate(folder / LENGTHS, (folder / LENGTHS).stat().st_size - 9), LENGTHS),
+    "lengths empty": (lambda folder: (folder / LENGTHS).write_bytes(b""), LENGTHS),
+    "lengths beyond the width": (lengths(3, 3, 9, 3, 3), LENGTHS),
+    "a length of zero": (lengths(3, 3, 0, 3, 3), LENGTHS),
+    "lengths pickled": (lengths({}, [], None, 1, 2, dtype=object), LENGTHS),
+    "lengths beyond number": (name_a_length_beyond_number, LENGTHS),
+    "lengths in an archive": (put_an_archive, LENGTHS),
+    "lengths a folder": (put_a_folder, LENGTHS),
+    "lengths that are not whole": (lengths(3.0, 3.0, 3.0, 3.0, 3.0), LENGTHS),
+    "lengths in a square": (lengths([3], [3], [3], [3], [3]), LENGTHS),
+    "one length more": (change_a_length(1), OTHER_TEXTS),
+    "one length less": (change_a_length(-1), OTHER_TEXTS),
+    "tokens of other texts": (put_other_tokens, OTHER_TEXTS),
+    "lengths of other texts, says the meta": (meta(lengths="of other texts"), OTHER_TEXTS),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damaged_files_are_refused(tmp_path: Path, what: str) -> None:
+    damage, named = DAMAGES[what]
     write_tokens(tmp_path, PASSAGES, random_sequences(5, 8, seed=0), 8)
     TokenMemmap.open(tmp_path, PASSAGES, 8)
-    damaged(tmp_path, what)
-    with pytest.raises(InputError, match=file.replace(".", r"\.")) as error:
+    damage(tmp_path)
+    with pytest.raises(InputError, match=re.escape(named)) as error:
         TokenMemmap.open(tmp_path, PASSAGES, 8)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from drhard.trainer_arguments import trainer_arguments
 from drhard.trainer_flags import DATA, FORMER, OWN, REFUSED, SCHEDULES, WORKING, add_trainer_flags, outcome
 
 import pytest
-from helpers import load_script
+from helpers import parse_flags
 from transformers import HfArgumentParser, TrainingArguments
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -20,11 +20,9 @@ NEEDED = ["--max_query_length", 6, "--max_doc_length", 10, "--preprocess_dir", "
 BEYOND = ["nan", "inf", "-1", "-0.5", "1e30", "9" * 5000]  # of every range
 
 
-def star(monkeypatch: pytest.MonkeyPatch, *flags: object) -> tuple[Namespace, TrainingArguments]:
+def star(*flags: object) -> tuple[Namespace, TrainingArguments]:
     """The flags of star/train.py as it reads them, and what it makes of them for the Trainer."""
-    words = ["--do_train", "--no_cuda", *NEEDED, *flags]
-    monkeypatch.setattr("sys.argv", ["train.py", *map(str, words)])
-    read = load_script("star/train.py").parse_arguments()
+    read = parse_flags("star/train.py", "--do_train", "--no_cuda", *NEEDED, *flags)
     return read, trainer_arguments(read)
 
 
@@ -79,7 +77,7 @@ def test_flags_are_read_as_trainer_reads_them() -> None:
     assert set(theirs["lr_scheduler_type"].choices) - set(SCHEDULES) == {"reduce_lr_on_plateau", "greedy"}
 
 
-def test_a_switch_takes_yes_and_no(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_switch_takes_yes_and_no(capsys: pytest.CaptureFixture[str]) -> None:
     parser = ArgumentParser()
     add_trainer_flags(parser)
     words = [str(word) for word in NEEDED]
@@ -96,10 +94,10 @@ def test_a_switch_takes_yes_and_no(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "'maybe' is neither true nor false" in capsys.readouterr().err
 
 
-def test_refused_flags_get_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_flags_get_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for name, reason in REFUSED.items():
         try:
-            star(monkeypatch, f"--{name}", other_value(name))
+            star(f"--{name}", other_value(name))
         except InputError as error:
             assert str(error) == f"--{name} {reason}"
         except SystemExit as ended:  # the parser itself has no use for any value
@@ -110,18 +108,16 @@ def test_refused_flags_get_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.parametrize("name", FORMER)
-def test_flags_of_former_releases_get_a_sentence(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_flags_of_former_releases_get_a_sentence(name: str) -> None:
     for words in ([f"--{name}", "3"], [f"--{name.replace('_', '-')}=3"]):
         with pytest.raises(InputError) as error:
-            star(monkeypatch, *words)
+            star(*words)
         assert str(error.value) == f"--{name} {FORMER[name]}"
 
 
-def test_a_mistyped_flag_gets_argparses_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistyped_flag_gets_argparses_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        star(monkeypatch, "--lerning_rate", "1e-4")
+        star("--lerning_rate", "1e-4")
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith("error: unrecognized arguments: --lerning_rate 1e-4\n")
 
@@ -134,10 +130,10 @@ def out_of_range() -> Iterator[tuple[str, str]]:
                 yield name, "0"
 
 
-def test_numbers_out_of_range_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in out_of_range():
         try:
-            star(monkeypatch, *needs(name), f"--{name}", value)
+            star(*needs(name), f"--{name}", value)
         except InputError as error:
             assert str(error).startswith(f"--{name} is ")
             assert len(str(error)) < 200
@@ -180,7 +176,7 @@ def test_flags_that_do_not_go_together(
 ) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises((InputError, SystemExit)) as ended:
-        star(monkeypatch, *flags.split())
+        star(*flags.split())
     sentence = str(ended.value)
     if isinstance(ended.value, SystemExit):
         sentence = capsys.readouterr().err.splitlines()[-1].removeprefix("train.py: error: ")
@@ -188,9 +184,8 @@ def test_flags_that_do_not_go_together(
     assert "\n" not in sentence
 
 
-def test_flags_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_that_work() -> None:
     read, args = star(
-        monkeypatch,
         "--lr_scheduler_type",
         "polynomial",
         "--lr_scheduler_kwargs",
@@ -213,10 +208,10 @@ def test_flags_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert args.lr_scheduler_kwargs == {"power": 2}
     assert read.resume_from_checkpoint is None
     assert args.report_to == []  # Trainer writes none of its own beside ours
-    assert star(monkeypatch, "--report_to", "none")[1].report_to == []
+    assert star("--report_to", "none")[1].report_to == []
 
 
-def test_what_decides_the_outcome_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_decides_the_outcome_is_recorded() -> None:
     other = {
         "dataloader_drop_last": ["True"],
         "train_sampling_strategy": ["sequential"],
@@ -232,10 +227,10 @@ def test_what_decides_the_outcome_is_recorded(monkeypatch: pytest.MonkeyPatch) -
         "adam_epsilon": ["0.1"],
     }
     tables = (DATA | OWN, WORKING)
-    begun = [outcome(values, flags) for values, flags in zip(star(monkeypatch), tables, strict=True)]
+    begun = [outcome(values, flags) for values, flags in zip(star(), tables, strict=True)]
     for name, flag in (DATA | OWN | WORKING).items():
         if flag.outcome and name not in ("bf16", "fp16"):
-            parsed = star(monkeypatch, f"--{name}", *other.get(name, ["3"]))
+            parsed = star(f"--{name}", *other.get(name, ["3"]))
             found = [outcome(values, flags) for values, flags in zip(parsed, tables, strict=True)]
             changed = [key for one, two in zip(begun, found, strict=True) for key in one if one[key] != two[key]]
             assert changed == [name]
@@ -264,21 +259,16 @@ ADORE_NUMBERS = {
 
 
 @pytest.mark.parametrize("name", ADORE_NUMBERS)
-def test_adores_numbers_out_of_range_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    parse = load_script("adore/train.py").parse_arguments
+def test_adores_numbers_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], name: str) -> None:
     for value in [*BEYOND, ADORE_NUMBERS[name]]:
-        monkeypatch.setattr("sys.argv", ["train.py", *ADORE, f"--{name}={value}"])
         with pytest.raises(SystemExit) as ended:
-            parse()
+            parse_flags("adore/train.py", *ADORE, f"--{name}={value}")
         assert ended.value.code == 2
         assert f"argument --{name}: " in capsys.readouterr().err
 
 
-def test_the_published_flags_of_adore_are_all_numbers_or_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["train.py", *ADORE])
-    flags = vars(load_script("adore/train.py").parse_arguments())
+def test_the_published_flags_of_adore_are_all_numbers_or_places() -> None:
+    flags = vars(parse_flags("adore/train.py", *ADORE))
     numbers = {name for name, value in flags.items() if not isinstance(value, str | Path) and name != "index_path"}
     of_search = {"gpus", "memory_gb", "nprobe", "ef_search"}  # tests/test_settings.py has them
     assert numbers - of_search == set(ADORE_NUMBERS) - {"faiss_gpu_index"}

@@ -15,8 +15,7 @@ import ir_measures
 import numpy as np
 import pytest
 import pytrec_eval
-from conftest import must_run
-from helpers import call_script, refused
+from helpers import call_script, must_run, refused
 from scipy import stats
 
 Grades = dict[str, dict[str, int]]

@@ -1,4 +1,4 @@
-"""Every command of docs/walkthrough.md, and of README.md in a folder of its own, in order and as printed but for sizes.
+"""Every command of docs/walkthrough.md, in order and as printed but for sizes; README.md prints some of them.
 
 What stands in for what: downloads are a synthetic collection and tiny checkpoints, in the very folders that
 download_data.sh fills; ``roberta-base`` is a folder of that name; training stops after a few steps; flags that name
@@ -82,8 +82,12 @@ def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_command_of_the_walkthrough_runs_after_those_before_it() -> None:
     commands = list(ours(documented.in_document(WALKTHROUGH)))
     assert {command.script for command in commands} == set(documented.SCRIPTS)
+    made_by: dict[Path, Printed] = {}
     for command in commands:
+        before = set(Path().rglob("*"))
         run(command)
+        made_by |= dict.fromkeys(set(Path().rglob("*")) - before, command)
+    check_readme(commands, made_by)
     # What it says of documents: the commands behind the sentence, with doc for passage.
     text = WALKTHROUGH.read_text(encoding="utf-8")
     said = "For documents, put `doc` for `passage`, 512 for `--max_doc_length`, and the cut 100"
@@ -98,10 +102,15 @@ def test_every_command_of_the_walkthrough_runs_after_those_before_it() -> None:
             run(from_own_star(command))
 
 
-@pytest.mark.usefixtures("downloaded")
-def test_commands_of_the_readme_run_by_themselves() -> None:
+def check_readme(commands: list[Printed], made_by: dict[Path, Printed]) -> None:
+    """README's commands are some of these, and what one of them names was downloaded or made by one before it."""
+    lines, so_far = {command.words for command in commands}, set()
     for command in ours(documented.in_document(README)):
-        run(command)
+        assert command.words in lines, command
+        so_far.add(command.words)
+        for word in command.words:
+            if Path(word) in made_by:
+                assert made_by[Path(word)].words in so_far, f"{command.where}: nothing before it makes {word}"
 
 
 def for_documents(command: Printed) -> Printed:

@@ -306,6 +306,27 @@ class Batches:
             yield [texts.passages[row] for row in rows], short
 
 
+def imitation_losses(
+    passages: torch.Tensor, short: torch.Tensor, teachers: tuple[torch.Tensor, torch.Tensor], to_teacher: nn.Linear
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far the model is from the teacher: in the order of passages, and in the place of each text.
+
+    Args:
+        passages: (P, dim) the model's.
+        short: (S, dim) the model's, of short texts.
+        teachers: (P, dim), (S, dim) the teacher's of the same texts.
+        to_teacher: maps the model's vectors to the teacher's.
+    """
+    passages_t, short_t = teachers
+    # The order of the batch's passages for each short text, as the teacher has it (KL divergence).
+    target = (TEACHER_SCALE * short_t @ passages_t.T).softmax(1)
+    ranking = F.kl_div((short @ passages.T).log_softmax(1), target, reduction="batchmean")
+    # The teacher's vector of each text, up to a linear map.
+    guess = to_teacher(torch.cat([passages, short]))
+    place = 1 - F.cosine_similarity(guess, torch.cat([passages_t, short_t])).mean()
+    return ranking, place
+
+
 def train(
     model: RobertaDot,
     texts: Texts,
@@ -337,16 +358,9 @@ def train(
             with autocast:
                 passages = model(*pad([tokens[row][:PASSAGE_LENGTH] for row in passage_rows], pad_id)).float()
                 short = model(*pad([tokens[row][:QUERY_LENGTH] for row in short_rows], pad_id)).float()
-            passages_t, short_t = teacher[passage_rows].float(), teacher[short_rows].float()
-
-            # Rank the batch's passages for each short text as the teacher does (KL divergence).
-            target = (TEACHER_SCALE * short_t @ passages_t.T).softmax(1)
-            ranking = F.kl_div((short @ passages.T).log_softmax(1), target, reduction="batchmean")
-            # Predict the teacher's vector of each text by a linear map.
-            guess = to_teacher(torch.cat([passages, short]))
-            place = 1 - F.cosine_similarity(guess, torch.cat([passages_t, short_t])).mean()
+            teachers = teacher[passage_rows].float(), teacher[short_rows].float()
+            ranking, place = imitation_losses(passages, short, teachers, to_teacher)
             loss = ranking + place
-
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
