@@ -356,7 +356,7 @@ def test_parameters_that_an_index_does_not_have(
 
 def test_a_file_that_does_not_have_a_parameter(documents: np.ndarray, tmp_path: Path) -> None:
     open_index(documents, "SQ8", tmp_path / "an.index")
-    with pytest.raises(InputError, match="an.index: this index has no use for --nprobe"):
+    with pytest.raises(InputError, match="an.index: this index does not use --nprobe"):
         open_index(documents, "Flat", tmp_path / "an.index", nprobe=2)
 
 

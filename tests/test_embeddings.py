@@ -285,7 +285,7 @@ def test_stopped_run_is_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         encode(model, many, path, 512, CPU)
     assert not path.exists()
-    with pytest.raises(InputError, match="run it again"):
+    with pytest.raises(InputError, match="run the same command again"):
         open_embeddings(path, 16)
     damage(tmp_path / "passages.memmap.partial")
     model = tiny_model()
