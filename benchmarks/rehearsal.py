@@ -289,14 +289,17 @@ def measure(words: list[str], folder: Path, log: Path, stop: bool = False) -> di
             stderr=subprocess.STDOUT,
         )
         try:
+            look_at = 0.0
             while process.poll() is None:
-                looked = time.perf_counter()
-                peak = max(peak, memory_of_tree(process.pid))
+                started = time.perf_counter()
+                if started >= look_at:
+                    peak = max(peak, memory_of_tree(process.pid))
+                    # To count, the system goes through all pages of a memmap. A look may take a tenth of the time.
+                    look_at = time.perf_counter() + 10 * (time.perf_counter() - started)
                 if stop and not stopped and STOP_AT.search(log.read_bytes()):
                     process.send_signal(signal.SIGINT)
                     stopped = True
-                # The system goes through all pages of a memmap to count: it may take a tenth of the time at most.
-                time.sleep(max(SECONDS, 10 * (time.perf_counter() - looked)))
+                time.sleep(SECONDS)
         except BaseException:
             process.wait()  # Ctrl-C has reached it too; it puts its work in order
             raise

@@ -389,7 +389,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         put("model.safetensors", "\n<!DOCTYPE html><html>404</html>"),
         "model.safetensors: is a web page",
     ),
-    "weights a text": (put("model.safetensors", "these are no weights"), "model.safetensors: damaged, or not a safeten"),
+    "weights a text": (
+        put("model.safetensors", "these are no weights"),
+        "model.safetensors: damaged, or not a safeten",
+    ),
     "weights a folder": (
         lambda folder: (remove("model.safetensors")(folder), (folder / "model.safetensors").mkdir()),
         "has no weights",

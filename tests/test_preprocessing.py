@@ -351,7 +351,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = root / "passage" / "dataset"
     dataset.mkdir(parents=True)
     with open(dataset / "collection.tsv", "w") as file:
-        file.writelines(f"{pid}\t{pid} {TEXTS[pid % 4] * 5}\n" for pid in range(150_000))
+        file.writelines(f"{pid}\t{pid} {TEXTS[pid % 4] * 5}\n" for pid in range(400_000))
     save_vocabulary(root / "base")
     return root
 

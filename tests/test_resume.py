@@ -583,7 +583,7 @@ def test_star_goes_on_from_the_checkpoint_that_is_asked_for(
     asked = tmp_path / "models" / "checkpoint-2"
     call = *star_arguments(star_input, tmp_path, *FIVE), "--resume_from_checkpoint", asked
     call_script("star/train.py", *call)
-    assert f"from {asked} on" in capsys.readouterr().out
+    assert f"resuming from {asked}" in capsys.readouterr().out
     assert equal(model_of(tmp_path), five_steps)
     for path in [*(tmp_path / "models").glob("*.json"), tmp_path / "models" / "model.safetensors"]:
         path.unlink() if path.name != RECORD_FILE else None
@@ -664,7 +664,7 @@ def test_hard_negatives_that_star_mined_itself_are_read_again(
 def test_star_stops_where_the_loss_is_not_finite(
     star_input: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loss = drhard.static.pairwise_loss
+    loss = StaticTrainer.loss
     taken = 0
 
     def diverging(*arguments: object) -> torch.Tensor:
@@ -672,7 +672,7 @@ def test_star_stops_where_the_loss_is_not_finite(
         taken += 1
         return loss(*arguments) * (math.inf if taken == step else 1)
 
-    monkeypatch.setattr(drhard.static, "pairwise_loss", diverging)
+    monkeypatch.setattr(StaticTrainer, "loss", staticmethod(diverging))
     message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
     assert message.startswith(f"error: step {step}: the loss is not finite; ")
     assert not (tmp_path / "models" / "config.json").exists()

@@ -497,7 +497,7 @@ def change(name: str, content: str) -> Callable[[Path], object]:
         (change("qrels", "3 0 D7 1\n4 0 D7 1\n3 0 D7 0\n"), [], r"qrels, line 3: .* grade 0 here and 1 in line 1"),
         (change("qrels", "3 0 D7 3000000000\n"), [], r"qrels, line 1: the grade is 3000000000"),
         (change("qrels", "1 0 2\n"), [], r"qrels, line 1: expected"),
-        (None, ["-m", "nDCG@10", "bleu"], r"bleu: no measure"),
+        (None, ["-m", "nDCG@10", "bleu"], r"bleu: not a measure"),
         (None, ["-m", "RBP"], r"cannot compute RBP"),
     ],
 )
