@@ -1,11 +1,15 @@
 """The reference outputs, and the scripts run on their input, once for all tests."""
 
+import signal
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, must_run
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: the scripts would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KINDS = {  # of tests, by file: the mark that each test in it gets
     "parity": ("parity",),
