@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drhard.errors import InputError
+from drhard.errors import InputError, reason_of
 from drhard.files import require_file
 
 import numpy as np
@@ -26,5 +26,5 @@ def read_array(path: str | Path, hint: str) -> np.ndarray:
             raise ValueError("not a file")
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header can raise nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise InputError(f"{path}: not a NumPy file ({reason[:100]}); {hint}") from None

@@ -93,9 +93,9 @@ def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = Fa
 
     Raises InputError if a GPU does not exist, lacks memory, or faiss cannot use it.
     """
+    check_gpus(gpus)
     import faiss
 
-    check_gpus(gpus)
     torch.cuda.empty_cache()  # what encoding has left
     count, dim = documents.shape
     gpus = gpus[:count]

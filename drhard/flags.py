@@ -68,6 +68,15 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--ef_search": {"type": COUNT, "help": "width of the search in a graph (HNSW) (the index's own; new: 16)"},
     }
 )
+RETRIEVAL = (
+    "--data_type",
+    "--data_root",
+    "--max_query_length",
+    "--max_doc_length",
+    "--eval_batch_size",
+    "--mode",
+    "--topk",
+)
 PRECISION = ("--fp16", "--bf16")  # mutually exclusive
 INDEX = ("--search_memory_gb", "--index_factory", "--index_path", "--nprobe", "--ef_search")
 

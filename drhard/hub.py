@@ -3,6 +3,7 @@
 This module is light to import, so a mistyped name is reported before torch is loaded.
 """
 
+from functools import cache
 from pathlib import Path
 
 from drhard.errors import InputError, reason_of
@@ -29,6 +30,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     return _fetch(name)
 
 
+@cache  # scripts look for a checkpoint before torch is loaded, and load_encoder does again
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import logging as hub_logging

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from drhard.errors import InputError
+from drhard.errors import InputError, reason_of
 from drhard.files import require_file, write_whole_text
 from drhard.msmarco import parse_number
 
@@ -231,7 +231,7 @@ def _complain(path: Path, entries: bytes, documents: int) -> NoReturn:
     try:
         pairs = json.loads(b"{" + entries + b"}", object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        reason = "nested too deep" if isinstance(error, RecursionError) else reason_of(error)
         query, end = None, 0
         while entry := ENTRY.match(entries, end):
             query, end = entry[1].decode(), entry.end()

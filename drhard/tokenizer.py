@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from drhard.errors import InputError, shorten
+from drhard.errors import InputError, reason_of, shorten
 from drhard.files import disk_faults, read_lines, read_object, write_whole_text
 
 import fastokens
@@ -311,7 +311,7 @@ def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
     try:
         return Path(hf_hub_download(name_or_path, VOCAB_FILE)), Path(hf_hub_download(name_or_path, MERGES_FILE))
     except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise InputError(
             f"{name_or_path}: is not a local folder, and cannot be fetched from the hub ({reason}); check the name"
         ) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import command
-from drhard.flags import INDEX, PRECISION, add_flags
+from drhard.flags import INDEX, PRECISION, RETRIEVAL, add_flags
 from drhard.hub import find_checkpoint
 from drhard.runs import digest_ids, run_path, write_run
 
@@ -20,13 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(
         parser,
-        "--data_type",
-        "--data_root",
-        "--max_query_length",
-        "--max_doc_length",
-        "--eval_batch_size",
-        "--mode",
-        "--topk",
+        *RETRIEVAL,
         "--no_cuda",
         "--faiss_gpus",
         *INDEX,

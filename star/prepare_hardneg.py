@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from drhard.collection import Collection
 from drhard.errors import InputError, command
-from drhard.flags import FLAT, INDEX, PRECISION, add_flags
+from drhard.flags import FLAT, INDEX, PRECISION, RETRIEVAL, add_flags
 from drhard.hub import find_checkpoint
 from drhard.msmarco import CORPORA, JUDGED_MODES, Bm25Parameters
 from drhard.negatives import HARD_FILE, write_hard_negatives
@@ -33,13 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(
         parser,
-        "--data_type",
-        "--data_root",
-        "--max_query_length",
-        "--max_doc_length",
-        "--eval_batch_size",
-        "--mode",
-        "--topk",
+        *RETRIEVAL,
         "--not_faiss_cuda",
         "--no_cuda",
         *INDEX,

@@ -148,6 +148,10 @@ TOKENS = {PREPROCESS: f"preprocess-passage/{PREPROCESS}"}
 STAR_INPUTS = TOKENS | {WARMUP: "base/warmup"}
 MINED = {"data/passage/warmup_retrieve/hard.json": "mine-dense/data/passage/warmup_retrieve/hard.json"}
 ADORE_INPUTS = TOKENS | {MODEL: "base/model", EMBEDDINGS: f"star-inference/{EMBEDDINGS}"}
+_CVT_BACK = (
+    *["--input_dir", "run", "--output_dir", "out", "--mode", "dev", "--dataset", "passage", "--preprocess_dir"],
+    PREPROCESS,
+)
 COMPRESSED = ("--index_factory", "IVF8,SQ8", "--index_path", "out/index.faiss")
 CONVERT = {PREPROCESS: TOKENS[PREPROCESS], "run": f"star-inference/{EMBEDDINGS}"}
 CHECKPOINTS = ("out/models/checkpoint-*",)  # the Trainer writes into them; those that are not whole are skipped
@@ -209,36 +213,13 @@ SCRIPTS = {
         Script(
             "cvt-back",
             "cvt_back.py",
-            (
-                "--input_dir",
-                "run",
-                "--preprocess_dir",
-                PREPROCESS,
-                "--output_dir",
-                "out",
-                "--mode",
-                "dev",
-                "--dataset",
-                "passage",
-            ),
+            _CVT_BACK,
             CONVERT,
         ),
         Script(
             "cvt-back-trec",
             "cvt_back.py",
-            (
-                "--input_dir",
-                "run",
-                "--preprocess_dir",
-                PREPROCESS,
-                "--output_dir",
-                "out",
-                "--mode",
-                "dev",
-                "--dataset",
-                "passage",
-                "--trec",
-            ),
+            (*_CVT_BACK, "--trec"),
             CONVERT,
         ),
         Script(
