@@ -291,12 +291,13 @@ def measure(words: list[str], folder: Path, log: Path, stop: bool = False) -> di
         try:
             look_at = 0.0
             while process.poll() is None:
+                ends = stop and not stopped and bool(STOP_AT.search(log.read_bytes()))
                 started = time.perf_counter()
-                if started >= look_at:
+                if ends or started >= look_at:
                     peak = max(peak, memory_of_tree(process.pid))
                     # To count, the system goes through all pages of a memmap. A look may take a tenth of the time.
                     look_at = time.perf_counter() + 10 * (time.perf_counter() - started)
-                if stop and not stopped and STOP_AT.search(log.read_bytes()):
+                if ends:
                     process.send_signal(signal.SIGINT)
                     stopped = True
                 time.sleep(SECONDS)
