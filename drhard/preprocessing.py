@@ -339,8 +339,8 @@ def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
     ordered = np.sort(ids)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
-        field = f"{source.prefix}{twice[0]}"
-        numbers = [number for number, line in read_lines(source.path) if line.split("\t", 1)[0] == field]
+        parsed = ((number, source.parse(line, f"{source.path}, line {number}")) for number, line in read_lines(source.path))
+        numbers = [number for number, (parsed_id, _) in parsed if parsed_id == twice[0]]
         raise InputError(
             f"{source.path}, line {numbers[1]}: the id {twice[0]} is already used in line {numbers[0]}; give each text "
             "its own id"
@@ -426,6 +426,8 @@ def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Pat
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
             yield pool
         except BrokenProcessPool:
+            # Python before 3.11.5 would wait forever for a batch that is still on its way to the worker (gh-94777).
+            pool._call_queue._reader.close()  # type: ignore[attr-defined]
             raise InputError(
                 f"one of {workers} worker processes was killed, probably for lack of memory; give fewer --threads or "
                 "free memory, then run this again"

@@ -380,7 +380,11 @@ def test_no_process_is_left_behind(large: Path, what: str) -> None:
         if what == "Ctrl-C":  # which a terminal sends to all
             os.killpg(process.pid, signal.SIGINT)
         elif what == "a worker by SIGKILL":
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)
+            time.sleep(1)  # batches fill the pipe to the workers
             os.kill(workers[0], signal.SIGKILL)
+            os.kill(workers[1], signal.SIGCONT)
         else:
             process.send_signal(signal.SIGKILL if "SIGKILL" in what else signal.SIGTERM)
         stderr = process.communicate()[1]
