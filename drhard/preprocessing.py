@@ -339,8 +339,10 @@ def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
     ordered = np.sort(ids)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
-        parsed = ((number, source.parse(line, f"{source.path}, line {number}")) for number, line in read_lines(source.path))
-        numbers = [number for number, (parsed_id, _) in parsed if parsed_id == twice[0]]
+        ids = (
+            (number, source.parse(line, f"{source.path}, line {number}")[0]) for number, line in read_lines(source.path)
+        )
+        numbers = [number for number, id_ in ids if id_ == twice[0]]
         raise InputError(
             f"{source.path}, line {numbers[1]}: the id {twice[0]} is already used in line {numbers[0]}; give each text "
             "its own id"
