@@ -42,7 +42,7 @@ copy data/sample/passage/dataset $data/dataset
 copy data/sample/warmup $data/warmup
 
 # 2. Tokenize the texts.
-step $data/preprocess/lead-qid2offset.pickle \
+step $data/preprocess/passages_meta \
     python preprocess.py --data_type 1 --data_root $root --model_name_or_path $data/warmup --max_query_length 64
 
 # 3. Retrieve with the warm-up model.

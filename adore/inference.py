@@ -18,7 +18,7 @@ from drhard.runs import digest_ids, run_path, write_run
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_dir", type=Path, required=True, help="the query encoder")
+    parser.add_argument("--model_dir", required=True, help="the query encoder")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for {mode}.rank.tsv")
     parser.add_argument("--preprocess_dir", type=Path, required=True)
     parser.add_argument("--dmemmap_path", type=Path, required=True, help="embeddings that star/inference.py wrote")

@@ -79,7 +79,7 @@ def keep_newest(output_dir: Path, step: int, limit: int | None) -> None:
     """
     others = [path for path in _checkpoints(output_dir) if _step(path) != step]
     others.sort(key=lambda path: (_step(path) < step, _step(path)))
-    for path in others[: len(others) - (limit - 1)] if limit else []:
+    for path in others[: max(0, len(others) - (limit - 1))] if limit else []:
         remove_folder(path)
 
 

@@ -17,12 +17,14 @@ class Range:
         least, most: the bounds, both valid themselves.
         whole: only whole numbers are valid.
         above: ``least`` itself is not valid.
+        off: a number out of the bounds that is valid too: the default, which turns a flag off.
     """
 
     least: float
     most: float
     whole: bool = True
     above: bool = False
+    off: float | None = None
 
     def __call__(self, text: str) -> float:
         """Parse ``text``. Raises ArgumentTypeError, which argparse reports."""
@@ -40,6 +42,8 @@ class Range:
             raise InputError(f"{name} is {str(value)[:40]}, expected {self}")
 
     def _holds(self, value: float) -> bool:
+        if value == self.off:
+            return True
         if self.whole and value != value // 1:
             return False
         return (self.least < value if self.above else self.least <= value) and value <= self.most
@@ -47,7 +51,7 @@ class Range:
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
         bounds = f"above {_plain(self.least)}, up" if self.above else f"from {_plain(self.least)}"
-        return f"{kind} {bounds} to {_plain(self.most)}"
+        return f"{kind} {bounds} to {_plain(self.most)}" + ("" if self.off is None else f", or {_plain(self.off)}")
 
 
 def _plain(number: float) -> str:

@@ -72,7 +72,6 @@ class _Source(NamedTuple):
 
     path: Path
     name: str
-    prefix: str  # the prefix of its ids
     parse: Parser
     characters: int | None  # where a text is cut
     width: int  # tokens
@@ -150,16 +149,14 @@ def preprocess(
     with sole_writer(target) as lock, _staged(target / ".partial") as folder:
         with _pool(workers, tokenizer, lock, folder) as pool:
             job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts)
-            source = _Source(
-                collection, PASSAGES, corpus.pid_prefix, corpus.parse, lengths.doc_characters, lengths.doc_tokens
-            )
+            source = _Source(collection, PASSAGES, corpus.parse, lengths.doc_characters, lengths.doc_tokens)
             documents = _write_tokens(job, source, None)
             staged = Collection(folder)
             write_ids(staged.pids_path, documents.ids)
             row_of_pid = _RowLookup(documents.ids)
             for mode, path in queries.items():
                 keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
-                source = _Source(path, query_name(mode), "", parse_query, None, lengths.query_tokens)
+                source = _Source(path, query_name(mode), parse_query, None, lengths.query_tokens)
                 asked = _write_tokens(job, source, keep)
                 write_ids(staged.qids_path(mode), asked.ids)
                 if mode in judged:
@@ -200,8 +197,8 @@ def _staged(folder: Path) -> Iterator[Path]:
 def _publish(staged: Path, target: Path, absent: list[str]) -> None:
     """Move the new files to their names.
 
-    The old metas are removed first, and the new ones are moved last. Readers refuse a folder without metas, so a run
-    killed in between never leaves a readable mix of two runs.
+    The old metas are removed first, and the new ones are moved last, that of the passages as the very last. Readers
+    refuse a folder without metas, so a run killed in between never leaves a readable mix of two runs.
 
     Args:
         absent: the modes without new files. Their earlier files stay if they belong to the same documents.
@@ -212,7 +209,7 @@ def _publish(staged: Path, target: Path, absent: list[str]) -> None:
         for path in sorted(stale, key=_meta_last, reverse=True):
             log.warning("%s: removed; it was made with other documents, and its source no longer exists", path)
             path.unlink()
-    for name in filter(_meta_last, names):
+    for name in sorted(filter(_meta_last, names), key=_meta_last, reverse=True):
         (target / name).unlink(missing_ok=True)
     for name in sorted(names, key=_meta_last):
         os.replace(staged / name, target / name)
@@ -225,8 +222,8 @@ def _same_ids(new: Collection, old: Collection) -> bool:
         return False
 
 
-def _meta_last(name: str | Path) -> bool:
-    return str(name).endswith("_meta")
+def _meta_last(name: str | Path) -> int:
+    return str(name).endswith("_meta") + str(name).endswith(f"{PASSAGES}_meta")
 
 
 def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written:
@@ -339,10 +336,11 @@ def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
     ordered = np.sort(ids)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
-        ids = (
-            (number, source.parse(line, f"{source.path}, line {number}")[0]) for number, line in read_lines(source.path)
-        )
-        numbers = [number for number, id_ in ids if id_ == twice[0]]
+        numbers = [
+            number
+            for number, line in read_lines(source.path)
+            if source.parse(line, f"{source.path}, line {number}")[0] == twice[0]
+        ]
         raise InputError(
             f"{source.path}, line {numbers[1]}: the id {twice[0]} is already used in line {numbers[0]}; give each text "
             "its own id"

@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, NoReturn, TypeVar, cast
 from drhard.arrays import read_array
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.files import digest_file, partial_path, read_lines, require_file, write_whole_file, write_whole_text
+from drhard.files import digest_file, partial_path, read_lines, require_file, sync, write_whole_file, write_whole_text
 from drhard.msmarco import parse_id, parse_number, split_fields
 from drhard.provenance import check_made_from, find_difference, is_unchanged, read_stamp, stamp_path, write_stamp
 
@@ -36,23 +36,26 @@ STAMP_FIELDS = {"documents": str, "queries": str}
 def write_run(path: Path, scores: np.ndarray, rows: np.ndarray, made_from: Mapping[str, str] | None = None) -> None:
     """Write a run in row numbers, ``{mode}.rank.tsv``, and its scores, ``{mode}.score.npy``, beside it.
 
+    The run gets its name last. So the scores and the stamp beside a run are its own, whenever the process dies.
+
     Args:
         scores: (Q, k) float32; ``scores[query, rank - 1]`` belongs to one line of the run.
         rows: (Q, k), the document rows of each query row, best first; -1 at the end of a shorter list.
         made_from: the result of :func:`digest_ids`, for a stamp beside the run.
     """
-    stamp_path(path).unlink(missing_ok=True)  # the stamp of a former run must not speak for this one
-    with (
-        write_whole_file(score_path(path)) as score_file,
-        write_whole_text(path) as run,
-    ):  # named together, when both are whole
-        np.save(score_file, scores.astype(np.float32, copy=False))
-        for query_row, found in enumerate(rows):  # one by one: as Python numbers, all rows take gigabytes
-            run.writelines(
-                f"{query_row}\t{row}\t{rank}\n" for rank, row in enumerate(found.tolist(), start=1) if row >= 0
-            )
-    if made_from:
-        write_stamp(path, made_from)
+    with write_whole_text(path) as run:
+        with write_whole_file(score_path(path)) as score_file:
+            np.save(score_file, scores.astype(np.float32, copy=False))
+            for query_row, found in enumerate(rows):  # one by one: as Python numbers, all rows take gigabytes
+                run.writelines(
+                    f"{query_row}\t{row}\t{rank}\n" for rank, row in enumerate(found.tolist(), start=1) if row >= 0
+                )
+            run.flush()
+            sync(partial_path(path))
+            for former in (path, stamp_path(path)):
+                former.unlink(missing_ok=True)
+        if made_from:
+            write_stamp(path, made_from)
 
 
 def run_path(folder: Path, mode: str) -> Path:
@@ -305,8 +308,8 @@ def convert_run(
             return False
         _refuse_target(target)
     with write_whole_text(target) as file:
-        if target.exists():  # another process was faster
-            _refuse_target(target)
+        if target.exists():
+            raise InputError(f"{target}: another process has just written it; run the same command again")
         for line in _converted(source, qids, pids, pid_prefix, trec_tag):
             file.write(line)
         file.flush()

@@ -8,6 +8,7 @@ from scipy import stats
 
 RESAMPLES = 100_000  # of the randomization test; p is accurate to 0.002 at 0.05
 SEED = 42
+BATCH_SIGNS = 4_000_000  # signs drawn at a time: each takes 62 bytes
 
 
 class Comparison(NamedTuple):
@@ -54,7 +55,7 @@ def _randomization(difference: np.ndarray) -> float:
             permutation_type="samples",
             vectorized=True,
             n_resamples=RESAMPLES,
-            batch=2000,
+            batch=max(1, min(2000, BATCH_SIGNS // len(changed))),
             rng=np.random.default_rng(SEED),
         ).pvalue
     )

@@ -180,7 +180,7 @@ def checkpoints(at: Place) -> Step:
 
 def tokens(at: Place) -> Step:
     return make_step(
-        f"{at.root}/{at.type}/preprocess/lead-qid2offset.pickle",
+        f"{at.root}/{at.type}/preprocess/passages_meta",
         f"python preprocess.py --data_type {at.collection.type_number} --data_root {at.root}",
     )
 

@@ -41,7 +41,7 @@ START = make_step(
     f"&& mv {WORK}/warmup.partial {WORK}/warmup",
 )
 TOKENS = make_step(
-    f"{WORK}/preprocess/lead-qid2offset.pickle",
+    f"{WORK}/preprocess/passages_meta",
     f"python preprocess.py --data_type 1 --data_root {ROOT} --model_name_or_path {WORK}/warmup --max_query_length 64",
 )
 HARD_NEGATIVES = make_step(

@@ -20,6 +20,7 @@ STEPS = Range(0, 2**31 - 1, whole=False, above=True)  # steps between two events
 WARMUP = Range(0, 2**31 - 1, whole=False)  # below 1, a share of all steps
 CLIP = replace(NORM, above=False)  # 0 turns clipping off
 PROCESSES = Range(0, 1024)
+COUNT_OR_NONE, RANK = replace(COUNT, off=-1), replace(NATURAL, off=-1)
 YES, NO = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 SCHEDULES = (
     "linear",
@@ -73,7 +74,7 @@ WORKING: Mapping[str, Flag] = {
     "dataloader_drop_last": _outcome(bool, False, "drop a smaller last batch"),
     "train_sampling_strategy": _outcome(str, "random", "order of the queries", choices=("random", "sequential")),
     "num_train_epochs": _outcome(STEPS, 100.0, "epochs"),
-    "max_steps": _outcome(COUNT, -1, "updates, instead of epochs (-1: use the epochs)"),
+    "max_steps": _outcome(COUNT_OR_NONE, -1, "updates, instead of epochs (-1: use the epochs)"),
     "learning_rate": _outcome(RATE, 1e-4, "learning rate at the end of the warm-up"),
     "weight_decay": _outcome(RATE, 0.01, "decay of weights, except biases and LayerNorms inside RoBERTa"),
     "adam_beta1": _outcome(BETA, 0.9, "beta1 of the optimizer"),
@@ -125,7 +126,7 @@ WORKING: Mapping[str, Flag] = {
         needs="--dataloader_num_workers",
         choices=("fork", "spawn", "forkserver"),
     ),
-    "local_rank": Flag(NATURAL, -1, "rank of this process; torchrun sets it"),
+    "local_rank": Flag(RANK, -1, "rank of this process; torchrun sets it"),
     "ddp_find_unused_parameters": Flag(
         bool, False, "look for unused parameters; each step uses all of them", needs="torchrun"
     ),

@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
         *INDEX,
         *PRECISION,
     )
-    parser.add_argument("--model_dir", type=Path, help="default: {data_root}/{type}/trained_models/star")
+    parser.add_argument("--model_dir", help="default: {data_root}/{type}/trained_models/star")
     parser.add_argument("--output_dir", type=Path, help="default: {data_root}/{type}/evaluate/star")
     return parser.parse_args()
 

@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
         topk={"default": 200, "help": "negatives for each query (%(default)s)"},
     )
     parser.add_argument("--retriever", choices=("dense", "bm25"), default="dense", help="the retriever (dense)")
-    parser.add_argument("--model_dir", type=Path, help="the dense retriever; default: {data_root}/{type}/warmup")
+    parser.add_argument("--model_dir", help="the dense retriever; default: {data_root}/{type}/warmup")
     parser.add_argument(
         "--output_dir", type=Path, help="default: {data_root}/{type}/warmup_retrieve, or bm25_retrieve for BM25"
     )

@@ -2,6 +2,7 @@
 
 import signal
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
     ),
 }
 CORPUS_FLAGS = {"passage": ("1", "256"), "doc": ("0", "512")}  # --data_type of preprocess.py, --max_doc_length
+
+
+@pytest.fixture(autouse=True, scope="module")
+def measure_no_coverage_of_benchmarks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Benchmarks and campaigns start scripts that other tests cover. Coverage would double their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.name in ("test_benchmarks.py", "test_campaigns.py"):
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 def unpack(name: str, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from drhard.errors import InputError
 import numpy as np
 import pytest
 import torch
-from helpers import save_tiny, save_vocabulary, snapshot, tiny_config, tiny_model
+from helpers import refused, save_tiny, save_vocabulary, snapshot, tiny_config, tiny_model, write_collection
 from safetensors.torch import load_file, save_file
 from transformers import RobertaForMaskedLM, RobertaModel
 
@@ -555,3 +555,14 @@ def test_bin_cannot_run_code(tmp_path: Path, new_format: bool) -> None:
 def test_missing_folder_is_not_looked_for_on_the_hub(name: str) -> None:
     with pytest.raises(InputError, match="no such folder"):
         load_encoder(name)
+
+
+@pytest.mark.parametrize("script", ["star/inference.py", "star/prepare_hardneg.py", "adore/inference.py"])
+def test_dot_in_front_of_a_name_means_a_folder(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_collection(tmp_path / "passage" / "preprocess")
+    words: list[object] = ["--mode", "train", "--model_dir", "./typo"]
+    if script == "adore/inference.py":
+        words += ["--preprocess_dir", folder, "--output_dir", tmp_path, "--dmemmap_path", tmp_path]
+    else:
+        words += ["--data_type", "passage", "--data_root", tmp_path]
+    assert "./typo: no such folder" in refused(script, *words, capsys=capsys)

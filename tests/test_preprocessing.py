@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import drhard.preprocessing
@@ -342,6 +343,20 @@ def wait_until(happens: Callable[[], object], seconds: float = 60) -> None:
     while not happens():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def parse_csv(line: str, where: str) -> tuple[int, str]:
+    pid, _, text = line.partition(",")
+    return int(pid), text
+
+
+def test_a_duplicate_id_is_found_in_any_format(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
+    corpus = replace(PASSAGE, collection="collection.csv", parse=parse_csv)
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    (dataset / "collection.csv").write_text("7,one\n8,two\n7,three\n")
+    with pytest.raises(InputError, match=r"collection\.csv, line 3: the id 7 is already used in line 1"):
+        preprocess(corpus, tmp_path, tokenizer, LENGTHS, workers=1)
 
 
 @pytest.fixture(scope="module")

@@ -821,6 +821,15 @@ def test_the_oldest_checkpoints_go_first(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-8"]
 
 
+@pytest.mark.parametrize("limit", range(1, 9))
+def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path, limit: int) -> None:
+    for step in range(1, 15):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        keep_newest(tmp_path, step, limit)
+        kept = {int(path.name.removeprefix("checkpoint-")) for path in tmp_path.iterdir()}
+        assert kept == set(range(max(1, step - limit + 1), step + 1))
+
+
 def test_checkpoints_of_another_project_are_refused(tmp_path: Path) -> None:
     state = tmp_path / "models" / "checkpoint-5" / "trainer_state.json"
     state.parent.mkdir(parents=True)

@@ -1,10 +1,10 @@
 """Runs: written, read, refused, converted to official ids and to TREC's six columns."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import drhard.runs
 from drhard import ids
@@ -16,7 +16,7 @@ from drhard.runs import Ranking, convert_run, digest_ids, read_rankings, read_ru
 import ir_measures
 import numpy as np
 import pytest
-from helpers import must_run, run_script
+from helpers import must_run, run_script, snapshot
 
 
 def write(folder: Path, text: str) -> Path:
@@ -42,6 +42,35 @@ def test_written_run_is_the_published_format(tmp_path: Path) -> None:
     assert path.read_text() == "0\t5\t1\n0\t3\t2\n1\t0\t1\n1\t9\t2\n"
     assert sorted(os.listdir(path.parent)) == ["dev.rank.tsv", "dev.score.npy"]
     assert read(path) == {0: [5, 3], 1: [0, 9]}
+
+
+class Died(BaseException):
+    """The process was killed."""
+
+
+@pytest.mark.parametrize("calls", range(9))
+def test_a_run_has_its_own_scores_whenever_the_process_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    path = tmp_path / "dev.rank.tsv"
+    write_run(path, np.array([[9, 8]]), np.array([[0, 1]]), {"documents": "a", "queries": "a"})
+    former = snapshot(tmp_path)
+    remaining = iter(range(calls))
+
+    def die_at_last(call: Callable[..., None]) -> Callable[..., None]:
+        def counted(*arguments: Any) -> None:
+            if next(remaining, None) is None:
+                raise Died
+            call(*arguments)
+
+        return counted
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        for name in ("fsync", "replace", "unlink"):
+            patch.setattr(os, name, die_at_last(getattr(os, name)))
+        write_run(path, np.array([[7, 6]]), np.array([[2, 3]]), {"documents": "b", "queries": "b"})
+    left = {name: content for name, content in snapshot(tmp_path).items() if ".partial" not in name}
+    assert path.name not in left or left == former
 
 
 def test_ranks_decide_not_the_order_of_the_lines(tmp_path: Path) -> None:
@@ -220,7 +249,7 @@ def test_a_run_that_another_process_wrote_meanwhile_stays(tmp_path: Path, monkey
     source, target = write(tmp_path, "0\t0\t1\n"), tmp_path / "out.tsv"
     ids = write_ids(tmp_path, [100], [10])
     monkeypatch.setattr(drhard.runs, "write_whole_text", quicker := Quicker(target))
-    with pytest.raises(InputError, match="exists already and was made from something else"):
+    with pytest.raises(InputError, match="another process has just written it"):
         convert_run(source, target, ids, "dev", "")
     assert quicker.ran and target.read_text() == "theirs"
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Sequence
 
 import drhard.significance
@@ -24,6 +25,16 @@ def all_signs(difference: np.ndarray) -> float:
     """The share of all signs under which the sum is as far from 0 as it is, or farther."""
     sums = [np.dot(signs, difference) for signs in itertools.product((1, -1), repeat=len(difference))]
     return float(np.mean(np.abs(sums) >= abs(difference.sum()) - 1e-9))
+
+
+def test_memory_is_bounded_for_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drhard.significance, "RESAMPLES", 500)
+    a, b = pair(50_000, seed=1)
+    tracemalloc.start()
+    compare(a, b)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5e9
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -125,9 +125,16 @@ def test_a_mistyped_flag_gets_argparses_sentence(capsys: pytest.CaptureFixture[s
 def out_of_range() -> Iterator[tuple[str, str]]:
     for name, flag in (WORKING | OWN | DATA).items():
         if isinstance(flag.kind, Range):
-            yield from ((name, value) for value in BEYOND if (name, value) != ("max_steps", "-1"))  # -1: no such bound
+            yield from ((name, value) for value in BEYOND if value != f"{flag.kind.off}")
             if flag.kind.least > 0 or flag.kind.above:
                 yield name, "0"
+
+
+def test_defaults_may_be_given() -> None:
+    for name, flag in (WORKING | OWN | DATA).items():
+        if flag.default is not None and not flag.needs and name not in ("do_train", "report_to"):
+            read = parse_flags("star/train.py", "--do_train", *NEEDED, f"--{name}", str(flag.default))
+            assert getattr(read, name) == flag.default, name
 
 
 def test_numbers_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
