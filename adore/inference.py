@@ -47,7 +47,7 @@ def main() -> None:
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.embeddings import open_document_embeddings
-    from drhard.encoder import load_encoder
+    from drhard.model_folder import load_encoder
     from drhard.retrieval import search_embeddings
     from drhard.settings import EncodingSettings, SearchSettings
 

@@ -66,7 +66,7 @@ def main() -> None:
     from drhard.adore import AdoreOutput, AdoreTraining
     from drhard.devices import choose_device, limit_threads
     from drhard.embeddings import open_document_embeddings, read_if_it_fits, warn_if_made_by_another
-    from drhard.encoder import load_encoder
+    from drhard.model_folder import load_encoder
     from drhard.settings import SearchSettings
 
     if args.faiss_omp_num_threads is not None:

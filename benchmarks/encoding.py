@@ -15,8 +15,8 @@ from pathlib import Path
 
 from drhard.devices import choose_device
 from drhard.embeddings import encode, open_embeddings
-from drhard.encoder import RobertaDot
 from drhard.errors import command
+from drhard.roberta_dot import RobertaDot
 from drhard.tokens import TokenMemmap
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Random models as large as roberta-base, and random text lengths like those of MS MARCO's passages."""
 
-from drhard.encoder import RobertaDot
+from drhard.roberta_dot import RobertaDot
 
 import numpy as np
 import torch

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from drhard.encoder import RobertaDot, save_encoder
 from drhard.files import write_whole_file, write_whole_text
+from drhard.model_folder import save_encoder
 from drhard.msmarco import CORPORA
+from drhard.roberta_dot import RobertaDot
 
 import numpy as np
 import torch

@@ -17,11 +17,12 @@ import time
 from typing import Any
 
 from drhard.adore import Candidates
-from drhard.encoder import RobertaDot, embed_in_chunks
+from drhard.encoder import embed_in_chunks
 from drhard.errors import command
 from drhard.exact import ExactIndex
 from drhard.index import check_topk
 from drhard.losses import adore_loss, pairwise_loss
+from drhard.roberta_dot import RobertaDot
 
 import faiss
 import numpy as np

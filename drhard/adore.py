@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import RobertaDot, check_tokens, digest_config, digest_weights, save_encoder
+from drhard.encoder import Encoder, check_tokens, digest_config
 from drhard.errors import InputError
 from drhard.files import remove_unfinished, write_whole_file
 from drhard.index import Index
 from drhard.losses import adore_loss
+from drhard.model_folder import save_encoder
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
 from drhard.provenance import check_record, digest_relevant
 from drhard.tokens import TokenMemmap, digest_sample
@@ -182,7 +183,7 @@ class AdoreTraining:
 
     def __init__(
         self,
-        model: RobertaDot,
+        model: Encoder,
         queries: TokenMemmap,
         relevant: Mapping[int, Sequence[int]],
         documents: np.ndarray,
@@ -320,7 +321,7 @@ class AdoreTraining:
     def _make_record(self) -> dict[str, Any]:
         """Describe the settings and input. Call it before the state is loaded: it digests the starting weights."""
         return asdict(self.settings) | {
-            "init_path": digest_weights(self.model),
+            "init_path": self.model.fingerprint(),
             "config": digest_config(self.model.config),
             "queries": len(self.query_rows),
             "query texts": self.queries.digest(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from drhard.collection import Collection
-from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, digest_weights
+from drhard.encoder import Encoder, MixedPrecision, check_tokens
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial_path, sync, write_whole_file
 from drhard.prefetch import prefetch
@@ -34,7 +34,7 @@ WINDOW = 8192  # rows; fixed, so that encoding can resume with another batch siz
 
 
 def encode(
-    model: RobertaDot,
+    model: Encoder,
     tokens: TokenMemmap,
     path: str | Path,
     batch_size: int,
@@ -86,10 +86,10 @@ def encode(
     return int(stamp["dim"])
 
 
-def _make_stamp(model: RobertaDot, tokens: TokenMemmap, dtype: torch.dtype) -> dict[str, Any]:
+def _make_stamp(model: Encoder, tokens: TokenMemmap, dtype: torch.dtype) -> dict[str, Any]:
     """Return what the embeddings of ``tokens`` are made from."""
     return {
-        "model": digest_weights(model),
+        "model": model.fingerprint(),
         "tokens": tokens.digest(),
         "length": tokens.max_length,
         "rows": len(tokens),
@@ -142,7 +142,7 @@ def _finish(path: Path, stamp: dict[str, Any]) -> None:
 
 
 def _embed(
-    model: RobertaDot, tokens: TokenMemmap, done: int, batch_size: int, device: torch.device, dtype: torch.dtype
+    model: Encoder, tokens: TokenMemmap, done: int, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> Generator[np.ndarray]:
     """Yield the embeddings (W, dim) of each window, from row ``done`` on."""
     model = model.to(device).eval()
@@ -314,19 +314,19 @@ def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> b
     return True
 
 
-def are_made_by(path: Path, weights: str) -> bool:
+def are_made_by(path: Path, fingerprint: str) -> bool:
     """Return whether a model made the embeddings at ``path``; True if they have no stamp.
 
     Args:
-        weights: :func:`drhard.encoder.digest_weights` of the model.
+        fingerprint: :meth:`drhard.encoder.Encoder.fingerprint` of the model.
     """
     stamp = read_embedding_stamp(path)
-    return stamp is None or stamp["model"] == weights
+    return stamp is None or stamp["model"] == fingerprint
 
 
-def warn_if_made_by_another(path: Path, model: RobertaDot) -> None:
-    """Log a warning if the stamp of the embeddings at ``path`` names other weights than those of ``model``."""
-    if not are_made_by(path, digest_weights(model)):
+def warn_if_made_by_another(path: Path, model: Encoder) -> None:
+    """Log a warning if the stamp of the embeddings at ``path`` names another model than ``model``."""
+    if not are_made_by(path, model.fingerprint()):
         log.warning("%s: was not made by the model that the training starts from", path)
 
 

@@ -1,60 +1,44 @@
-"""The encoder of queries and documents, and its checkpoints."""
+"""What an encoder of queries and documents is, and what is done with any: batches in chunks, checks, digests."""
 
 import hashlib
 import json
-import logging
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from drhard.errors import InputError
-from drhard.files import write_whole_folder
-from drhard.hub import TOKENIZER_FILES, find_checkpoint
-from drhard.pretrained import (
-    check_sizes,
-    check_weights,
-    embedding_size,
-    find_longest_sequence,
-    quiet_transformers,
-    read_config,
-    read_weights,
-)
-from drhard.tokenizer import tokenizer_digest
+from drhard.pretrained import find_longest_sequence
 from drhard.tokens import TokenMemmap
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig, RobertaConfig, RobertaModel
-from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
-
-log = logging.getLogger(__name__)
 
 transformers_logging.disable_progress_bar()  # transformers' bars for reading and writing weights drown ours
 
-HEAD = ("embeddingHead.bias", "embeddingHead.weight", "norm.bias", "norm.weight")
 CONFIG_NOTES = ("_name_or_path", "transformers_version", "dtype", "architectures")  # do not affect a training
 PREPROCESS_AGAIN = "run preprocess.py with the tokenizer of this model (--model_name_or_path)"
 
 
-class RobertaDot(RobertaPreTrainedModel):
-    """RoBERTa, then ``LayerNorm(W h + b)`` on the last hidden state h of ``<s>``; no pooler.
+class Encoder(nn.Module):
+    """A model that turns token ids into embeddings. The score of a query and a document is their inner product.
 
-    W maps hidden_size to ``config.output_embedding_size`` (hidden_size if the config has none). The score of
-    a query and a document is the inner product of their embeddings. Parameters have the names of the published
-    checkpoints: ``roberta.*``, ``embeddingHead.*``, ``norm.*``. :func:`load_encoder` reads a checkpoint.
+    :mod:`drhard.model_folder` loads and saves encoders.
+
+    Attributes:
+        config: transformers' config of the encoder.
+        output_embedding_size: dim, the dimensions of an embedding.
+        normalized: embeddings have the length 1.
+        tokenizer_digest: the digest of the tokenizer beside the weights; None if there is none.
+        prompts: "query" and "passage" -> the text that stands in front of each; None if the checkpoint does not say.
     """
 
-    tokenizer_digest: str | None = None  # digest of the tokenizer files beside the weights
-
-    def __init__(self, config: RobertaConfig):
-        super().__init__(config)
-        self.output_embedding_size = embedding_size(config)
-        self.roberta = RobertaModel(config, add_pooling_layer=False)
-        self.embeddingHead = nn.Linear(config.hidden_size, self.output_embedding_size)
-        self.norm = nn.LayerNorm(self.output_embedding_size)
-        self.post_init()
+    config: PreTrainedConfig
+    output_embedding_size: int
+    normalized = False
+    tokenizer_digest: str | None = None
+    prompts: Mapping[str, str] | None = None
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Embed a batch.
@@ -66,10 +50,25 @@ class RobertaDot(RobertaPreTrainedModel):
         Returns:
             (B, dim) embeddings.
         """
-        # The published configs set return_dict to false.
-        hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state  # (B, L, hidden)
-        embeddings: torch.Tensor = self.norm(self.embeddingHead(hidden[:, 0]))
-        return embeddings
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def longest_sequence(self) -> int:
+        """The most tokens that the model takes."""
+        return find_longest_sequence(self.config)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 that tells this encoder from all that give other embeddings."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write the config and the weights into ``folder``, as transformers and sentence-transformers read them."""
+        raise NotImplementedError
 
 
 class MixedPrecision(nn.Module):
@@ -83,7 +82,7 @@ class MixedPrecision(nn.Module):
         self.model, self.dtype = model, dtype
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Embed a batch; see :meth:`RobertaDot.forward`."""
+        """Embed a batch; see :meth:`Encoder.forward`."""
         with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embeddings: torch.Tensor = self.model(input_ids, attention_mask)
             return embeddings.float()
@@ -100,8 +99,8 @@ def embed_in_chunks(
     so that a chunk is padded only to its own longest sequence.
 
     Args:
-        model: a :class:`RobertaDot`, or a module that wraps one.
-        input_ids, attention_mask: see :meth:`RobertaDot.forward`.
+        model: a :class:`Encoder`, or a module that wraps one.
+        input_ids, attention_mask: see :meth:`Encoder.forward`.
 
     Returns:
         (B, dim) embeddings, in the order of the batch.
@@ -116,43 +115,14 @@ def embed_in_chunks(
     return torch.cat(embeddings)[order.argsort()]
 
 
-def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaDot:
-    """Load a checkpoint: a Hugging Face folder or hub name, with weights as safetensors or ``pytorch_model.bin``.
-
-    Args:
-        fresh_head: start the embedding head from random weights if the checkpoint has none, as roberta-base has none.
-
-    Raises:
-        InputError: the checkpoint cannot be read, is of another model, or its weights do not fit its config.
-    """
-    folder = find_checkpoint(name_or_path)
-    config, weights = read_config(folder), read_weights(folder)
-    check_sizes(folder, config, weights)
-    with torch.device("meta"):
-        expected = RobertaDot(config).state_dict()
-    check_weights(folder, weights, expected, HEAD if fresh_head else ())
-    if weights.keys() != expected.keys():
-        log.warning("%s has no embedding head; it starts from random weights", name_or_path)
-    # Copied, not mapped: the file may be rewritten while the model is in use.
-    weights = {key: weight.to(torch.float32, copy=True) for key, weight in weights.items()}
-    with quiet_transformers():
-        model = RobertaDot.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{folder}: {name} has numbers that are not finite; the weights are damaged")
-    model.tokenizer_digest = tokenizer_digest(folder)
-    model.eval()
-    return cast(RobertaDot, model)
-
-
-def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
+def check_tokens(model: Encoder, tokens: TokenMemmap) -> None:
     """Check that ``model`` can read ``tokens``. From then on, ``tokens`` checks the ids of each batch as well.
 
     Raises:
         InputError: a sequence is longer than the model takes, an id is beyond its vocabulary, or the ids come from
             another vocabulary.
     """
-    longest = find_longest_sequence(model.config)
+    longest = model.longest_sequence
     if tokens.lengths.max() > longest:
         raise InputError(
             f"{tokens.path}: has sequences of {tokens.lengths.max()} tokens, the model takes at most {longest}; "
@@ -182,18 +152,3 @@ def digest_config(config: PreTrainedConfig) -> str:
     """Return the SHA-256 of the settings that decide what a model computes, dropout included."""
     values = {name: value for name, value in config.to_dict().items() if name not in CONFIG_NOTES}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Path) -> None:
-    """Write a checkpoint folder as a whole: weights as safetensors, config, and the tokenizer's files.
-
-    Args:
-        tokenizer_from: the checkpoint to copy ``vocab.json`` and ``merges.txt`` from, if it is a folder with them.
-    """
-    with write_whole_folder(folder, last="config.json") as unfinished:  # a folder without it is not a checkpoint
-        model.save_pretrained(unfinished)
-        for name in TOKENIZER_FILES:
-            if (Path(tokenizer_from) / name).is_file():
-                shutil.copy(Path(tokenizer_from) / name, unfinished)
-        for path in unfinished.iterdir():
-            path.chmod(0o644)  # safetensors lets only the owner read

@@ -158,13 +158,15 @@ def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
                 shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
                 unfinished.mkdir()
                 yield unfinished
-                files = sorted(unfinished.iterdir(), key=lambda path: (path.name == last, path.name))
-                for path in files:
+                entries = sorted(unfinished.iterdir(), key=lambda path: (path.name == last, path.name))
+                for path in unfinished.rglob("*"):
                     sync(path)
                 if there:
                     if last:
                         (folder / last).unlink(missing_ok=True)
-                    for path in files:
+                    for path in entries:
+                        if (folder / path.name).is_dir():
+                            remove_folder(folder / path.name)
                         os.replace(path, folder / path.name)
                 else:
                     os.replace(unfinished, folder)
@@ -319,20 +321,26 @@ def read_object(
         InputError: the file is missing or is not one JSON object; it names a field twice or nests too deep; a number
             is not finite or has too many digits; a field is missing or has the wrong type.
     """
-    path = require_file(path)
     name = name or str(path)
     hint = f"; {hint}" if hint else ""
-    if path.is_dir():
-        raise InputError(f"{name}: is a folder; a JSON file is expected")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_finite)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else shorten(error)
-        raise InputError(f"{name}: not a JSON file ({reason}){hint}") from None
+    content = read_json(path, name, hint)
     if not isinstance(content, dict):
         raise InputError(f"{name}: expected a JSON object, found {_KINDS[type(content)]}{hint}")
     check_fields(name, content, fields, hint, optional)
     return content
+
+
+def read_json(path: str | Path, name: str | None = None, hint: str = "") -> Any:
+    """Read a JSON file. The arguments and errors are those of :func:`read_object`."""
+    path = require_file(path)
+    name = name or str(path)
+    if path.is_dir():
+        raise InputError(f"{name}: is a folder; a JSON file is expected")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else shorten(error)
+        raise InputError(f"{name}: not a JSON file ({reason}){hint}") from None
 
 
 def check_fields(

@@ -3,6 +3,7 @@
 This module is light to import, so a mistyped name is reported before torch is loaded.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -51,3 +52,20 @@ def _fetch(name: str) -> Path:
     finally:
         hub_logging.set_verbosity(verbosity)
     return folder
+
+
+_STAND_INS = (
+    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file; fetch the file with 'git lfs pull'"),
+    (rb"\s*<(!doctype|html|\?xml)", "is a web page, not the file; download it again"),
+)
+
+
+def refuse_stand_in(path: Path) -> None:
+    """Raise InputError if the file is empty, a web page or a pointer of Git LFS: signs of a failed download."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        raise InputError(f"{path}: is empty; is the download complete?")
+    for pattern, sentence in _STAND_INS:
+        if re.match(pattern, start, re.IGNORECASE):
+            raise InputError(f"{path}: {sentence}")

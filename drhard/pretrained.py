@@ -7,61 +7,32 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from drhard.architectures import ARCHITECTURES, Architecture, Fields
 from drhard.errors import InputError, reason_of
 from drhard.files import read_object
-from drhard.hub import CONFIG_FILE, WEIGHTS_FILES
-from drhard.numbers import COUNT, FRACTION, NATURAL, Range
+from drhard.hub import CONFIG_FILE, WEIGHTS_FILES, refuse_stand_in
 
 import torch
 from safetensors.torch import load_file
-from transformers import RobertaConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
-MODEL_TYPES = ("roberta",)
-
 _HINT = "does it belong to this checkpoint, and is it complete?"
-_DIM = Range(1, 2**14)  # dimensions of an embedding
-_EPSILON = Range(0, 1, whole=False, above=True)
-# The fields of config.json that decide an embedding, with their types and ranges. Other fields are ignored.
-_REQUIRED: dict[str, tuple[type, Range | None]] = {
-    "vocab_size": (int, COUNT),
-    "hidden_size": (int, COUNT),
-    "num_hidden_layers": (int, COUNT),
-    "num_attention_heads": (int, COUNT),
-    "intermediate_size": (int, COUNT),
-    "max_position_embeddings": (int, COUNT),
-    "type_vocab_size": (int, COUNT),
-    "hidden_act": (str, None),
-    "layer_norm_eps": (float, _EPSILON),
-}
-_OPTIONAL: dict[str, tuple[type, Range | None]] = {
-    "pad_token_id": (int, NATURAL),
-    "hidden_dropout_prob": (float, FRACTION),
-    "attention_probs_dropout_prob": (float, FRACTION),
-    "initializer_range": (float, FRACTION),
-}
-_NULLABLE = {"output_embedding_size": _DIM, "bos_token_id": NATURAL, "eos_token_id": NATURAL}
-_OTHERWISE = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
-# Sizes that the weights show as well: field -> (name of a weight, its dimension).
-_TOLD = {
-    "vocab_size": ("roberta.embeddings.word_embeddings.weight", 0),
-    "hidden_size": ("roberta.embeddings.word_embeddings.weight", 1),
-    "max_position_embeddings": ("roberta.embeddings.position_embeddings.weight", 0),
-    "type_vocab_size": ("roberta.embeddings.token_type_embeddings.weight", 0),
-    "intermediate_size": ("roberta.encoder.layer.0.intermediate.dense.weight", 0),
-    "output_embedding_size": ("embeddingHead.weight", 0),
-}
-_LAYER = re.compile(r"roberta\.encoder\.layer\.(\d+)\.")
 _UNUSED = re.compile(
-    r"roberta\.embeddings\.(position_ids|token_type_ids)$"  # counters, not learned
-    r"|roberta\.pooler\.|(lm_head|classifier|classification_head|qa_outputs)\b"  # heads for other tasks
+    r"embeddings\.(position_ids|token_type_ids)$"  # counters, not learned
+    # heads for other tasks
+    r"|(pooler|lm_head|classifier|classification_head|pre_classifier|qa_outputs|cls|head|decoder|vocab_\w+)\b"
 )
 
 
-def read_config(folder: Path) -> RobertaConfig:
+def read_config(folder: Path) -> PreTrainedConfig:
     """Read ``config.json``. Keep only the fields that decide the embeddings.
+
+    Returns:
+        The config of transformers' class for its ``model_type``, one of :data:`ARCHITECTURES`.
 
     Raises:
         InputError: the file is missing or damaged, or it describes another kind of model, or one that cannot be built.
@@ -69,35 +40,51 @@ def read_config(folder: Path) -> RobertaConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{folder}: {CONFIG_FILE} is missing; a checkpoint is {CONFIG_FILE} and weights")
-    _refuse_stand_in(path)
-    model_type = read_object(path, {}, _HINT, {"model_type": str}).get("model_type", MODEL_TYPES[0])
-    if model_type not in MODEL_TYPES:
+    refuse_stand_in(path)
+    model_type = read_object(path, {}, _HINT, {"model_type": str}).get("model_type", "roberta")
+    if model_type not in ARCHITECTURES:
         raise InputError(
             f"{folder}: is a checkpoint of type {model_type[:40]!r} ({CONFIG_FILE}, model_type); "
-            f"only {' and '.join(MODEL_TYPES)} can be used"
+            f"only {', '.join(ARCHITECTURES)} can be used"
         )
-    bounded = _REQUIRED | _OPTIONAL
+    architecture = ARCHITECTURES[model_type]
+    fields = {**architecture.required, **architecture.optional}
     content = read_object(
         path,
-        {name: kind for name, (kind, _) in _REQUIRED.items()},
+        {name: kind for name, (kind, _) in architecture.required.items()},
         _HINT,
-        {name: kind for name, (kind, _) in _OPTIONAL.items()}
-        | dict.fromkeys(_NULLABLE, (int, type(None)))
-        | {name: type(value) for name, value in _OTHERWISE.items()},
+        {name: kind for name, (kind, _) in architecture.optional.items()}
+        | {name: type(value) for name, value in architecture.otherwise.items()},
     )
-    for name, expected in _OTHERWISE.items():
+    for name, expected in architecture.otherwise.items():
         if content.get(name, expected) != expected:
             raise InputError(f"{path}: {name} is {content[name]!r}; this encoder needs {expected!r}")
-    taken = {name: content[name] for name in (*bounded, *_NULLABLE) if content.get(name) is not None}
-    for name, value in taken.items():
-        kind, bound = bounded.get(name) or (int, _NULLABLE[name])
-        if bound is not None:
-            bound.check(f"{path}: {name}", value)
-        taken[name] = kind(value)
-    with quiet_transformers():
-        config = RobertaConfig(**taken)
+    taken = _take(path, content, fields)
+    try:
+        with quiet_transformers():
+            config: PreTrainedConfig = CONFIG_MAPPING[model_type](**taken)
+    except Exception as error:  # transformers' classes check their fields with errors of many types
+        raise InputError(f"{path}: cannot be used ({reason_of(error)}); {_HINT}") from None
     _check_config(config, path)
     return config
+
+
+def _take(path: Path, content: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """Return the ``fields`` that ``content`` has. Raises InputError if a number is out of its range."""
+    taken = {}
+    for name, (kinds, bound) in fields.items():
+        value = content.get(name)
+        if value is not None:
+            if bound is not None:
+                bound.check(f"{path}: {name}", value)
+            kind = kinds[0] if isinstance(kinds, tuple) else kinds
+            taken[name] = kind(value)
+    return taken
+
+
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """Return the architecture of a config that :func:`read_config` returned."""
+    return ARCHITECTURES[config.model_type]
 
 
 @contextmanager
@@ -111,12 +98,14 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _check_config(config: RobertaConfig, path: Path) -> None:
+def _check_config(config: PreTrainedConfig, path: Path) -> None:
     """Raise InputError unless the sizes fit each other."""
-    if config.hidden_size % config.num_attention_heads:
+    architecture = architecture_of(config)
+    hidden, heads, act = map(architecture.name, ("hidden_size", "num_attention_heads", "hidden_act"))
+    if getattr(config, hidden) % getattr(config, heads):
         raise InputError(
-            f"{path}: hidden_size {config.hidden_size} cannot be divided among {config.num_attention_heads} "
-            "attention heads (num_attention_heads)"
+            f"{path}: {hidden} {getattr(config, hidden)} cannot be divided among {getattr(config, heads)} "
+            f"attention heads ({heads})"
         )
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(config, name) is not None and getattr(config, name) >= config.vocab_size:
@@ -125,42 +114,55 @@ def _check_config(config: RobertaConfig, path: Path) -> None:
             )
     if find_longest_sequence(config) < 2:
         raise InputError(
-            f"{path}: max_position_embeddings {config.max_position_embeddings} leaves no room for <s> and </s> "
-            f"after pad_token_id {config.pad_token_id}"
+            f"{path}: max_position_embeddings {config.max_position_embeddings} leaves no room for <s> and </s>"
+            + (f" after pad_token_id {config.pad_token_id}" if architecture.positions_after_padding else "")
         )
-    if config.hidden_act not in ACT2FN:
-        raise InputError(f"{path}: hidden_act {config.hidden_act[:40]!r} is not an activation function of transformers")
+    if getattr(config, act) not in ACT2FN:
+        raise InputError(f"{path}: {act} {getattr(config, act)[:40]!r} is not an activation function of transformers")
 
 
-def find_longest_sequence(config: RobertaConfig) -> int:
-    """Return the most tokens that the model takes. RoBERTa does not use the positions up to the pad id."""
-    return int(config.max_position_embeddings - config.pad_token_id - 1)
+def find_longest_sequence(config: PreTrainedConfig) -> int:
+    """Return the most tokens that the model takes. RoBERTa and its kin do not use the positions up to the pad id."""
+    before = config.pad_token_id + 1 if architecture_of(config).positions_after_padding else 0
+    return int(config.max_position_embeddings - before)
 
 
 # Weights
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read an encoder's weights from a checkpoint, under the names that :class:`RobertaDot` has for them.
+def read_weights(folder: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Read an encoder's weights from a checkpoint, under the names that transformers' model without a head has.
+
+    Heads for other tasks are dropped.
 
     Raises:
         InputError: the folder has no weights, or a file of weights is missing, damaged, or holds anything else.
     """
-    weights: dict[str, torch.Tensor] = {}
-    for path in find_weights_files(folder):
-        _refuse_stand_in(path)
-        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
-    if any(name.startswith("module.") for name in weights):
+    read = read_all_weights(folder)
+    if any(name.startswith("module.") for name in read):
         raise InputError(
             f"{folder}: the names of its weights begin with 'module.', as DataParallel writes them; "
             "save the state_dict of model.module instead"
         )
-    if not any(name.startswith("roberta.") for name in weights):  # saved from a plain RobertaModel
-        weights = {
-            f"roberta.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name: weight
-            for name, weight in weights.items()
-        }
-    return {name: weight for name, weight in weights.items() if not _UNUSED.match(name)}
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in read.items():
+        plain = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix(f"{architecture.prefix}."))
+        plain = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", plain)  # so in the first checkpoints of BERT
+        if _UNUSED.match(plain):
+            continue
+        if plain in weights:
+            raise InputError(f"{folder}: holds the weight {plain[:80]} twice, once as {name[:80]}; {_HINT}")
+        weights[plain] = weight
+    return weights
+
+
+def read_all_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read all weights of a folder, under their own names. Raises InputError as :func:`read_weights`."""
+    weights: dict[str, torch.Tensor] = {}
+    for path in find_weights_files(folder):
+        refuse_stand_in(path)
+        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+    return weights
 
 
 def find_weights_files(folder: Path) -> list[Path]:
@@ -216,48 +218,30 @@ def _is_whole(weight: torch.Tensor) -> bool:
     return plain and weight.untyped_storage().nbytes() >= weight.numel() * weight.element_size()
 
 
-_STAND_INS = (
-    (rb"version https://git-lfs", "is a pointer of Git LFS, not the file; fetch the file with 'git lfs pull'"),
-    (rb"\s*<(!doctype|html|\?xml)", "is a web page, not the file; download it again"),
-)
-
-
-def _refuse_stand_in(path: Path) -> None:
-    """Raise InputError if the file is empty, a web page or a pointer of Git LFS: signs of a failed download."""
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if not start:
-        raise InputError(f"{path}: is empty; is the download complete?")
-    for pattern, sentence in _STAND_INS:
-        if re.match(pattern, start, re.IGNORECASE):
-            raise InputError(f"{path}: {sentence}")
-
-
 # Config and weights together
 
 
-def check_sizes(folder: Path, config: RobertaConfig, weights: Mapping[str, torch.Tensor]) -> None:
+def check_sizes(folder: Path, config: PreTrainedConfig, weights: Mapping[str, torch.Tensor]) -> None:
     """Raise InputError unless ``config`` gives the sizes that the weights have.
 
     Otherwise a damaged config could make a model of any size. Weights that are missing are not compared.
     """
-    layers = {match[1] for match in map(_LAYER.match, weights) if match}
-    told = {"num_hidden_layers": len(layers)} | {
+    architecture = architecture_of(config)
+    layers = {match[1] for match in map(architecture.layer.match, weights) if match}
+    told = {
         field: weights[name].shape[dimension]
-        for field, (name, dimension) in _TOLD.items()
+        for field, (name, dimension) in architecture.told.items()
         if name in weights and weights[name].dim() == 2
     }
-    for field, found in told.items():
-        said = embedding_size(config) if field == "output_embedding_size" else getattr(config, field)
-        if found and said != found:
-            raise InputError(f"{folder / CONFIG_FILE}: {field} is {said}, but the weights have {found}")
-    if not told.keys() >= {"hidden_size", "max_position_embeddings", "type_vocab_size", "intermediate_size"}:
-        raise InputError(f"{folder}: {_lacks([name for name, _ in _TOLD.values() if name not in weights])}")
-
-
-def embedding_size(config: RobertaConfig) -> int:
-    """Return the number of dimensions of an embedding."""
-    return int(getattr(config, "output_embedding_size", None) or config.hidden_size)
+    complete = told.keys() >= architecture.told.keys() - {"vocab_size"}
+    for field, found in ({architecture.name("num_hidden_layers"): len(layers)} | told).items():
+        if found and getattr(config, field) != found:
+            raise InputError(
+                f"{folder / CONFIG_FILE}: {field} is {getattr(config, field)}, but the weights have {found}"
+            )
+    if not complete:
+        names = dict.fromkeys(name for name, _ in architecture.told.values() if name not in weights)
+        raise InputError(f"{folder}: {_lacks([f'{architecture.prefix}.{name}' for name in names])}")
 
 
 def check_weights(
@@ -291,7 +275,7 @@ def check_weights(
 def _lacks(names: Sequence[str]) -> str:
     return (
         f"the checkpoint lacks the weights {_named(names)}; "
-        "is it a STAR or ADORE checkpoint, and is the download complete?"
+        "is it a checkpoint of this kind of encoder, and is the download complete?"
     )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from drhard.embeddings import are_made_by
-from drhard.encoder import digest_weights, load_encoder
 from drhard.errors import InputError, shorten
 from drhard.files import digest_file
 from drhard.metrics import Coverage, measure_queries, parse_measures
+from drhard.model_folder import load_encoder
 from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
 from drhard.recipes import Row, Table, Trial
@@ -162,7 +162,7 @@ def _made_by_its_model(trial: Trial) -> bool:
     if not (trial.model / "config.json").exists():
         log.warning("%s: no such model, although its runs exist; they are skipped", trial.model)
         return False
-    digest = digest_weights(load_encoder(trial.model))
+    digest = load_encoder(trial.model).fingerprint()
     for mode, run in trial.runs.items():
         for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
             if not are_made_by(run.with_name(name), digest):

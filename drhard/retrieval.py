@@ -11,7 +11,7 @@ from typing import NamedTuple
 from drhard.bm25 import Bm25Index
 from drhard.collection import Collection
 from drhard.embeddings import write_row_numbers
-from drhard.encoder import RobertaDot
+from drhard.encoder import Encoder
 from drhard.errors import InputError, shorten
 from drhard.index import RESULTS_AT_ONCE
 from drhard.msmarco import Bm25Parameters, Corpus
@@ -32,7 +32,7 @@ EXTRA = 10  # published: the run beside hard.json has topk + 10 passages, since 
 class Retriever:
     """An encoder, with settings for encoding and for searching its embeddings."""
 
-    model: RobertaDot
+    model: Encoder
     encoding: EncodingSettings
     searching: SearchSettings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from drhard.backends import Backend, CompressedBackend, ExactBackend
 from drhard.devices import choose_device, choose_dtype
 from drhard.embeddings import encode, open_embeddings
-from drhard.encoder import RobertaDot, check_tokens
+from drhard.encoder import Encoder, check_tokens
 from drhard.errors import InputError
 from drhard.exact import SEARCH_MEMORY_GB
 from drhard.files import digest_file
@@ -35,13 +35,13 @@ class EncodingSettings:
         device = choose_device(flags.no_cuda)
         return cls(flags.batch_size, device, choose_dtype(flags.precision, device))
 
-    def check(self, model: RobertaDot, *tokens: TokenMemmap) -> None:
+    def check(self, model: Encoder, *tokens: TokenMemmap) -> None:
         """Raise InputError, before the long work, if ``model`` cannot encode ``tokens`` with these settings."""
         COUNT.check("the batch size", self.batch_size)
         for of in tokens:
             check_tokens(model, of)
 
-    def encode(self, model: RobertaDot, tokens: TokenMemmap, path: Path) -> np.ndarray:
+    def encode(self, model: Encoder, tokens: TokenMemmap, path: Path) -> np.ndarray:
         """Encode ``tokens`` into ``path``, unless that was done before. Open the embeddings.
 
         Returns:

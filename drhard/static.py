@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
-from drhard.encoder import embed_in_chunks, save_encoder
+from drhard.encoder import embed_in_chunks
 from drhard.files import partial_path, remove_folder, write_whole_folder
 from drhard.hub import TOKENIZER_FILES
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
+from drhard.model_folder import save_encoder
 from drhard.provenance import write_seal
 from drhard.sampling import TrainingDataset
 from drhard.training import Events, check_loss, check_trained, group_parameters, warn_of_long_warmup
@@ -222,6 +223,7 @@ class StaticTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if first:
                 self.state.save_to_json(str(folder / STATE_FILE))
-                write_seal(folder, step, self.record, [path.name for path in folder.iterdir()])
+                files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+                write_seal(folder, step, self.record, files)
         if first:
             keep_newest(output_dir, step, self.args.save_total_limit)

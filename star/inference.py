@@ -43,7 +43,7 @@ def main() -> None:
     find_checkpoint(model_dir)
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
-    from drhard.encoder import load_encoder
+    from drhard.model_folder import load_encoder
     from drhard.retrieval import Retriever
     from drhard.settings import EncodingSettings, SearchSettings
 

@@ -93,7 +93,7 @@ def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> "AbstractCo
     find_checkpoint(model_dir)
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
-    from drhard.encoder import load_encoder
+    from drhard.model_folder import load_encoder
     from drhard.retrieval import Retriever, mine_hard_negatives
     from drhard.settings import EncodingSettings, SearchSettings
 

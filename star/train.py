@@ -38,7 +38,7 @@ from drhard.strategies import STRATEGIES, AnyDocument, Pool
 from drhard.trainer_flags import DATA, OWN, WORKING, add_trainer_flags, check_needs, outcome, trainer_words
 
 if TYPE_CHECKING:
-    from drhard.encoder import RobertaDot
+    from drhard.encoder import Encoder
     from drhard.retrieval import Retriever
 
     from transformers import TrainingArguments
@@ -147,15 +147,15 @@ def open_pool(flags: argparse.Namespace, relevant: dict[int, list[int]], documen
 def make_record(
     flags: argparse.Namespace,
     args: "TrainingArguments",
-    model: "RobertaDot",
+    model: "Encoder",
     collection: Collection,
     relevant: dict[int, list[int]],
 ) -> dict[str, Any]:
     """Return what decides the outcome of the training. It resumes only if all of this is the same."""
-    from drhard.encoder import digest_config, digest_weights
+    from drhard.encoder import digest_config
 
     return {
-        "init_path": digest_weights(model),
+        "init_path": model.fingerprint(),
         "config": digest_config(model.config),
         "queries": collection.queries("train").digest(),
         "documents": collection.passages.digest(),

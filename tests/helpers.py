@@ -13,14 +13,19 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from drhard.encoder import RobertaDot, save_encoder
+from drhard.model_folder import save_encoder
+from drhard.roberta_dot import RobertaDot
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import RobertaConfig
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -51,6 +56,23 @@ def save_vocabulary(folder: Path) -> Path:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def word_pieces(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words of :data:`TEXTS`, with ``size`` tokens at most, in lower case."""
+    words = list(dict.fromkeys(" ".join(TEXTS).split()))
+    names = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *words][:size]
+    tokenizer = Tokenizer(WordLevel({name: id_ for id_, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
+    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
 
 
 def tiny_config(dropout: float = 0.0, **options: int) -> RobertaConfig:

@@ -16,8 +16,9 @@ from drhard.embeddings import (
     warn_if_made_by_another,
     write_row_numbers,
 )
-from drhard.encoder import RobertaDot, check_tokens
+from drhard.encoder import check_tokens
 from drhard.errors import InputError
+from drhard.roberta_dot import RobertaDot
 from drhard.tokens import TokenMemmap
 from drhard.vectors import check_finite
 

@@ -10,8 +10,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from drhard.encoder import RobertaDot, digest_weights, embed_in_chunks, load_encoder, save_encoder
+from drhard.encoder import digest_weights, embed_in_chunks
 from drhard.errors import InputError
+from drhard.model_folder import load_encoder, save_encoder
+from drhard.roberta_dot import RobertaDot
 
 import numpy as np
 import pytest
@@ -134,7 +136,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.output_embedding_size == 24
     assert not loaded.training
     saved = snapshot(tmp_path / "saved")
-    assert set(saved) == {"config.json", "model.safetensors", "vocab.json", "merges.txt"}
+    written = {
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    written |= {
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "1_Pooling/config.json",
+    }
+    written |= {
+        f"{folder}/{name}" for folder in ("2_Dense", "3_LayerNorm") for name in ("config.json", "model.safetensors")
+    }
+    assert set(saved) == written
     assert saved["vocab.json"] == (vocabulary / "vocab.json").read_bytes()
     assert saved["merges.txt"] == (vocabulary / "merges.txt").read_bytes()
     for path in (tmp_path / "saved").iterdir():
@@ -280,8 +299,9 @@ CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "a decoder": ({"is_decoder": True}, "is_decoder is True; this encoder needs False"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True"),
     "relative positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-    "BERT": ({"model_type": "bert"}, "checkpoint of type 'bert' .*only roberta"),
-    "XLM-R": ({"model_type": "xlm-roberta"}, "checkpoint of type 'xlm-roberta' .*only roberta"),
+    "T5": ({"model_type": "t5"}, "checkpoint of type 't5' .*only bert, roberta, xlm-roberta"),
+    "BERT": ({"model_type": "bert"}, "lacks the weights bert.embeddings.word_embeddings.weight"),
+    "XLM-R": ({"model_type": "xlm-roberta"}, "this encoder does not have: embeddingHead.bias"),
     "no type at all": ({"model_type": 1}, "'model_type' is 1, expected a text"),
 }
 

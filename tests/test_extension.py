@@ -8,11 +8,12 @@ from pathlib import Path
 import drhard.encoder
 import drhard.static
 from drhard.collection import Collection
-from drhard.encoder import RobertaDot, load_encoder
 from drhard.losses import pairwise_loss
+from drhard.model_folder import load_encoder
 from drhard.msmarco import CORPORA, PASSAGE
 from drhard.preprocessing import Lengths, preprocess
 from drhard.retrieval import Retriever
+from drhard.roberta_dot import RobertaDot
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.static import StaticTrainer
 from drhard.strategies import STRATEGIES, Example, Strategy

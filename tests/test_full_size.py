@@ -21,8 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from drhard.adore import AdoreTraining
-from drhard.encoder import RobertaDot
 from drhard.msmarco import CORPORA
+from drhard.roberta_dot import RobertaDot
 from drhard.tables import all_tables
 from drhard.tokens import PASSAGES, query_name
 

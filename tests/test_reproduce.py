@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from drhard.encoder import digest_weights, save_encoder
+from drhard.encoder import digest_weights
 from drhard.errors import InputError
+from drhard.model_folder import save_encoder
 from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Question, Row, Step, Table, Trial, find_rows, make_step
 from drhard.rendering import render_html, render_markdown, render_text
 from drhard.report import make_report

@@ -16,10 +16,10 @@ import drhard.adore
 import drhard.static
 from drhard.adore import STATE_SECONDS, AdoreOutput, AdoreSettings, AdoreTraining
 from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training
-from drhard.encoder import save_encoder
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.files import sole_writer
+from drhard.model_folder import save_encoder
 from drhard.provenance import write_seal
 from drhard.qrels import read_relevant
 from drhard.sampling import TrainingDataset

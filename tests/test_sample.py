@@ -5,7 +5,7 @@ import json
 from itertools import combinations
 from pathlib import Path
 
-from drhard.encoder import load_encoder
+from drhard.model_folder import load_encoder
 from drhard.msmarco import CORPORA, Corpus
 from drhard.qrels import read_relevant
 from drhard.tables import all_tables

@@ -1,0 +1,173 @@
+"""Load and save encoders: the published checkpoints, sentence-transformers folders, plain transformers encoders."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from drhard.encoder import Encoder
+from drhard.errors import InputError, reason_of
+from drhard.files import write_json, write_whole_folder, write_whole_text
+from drhard.hub import CONFIG_FILE, TOKENIZER_FILES, find_checkpoint
+from drhard.model_tokenizer import define_published, is_published, load_tokenizer
+from drhard.pooled import PooledEncoder
+from drhard.pretrained import (
+    architecture_of,
+    check_sizes,
+    check_weights,
+    quiet_transformers,
+    read_config,
+    read_weights,
+)
+from drhard.roberta_dot import HEAD, RobertaDot
+from drhard.sentence_modules import MODULES_FILE, Normalize, SentenceModules, read_modules, read_prompts
+from drhard.tokenizer import RobertaTokenizer
+
+import torch
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_NAMES = (  # of the files that transformers' tokenizers are made of
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+
+
+def load_encoder(
+    name_or_path: str | Path, fresh_head: bool = False, pooling: str | None = None, normalize: bool = False
+) -> Encoder:
+    """Load a checkpoint: a folder or hub name, with weights as safetensors or ``pytorch_model.bin``.
+
+    Three kinds of folders are known. What the folder says decides.
+
+    - The published checkpoints and those of star/train.py and adore/train.py: a :class:`RobertaDot`.
+    - sentence-transformers' folders, with ``modules.json``: a :class:`PooledEncoder`.
+    - Plain encoders of transformers: a :class:`PooledEncoder` with ``pooling``; without it, RoBERTa is the start of
+      a :class:`RobertaDot`.
+
+    Args:
+        fresh_head: start the embedding head from random weights if the checkpoint has none, as roberta-base has none.
+        pooling, normalize: "cls" or "mean", and whether embeddings get the length 1, for a plain encoder.
+
+    Raises:
+        InputError: the checkpoint cannot be read, is of another model, or its weights do not fit its config; or
+            ``pooling`` is missing, or the folder says otherwise.
+    """
+    folder = find_checkpoint(name_or_path)
+    if is_published(folder, own_tokenizer=pooling is not None):
+        _refuse_pooling(folder, pooling, normalize, "its own head")
+        model: Encoder = _load_robertadot(folder, fresh_head)
+    elif (folder / MODULES_FILE).exists():
+        modules = read_modules(folder)
+        _refuse_pooling(folder, pooling, normalize, f"the pooling {modules.pooling}")
+        model = _load_pooled(modules)
+    else:
+        if pooling is None:
+            raise InputError(f"{folder}: does not say how to pool its hidden states; give --pooling cls or mean")
+        model = _load_pooled(SentenceModules(folder, pooling, [Normalize()] if normalize else []))
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{folder}: {name} has numbers that are not finite; the weights are damaged")
+    tokenizer = load_tokenizer(folder, own_tokenizer=pooling is not None)
+    model.tokenizer_digest = tokenizer.digest() if tokenizer else None
+    model.eval()
+    return model
+
+
+def _refuse_pooling(folder: Path, pooling: str | None, normalize: bool, what: str) -> None:
+    if pooling is not None or normalize:
+        raise InputError(f"{folder}: has {what}; omit --pooling and --normalize")
+
+
+def _load_robertadot(folder: Path, fresh_head: bool) -> RobertaDot:
+    config = read_config(folder)
+    weights = read_weights(folder, architecture_of(config))
+    check_sizes(folder, config, weights)
+    head = weights.get("embeddingHead.weight")
+    size = getattr(config, "output_embedding_size", None) or config.hidden_size
+    if head is not None and head.dim() == 2 and len(head) != size:
+        raise InputError(f"{folder / CONFIG_FILE}: output_embedding_size is {size}, but the weights have {len(head)}")
+    weights = {
+        f"roberta.{name}" if name.startswith(("embeddings.", "encoder.")) else name: weight
+        for name, weight in weights.items()
+    }
+    with torch.device("meta"):
+        expected = RobertaDot(config).state_dict()
+    check_weights(folder, weights, expected, HEAD if fresh_head else ())
+    if weights.keys() != expected.keys():
+        log.warning("%s has no embedding head; it starts from random weights", folder)
+    # Copied, not mapped: the file may be rewritten while the model is in use.
+    weights = {key: weight.to(torch.float32, copy=True) for key, weight in weights.items()}
+    with quiet_transformers():
+        model = RobertaDot.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
+    assert isinstance(model, RobertaDot)
+    if (folder / MODULES_FILE).exists():
+        model.prompts = read_prompts(folder)
+    return model
+
+
+def _load_pooled(modules: SentenceModules) -> PooledEncoder:
+    place = modules.folder
+    config = read_config(place)
+    weights = read_weights(place, architecture_of(config))
+    check_sizes(place, config, weights)
+    with torch.device("meta"):
+        expected = _build(config, place).state_dict()
+    check_weights(place, weights, expected, ())
+    backbone = _build(config, place)
+    backbone.load_state_dict({name: weight.to(torch.float32) for name, weight in weights.items()})
+    return PooledEncoder(backbone, modules)
+
+
+def _build(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    options = {"add_pooling_layer": False} if architecture_of(config).pooler else {}
+    try:
+        with quiet_transformers():
+            model: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32, **options)
+            return model
+    except Exception as error:  # transformers' classes check their fields with errors of many types
+        raise InputError(f"{folder / CONFIG_FILE}: the model cannot be built ({reason_of(error)})") from None
+
+
+# Save
+
+
+def save_encoder(model: Encoder, folder: str | Path, tokenizer_from: str | Path) -> None:
+    """Write a checkpoint folder as a whole. transformers and sentence-transformers read it with equal embeddings.
+
+    Args:
+        tokenizer_from: the checkpoint to copy the files of the tokenizer from.
+    """
+    source = Path(tokenizer_from)
+    with write_whole_folder(folder, last=CONFIG_FILE) as unfinished:  # a folder without it is not a checkpoint
+        model.save(unfinished)
+        if isinstance(model, RobertaDot):
+            _write_published_tokenizer(source, unfinished)
+        else:
+            for name in TOKENIZER_NAMES:
+                if (source / name).is_file():
+                    shutil.copy(source / name, unfinished)
+        for path in unfinished.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors lets only the owner read
+
+
+def _write_published_tokenizer(source: Path, folder: Path) -> None:
+    """Write ``vocab.json`` and ``merges.txt`` of ``source``, and what makes transformers give the same ids."""
+    if not all((source / name).is_file() for name in TOKENIZER_FILES):
+        return
+    for name in TOKENIZER_FILES:
+        shutil.copy(source / name, folder)
+    tokenizer = RobertaTokenizer.from_pretrained(source, do_lower_case=True)
+    with write_whole_text(folder / "tokenizer.json") as file:
+        file.write(define_published(tokenizer))
+    names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    # With the class of RoBERTa, transformers would build its own tokenizer from the vocabulary.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {name: getattr(tokenizer, name) for name in names}
+    write_json(folder / "tokenizer_config.json", config | {"clean_up_tokenization_spaces": False}, indent=2)

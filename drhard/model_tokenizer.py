@@ -1,0 +1,182 @@
+"""The tokenizers of models: transformers' own for any encoder, the published one for the paper's."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from drhard.errors import InputError, reason_of
+from drhard.files import read_object
+from drhard.hub import CONFIG_FILE, refuse_stand_in
+from drhard.tokenizer import MERGES_FILE, VOCAB_FILE, RobertaTokenizer
+
+import numpy as np
+import tokenizers
+from tokenizers.normalizers import Lowercase, Normalizer
+from tokenizers.normalizers import Sequence as NormalizerSequence
+
+MODULES_FILE = "modules.json"
+LENGTH_FILE = "sentence_bert_config.json"
+SPECIALS = 2  # special tokens of a text: one in front, one behind
+
+
+class Tokenizer(Protocol):
+    """What preprocess.py needs of a tokenizer. It is pickled to the workers."""
+
+    def encode_rows(self, texts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids (B, width) int32, padded with 0, and the number of ids of each text (B,) int32.
+
+        Longer texts are cut. Their last id stays that of the end.
+        """
+
+    def digest(self) -> str:
+        """Return a SHA-256 of what decides the ids of a text."""
+
+
+class ModelTokenizer:
+    """The tokenizer that transformers loads for a model, run by the tokenizers library.
+
+    Args:
+        definition: the content of ``tokenizer.json``.
+
+    Raises:
+        InputError: it does not put one special token in front of a text and one behind.
+    """
+
+    def __init__(self, definition: str):
+        self._definition = definition
+        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._width = 0
+        added = len(self._tokenizer.encode("").ids)
+        if added != SPECIALS:
+            raise InputError(f"the tokenizer adds {added} special tokens to a text, expected {SPECIALS}")
+
+    def __reduce__(self) -> tuple[type["ModelTokenizer"], tuple[str]]:
+        return ModelTokenizer, (self._definition,)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> "ModelTokenizer":
+        """Load the tokenizer of a checkpoint as transformers and sentence-transformers do.
+
+        Raises:
+            InputError: the folder has no tokenizer, or one that needs code of its own.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            backend = loaded.backend_tokenizer
+        except Exception as error:  # transformers raises errors of many types
+            raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason_of(error)})") from None
+        if _lowers(folder) and not _has_lowercase(backend.normalizer):
+            backend.normalizer = NormalizerSequence([Lowercase(), *filter(None, [backend.normalizer])])
+        try:
+            return cls(backend.to_str())
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the definition."""
+        content = json.loads(self._definition)
+        content |= {"truncation": None, "padding": None}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def encode_rows(self, texts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`Tokenizer.encode_rows`. An empty text gives the two special tokens."""
+        if width != self._width:
+            self._tokenizer.enable_truncation(width)
+            self._width = width
+        rows = np.zeros((len(texts), width), dtype=np.int32)
+        lengths = np.zeros(len(texts), dtype=np.int32)
+        for place, encoding in enumerate(self._tokenizer.encode_batch_fast(list(texts))):
+            ids = encoding.ids
+            rows[place, : len(ids)] = ids
+            lengths[place] = len(ids)
+        return rows, lengths
+
+
+def is_published(folder: Path, own_tokenizer: bool = False) -> bool:
+    """Return whether a checkpoint is one of the paper's kind: a RobertaDot, or RoBERTa from which one starts.
+
+    Args:
+        own_tokenizer: a plain RoBERTa is another kind: it is pooled, and its own tokenizer is used.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return not (folder / MODULES_FILE).exists()
+    refuse_stand_in(folder / CONFIG_FILE)
+    config = read_object(folder / CONFIG_FILE, {}, optional={"model_type": str, "architectures": (list, type(None))})
+    names = config.get("architectures") or []
+    if config.get("model_type", "roberta") != "roberta":
+        return False
+    if any(str(name).startswith("RobertaDot") for name in names):
+        return True
+    return not (own_tokenizer or (folder / MODULES_FILE).exists())
+
+
+def load_tokenizer(folder: Path, own_tokenizer: bool = False) -> Tokenizer | None:
+    """Load the tokenizer beside the weights of a checkpoint; None if there is none.
+
+    Raises:
+        InputError: its files are damaged, or it cannot be used.
+    """
+    if is_published(folder, own_tokenizer):
+        if not all((folder / name).is_file() for name in (VOCAB_FILE, MERGES_FILE)):
+            return None
+        return RobertaTokenizer.from_pretrained(folder, do_lower_case=True)
+    if not any(folder.glob("tokenizer*")) and not any(folder.glob("*vocab*")):
+        return None
+    return ModelTokenizer.from_pretrained(folder)
+
+
+def _lowers(folder: Path) -> bool:
+    path = folder / LENGTH_FILE
+    return path.exists() and read_object(path, {}).get("do_lower_case") is True
+
+
+def _has_lowercase(normalizer: Normalizer | None) -> bool:
+    if isinstance(normalizer, NormalizerSequence):
+        return any(_has_lowercase(part) for part in normalizer)  # type: ignore[attr-defined]
+    return isinstance(normalizer, Lowercase)
+
+
+# The published tokenizer in the format of the tokenizers library
+
+
+def define_published(tokenizer: RobertaTokenizer) -> str:
+    """Return ``tokenizer.json`` for the published tokenizer.
+
+    Ids are equal but for texts that begin with white space other than one blank, or have it around special tokens.
+    """
+    specials = [
+        {
+            "id": id_,
+            "content": token,
+            "single_word": False,
+            "lstrip": True,  # 2.x strips white space in front of a special token
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for id_, token in sorted((tokenizer.vocab[token], token) for token in tokenizer.all_special_tokens)
+    ]
+    lower = [{"type": "Replace", "pattern": {"String": "Σ"}, "content": "σ"}, {"type": "Lowercase"}]
+    strip = {"type": "Strip", "strip_left": True, "strip_right": True}
+    blank = {"type": "Metaspace", "replacement": " ", "prepend_scheme": "first", "split": False}
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    ends = {"sep": ["</s>", tokenizer.sep_token_id], "cls": ["<s>", tokenizer.cls_token_id]}
+    model = {"type": "BPE", "unk_token": tokenizer.unk_token, "vocab": tokenizer.vocab, "merges": tokenizer.merges}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": specials,
+        "normalizer": {"type": "Sequence", "normalizers": [*(lower if tokenizer.do_lower_case else []), strip]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [blank, split]},
+        "post_processor": {"type": "RobertaProcessing", "trim_offsets": True, "add_prefix_space": False} | ends,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": model,
+    }
+    return json.dumps(content, ensure_ascii=False)

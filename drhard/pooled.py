@@ -1,0 +1,67 @@
+"""Any encoder of transformers: pooled, and with the heads that sentence-transformers knows."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from drhard.encoder import Encoder, digest_config, digest_weights
+from drhard.sentence_modules import Dense, Normalize, SentenceModules, describe, write_modules
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class PooledEncoder(Encoder):
+    """A transformers encoder, then the first or the mean of its last hidden states, then heads in turn.
+
+    Args:
+        backbone: the encoder without a head.
+        modules: the pooling and the heads: "cls" for the hidden state of the first token, "mean" for the mean over all
+            tokens; modules from (B, n) to (B, m).
+    """
+
+    def __init__(self, backbone: PreTrainedModel, modules: SentenceModules):
+        super().__init__()
+        heads = modules.heads
+        self.backbone, self.described, self.heads = backbone, modules, nn.ModuleList(heads)
+        self.config, self.pooling, self.prompts = backbone.config, modules.pooling, modules.prompts
+        self.normalized = bool(heads) and isinstance(heads[-1], Normalize)
+        sizes = [head.linear.out_features for head in heads if isinstance(head, Dense)]
+        self.output_embedding_size = sizes[-1] if sizes else int(self.config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """See :meth:`drhard.encoder.Encoder.forward`."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, L, hidden)
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = attention_mask[..., None].to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1)
+        for head in self.heads:
+            pooled = head(pooled)
+        embeddings: torch.Tensor = pooled
+        return embeddings
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of weights, config, pooling and heads: weights alone do not tell cls from mean."""
+        parts = [digest_weights(self), digest_config(self.config), self.pooling, *map(describe, self.heads)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """See :meth:`drhard.encoder.Encoder.save`."""
+        self.backbone.save_pretrained(folder)
+        heads, longest = tuple(self.heads), self.longest_sequence
+        length = min(self.described.max_seq_length or longest, longest)
+        told = replace(self.described, heads=heads, max_seq_length=length, prompts=self.prompts)
+        write_modules(folder, int(self.config.hidden_size), told)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Save memory in training, as transformers' models do. The Trainer calls it."""
+        self.backbone.gradient_checkpointing_enable(**options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo :meth:`gradient_checkpointing_enable`."""
+        self.backbone.gradient_checkpointing_disable()

@@ -1,0 +1,48 @@
+"""The encoder of the paper."""
+
+from pathlib import Path
+
+from drhard.encoder import Encoder, digest_weights
+from drhard.sentence_modules import Dense, SentenceModules, write_modules
+
+import torch
+from torch import nn
+from transformers import RobertaConfig, RobertaModel
+from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
+
+HEAD = ("embeddingHead.bias", "embeddingHead.weight", "norm.bias", "norm.weight")
+
+
+class RobertaDot(RobertaPreTrainedModel, Encoder):
+    """RoBERTa, then ``LayerNorm(W h + b)`` on the last hidden state h of ``<s>``; no pooler.
+
+    W maps hidden_size to ``config.output_embedding_size`` (hidden_size if the config has none). The score of
+    a query and a document is the inner product of their embeddings. Parameters have the names of the published
+    checkpoints: ``roberta.*``, ``embeddingHead.*``, ``norm.*``.
+    """
+
+    def __init__(self, config: RobertaConfig):
+        super().__init__(config)
+        self.output_embedding_size = int(getattr(config, "output_embedding_size", None) or config.hidden_size)
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.embeddingHead = nn.Linear(config.hidden_size, self.output_embedding_size)
+        self.norm = nn.LayerNorm(self.output_embedding_size)
+        self.post_init()  # type: ignore[operator]
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """See :meth:`drhard.encoder.Encoder.forward`."""
+        # The published configs set return_dict to false.
+        hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state  # (B, L, hidden)
+        embeddings: torch.Tensor = self.norm(self.embeddingHead(hidden[:, 0]))
+        return embeddings
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the weights."""
+        return digest_weights(self)
+
+    def save(self, folder: Path) -> None:
+        """See :meth:`drhard.encoder.Encoder.save`. sentence-transformers reads the head from modules of its own."""
+        self.save_pretrained(folder)  # type: ignore[operator]
+        head = [Dense(self.embeddingHead), self.norm]
+        modules = SentenceModules(folder, "cls", head, self.longest_sequence, prompts=self.prompts)
+        write_modules(folder, self.config.hidden_size, modules)

@@ -1,0 +1,284 @@
+"""The folder format of sentence-transformers: ``modules.json``, a folder for each module, and prompts.
+
+Of its modules we use Transformer, Pooling (cls or mean), Dense, LayerNorm and Normalize. No code of a folder is run.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drhard.errors import InputError
+from drhard.files import check_fields, read_json, read_object, write_json
+from drhard.numbers import LENGTH, Range
+from drhard.pretrained import read_all_weights
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+MODULES_FILE = "modules.json"
+LENGTH_FILE = "sentence_bert_config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+POOLINGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the first that is there, as encode_document does
+ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": nn.Identity,
+    "torch.nn.modules.activation.Tanh": nn.Tanh,
+    "torch.nn.modules.activation.ReLU": nn.ReLU,
+    "torch.nn.modules.activation.GELU": nn.GELU,
+}
+KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
+DIM = Range(1, 2**14)
+
+
+class Dense(nn.Module):
+    """A linear layer with an activation."""
+
+    def __init__(self, linear: nn.Linear, activation: nn.Module | None = None):
+        super().__init__()
+        self.linear = linear
+        self.activation_function = activation or nn.Identity()
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Map (B, n) to (B, m)."""
+        result: torch.Tensor = self.activation_function(self.linear(embeddings))
+        return result
+
+
+class Normalize(nn.Module):
+    """Gives each embedding the length 1."""
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Map (B, n) to (B, n)."""
+        return nn.functional.normalize(embeddings, dim=-1)
+
+
+def describe(head: nn.Module) -> str:
+    """Return what a head computes beside its weights."""
+    activation = type(head.activation_function).__name__ if isinstance(head, Dense) else ""
+    return f"{type(head).__name__} {activation}".strip()
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """What the files of a folder say.
+
+    Attributes:
+        folder: the folder of the encoder.
+        pooling: "cls" or "mean".
+        heads: the modules after it, with their weights.
+        max_seq_length: the length at which texts are cut; None: the longest that the encoder takes.
+        lower_case: texts are lower-cased before they are tokenized.
+        prompts: "query" and "passage" -> the text that stands in front of each; None if the folder does not say.
+    """
+
+    folder: Path
+    pooling: str
+    heads: Sequence[nn.Module] = ()
+    max_seq_length: int | None = None
+    lower_case: bool = False
+    prompts: Mapping[str, str] | None = None
+
+
+# Read
+
+
+def read_modules(folder: Path) -> SentenceModules:
+    """Read the files of a sentence-transformers folder.
+
+    Raises:
+        InputError: a file is missing or damaged, or a module is not among those that can be used.
+    """
+    places = _read_list(folder)
+    kinds = [kind for kind, _ in places]
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= set(KINDS[2:]):
+        raise InputError(
+            f"{folder / MODULES_FILE}: the modules are {', '.join(kinds)}; only Transformer and Pooling can be used, "
+            "followed by Dense, LayerNorm and Normalize"
+        )
+    (_, transformer), (_, pooling), *others = places
+    mode, size = _read_pooling(pooling / "config.json")
+    heads: list[nn.Module] = []
+    for kind, place in others:
+        heads.append(_READERS[kind](place, size))
+        size = heads[-1].linear.out_features if isinstance(heads[-1], Dense) else size
+    max_seq_length, lower_case = _read_length(transformer / LENGTH_FILE)
+    return SentenceModules(
+        transformer, mode, heads, max_seq_length, lower_case, read_prompts(folder, _excludes(pooling / "config.json"))
+    )
+
+
+def _read_list(folder: Path) -> list[tuple[str, Path]]:
+    """Return the kind and the folder of each module."""
+    path = folder / MODULES_FILE
+    modules = read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise InputError(f"{path}: expected a list of modules")
+    places = []
+    for module in modules:
+        check_fields(str(path), module, {"path": str, "type": str})
+        package, _, kind = module["type"].rpartition(".")
+        if not package.startswith("sentence_transformers.") or not re.fullmatch(r"\w*", module["path"]):
+            raise InputError(
+                f"{path}: cannot use the module {module['type'][:60]!r} at {module['path'][:60]!r}; only modules of "
+                "sentence-transformers in folders of their own can be used"
+            )
+        places.append((kind, folder / module["path"]))
+    return places
+
+
+def _read_pooling(path: Path) -> tuple[str, int]:
+    """Return the pooling and the size of what it pools."""
+    content = read_object(path, {})
+    size = content.get("embedding_dimension", content.get("word_embedding_dimension"))
+    if not isinstance(size, int):
+        raise InputError(f"{path}: the field 'word_embedding_dimension' is missing")
+    DIM.check(f"{path}: the dimensions", size)
+    told = content.get("pooling_mode")
+    modes = [told] if isinstance(told, str) else told if isinstance(told, list) else None
+    if modes is None:
+        modes = [name for name, on in content.items() if name.startswith("pooling_mode_") and on is True]
+        modes = [{field: mode for mode, field in POOLINGS.items()}.get(name, name) for name in modes]
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise InputError(f"{path}: the pooling is {' and '.join(map(str, modes))[:80]}; only cls or mean can be used")
+    return modes[0], size
+
+
+def _excludes(path: Path) -> bool:
+    return read_object(path, {}).get("include_prompt") is False
+
+
+def _read_dense(folder: Path, size: int) -> nn.Module:
+    path = folder / "config.json"
+    content = read_object(path, {"in_features": int, "out_features": int}, optional={"bias": bool})
+    activation = content.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in ACTIVATIONS or content.get("use_residual") or _elsewhere(content):
+        raise InputError(
+            f"{path}: only a dense layer of the sentence embedding can be used, without a residual connection, and "
+            f"with {', '.join(name.rpartition('.')[2] for name in ACTIVATIONS)}"
+        )
+    DIM.check(f"{path}: out_features", content["out_features"])
+    if content["in_features"] != size:
+        raise InputError(f"{path}: in_features is {content['in_features']}, but the module before gives {size}")
+    linear = nn.Linear(size, content["out_features"], bias=content.get("bias", True))
+    head = Dense(linear, ACTIVATIONS[activation]())
+    _load(head, folder)
+    return head
+
+
+def _elsewhere(content: Mapping[str, Any]) -> bool:
+    names = [content.get(name) or "sentence_embedding" for name in ("module_input_name", "module_output_name")]
+    return names != ["sentence_embedding"] * 2
+
+
+def _read_layer_norm(folder: Path, size: int) -> nn.Module:
+    path = folder / "config.json"
+    found = read_object(path, {"dimension": int})["dimension"]
+    if found != size:
+        raise InputError(f"{path}: dimension is {found}, but the module before gives {size}")
+    head = nn.LayerNorm(size)
+    _load(head, folder, "norm.")
+    return head
+
+
+def _read_normalize(folder: Path, size: int) -> nn.Module:
+    return Normalize()
+
+
+_READERS = {"Dense": _read_dense, "LayerNorm": _read_layer_norm, "Normalize": _read_normalize}
+
+
+def _load(head: nn.Module, folder: Path, prefix: str = "") -> None:
+    """Load the weights of a head. Raises InputError if they do not fit."""
+    weights = {name.removeprefix(prefix): weight for name, weight in read_all_weights(folder).items()}
+    expected = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if found != expected:
+        shapes = [str(sorted(told.items()))[:120] for told in (found, expected)]
+        raise InputError(f"{folder}: its weights are {shapes[0]}, but config.json asks for {shapes[1]}")
+    head.load_state_dict({name: weight.float() for name, weight in weights.items()})
+
+
+def _read_length(path: Path) -> tuple[int | None, bool]:
+    """Return max_seq_length and whether texts are lower-cased."""
+    if not path.exists():
+        return None, False
+    content = read_object(path, {}, optional={"max_seq_length": (int, type(None)), "do_lower_case": bool})
+    length = content.get("max_seq_length")
+    if length is not None:
+        LENGTH.check(f"{path}: max_seq_length", length)
+    return length, content.get("do_lower_case", False)
+
+
+def read_prompts(folder: Path, excluded: bool = False) -> dict[str, str]:
+    """Return the prompts of a folder: "query" and "passage" -> text.
+
+    Args:
+        excluded: the pooling leaves the prompt out, which cannot be done here.
+    """
+    path = folder / PROMPTS_FILE
+    if not path.exists():
+        return {"query": "", "passage": ""}
+    content = read_object(path, {}, optional={"prompts": dict, "default_prompt_name": (str, type(None))})
+    told = content.get("prompts", {})
+    if not all(isinstance(prompt, str | None) for prompt in told.values()):
+        raise InputError(f"{path}: expected a text for each prompt")
+    names = {"query": ("query",), "passage": PASSAGE_PROMPTS}
+    default = told.get(content.get("default_prompt_name")) or ""
+    prompts = {side: _first(told, names[side]) or default for side in names}
+    if excluded and any(prompts.values()):
+        raise InputError(f"{folder}: its pooling leaves the prompt out (include_prompt); this cannot be used")
+    return prompts
+
+
+def _first(prompts: Mapping[str, str], names: Iterable[str]) -> str:
+    return next((prompts[name] for name in names if prompts.get(name)), "")
+
+
+# Write
+
+
+def write_modules(folder: Path, size: int, modules: SentenceModules) -> None:
+    """Write the files of ``modules`` into ``folder``, beside the weights of the encoder.
+
+    Args:
+        size: the dimensions of a hidden state.
+    """
+    kinds = ["Transformer", "Pooling", *(type(head).__name__ for head in modules.heads)]
+    paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds) if number)]
+    places = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    write_json(folder / MODULES_FILE, places, indent=2)
+    flags = {field: name == modules.pooling for name, field in POOLINGS.items()}
+    others = dict.fromkeys(("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"), False)
+    write_json(folder / paths[1] / "config.json", {"word_embedding_dimension": size} | flags | others, indent=2)
+    for head, path in zip(modules.heads, paths[2:], strict=True):
+        _write_head(head, folder / path)
+    length = {"max_seq_length": modules.max_seq_length, "do_lower_case": modules.lower_case}
+    write_json(folder / LENGTH_FILE, length, indent=2)
+    prompts = modules.prompts
+    named = {"query": prompts["query"], "document": prompts["passage"]} if prompts else {}
+    similarity = "cosine" if kinds[-1] == "Normalize" else "dot"
+    told = {"prompts": named, "default_prompt_name": None, "similarity_fn_name": similarity}
+    write_json(folder / PROMPTS_FILE, told, indent=2)
+
+
+def _write_head(head: nn.Module, folder: Path) -> None:
+    folder.mkdir()
+    if isinstance(head, Dense):
+        name = next(name for name, kind in ACTIVATIONS.items() if type(head.activation_function) is kind)
+        sizes = {"in_features": head.linear.in_features, "out_features": head.linear.out_features}
+        content = sizes | {"bias": head.linear.bias is not None, "activation_function": name}
+    elif isinstance(head, nn.LayerNorm):
+        content = {"dimension": head.normalized_shape[0]}
+    else:
+        content = {}
+    write_json(folder / "config.json", content, indent=2)
+    prefix = "norm." if isinstance(head, nn.LayerNorm) else ""
+    weights = {f"{prefix}{name}": weight.cpu().contiguous() for name, weight in head.state_dict().items()}
+    if weights:
+        save_file(weights, folder / "model.safetensors")

@@ -1,0 +1,233 @@
+"""Any encoder, there and back: transformers and sentence-transformers give the same embeddings for our folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drhard.encoder import Encoder
+from drhard.errors import InputError
+from drhard.model_folder import load_encoder, save_encoder
+from drhard.pooled import PooledEncoder
+
+import numpy as np
+import pytest
+import torch
+from helpers import TEXTS, save_tiny, save_vocabulary, snapshot, word_pieces
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+WORDS = 60  # in the vocabulary
+SMALL = {
+    "vocab_size": WORDS,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+    "pad_token_id": 1,
+}
+KINDS: dict[str, PreTrainedConfig] = {
+    "bert": BertConfig(**SMALL),
+    "roberta": RobertaConfig(**SMALL),
+    "xlm-roberta": XLMRobertaConfig(**SMALL),
+    "mpnet": MPNetConfig(**SMALL),
+    "distilbert": DistilBertConfig(
+        vocab_size=WORDS, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=40, pad_token_id=1
+    ),
+    "modernbert": ModernBertConfig(
+        **SMALL, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, local_attention=8
+    ),
+}
+LONGEST = {"roberta": 38, "xlm-roberta": 38, "mpnet": 38}  # of 40 positions; the pad id takes two
+
+
+def save_plain(folder: Path, kind: str) -> Path:
+    """A transformers encoder with random weights and a tokenizer of its own."""
+    torch.manual_seed(3)
+    model = AutoModel.from_config(KINDS[kind])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    model.save_pretrained(folder)
+    word_pieces(WORDS).save_pretrained(folder)
+    return folder
+
+
+def batch(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    random = np.random.default_rng(0)
+    lengths = torch.tensor([9, 3, 7, 2, 9])[:count]
+    ids = torch.from_numpy(random.integers(5, WORDS, (count, 9)))
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    return ids * mask + (1 - mask), mask
+
+
+def embed(model: Encoder) -> torch.Tensor:
+    with torch.no_grad():
+        return model(*batch())
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_encoders_are_pooled_as_transformers_encodes(
+    tmp_path: Path, kind: str, pooling: str, normalize: bool
+) -> None:
+    folder = save_plain(tmp_path / "plain", kind)
+    model = load_encoder(folder, pooling=pooling, normalize=normalize)
+    assert isinstance(model, PooledEncoder)
+    assert model.longest_sequence == LONGEST.get(kind, 40)
+    ids, mask = batch()
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(folder)(input_ids=ids, attention_mask=mask).last_hidden_state
+    expected = torch.stack(
+        [
+            states[0] if pooling == "cls" else states[:length].mean(0)
+            for states, length in zip(hidden, mask.sum(1), strict=True)
+        ]
+    )
+    if normalize:
+        expected = expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(embed(model), expected, atol=1e-5, rtol=0)
+
+    save_encoder(model, tmp_path / "saved", folder)
+    again = load_encoder(tmp_path / "saved")
+    torch.testing.assert_close(embed(again), embed(model), atol=0, rtol=0)
+    assert again.fingerprint() == model.fingerprint()
+    assert again.tokenizer_digest == model.tokenizer_digest is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sentence_transformers_gives_the_same_embeddings(tmp_path: Path, kind: str) -> None:
+    folder = save_plain(tmp_path / "plain", kind)
+    save_encoder(load_encoder(folder, pooling="mean", normalize=True), tmp_path / "saved", folder)
+    assert_same_as_sentence_transformers(tmp_path / "saved")
+
+
+def assert_same_as_sentence_transformers(folder: Path) -> None:
+    from drhard.model_tokenizer import load_tokenizer
+
+    model, tokenizer = load_encoder(folder), load_tokenizer(folder)
+    assert tokenizer is not None
+    rows, lengths = tokenizer.encode_rows(TEXTS, 24)
+    mask = torch.from_numpy((np.arange(24) < lengths[:, None]).astype(np.int64))
+    ids = torch.from_numpy(rows.astype(np.int64))
+    ids[mask == 0] = model.config.pad_token_id
+    with torch.no_grad():
+        ours = model(ids, mask).numpy()
+    theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    theirs.max_seq_length = 24
+    np.testing.assert_allclose(theirs.encode(TEXTS), ours, atol=1e-5)
+
+
+def test_pooling_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    folder = save_plain(tmp_path, "bert")
+    ways: list[dict[str, Any]] = [{"pooling": "cls"}, {"pooling": "mean"}, {"pooling": "mean", "normalize": True}]
+    assert len({load_encoder(folder, **way).fingerprint() for way in ways}) == 3
+
+
+def test_a_folder_of_sentence_transformers_with_heads(tmp_path: Path) -> None:
+    """Written by sentence-transformers itself, loaded here, saved here, loaded there."""
+    folder = save_plain(tmp_path / "plain", "bert")
+    torch.manual_seed(5)
+    modules = [Transformer(str(folder)), Pooling(16, "cls"), Dense(16, 12), LayerNorm(12), Normalize()]
+    theirs = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "q: ", "document": "d: "})
+    theirs.save(str(tmp_path / "theirs"))
+    ours = load_encoder(tmp_path / "theirs")
+    assert (ours.output_embedding_size, ours.normalized) == (12, True)
+    assert ours.prompts == {"query": "q: ", "passage": "d: "}
+    assert_same_as_sentence_transformers(tmp_path / "theirs")
+    save_encoder(ours, tmp_path / "ours", tmp_path / "theirs")
+    assert_same_as_sentence_transformers(tmp_path / "ours")
+    assert SentenceTransformer(str(tmp_path / "ours"), device="cpu").prompts == {"query": "q: ", "document": "d: "}
+
+
+def test_robertadot_is_the_same_in_sentence_transformers(tmp_path: Path) -> None:
+    start = save_vocabulary(save_tiny(tmp_path / "start"))
+    save_encoder(load_encoder(start), tmp_path / "saved", start)
+    assert_same_as_sentence_transformers(tmp_path / "saved")
+
+
+def test_saving_into_a_folder_replaces_its_modules(tmp_path: Path) -> None:
+    folder = save_plain(tmp_path / "plain", "bert")
+    model = load_encoder(folder, pooling="mean", normalize=True)
+    save_encoder(model, tmp_path / "saved", folder)
+    first = snapshot(tmp_path / "saved")
+    save_encoder(model, tmp_path / "saved", folder)
+    assert snapshot(tmp_path / "saved") == first
+
+
+# Refused
+
+
+def with_modules(folder: Path, **change: object) -> Path:
+    save_encoder(load_encoder(save_plain(folder / "plain", "bert"), pooling="mean"), folder / "saved", folder / "plain")
+    for name, content in change.items():
+        path = folder / "saved" / {"pooling": "1_Pooling/config.json"}.get(name, f"{name}.json")
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder / "saved"
+
+
+def module(kind: str, path: str, package: str = "sentence_transformers.models") -> dict[str, object]:
+    return {"idx": 0, "name": "0", "path": path, "type": f"{package}.{kind}"}
+
+
+POOL = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "no list": ({"modules": {}}, "expected a list of modules"),
+    "no JSON": ({"modules": "x"}, "not a JSON file"),
+    "another order": ({"modules": [module("Pooling", "1_Pooling")]}, "the modules are Pooling; only Transformer"),
+    "another module": (
+        {"modules": [module("Transformer", ""), module("Pooling", "1_Pooling"), module("CNN", "2_CNN")]},
+        "the modules are Transformer, Pooling, CNN; only",
+    ),
+    "code of its own": ({"modules": [module("Transformer", "", "custom.models")]}, "cannot use the module"),
+    "a path outside": ({"modules": [module("Transformer", "../..")]}, "cannot use the module"),
+    "max pooling": ({"pooling": POOL | {"pooling_mode_max_tokens": True}}, "only cls or mean can be used"),
+    "no pooling": ({"pooling": {"word_embedding_dimension": 16}}, "only cls or mean can be used"),
+    "weighted mean": (
+        {"pooling": {"embedding_dimension": 16, "pooling_mode": "weightedmean"}},
+        "is weightedmean; only cls or mean",
+    ),
+    "no size": ({"pooling": {"pooling_mode_mean_tokens": True}}, "'word_embedding_dimension' is missing"),
+    "prompt left out": (
+        {
+            "pooling": POOL | {"include_prompt": False},
+            "config_sentence_transformers": {"prompts": {"query": "q: "}},
+        },
+        "leaves the prompt out",
+    ),
+    "a prompt that is no text": ({"config_sentence_transformers": {"prompts": {"query": 1}}}, "expected a text"),
+    "a length of 0": ({"sentence_bert_config": {"max_seq_length": 0}}, "max_seq_length is 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_used_is_one_sentence(tmp_path: Path, case: str) -> None:
+    change, complaint = REFUSED[case]
+    folder = with_modules(tmp_path, **change)
+    with pytest.raises(InputError, match=complaint):
+        load_encoder(folder)
+
+
+def test_pooling_is_asked_for_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not say how to pool its hidden states; give --pooling cls or mean"):
+        load_encoder(save_plain(tmp_path / "plain", "mpnet"))
+    with pytest.raises(InputError, match="has the pooling mean; omit --pooling and --normalize"):
+        load_encoder(with_modules(tmp_path / "modules"), pooling="cls")
+    with pytest.raises(InputError, match="has its own head; omit --pooling and --normalize"):
+        load_encoder(with_robertadot(tmp_path / "dot"), pooling="cls")
+
+
+def with_robertadot(folder: Path) -> Path:
+    start = save_tiny(folder / "start")
+    save_encoder(load_encoder(start), folder / "saved", start)
+    return folder / "saved"
