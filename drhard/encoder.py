@@ -7,12 +7,13 @@ from pathlib import Path
 
 from drhard.errors import InputError
 from drhard.pretrained import find_longest_sequence
+from drhard.sentence_modules import SentenceModules
 from drhard.tokens import TokenMemmap
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()  # transformers' bars for reading and writing weights drown ours
@@ -28,6 +29,7 @@ class Encoder(nn.Module):
 
     Attributes:
         config: transformers' config of the encoder.
+        backbone: transformers' model without a head.
         output_embedding_size: dim, the dimensions of an embedding.
         normalized: embeddings have the length 1.
         tokenizer_digest: the digest of the tokenizer beside the weights; None if there is none.
@@ -35,6 +37,7 @@ class Encoder(nn.Module):
     """
 
     config: PreTrainedConfig
+    backbone: PreTrainedModel
     output_embedding_size: int
     normalized = False
     tokenizer_digest: str | None = None
@@ -64,6 +67,10 @@ class Encoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Return a SHA-256 that tells this encoder from all that give other embeddings."""
+        raise NotImplementedError
+
+    def describe(self) -> SentenceModules:
+        """Return what stands behind the backbone, as modules of sentence-transformers."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:

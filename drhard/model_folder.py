@@ -145,26 +145,32 @@ def save_encoder(model: Encoder, folder: str | Path, tokenizer_from: str | Path)
     Args:
         tokenizer_from: the checkpoint to copy the files of the tokenizer from.
     """
-    source = Path(tokenizer_from)
     with write_whole_folder(folder, last=CONFIG_FILE) as unfinished:  # a folder without it is not a checkpoint
-        model.save(unfinished)
-        if isinstance(model, RobertaDot):
-            _write_published_tokenizer(source, unfinished)
-        else:
-            for name in TOKENIZER_NAMES:
-                if (source / name).is_file():
-                    shutil.copy(source / name, unfinished)
+        write_encoder(model, unfinished, Path(tokenizer_from))
         for path in unfinished.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors lets only the owner read
 
 
-def _write_published_tokenizer(source: Path, folder: Path) -> None:
-    """Write ``vocab.json`` and ``merges.txt`` of ``source``, and what makes transformers give the same ids."""
-    if not all((source / name).is_file() for name in TOKENIZER_FILES):
+def write_encoder(model: Encoder, folder: Path, tokenizer_from: Path) -> None:
+    """Write the files of a checkpoint into ``folder``."""
+    model.save(folder)
+    write_tokenizer(model, folder, tokenizer_from)
+    if isinstance(model, RobertaDot):
+        for name in TOKENIZER_FILES:
+            if (tokenizer_from / name).is_file():
+                shutil.copy(tokenizer_from / name, folder)
+
+
+def write_tokenizer(model: Encoder, folder: Path, tokenizer_from: Path) -> None:
+    """Write what makes transformers give the ids that ``model`` was trained with, if ``tokenizer_from`` has it."""
+    if not isinstance(model, RobertaDot):
+        for name in TOKENIZER_NAMES:
+            if (tokenizer_from / name).is_file():
+                shutil.copy(tokenizer_from / name, folder)
         return
-    for name in TOKENIZER_FILES:
-        shutil.copy(source / name, folder)
-    tokenizer = RobertaTokenizer.from_pretrained(source, do_lower_case=True)
+    if not all((tokenizer_from / name).is_file() for name in TOKENIZER_FILES):
+        return
+    tokenizer = RobertaTokenizer.from_pretrained(tokenizer_from, do_lower_case=True)
     with write_whole_text(folder / "tokenizer.json") as file:
         file.write(define_published(tokenizer))
     names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drhard.encoder import Encoder, digest_config, digest_weights
-from drhard.sentence_modules import Dense, Normalize, SentenceModules, describe, write_modules
+from drhard.sentence_modules import Dense, SentenceModules, describe_head, write_modules
 
 import torch
 from torch import nn
@@ -26,9 +26,9 @@ class PooledEncoder(Encoder):
     def __init__(self, backbone: PreTrainedModel, modules: SentenceModules):
         super().__init__()
         heads = modules.heads
-        self.backbone, self.described, self.heads = backbone, modules, nn.ModuleList(heads)
+        self.backbone, self.modules_read, self.heads = backbone, modules, nn.ModuleList(heads)
         self.config, self.pooling, self.prompts = backbone.config, modules.pooling, modules.prompts
-        self.normalized = bool(heads) and isinstance(heads[-1], Normalize)
+        self.normalized = modules.normalized
         sizes = [head.linear.out_features for head in heads if isinstance(head, Dense)]
         self.output_embedding_size = sizes[-1] if sizes else int(self.config.hidden_size)
 
@@ -47,16 +47,18 @@ class PooledEncoder(Encoder):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of weights, config, pooling and heads: weights alone do not tell cls from mean."""
-        parts = [digest_weights(self), digest_config(self.config), self.pooling, *map(describe, self.heads)]
+        parts = [digest_weights(self), digest_config(self.config), self.pooling, *map(describe_head, self.heads)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def describe(self) -> SentenceModules:
+        """See :meth:`drhard.encoder.Encoder.describe`."""
+        length = min(self.modules_read.max_seq_length or self.longest_sequence, self.longest_sequence)
+        return replace(self.modules_read, heads=tuple(self.heads), max_seq_length=length, prompts=self.prompts)
 
     def save(self, folder: Path) -> None:
         """See :meth:`drhard.encoder.Encoder.save`."""
         self.backbone.save_pretrained(folder)
-        heads, longest = tuple(self.heads), self.longest_sequence
-        length = min(self.described.max_seq_length or longest, longest)
-        told = replace(self.described, heads=heads, max_seq_length=length, prompts=self.prompts)
-        write_modules(folder, int(self.config.hidden_size), told)
+        write_modules(folder, int(self.config.hidden_size), self.describe())
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Save memory in training, as transformers' models do. The Trainer calls it."""

@@ -7,7 +7,7 @@ from drhard.sentence_modules import Dense, SentenceModules, write_modules
 
 import torch
 from torch import nn
-from transformers import RobertaConfig, RobertaModel
+from transformers import PreTrainedModel, RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 
 HEAD = ("embeddingHead.bias", "embeddingHead.weight", "norm.bias", "norm.weight")
@@ -40,9 +40,17 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):
         """Return the SHA-256 of the weights."""
         return digest_weights(self)
 
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """See :class:`drhard.encoder.Encoder`."""
+        return self.roberta
+
+    def describe(self) -> SentenceModules:
+        """See :meth:`drhard.encoder.Encoder.describe`."""
+        heads = (Dense(self.embeddingHead), self.norm)
+        return SentenceModules(Path(), "cls", heads, self.longest_sequence, prompts=self.prompts)
+
     def save(self, folder: Path) -> None:
         """See :meth:`drhard.encoder.Encoder.save`. sentence-transformers reads the head from modules of its own."""
         self.save_pretrained(folder)  # type: ignore[operator]
-        head = [Dense(self.embeddingHead), self.norm]
-        modules = SentenceModules(folder, "cls", head, self.longest_sequence, prompts=self.prompts)
-        write_modules(folder, self.config.hidden_size, modules)
+        write_modules(folder, int(self.config.hidden_size), self.describe())

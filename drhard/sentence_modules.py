@@ -29,6 +29,7 @@ ACTIVATIONS = {
     "torch.nn.modules.activation.ReLU": nn.ReLU,
     "torch.nn.modules.activation.GELU": nn.GELU,
 }
+PACKAGE = "sentence_transformers.models"  # its name in all releases
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
 DIM = Range(1, 2**14)
 
@@ -55,7 +56,7 @@ class Normalize(nn.Module):
         return nn.functional.normalize(embeddings, dim=-1)
 
 
-def describe(head: nn.Module) -> str:
+def describe_head(head: nn.Module) -> str:
     """Return what a head computes beside its weights."""
     activation = type(head.activation_function).__name__ if isinstance(head, Dense) else ""
     return f"{type(head).__name__} {activation}".strip()
@@ -80,6 +81,11 @@ class SentenceModules:
     max_seq_length: int | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] | None = None
+
+    @property
+    def normalized(self) -> bool:
+        """Whether embeddings have the length 1."""
+        return bool(self.heads) and isinstance(self.heads[-1], Normalize)
 
 
 # Read
@@ -246,25 +252,61 @@ def write_modules(folder: Path, size: int, modules: SentenceModules) -> None:
     Args:
         size: the dimensions of a hidden state.
     """
-    kinds = ["Transformer", "Pooling", *(type(head).__name__ for head in modules.heads)]
-    paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds) if number)]
+    paths = ["", *write_parts(folder, "", size, modules)]
+    types = [f"{PACKAGE}.{kind}" for kind in ("Transformer", *(path.rpartition("_")[2] for path in paths[1:]))]
     places = [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+        {"idx": number, "name": str(number), "path": path, "type": kind}
+        for number, (path, kind) in enumerate(zip(paths, types, strict=True))
     ]
     write_json(folder / MODULES_FILE, places, indent=2)
+    write_length(folder, modules)
+    write_prompts(folder, modules)
+
+
+def write_parts(folder: Path, prefix: str, size: int, modules: SentenceModules) -> list[str]:
+    """Write a folder for the pooling and for each head. Return their names: ``{prefix}1_Pooling``, ….
+
+    Args:
+        size: the dimensions of a hidden state.
+    """
+    kinds = ["Pooling", *(type(head).__name__ for head in modules.heads)]
+    names = [f"{prefix}{number}_{kind}" for number, kind in enumerate(kinds, start=1)]
     flags = {field: name == modules.pooling for name, field in POOLINGS.items()}
     others = dict.fromkeys(("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"), False)
-    write_json(folder / paths[1] / "config.json", {"word_embedding_dimension": size} | flags | others, indent=2)
-    for head, path in zip(modules.heads, paths[2:], strict=True):
-        _write_head(head, folder / path)
+    write_json(folder / names[0] / "config.json", {"word_embedding_dimension": size} | flags | others, indent=2)
+    for head, name in zip(modules.heads, names[1:], strict=True):
+        _write_head(head, folder / name)
+    return names
+
+
+def write_length(folder: Path, modules: SentenceModules) -> None:
+    """Write what sentence-transformers asks for beside the config of an encoder."""
     length = {"max_seq_length": modules.max_seq_length, "do_lower_case": modules.lower_case}
     write_json(folder / LENGTH_FILE, length, indent=2)
+
+
+def write_prompts(folder: Path, modules: SentenceModules) -> None:
+    """Write the prompts and the similarity: cosine for embeddings of length 1, else the inner product."""
     prompts = modules.prompts
     named = {"query": prompts["query"], "document": prompts["passage"]} if prompts else {}
-    similarity = "cosine" if kinds[-1] == "Normalize" else "dot"
+    similarity = "cosine" if modules.normalized else "dot"
     told = {"prompts": named, "default_prompt_name": None, "similarity_fn_name": similarity}
     write_json(folder / PROMPTS_FILE, told, indent=2)
+
+
+def write_router(folder: Path, routes: Mapping[str, Sequence[str]], modules: SentenceModules) -> None:
+    """Write the files of a Router: ``encode_query`` and ``encode_document`` take their own modules.
+
+    Args:
+        routes: "query" and "document" -> the folders of their modules, in order: ``query_0_Transformer``, ….
+        modules: for the prompts and the similarity.
+    """
+    kind = {name: f"{PACKAGE}.{name.rpartition('_')[2]}" for names in routes.values() for name in names}
+    parameters = {"default_route": "document", "allow_empty_key": True, "route_mappings": {}}
+    write_json(folder / "router_config.json", {"types": kind, "structure": routes, "parameters": parameters}, indent=2)
+    place = {"idx": 0, "name": "0", "path": "", "type": f"{PACKAGE}.Router"}
+    write_json(folder / MODULES_FILE, [place], indent=2)
+    write_prompts(folder, modules)
 
 
 def _write_head(head: nn.Module, folder: Path) -> None:
