@@ -119,7 +119,7 @@ def export_faiss(path: Path, embeddings: np.ndarray) -> None:
     with write_whole_file(path) as file:
         file.write(header + count)
         for block in _blocks(embeddings, path.name):
-            file.write(memoryview(block).cast("B"))
+            file.write(block.data.cast("B"))
 
 
 _COUNT = struct.Struct("<Q")

@@ -1,0 +1,78 @@
+"""The model card of an exported model: what it is, what it was made from, what it scores, with digests."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from drhard.encoder import Encoder
+from drhard.files import digest_file, read_object
+from drhard.pretrained import find_weights_files
+
+TRAINING_FILE = "training.json"  # beside a checkpoint: the settings of its training
+
+_FRONT = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags:
+- sentence-transformers
+- dense-retrieval
+- STAR
+- ADORE
+---
+"""
+
+
+def write_card(
+    encoders: Mapping[str, tuple[Encoder, Path]], scores: Mapping[str, float], measured: Sequence[Path]
+) -> str:
+    """Return the model card, in Markdown.
+
+    Args:
+        encoders: "query" and "document" -> the encoder and its folder.
+        scores: name of a measure -> value.
+        measured: the files behind the scores: run and judgements.
+    """
+    query, document = encoders["query"], encoders["document"]
+    parts = [_FRONT, "# A dense retriever\n", _usage(query[0] is not document[0]), _what_it_is(encoders)]
+    for side, (_, folder) in dict.fromkeys(encoders.items()):
+        settings = folder / TRAINING_FILE
+        if settings.is_file():
+            content = {name: value for name, value in read_object(settings, {}).items() if value is not None}
+            parts.append(f"## Training of the {side} encoder\n\n{_table(('setting', 'value'), content.items())}")
+    if scores:
+        values = _table(("measure", "value"), ((name, f"{value:.4f}") for name, value in scores.items()))
+        files = _table(("measured from", "SHA-256"), ((path.name, digest_file(path)) for path in measured))
+        parts.append(f"## Results\n\n{values}\n{files}")
+    return "\n".join(parts)
+
+
+def _usage(routed: bool) -> str:
+    calls = ("encode_query", "encode_document") if routed else ("encode", "encode")
+    return f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path or name of this model")
+queries = model.{calls[0]}(["what is a hard negative?"])
+documents = model.{calls[1]}(["A hard negative is a document that a model ranks high although it is not relevant."])
+scores = model.similarity(queries, documents)
+```
+"""
+
+
+def _what_it_is(encoders: Mapping[str, tuple[Encoder, Path]]) -> str:
+    rows = []
+    for side, (encoder, folder) in encoders.items():
+        similarity = "cosine" if encoder.normalized else "inner product"
+        sizes = f"{encoder.config.model_type}, {encoder.output_embedding_size} dimensions, {similarity}"
+        digests = ", ".join(digest_file(path) for path in find_weights_files(folder))
+        rows.append((side, sizes, encoder.longest_sequence, digests))
+    head = ("encoder", "what", "most tokens", "SHA-256 of the weights")
+    note = (
+        "Trained with STAR or ADORE ([Zhan et al., SIGIR 2021](https://arxiv.org/abs/2104.08051)). "
+        "The score of a document is the similarity of its embedding and the query's.\n"
+    )
+    return f"{note}\n{_table(head, rows)}"
+
+
+def _table(head: Sequence[str], rows: object) -> str:
+    lines = [head, ["---"] * len(head), *rows]  # type: ignore[misc]
+    return "".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |\n" for line in lines)
