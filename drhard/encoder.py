@@ -8,7 +8,7 @@ from pathlib import Path
 from drhard.errors import InputError
 from drhard.pretrained import find_longest_sequence
 from drhard.sentence_modules import SentenceModules
-from drhard.tokens import TokenMemmap
+from drhard.tokens import PASSAGES, TokenMemmap
 
 import torch
 from torch import nn
@@ -64,6 +64,15 @@ class Encoder(nn.Module):
     def longest_sequence(self) -> int:
         """The most tokens that the model takes."""
         return find_longest_sequence(self.config)
+
+    def undecayed(self) -> set[str]:
+        """Return the names of the parameters that get no weight decay: biases, and the weights of norms."""
+        norms = {name for name, module in self.named_modules() if type(module).__name__.endswith("Norm")}
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith("bias") or name.rpartition(".")[0] in norms
+        }
 
     def fingerprint(self) -> str:
         """Return a SHA-256 that tells this encoder from all that give other embeddings."""
@@ -126,8 +135,8 @@ def check_tokens(model: Encoder, tokens: TokenMemmap) -> None:
     """Check that ``model`` can read ``tokens``. From then on, ``tokens`` checks the ids of each batch as well.
 
     Raises:
-        InputError: a sequence is longer than the model takes, an id is beyond its vocabulary, or the ids come from
-            another vocabulary.
+        InputError: a sequence is longer than the model takes, an id is beyond its vocabulary, the ids come from
+            another vocabulary, or another prompt stands in front of the texts.
     """
     longest = model.longest_sequence
     if tokens.lengths.max() > longest:
@@ -143,6 +152,12 @@ def check_tokens(model: Encoder, tokens: TokenMemmap) -> None:
         )
     if None not in (tokens.tokenizer, model.tokenizer_digest) and tokens.tokenizer != model.tokenizer_digest:
         raise InputError(f"{tokens.path}: was made with a vocabulary other than the model's; {PREPROCESS_AGAIN}")
+    side = "passage" if tokens.name == PASSAGES else "query"
+    if model.prompts is not None and tokens.prompt is not None and tokens.prompt != model.prompts[side]:
+        raise InputError(
+            f"{tokens.path}: was made with the {side} prompt {tokens.prompt!r}, the model's is "
+            f"{model.prompts[side]!r}; {PREPROCESS_AGAIN}"
+        )
     tokens.vocabulary = known
 
 

@@ -36,6 +36,13 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):
         embeddings: torch.Tensor = self.norm(self.embeddingHead(hidden[:, 0]))
         return embeddings
 
+    def undecayed(self) -> set[str]:
+        """Return the names of the parameters that get no weight decay, as published.
+
+        The LayerNorm of the head is not among them: star/train.py and adore/train.py chose by these parts of names.
+        """
+        return {name for name, _ in self.named_parameters() if "bias" in name or "LayerNorm.weight" in name}
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of the weights."""
         return digest_weights(self)

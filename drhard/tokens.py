@@ -17,7 +17,7 @@ import numpy as np
 PASSAGES = "passages"
 PREPROCESS_AGAIN = "run preprocess.py again"
 META_FIELDS = {"type": str, "total_number": int, "embedding_size": int}  # published
-OWN_META_FIELDS = {"tokenizer": str, "max_token_id": int, "lengths": str}  # ours; other folders lack them
+OWN_META_FIELDS = {"tokenizer": str, "max_token_id": int, "lengths": str, "prompt": str}  # ours; other folders lack them
 _INTEGERS = re.compile(r"[<>|=]?[iu][1248]|u?int(8|16|32|64)")
 SAMPLE = 200  # rows to check against their lengths
 
@@ -44,6 +44,7 @@ class TokenMemmap:
         lengths: (rows,), the number of tokens read from each row.
         tokenizer: the :meth:`drhard.tokenizer.RobertaTokenizer.digest` of its tokenizer; None if the meta lacks it.
         max_token_id: the largest id; None if the meta lacks it.
+        prompt: the text that stands in front of each text; None if the meta lacks it.
         vocabulary: the number of ids that the model knows. Once it is set, each batch is checked.
     """
 
@@ -52,6 +53,7 @@ class TokenMemmap:
         self.max_length = max_length
         self.tokenizer: str | None = meta.get("tokenizer")
         self.max_token_id: int | None = meta.get("max_token_id")
+        self.prompt: str | None = meta.get("prompt")
         self.vocabulary: int | None = None
         self.lengths: np.ndarray = np.minimum(lengths, max_length)
         self._full_lengths = lengths
