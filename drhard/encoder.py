@@ -69,9 +69,7 @@ class Encoder(nn.Module):
         """Return the names of the parameters that get no weight decay: biases, and the weights of norms."""
         norms = {name for name, module in self.named_modules() if type(module).__name__.endswith("Norm")}
         return {
-            name
-            for name, _ in self.named_parameters()
-            if name.endswith("bias") or name.rpartition(".")[0] in norms
+            name for name, _ in self.named_parameters() if name.endswith("bias") or name.rpartition(".")[0] in norms
         }
 
     def fingerprint(self) -> str:

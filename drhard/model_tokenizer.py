@@ -148,7 +148,7 @@ def _has_lowercase(normalizer: Normalizer | None) -> bool:
 def define_published(tokenizer: RobertaTokenizer) -> str:
     """Return ``tokenizer.json`` for the published tokenizer.
 
-    Ids are equal but for texts that begin with white space other than one blank, or have it around special tokens.
+    Ids are equal, but for texts that begin with white space other than a blank: 2.x puts no blank in front of them.
     """
     specials = [
         {
@@ -163,7 +163,8 @@ def define_published(tokenizer: RobertaTokenizer) -> str:
         for id_, token in sorted((tokenizer.vocab[token], token) for token in tokenizer.all_special_tokens)
     ]
     lower = [{"type": "Replace", "pattern": {"String": "Σ"}, "content": "σ"}, {"type": "Lowercase"}]
-    strip = {"type": "Strip", "strip_left": True, "strip_right": True}
+    # Python's white space: the file separators are part of it, for the Strip of the tokenizers library they are not.
+    strip = {"type": "Replace", "pattern": {"Regex": r"[\s\x1c-\x1f]+\z"}, "content": ""}
     blank = {"type": "Metaspace", "replacement": " ", "prepend_scheme": "first", "split": False}
     split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     ends = {"sep": ["</s>", tokenizer.sep_token_id], "cls": ["<s>", tokenizer.cls_token_id]}

@@ -25,7 +25,17 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast, RobertaConfig
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -36,6 +46,29 @@ TEXTS = (
     "a star is a ball of plasma that gravity holds together",
     "an encoder turns a text into a vector and a query into another",
 )
+
+WORDS = 60  # in the vocabulary
+SIZES = {  # of small encoders
+    "vocab_size": WORDS,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+    "pad_token_id": 1,
+}
+KINDS: dict[str, PreTrainedConfig] = {
+    "bert": BertConfig(**SIZES),
+    "roberta": RobertaConfig(**SIZES),
+    "xlm-roberta": XLMRobertaConfig(**SIZES),
+    "mpnet": MPNetConfig(**SIZES),
+    "distilbert": DistilBertConfig(
+        vocab_size=WORDS, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=40, pad_token_id=1
+    ),
+    "modernbert": ModernBertConfig(
+        **SIZES, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, local_attention=8
+    ),
+}
 
 
 @cache
@@ -113,6 +146,17 @@ def tiny_model(seed: int = 0, dropout: float = 0.0, **options: int) -> RobertaDo
 def save_tiny(folder: Path, seed: int = 0, dropout: float = 0.0, **options: int) -> Path:
     """Write the checkpoint of a :func:`tiny_model`."""
     save_encoder(tiny_model(seed, dropout, **options), folder, tokenizer_from="")
+    return folder
+
+
+def save_plain(folder: Path, kind: str) -> Path:
+    """A transformers encoder with random weights and a tokenizer of its own."""
+    torch.manual_seed(3)
+    model = AutoModel.from_config(KINDS[kind])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    model.save_pretrained(folder)
+    word_pieces(WORDS).save_pretrained(folder)
     return folder
 
 

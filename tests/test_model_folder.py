@@ -12,54 +12,14 @@ from drhard.pooled import PooledEncoder
 import numpy as np
 import pytest
 import torch
-from helpers import TEXTS, save_tiny, save_vocabulary, snapshot, word_pieces
+from helpers import KINDS, TEXTS, WORDS, save_plain, save_tiny, save_vocabulary, snapshot
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 from transformers import (
     AutoModel,
-    BertConfig,
-    DistilBertConfig,
-    ModernBertConfig,
-    MPNetConfig,
-    PreTrainedConfig,
-    RobertaConfig,
-    XLMRobertaConfig,
 )
 
-WORDS = 60  # in the vocabulary
-SMALL = {
-    "vocab_size": WORDS,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 40,
-    "pad_token_id": 1,
-}
-KINDS: dict[str, PreTrainedConfig] = {
-    "bert": BertConfig(**SMALL),
-    "roberta": RobertaConfig(**SMALL),
-    "xlm-roberta": XLMRobertaConfig(**SMALL),
-    "mpnet": MPNetConfig(**SMALL),
-    "distilbert": DistilBertConfig(
-        vocab_size=WORDS, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=40, pad_token_id=1
-    ),
-    "modernbert": ModernBertConfig(
-        **SMALL, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, local_attention=8
-    ),
-}
 LONGEST = {"roberta": 38, "xlm-roberta": 38, "mpnet": 38}  # of 40 positions; the pad id takes two
-
-
-def save_plain(folder: Path, kind: str) -> Path:
-    """A transformers encoder with random weights and a tokenizer of its own."""
-    torch.manual_seed(3)
-    model = AutoModel.from_config(KINDS[kind])
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    model.save_pretrained(folder)
-    word_pieces(WORDS).save_pretrained(folder)
-    return folder
 
 
 def batch(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
