@@ -18,11 +18,6 @@ PASSAGES = "passages"
 PREPROCESS_AGAIN = "run preprocess.py again"
 META_FIELDS = {"type": str, "total_number": int, "embedding_size": int}  # published
 OWN_META_FIELDS = {"tokenizer": str, "max_token_id": int, "lengths": str, "prompt": str}  # ours; others lack them
-    "tokenizer": str,
-    "max_token_id": int,
-    "lengths": str,
-    "prompt": str,
-}  # ours; other folders lack them
 _INTEGERS = re.compile(r"[<>|=]?[iu][1248]|u?int(8|16|32|64)")
 SAMPLE = 200  # rows to check against their lengths
 
