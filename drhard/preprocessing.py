@@ -339,10 +339,10 @@ def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
     ordered = np.sort(ids)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
-        ids = (
+        parsed = (
             (number, source.parse(line, f"{source.path}, line {number}")[0]) for number, line in read_lines(source.path)
         )
-        numbers = [number for number, id_ in ids if id_ == twice[0]]
+        numbers = [number for number, id_ in parsed if id_ == twice[0]]
         raise InputError(
             f"{source.path}, line {numbers[1]}: the id {twice[0]} is already used in line {numbers[0]}; give each text "
             "its own id"
