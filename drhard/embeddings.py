@@ -61,8 +61,6 @@ def encode(
     """
     path = Path(path)
     check_tokens(model, tokens)
-    if batch_size < 1:
-        raise InputError(f"the batch size is {batch_size}; it must be at least 1")
     stamp = _make_stamp(model, tokens, dtype)
     if path.exists():
         _check(path, stamp)
