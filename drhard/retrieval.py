@@ -16,10 +16,11 @@ from drhard.errors import InputError, shorten
 from drhard.index import RESULTS_AT_ONCE
 from drhard.msmarco import Bm25Parameters, Corpus
 from drhard.negatives import HardNegatives, exclude_relevant
+from drhard.provenance import digest_sample
 from drhard.results import Results, search_on_disk
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.texts import read_passage_texts, read_query_texts
-from drhard.tokens import TokenMemmap, digest_sample
+from drhard.tokens import TokenMemmap
 
 import numpy as np
 

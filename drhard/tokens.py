@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from drhard.arrays import read_array
+from drhard.arrays import read_array, spread
 from drhard.errors import InputError
 from drhard.files import read_object, require_file
 from drhard.numbers import COUNT, LENGTH, NATURAL
+from drhard.provenance import digest_sample
 
 import numpy as np
 
@@ -157,17 +158,3 @@ def _read_lengths(path: Path, rows: int, width: int) -> np.ndarray:
 def digest_lengths(lengths: np.ndarray) -> str:
     """Return the SHA-256 of the token counts (rows,). It does not depend on their integer type."""
     return hashlib.sha256(np.ascontiguousarray(lengths, dtype=np.int64).data).hexdigest()
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """Return up to ``most`` positions, int64, spread evenly over 0 … ``count`` - 1, including both ends."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
-
-
-def digest_sample(array: np.ndarray) -> str:
-    """Return the SHA-256 of a thousand rows spread over ``array`` (rows, width), to tell large files apart quickly.
-
-    It does not depend on the integer type.
-    """
-    rows = array[spread(len(array), 1000)].astype(np.int64 if array.dtype.kind in "iu" else array.dtype)
-    return hashlib.sha256(rows).hexdigest()
