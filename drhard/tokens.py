@@ -59,18 +59,18 @@ class TokenMemmap:
         self._tokens = tokens
 
     @classmethod
-    def open(cls, folder: str | Path, name: str, max_length: int) -> "TokenMemmap":
+    def open(cls, folder: str | Path, name: str, max_length: int | None = None) -> "TokenMemmap":
         """Open the three files of a token memmap.
 
         Args:
             folder: a ``preprocess`` folder.
             name: ``passages`` or ``{mode}-query``.
-            max_length: the number of tokens at which rows are cut.
+            max_length: the number of tokens at which rows are cut; None: no cut.
 
         Raises:
             InputError: a file is missing, or the files do not belong together.
         """
-        if max_length < 2:
+        if max_length is not None and max_length < 2:
             raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
         path = require_file(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
         meta, dtype = _read_meta(Path(folder) / f"{name}_meta")
@@ -81,7 +81,8 @@ class TokenMemmap:
                 f"{PREPROCESS_AGAIN}"
             )
         lengths = _read_lengths(Path(folder) / f"{name}_length.npy", rows, width)
-        tokens = cls(path, np.memmap(path, dtype=dtype, mode="r", shape=(rows, width)), lengths, max_length, meta)
+        memmap = np.memmap(path, dtype=dtype, mode="r", shape=(rows, width))
+        tokens = cls(path, memmap, lengths, width if max_length is None else max_length, meta)
         if not tokens._ends_fit() or ("lengths" in meta and meta["lengths"] != tokens._lengths_digest):
             raise InputError(f"{path}: {name}_length.npy has the lengths of other texts; {PREPROCESS_AGAIN}")
         return tokens
