@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 HARD_FILE = "hard.json"
 EXPECTED = 'expected {"query row": [document row, …], …}'
 READ_BYTES = 1 << 24
-RESULTS_AT_ONCE = 1 << 21  # 16 MB as int64
+COMPARED_AT_ONCE = 1 << 21  # document rows: 16 MB as int64
 BOM = b"\xef\xbb\xbf"  # byte-order mark, which some editors write at the start of a file
 BLANKS = b" \t\r\n"  # JSON's
 TO_BLANKS = bytes.maketrans(b'":[],\t\r\n', b" " * 8)  # leaves only the numbers
@@ -72,7 +72,7 @@ def exclude_relevant(rows: np.ndarray, relevant: Mapping[int, Sequence[int]], to
     judged.sort()
     negatives = np.empty(queries * topk, dtype=np.int32)
     counts = np.empty(queries, dtype=np.int64)
-    end, at_once = 0, max(1, RESULTS_AT_ONCE // depth)
+    end, at_once = 0, max(1, COMPARED_AT_ONCE // depth)
     for first in range(0, queries, at_once):
         some = rows[first : first + at_once].astype(np.int64)
         pairs = (np.arange(first, first + len(some)) << 32)[:, None] | np.maximum(some, 0)

@@ -259,7 +259,7 @@ def embedding_size(config: RobertaConfig) -> int:
     return int(getattr(config, "output_embedding_size", None) or config.hidden_size)
 
 
-def check_weights(
+def check_names_and_shapes(
     folder: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], can_be_new: Sequence[str]
 ) -> None:
     """Raise InputError unless ``weights`` have the names and shapes of ``expected``.

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 OK, CLOSE, FAIL, NOT_RUN = "OK", "close", "FAIL", "—"
 SIGNIFICANT = 0.05
-CURVES = ("train/loss", "train/mrr_10")  # TensorBoard's tags
+CURVE_TAGS = ("train/loss", "train/mrr_10")  # TensorBoard's
 LIBRARIES = ("torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "ir_measures")
 
 Grades = dict[str, dict[str, int]]  # query -> document -> grade
@@ -176,14 +176,14 @@ def _identify(path: Path) -> dict[str, str]:
 
 
 def _read_curves(log_dir: Path) -> dict[str, list[list[float]]]:
-    """Read the :data:`CURVES` that a training logged: [step, value] pairs by tag."""
+    """Read the :data:`CURVE_TAGS` that a training logged: [step, value] pairs by tag."""
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     try:
         events.Reload()
     except Exception as error:  # the type depends on the damage
         log.warning("%s: TensorBoard cannot read its curves (%s)", log_dir, shorten(error))
         return {}
-    logged = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    logged = [tag for tag in CURVE_TAGS if tag in events.Tags()["scalars"]]
     curves = {}
     for tag in logged:
         by_step = {

@@ -27,7 +27,7 @@ import numpy as np
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
-LARGEST_ID = 2**31 - 1  # of a token: memmaps are int32
+LARGEST_TOKEN_ID = 2**31 - 1  # memmaps are int32
 
 
 def byte_characters() -> list[str]:
@@ -270,9 +270,10 @@ def _read_vocab(path: Path, name: str) -> dict[str, int]:
     vocab = read_object(path, {}, name=name)
     tokens: dict[int, str] = {}
     for token, id_ in vocab.items():
-        if type(id_) is not int or not 0 <= id_ <= LARGEST_ID:
+        if type(id_) is not int or not 0 <= id_ <= LARGEST_TOKEN_ID:
             raise InputError(
-                f"{name}: the id of {token[:40]!r} is {str(id_)[:40]!r}, expected a whole number from 0 to {LARGEST_ID}"
+                f"{name}: the id of {token[:40]!r} is {str(id_)[:40]!r}, expected a whole number from 0 to "
+                f"{LARGEST_TOKEN_ID}"
             )
         if id_ in tokens:
             raise InputError(f"{name}: {tokens[id_][:40]!r} and {token[:40]!r} have the same id, {id_}")
