@@ -9,7 +9,7 @@ from typing import cast
 
 from drhard.errors import InputError
 from drhard.files import write_whole_folder
-from drhard.hub import TOKENIZER_FILES, find_checkpoint
+from drhard.hub import CONFIG_FILE, TOKENIZER_FILES, find_checkpoint
 from drhard.pretrained import (
     check_names_and_shapes,
     check_sizes,
@@ -190,7 +190,7 @@ def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Pa
     Args:
         tokenizer_from: the checkpoint to copy ``vocab.json`` and ``merges.txt`` from, if it is a folder with them.
     """
-    with write_whole_folder(folder, last="config.json") as unfinished:  # a folder without it is not a checkpoint
+    with write_whole_folder(folder, last=CONFIG_FILE) as unfinished:  # a folder without it is not a checkpoint
         model.save_pretrained(unfinished)
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_from) / name).is_file():

@@ -12,6 +12,7 @@ from drhard.embeddings import are_made_by
 from drhard.encoder import digest_weights, load_encoder
 from drhard.errors import InputError, shorten
 from drhard.files import digest_file
+from drhard.hub import CONFIG_FILE
 from drhard.metrics import Coverage, measure_queries, parse_measures
 from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
@@ -159,7 +160,7 @@ def _made_by_its_model(trial: Trial) -> bool:
     """Return whether the present weights of a trial's model made its runs. Log a warning if not."""
     if trial.model is None:
         return True
-    if not (trial.model / "config.json").exists():
+    if not (trial.model / CONFIG_FILE).exists():
         log.warning("%s: no such model, although its runs exist; they are skipped", trial.model)
         return False
     digest = digest_weights(load_encoder(trial.model))
