@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from drhard.collection import Collection
 from drhard.errors import InputError, command
 from drhard.flags import FLAT, INDEX, PRECISION, RETRIEVAL, add_flags
+from drhard.hard_json import HARD_FILE, write_hard_negatives
 from drhard.hub import find_checkpoint
 from drhard.msmarco import CORPORA, JUDGED_MODES, Bm25Parameters
-from drhard.negatives import HARD_FILE, write_hard_negatives
 from drhard.numbers import FRACTION, RATE
 from drhard.runs import digest_ids, run_path, write_run
 

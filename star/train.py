@@ -24,14 +24,9 @@ from drhard.collection import Collection
 from drhard.errors import InputError, command
 from drhard.files import digest_file, sole_writer
 from drhard.flags import FLAGS, add_flags
+from drhard.hard_json import HARD_FILE, read_hard_negatives, write_hard_negatives
 from drhard.hub import find_checkpoint
-from drhard.negatives import (
-    HARD_FILE,
-    HardNegatives,
-    keep_queries_with_negatives,
-    read_hard_negatives,
-    write_hard_negatives,
-)
+from drhard.negatives import HardNegatives, keep_queries_with_negatives
 from drhard.provenance import digest_relevant, is_unchanged, read_stamp, write_stamp
 from drhard.runs import run_path
 from drhard.strategies import STRATEGIES, AnyDocument, Pool

@@ -41,6 +41,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "exact",
         "faiss_index",
         "files",
+        "hard_json",
         "hub",
         "index",
         "lamb",
