@@ -17,7 +17,7 @@ from drhard.index import RESULTS_AT_ONCE
 from drhard.msmarco import Bm25Parameters, Corpus
 from drhard.negatives import HardNegatives, exclude_relevant
 from drhard.provenance import digest_sample
-from drhard.results import Results, search_on_disk
+from drhard.results import Results, results_path, search_on_disk
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.texts import read_passage_texts, read_query_texts
 from drhard.tokens import TokenMemmap
@@ -43,22 +43,22 @@ class Retriever:
         self.searching.check(topk, len(collection.passages), self.model.output_embedding_size)
 
     @contextmanager
-    def retrieve(self, collection: Collection, mode: str, run: Path, topk: int) -> Iterator[Results]:
-        """Encode a mode's queries and the passages into the folder of ``run`` and search the passages.
+    def retrieve(self, collection: Collection, mode: str, folder: Path, topk: int) -> Iterator[Results]:
+        """Encode a mode's queries and the passages into ``folder`` and search the passages.
 
-        Embeddings go into ``{name}.memmap`` and ``{name}-id.memmap``. A later call reuses them.
+        Embeddings go into ``{name}.memmap`` and ``{name}-id.memmap``. A later call reuses them. A stopped search leaves
+        its results there too, and resumes.
 
         Args:
-            run: where the caller writes the results; see :func:`drhard.results.search_on_disk`.
             topk: passages for each query.
 
         Raises:
             InputError: as :meth:`check`, :meth:`EncodingSettings.encode` and :meth:`SearchSettings.open`.
         """
         self.check(collection, mode, topk)
-        queries = self._encode(collection.queries(mode), run.parent)
-        passages = self._encode(collection.passages, run.parent)
-        with search_embeddings(queries, passages, self.searching, run, topk) as found:
+        queries = self._encode(collection.queries(mode), folder)
+        passages = self._encode(collection.passages, folder)
+        with search_embeddings(queries, passages, self.searching, results_path(folder, mode), topk) as found:
             yield found
 
     def _encode(self, tokens: TokenMemmap, folder: Path) -> np.ndarray:
@@ -69,16 +69,18 @@ class Retriever:
 
 @contextmanager
 def search_embeddings(
-    queries: np.ndarray, documents: np.ndarray, searching: SearchSettings, run: Path, topk: int
+    queries: np.ndarray, documents: np.ndarray, searching: SearchSettings, results: Path, topk: int
 ) -> Iterator[Results]:
     """Search ``documents`` (N, dim) for ``queries`` (Q, dim), both float32. The results stay on disk.
 
     Args:
-        run: where the caller writes the results; see :func:`drhard.results.search_on_disk`.
+        results: their file; see :func:`drhard.results.search_on_disk`.
     """
     index = searching.open(documents, topk)
     made_from = {"queries": _identity(queries), "documents": _identity(documents), "index": searching.outcome()}
-    with search_on_disk(run, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)) as found:
+    with search_on_disk(
+        results, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)
+    ) as found:
         yield found
 
 
@@ -96,25 +98,25 @@ class Mined(NamedTuple):
 
 @contextmanager
 def mine_hard_negatives(
-    retriever: Retriever, collection: Collection, mode: str, run: Path, topk: int
+    retriever: Retriever, collection: Collection, mode: str, folder: Path, topk: int
 ) -> Iterator[Mined]:
     """Mine the ``topk`` best passages of each query that are not judged relevant to it (section 4.1 of the paper).
 
     Args:
-        run: see :meth:`Retriever.retrieve`.
+        folder: where embeddings are written; see :meth:`Retriever.retrieve`.
 
     Raises:
         InputError: as :meth:`Retriever.retrieve`, or there are too few passages.
     """
     relevant = collection.relevant(mode)
     depth = _depth(relevant, len(collection.passages), topk)
-    with retriever.retrieve(collection, mode, run, depth) as found:
+    with retriever.retrieve(collection, mode, folder, depth) as found:
         yield _mined(found, relevant, topk)
 
 
 @contextmanager
 def mine_bm25_negatives(
-    corpus: Corpus, root: Path, mode: str, run: Path, topk: int, parameters: Bm25Parameters
+    corpus: Corpus, root: Path, mode: str, folder: Path, topk: int, parameters: Bm25Parameters
 ) -> Iterator[Mined]:
     """Mine hard negatives with BM25, as the paper's warm-up needs them.
 
@@ -122,6 +124,7 @@ def mine_bm25_negatives(
 
     Args:
         root: the folder with ``dataset/`` and ``preprocess/``.
+        folder: where a stopped search leaves its results, and resumes.
     """
     collection = Collection(root / "preprocess")
     passages = collection.passages
@@ -137,7 +140,7 @@ def mine_bm25_negatives(
         for first in range(done, len(queries), together):
             yield index.search(queries[first : first + together], depth)
 
-    with search_on_disk(run, made_from, len(queries), depth, passes) as found:
+    with search_on_disk(results_path(folder, mode), made_from, len(queries), depth, passes) as found:
         without = np.flatnonzero(found.rows[:, 0] < 0)
         if len(without):
             log.warning(

@@ -28,7 +28,6 @@ from drhard.hard_json import HARD_FILE, read_hard_negatives, write_hard_negative
 from drhard.hub import find_checkpoint
 from drhard.negatives import HardNegatives, keep_queries_with_negatives
 from drhard.provenance import digest_relevant, is_unchanged, read_stamp, write_stamp
-from drhard.runs import run_path
 from drhard.strategies import STRATEGIES, AnyDocument, Pool
 from drhard.trainer_flags import DATA, OWN, WORKING, add_trainer_flags, check_needs, outcome, trainer_words
 
@@ -199,8 +198,8 @@ def mine_pool(
             raise InputError(f"{path}: was changed after this training mined it; delete it to mine again")
         return read_hard_negatives(path, relevant, documents)
     print(f"Mining hard negatives with the initial model on {retriever.encoding.device}")
-    run = run_path(output_dir / MINING_FOLDER, "train")
-    with mine_hard_negatives(retriever, collection, "train", run, min(MINED, documents // 2)) as mining:
+    folder, count = output_dir / MINING_FOLDER, min(MINED, documents // 2)
+    with mine_hard_negatives(retriever, collection, "train", folder, count) as mining:
         write_hard_negatives(path, mining.hard)
         write_stamp(path, {"sha256": digest_file(path)})
         print(f"Wrote {path}")

@@ -192,8 +192,8 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
 
 
 def mine(root: Path, topk: int) -> Mined:
-    run = root / "mined" / "train.rank.tsv"
-    with mine_bm25_negatives(CORPORA["passage"], root, "train", run, topk, Bm25Parameters(0.9, 0.4)) as mined:
+    folder = root / "mined"
+    with mine_bm25_negatives(CORPORA["passage"], root, "train", folder, topk, Bm25Parameters(0.9, 0.4)) as mined:
         return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
 
 
