@@ -184,7 +184,7 @@ def mine_pool(
 ) -> HardNegatives:
     """Mine hard negatives with the initial model into --output_dir. A resumed training reads them there instead."""
     from drhard.checkpoints import MINING_FOLDER
-    from drhard.retrieval import mine_hard_negatives
+    from drhard.mining import mine_hard_negatives
 
     if mine and args.world_size > 1:
         raise InputError(

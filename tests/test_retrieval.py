@@ -4,7 +4,8 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.retrieval import Mined, Retriever, mine_hard_negatives
+from drhard.mining import Mined, mine_hard_negatives
+from drhard.retrieval import Retriever
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, query_name
 
