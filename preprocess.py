@@ -12,10 +12,11 @@ import os
 from pathlib import Path
 
 from drhard.errors import command
+from drhard.model_tokenizer import open_tokenizer
 from drhard.msmarco import CORPORA
 from drhard.numbers import COUNT, LENGTH
-from drhard.preprocessing import EMPTY_TEXTS, WORKERS, Lengths, preprocess
-from drhard.tokenizer import RobertaTokenizer
+from drhard.preprocessing import EMPTY_TEXTS, Lengths, preprocess
+from drhard.workers import WORKERS
 
 DATA_TYPES = {"0": "doc", "1": "passage"} | {name: name for name in CORPORA}
 
@@ -27,8 +28,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model_name_or_path",
         default="roberta-base",
-        help="model whose vocabulary to use: a folder, a hub name or s3://bucket/prefix (default: roberta-base)",
+        help="model whose tokenizer to use: a folder, a hub name or s3://bucket/prefix (default: roberta-base)",
     )
+    parser.add_argument(
+        "--own_tokenizer",
+        action="store_true",
+        help="use the tokenizer of a plain RoBERTa as it is, not as published; for star/train.py --pooling",
+    )
+    parser.add_argument("--query_prompt", help="text in front of each query (the model's own)")
+    parser.add_argument("--passage_prompt", help="text in front of each passage (the model's own)")
+    parser.add_argument("--preprocess_dir", type=Path, help="folder to write (default: {data_root}/{type}/preprocess)")
     parser.add_argument("--max_seq_length", type=LENGTH, default=512, help="maximum tokens per document (512)")
     parser.add_argument("--max_query_length", type=LENGTH, default=64, help="maximum tokens per query (64)")
     parser.add_argument(
@@ -52,9 +61,11 @@ def main() -> None:
     corpus = CORPORA[DATA_TYPES[args.data_type]]
     root = args.data_root / corpus.name
     print(f"Tokenizing {root / 'dataset'} with {args.model_name_or_path}, {args.threads} processes")
-    tokenizer = RobertaTokenizer.from_pretrained(args.model_name_or_path, do_lower_case=True)
+    tokenizer = open_tokenizer(args.model_name_or_path, args.own_tokenizer)
+    given = {"query": args.query_prompt, "passage": args.passage_prompt}
+    tokenizer.prompts = {**tokenizer.prompts, **{side: text for side, text in given.items() if text is not None}}
     lengths = Lengths(args.max_seq_length, args.max_query_length, args.max_doc_character)
-    for path in preprocess(corpus, root, tokenizer, lengths, args.threads, args.empty_texts):
+    for path in preprocess(corpus, root, tokenizer, lengths, args.threads, args.empty_texts, args.preprocess_dir):
         print(f"Wrote {path}")
 
 

@@ -15,8 +15,8 @@ from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.model_folder import save_encoder
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
-from drhard.provenance import check_record, digest_relevant
-from drhard.tokens import TokenMemmap, digest_sample
+from drhard.provenance import check_record, digest_relevant, digest_sample
+from drhard.tokens import TokenMemmap
 from drhard.training import (
     Events,
     check_loss,

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 transformers_logging.disable_progress_bar()  # transformers' bars for reading and writing weights drown ours
 
 CONFIG_NOTES = ("_name_or_path", "transformers_version", "dtype", "architectures")  # do not affect a training
-PREPROCESS_AGAIN = "run preprocess.py with the tokenizer of this model (--model_name_or_path)"
+PREPROCESS_FOR_MODEL = "run preprocess.py with the tokenizer of this model (--model_name_or_path)"
 
 
 class Encoder(nn.Module):
@@ -146,15 +146,15 @@ def check_tokens(model: Encoder, tokens: TokenMemmap) -> None:
     if tokens.max_token_id is not None and tokens.max_token_id >= known:
         raise InputError(
             f"{tokens.path}: has token ids up to {tokens.max_token_id}, the model knows 0 to {known - 1}; "
-            f"{PREPROCESS_AGAIN}"
+            f"{PREPROCESS_FOR_MODEL}"
         )
     if None not in (tokens.tokenizer, model.tokenizer_digest) and tokens.tokenizer != model.tokenizer_digest:
-        raise InputError(f"{tokens.path}: was made with a vocabulary other than the model's; {PREPROCESS_AGAIN}")
+        raise InputError(f"{tokens.path}: was made with a vocabulary other than the model's; {PREPROCESS_FOR_MODEL}")
     side = "passage" if tokens.name == PASSAGES else "query"
     if model.prompts is not None and tokens.prompt is not None and tokens.prompt != model.prompts[side]:
         raise InputError(
             f"{tokens.path}: was made with the {side} prompt {tokens.prompt!r}, the model's is "
-            f"{model.prompts[side]!r}; {PREPROCESS_AGAIN}"
+            f"{model.prompts[side]!r}; {PREPROCESS_FOR_MODEL}"
         )
     tokens.vocabulary = known
 

@@ -14,7 +14,8 @@ from drhard.faiss_index import require_faiss
 from drhard.files import write_json, write_whole_file, write_whole_folder, write_whole_text
 from drhard.hub import CONFIG_FILE
 from drhard.model_folder import write_encoder, write_tokenizer
-from drhard.sentence_modules import MODULES_FILE, SentenceModules, write_length, write_parts, write_router
+from drhard.sentence_files import MODULES_FILE
+from drhard.sentence_modules import SentenceModules, write_length, write_parts, write_router
 
 import numpy as np
 from tqdm import tqdm

@@ -7,37 +7,26 @@ from pathlib import Path
 from drhard.encoder import Encoder
 from drhard.errors import InputError, reason_of
 from drhard.files import write_json, write_whole_folder, write_whole_text
-from drhard.hub import CONFIG_FILE, TOKENIZER_FILES, find_checkpoint
+from drhard.hub import ALL_TOKENIZER_FILES, CONFIG_FILE, TOKENIZER_FILES, find_checkpoint
 from drhard.model_tokenizer import define_published, is_published, load_tokenizer
 from drhard.pooled import PooledEncoder
 from drhard.pretrained import (
     architecture_of,
+    check_names_and_shapes,
     check_sizes,
-    check_weights,
     quiet_transformers,
     read_config,
     read_weights,
 )
 from drhard.roberta_dot import HEAD, RobertaDot
-from drhard.sentence_modules import MODULES_FILE, Normalize, SentenceModules, read_modules, read_prompts
+from drhard.sentence_files import MODULES_FILE, find_transformer, read_prompts
+from drhard.sentence_modules import Normalize, SentenceModules, read_modules
 from drhard.tokenizer import RobertaTokenizer
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-TOKENIZER_NAMES = (  # of the files that transformers' tokenizers are made of
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
 
 
 def load_encoder(
@@ -100,7 +89,7 @@ def _load_robertadot(folder: Path, fresh_head: bool) -> RobertaDot:
     }
     with torch.device("meta"):
         expected = RobertaDot(config).state_dict()
-    check_weights(folder, weights, expected, HEAD if fresh_head else ())
+    check_names_and_shapes(folder, weights, expected, HEAD if fresh_head else ())
     if weights.keys() != expected.keys():
         log.warning("%s has no embedding head; it starts from random weights", folder)
     # Copied, not mapped: the file may be rewritten while the model is in use.
@@ -120,7 +109,7 @@ def _load_pooled(modules: SentenceModules) -> PooledEncoder:
     check_sizes(place, config, weights)
     with torch.device("meta"):
         expected = _build(config, place).state_dict()
-    check_weights(place, weights, expected, ())
+    check_names_and_shapes(place, weights, expected, ())
     backbone = _build(config, place)
     backbone.load_state_dict({name: weight.to(torch.float32) for name, weight in weights.items()})
     return PooledEncoder(backbone, modules)
@@ -164,9 +153,10 @@ def write_encoder(model: Encoder, folder: Path, tokenizer_from: Path) -> None:
 def write_tokenizer(model: Encoder, folder: Path, tokenizer_from: Path) -> None:
     """Write what makes transformers give the ids that ``model`` was trained with, if ``tokenizer_from`` has it."""
     if not isinstance(model, RobertaDot):
-        for name in TOKENIZER_NAMES:
-            if (tokenizer_from / name).is_file():
-                shutil.copy(tokenizer_from / name, folder)
+        source = find_transformer(tokenizer_from)
+        for name in ALL_TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copy(source / name, folder)
         return
     if not all((tokenizer_from / name).is_file() for name in TOKENIZER_FILES):
         return

@@ -2,27 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from drhard.errors import InputError, reason_of
 from drhard.files import read_object
-from drhard.hub import CONFIG_FILE, refuse_stand_in
-from drhard.tokenizer import MERGES_FILE, VOCAB_FILE, RobertaTokenizer
+from drhard.hub import CONFIG_FILE, TOKENIZER_FILES, find_tokenizer, refuse_stand_in
+from drhard.sentence_files import MODULES_FILE, NO_PROMPTS, find_transformer, read_length, read_prompts
+from drhard.tokenizer import RobertaTokenizer
 
 import numpy as np
 import tokenizers
 from tokenizers.normalizers import Lowercase, Normalizer
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
-MODULES_FILE = "modules.json"
-LENGTH_FILE = "sentence_bert_config.json"
 SPECIALS = 2  # special tokens of a text: one in front, one behind
 
 
 class Tokenizer(Protocol):
-    """What preprocess.py needs of a tokenizer. It is pickled to the workers."""
+    """What preprocess.py needs of a tokenizer. It is pickled to the workers.
+
+    Attributes:
+        prompts: "query" and "passage" -> the text that preprocess.py puts in front of each.
+    """
+
+    prompts: Mapping[str, str]
 
     def encode_rows(self, texts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids (B, width) int32, padded with 0, and the number of ids of each text (B,) int32.
@@ -39,13 +44,14 @@ class ModelTokenizer:
 
     Args:
         definition: the content of ``tokenizer.json``.
+        prompts: see :class:`Tokenizer`.
 
     Raises:
         InputError: it does not put one special token in front of a text and one behind.
     """
 
-    def __init__(self, definition: str):
-        self._definition = definition
+    def __init__(self, definition: str, prompts: Mapping[str, str] = NO_PROMPTS):
+        self._definition, self.prompts = definition, prompts
         self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -54,8 +60,8 @@ class ModelTokenizer:
         if added != SPECIALS:
             raise InputError(f"the tokenizer adds {added} special tokens to a text, expected {SPECIALS}")
 
-    def __reduce__(self) -> tuple[type["ModelTokenizer"], tuple[str]]:
-        return ModelTokenizer, (self._definition,)
+    def __reduce__(self) -> tuple[type["ModelTokenizer"], tuple[str, dict[str, str]]]:
+        return ModelTokenizer, (self._definition, dict(self.prompts))
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "ModelTokenizer":
@@ -71,7 +77,7 @@ class ModelTokenizer:
             backend = loaded.backend_tokenizer
         except Exception as error:  # transformers raises errors of many types
             raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason_of(error)})") from None
-        if _lowers(folder) and not _has_lowercase(backend.normalizer):
+        if read_length(folder)[1] and not _has_lowercase(backend.normalizer):
             backend.normalizer = NormalizerSequence([Lowercase(), *filter(None, [backend.normalizer])])
         try:
             return cls(backend.to_str())
@@ -123,17 +129,35 @@ def load_tokenizer(folder: Path, own_tokenizer: bool = False) -> Tokenizer | Non
         InputError: its files are damaged, or it cannot be used.
     """
     if is_published(folder, own_tokenizer):
-        if not all((folder / name).is_file() for name in (VOCAB_FILE, MERGES_FILE)):
+        if not all((folder / name).is_file() for name in TOKENIZER_FILES):
             return None
         return RobertaTokenizer.from_pretrained(folder, do_lower_case=True)
-    if not any(folder.glob("tokenizer*")) and not any(folder.glob("*vocab*")):
+    place = find_transformer(folder)
+    if not any(place.glob("tokenizer*")) and not any(place.glob("*vocab*")):
         return None
-    return ModelTokenizer.from_pretrained(folder)
+    return ModelTokenizer.from_pretrained(place)
 
 
-def _lowers(folder: Path) -> bool:
-    path = folder / LENGTH_FILE
-    return path.exists() and read_object(path, {}).get("do_lower_case") is True
+def open_tokenizer(name_or_path: str, own_tokenizer: bool = False) -> Tokenizer:
+    """Return the tokenizer of a model, with its prompts.
+
+    Args:
+        name_or_path: a folder, a name on the Hugging Face hub, or, for the published tokenizer, ``s3://bucket/prefix``.
+        own_tokenizer: use the tokenizer of a plain RoBERTa as it is, not as published.
+
+    Raises:
+        InputError: there is no such model, it has no tokenizer, or the tokenizer cannot be used.
+    """
+    if name_or_path.startswith("s3://"):
+        return RobertaTokenizer.from_pretrained(name_or_path, do_lower_case=True)
+    folder = find_tokenizer(name_or_path)
+    if is_published(folder, own_tokenizer):  # its errors name the missing file
+        return RobertaTokenizer.from_pretrained(name_or_path, do_lower_case=True)
+    tokenizer = load_tokenizer(folder, own_tokenizer)
+    if tokenizer is None:
+        raise InputError(f"{folder}: has no tokenizer")
+    tokenizer.prompts = read_prompts(folder)
+    return tokenizer
 
 
 def _has_lowercase(normalizer: Normalizer | None) -> bool:

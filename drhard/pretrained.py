@@ -244,7 +244,7 @@ def check_sizes(folder: Path, config: PreTrainedConfig, weights: Mapping[str, to
         raise InputError(f"{folder}: {_lacks([f'{architecture.prefix}.{name}' for name in names])}")
 
 
-def check_weights(
+def check_names_and_shapes(
     folder: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], can_be_new: Sequence[str]
 ) -> None:
     """Raise InputError unless ``weights`` have the names and shapes of ``expected``.

@@ -3,26 +3,29 @@
 Of its modules we use Transformer, Pooling (cls or mean), Dense, LayerNorm and Normalize. No code of a folder is run.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import check_fields, read_json, read_object, write_json
-from drhard.numbers import LENGTH, Range
+from drhard.files import read_object, write_json
+from drhard.numbers import Range
 from drhard.pretrained import read_all_weights
+from drhard.sentence_files import (
+    LENGTH_FILE,
+    MODULES_FILE,
+    PROMPTS_FILE,
+    read_length,
+    read_module_list,
+    read_prompts,
+)
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-MODULES_FILE = "modules.json"
-LENGTH_FILE = "sentence_bert_config.json"
-PROMPTS_FILE = "config_sentence_transformers.json"
 POOLINGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the first that is there, as encode_document does
 ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": nn.Identity,
     "torch.nn.modules.activation.Tanh": nn.Tanh,
@@ -97,7 +100,7 @@ def read_modules(folder: Path) -> SentenceModules:
     Raises:
         InputError: a file is missing or damaged, or a module is not among those that can be used.
     """
-    places = _read_list(folder)
+    places = read_module_list(folder)
     kinds = [kind for kind, _ in places]
     if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= set(KINDS[2:]):
         raise InputError(
@@ -110,29 +113,10 @@ def read_modules(folder: Path) -> SentenceModules:
     for kind, place in others:
         heads.append(_READERS[kind](place, size))
         size = heads[-1].linear.out_features if isinstance(heads[-1], Dense) else size
-    max_seq_length, lower_case = _read_length(transformer / LENGTH_FILE)
-    return SentenceModules(
-        transformer, mode, heads, max_seq_length, lower_case, read_prompts(folder, _excludes(pooling / "config.json"))
-    )
-
-
-def _read_list(folder: Path) -> list[tuple[str, Path]]:
-    """Return the kind and the folder of each module."""
-    path = folder / MODULES_FILE
-    modules = read_json(path)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise InputError(f"{path}: expected a list of modules")
-    places = []
-    for module in modules:
-        check_fields(str(path), module, {"path": str, "type": str})
-        package, _, kind = module["type"].rpartition(".")
-        if not package.startswith("sentence_transformers.") or not re.fullmatch(r"\w*", module["path"]):
-            raise InputError(
-                f"{path}: cannot use the module {module['type'][:60]!r} at {module['path'][:60]!r}; only modules of "
-                "sentence-transformers in folders of their own can be used"
-            )
-        places.append((kind, folder / module["path"]))
-    return places
+    prompts = read_prompts(folder)
+    if any(prompts.values()) and read_object(pooling / "config.json", {}).get("include_prompt") is False:
+        raise InputError(f"{pooling / 'config.json'}: the pooling leaves the prompt out; this cannot be used")
+    return SentenceModules(transformer, mode, heads, *read_length(transformer), prompts)
 
 
 def _read_pooling(path: Path) -> tuple[str, int]:
@@ -150,10 +134,6 @@ def _read_pooling(path: Path) -> tuple[str, int]:
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise InputError(f"{path}: the pooling is {' and '.join(map(str, modes))[:80]}; only cls or mean can be used")
     return modes[0], size
-
-
-def _excludes(path: Path) -> bool:
-    return read_object(path, {}).get("include_prompt") is False
 
 
 def _read_dense(folder: Path, size: int) -> nn.Module:
@@ -205,42 +185,6 @@ def _load(head: nn.Module, folder: Path, prefix: str = "") -> None:
         shapes = [str(sorted(told.items()))[:120] for told in (found, expected)]
         raise InputError(f"{folder}: its weights are {shapes[0]}, but config.json asks for {shapes[1]}")
     head.load_state_dict({name: weight.float() for name, weight in weights.items()})
-
-
-def _read_length(path: Path) -> tuple[int | None, bool]:
-    """Return max_seq_length and whether texts are lower-cased."""
-    if not path.exists():
-        return None, False
-    content = read_object(path, {}, optional={"max_seq_length": (int, type(None)), "do_lower_case": bool})
-    length = content.get("max_seq_length")
-    if length is not None:
-        LENGTH.check(f"{path}: max_seq_length", length)
-    return length, content.get("do_lower_case", False)
-
-
-def read_prompts(folder: Path, excluded: bool = False) -> dict[str, str]:
-    """Return the prompts of a folder: "query" and "passage" -> text.
-
-    Args:
-        excluded: the pooling leaves the prompt out, which cannot be done here.
-    """
-    path = folder / PROMPTS_FILE
-    if not path.exists():
-        return {"query": "", "passage": ""}
-    content = read_object(path, {}, optional={"prompts": dict, "default_prompt_name": (str, type(None))})
-    told = content.get("prompts", {})
-    if not all(isinstance(prompt, str | None) for prompt in told.values()):
-        raise InputError(f"{path}: expected a text for each prompt")
-    names = {"query": ("query",), "passage": PASSAGE_PROMPTS}
-    default = told.get(content.get("default_prompt_name")) or ""
-    prompts = {side: _first(told, names[side]) or default for side in names}
-    if excluded and any(prompts.values()):
-        raise InputError(f"{folder}: its pooling leaves the prompt out (include_prompt); this cannot be used")
-    return prompts
-
-
-def _first(prompts: Mapping[str, str], names: Iterable[str]) -> str:
-    return next((prompts[name] for name in names if prompts.get(name)), "")
 
 
 # Write

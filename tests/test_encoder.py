@@ -571,12 +571,6 @@ def test_bin_cannot_run_code(tmp_path: Path, new_format: bool) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["./data/passage/warmup", "/nowhere/warmup", "data/passage/warmup"])
-def test_missing_folder_is_not_looked_for_on_the_hub(name: str) -> None:
-    with pytest.raises(InputError, match="no such folder"):
-        load_encoder(name)
-
-
 @pytest.mark.parametrize("script", ["star/inference.py", "star/prepare_hardneg.py", "adore/inference.py"])
 def test_dot_in_front_of_a_name_means_a_folder(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_collection(tmp_path / "passage" / "preprocess")

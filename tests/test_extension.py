@@ -165,7 +165,7 @@ def test_a_search_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     retriever = Retriever(tiny_model(), EncodingSettings(4, torch.device("cpu")), SearchSettings())
     found = []
     for name in ("exact", "sorting"):
-        with retriever.retrieve(collection, "train", tmp_path / name / "train.rank.tsv", 5) as results:
+        with retriever.retrieve(collection, "train", tmp_path / name, 5) as results:
             found.append(np.array(results.rows))
         monkeypatch.setattr(SearchSettings, "_choose", lambda _: SortingBackend())
     np.testing.assert_array_equal(*found)

@@ -26,9 +26,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.encoder import RobertaDot, save_encoder
 from drhard.files import write_whole_file
+from drhard.model_folder import save_encoder
 from drhard.qrels import read_relevant
+from drhard.roberta_dot import RobertaDot
 from drhard.tokenizer import RobertaTokenizer
 
 import numpy as np
