@@ -84,12 +84,13 @@ def test_a_checkpoint_is_fetched_with_one_form_of_its_weights(hub: Path, there: 
     name = f"someone/has-{len(there)}"
     upload(hub, name, *there)
     found = sorted(path.name for path in find_checkpoint(name).iterdir())
-    assert found == sorted(["config.json", "vocab.json", "merges.txt", *fetched])
+    assert found == sorted(["config.json", "vocab.json", "merges.txt", "tokenizer.json", *fetched])
 
 
 def test_only_its_own_files_are_fetched_for_a_tokenizer(hub: Path) -> None:
     upload(hub, "roberta-tiny", "model.safetensors")
-    assert sorted(path.name for path in find_tokenizer("roberta-tiny").iterdir()) == ["merges.txt", "vocab.json"]
+    found = sorted(path.name for path in find_tokenizer("roberta-tiny").iterdir())
+    assert found == ["config.json", "merges.txt", "tokenizer.json", "vocab.json"]  # the config says which tokenizer
     assert RobertaTokenizer.from_pretrained("roberta-tiny").vocab == vocabulary()[0]
 
 
