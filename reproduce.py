@@ -101,7 +101,9 @@ def run_step(step: Step, dry_run: bool) -> None:
         raise KeyboardInterrupt
     if code:
         hint = OUT_OF_MEMORY.get(code, "")
-        raise InputError(f"the command above ended with exit code {code}{hint}; fix the cause and run this again")
+        raise InputError(
+            f"the command above ended with exit code {code}{hint}; fix the cause and run the same command again"
+        )
     if not step.makes.exists():
         raise InputError(f"the command above succeeded but did not write {step.makes}")
 

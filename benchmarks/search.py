@@ -4,8 +4,9 @@ The limit is the longer of two times: multiplying at the rate of large square ma
 memory.
 
 The published scripts search a faiss flat index 32 queries at a time. faiss of 2021 multiplied such a batch with its
-BLAS. faiss 1.15 takes the queries one by one, which is slower on few cores. Both are measured. The vectors are random,
-so no search can gain by skipping some. If sentence-transformers is not installed, the same two torch calls replace it.
+BLAS. faiss 1.15 takes the queries one by one, which is slower on few cores. Both are measured. The embeddings are
+random, so no search can gain by skipping some. If sentence-transformers is not installed, the same two torch calls
+replace it.
 
     python benchmarks/search.py
     python benchmarks/search.py --documents 100000 --rounds 3 --output search.json

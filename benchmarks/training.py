@@ -1,6 +1,6 @@
 """Training steps: ADORE's retrieval and loss against the published way, and STAR's batches in small memory.
 
-ADORE is measured from query vectors to their gradient, without the encoder. The published way searches a faiss flat
+ADORE is measured from query embeddings to their gradient, without the encoder. The published way searches a faiss flat
 index and goes through queries and pairs one by one.
 
 STAR is measured from texts to the gradient. The model has roberta-base's size and random weights. Passages are as long

@@ -94,7 +94,7 @@ def set_parameters(index: Any, parameters: Mapping[str, int], name: str) -> None
             faiss.ParameterSpace().set_index_parameter(index, parameter, value)
         except RuntimeError:
             flag = FLAG_OF[parameter]
-            raise InputError(f"{name}: this index does not use {flag}; leave {flag} out") from None
+            raise InputError(f"{name}: this index does not use {flag}; omit it") from None
 
 
 def build(documents: np.ndarray, factory: str, training_rows: int = TRAINING_ROWS, block_rows: int = BLOCK_ROWS) -> Any:

@@ -54,7 +54,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             _end(f"out of memory{f' ({error})' if str(error) else ''}; free some or use a larger machine")
         except KeyboardInterrupt:
             _close_bars()
-            print("stopped; run the same command again to continue", file=sys.stderr)
+            print("stopped; run the same command again to resume", file=sys.stderr)
             sys.exit(130)
 
     return run

@@ -152,7 +152,7 @@ def check_gpus(gpus: Sequence[int], k: int = 1) -> None:
     if not hasattr(faiss, "GpuIndexFlatIP"):
         raise InputError(
             "the installed faiss has no GPU support; install requirements.txt on a machine with a GPU, "
-            "or leave the flag out to search on the CPU"
+            "or omit the flag to search on the CPU"
         )
     require_gpu()  # without a GPU, faiss would abort the process
     for gpu in gpus:

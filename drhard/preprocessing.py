@@ -397,10 +397,11 @@ def _write_qrels(path: Path, judged: list[Judgement], query_rows: np.ndarray, do
 
 @contextmanager
 def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Path) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes that tokenize. They end with this process, however it ends, and hold ``lock`` so long.
+    """Yield a pool of processes that tokenize.
 
-    They read the tokenizer from a file in ``folder``: through a pipe, they could only start one after another. While
-    the pool is open, SIGTERM acts as Ctrl-C.
+    The workers exit when this process does, even if it is killed, and hold ``lock`` until then. They read the tokenizer
+    from a file in ``folder``; sent through a pipe, it would make them start one by one. While the pool is open, SIGTERM
+    acts as Ctrl-C.
 
     Raises:
         InputError: a worker was killed.

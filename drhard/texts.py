@@ -31,9 +31,9 @@ def read_passage_texts(corpus: Corpus, root: Path) -> Iterator[str]:
             row += 1
             yield text.replace("<sep>", " ")
         elif text:  # preprocess.py may skip empty texts
-            raise InputError(f"{path}, line {number}: is not document {row} that was preprocessed; {PREPROCESS_AGAIN}")
+            raise InputError(f"{path}, line {number}: is not the passage preprocessed as row {row}; {PREPROCESS_AGAIN}")
     if not row == len(pids) == count:
-        raise InputError(f"{path}: has {row} documents, {count} were preprocessed; {PREPROCESS_AGAIN}")
+        raise InputError(f"{path}: has {row} passages, {count} were preprocessed; {PREPROCESS_AGAIN}")
 
 
 def read_query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:

@@ -91,7 +91,7 @@ WORKING: Mapping[str, Flag] = {
     "tf32": _outcome(bool, None, "TF32 products, on a GPU"),
     "output_dir": Flag(str, "./data/passage/star_train/models", "folder for checkpoints and the model"),
     "do_train": Flag(bool, False, "train; the published commands give it"),
-    "resume_from_checkpoint": Flag(str, None, "checkpoint to resume from (none: the newest complete one)"),
+    "resume_from_checkpoint": Flag(str, None, "checkpoint to resume from (none: the newest whole one)"),
     "use_cpu": Flag(bool, False, "do not use the GPU"),
     "save_strategy": Flag(str, "steps", "when to write checkpoints", choices=("no", "steps", "epoch")),
     "save_steps": Flag(STEPS, 1000.0, "updates between two checkpoints; below 1, a share of all"),
@@ -323,7 +323,7 @@ def check_needs(flags: argparse.Namespace) -> None:
     for name in sorted(given):
         needed = WORKING[name].needs
         if needed and needed not in present:
-            raise InputError(f"--{name} does nothing without {needed}; leave it out")
+            raise InputError(f"--{name} does nothing without {needed}; omit it")
 
 
 def outcome(values: Any, flags: Mapping[str, Flag]) -> dict[str, Any]:
