@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.recipes import SCRATCH, Measure, Question, Row, Step, Table, Trial, make_step
+from drhard.strategies import STRATEGIES
 
 ROOT = "runs/sample"
 WORK = f"{ROOT}/passage"
@@ -85,7 +86,7 @@ class Static:
     @property
     def mined(self) -> bool:
         """Whether its negatives are mined first."""
-        return self.negatives in ("star", "hard")
+        return STRATEGIES[self.negatives].mined
 
 
 IN_BATCH = Static("in-batch", "in-batch", batch=32)

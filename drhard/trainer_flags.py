@@ -6,7 +6,7 @@ a field or parses one differently. This module is light to import, so flags are 
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -55,7 +55,7 @@ class Flag:
     default: Any = None
     help: str = ""
     outcome: bool = False
-    choices: Sequence[str] | None = None
+    choices: Collection[str] | None = None
     needs: str = ""
     many: bool = False
     required: bool = False
@@ -160,7 +160,7 @@ DATA: Mapping[str, Flag] = {  # star/train.py's own too
         str,
         STAR.name,
         "; ".join(f"{strategy}: {strategy.help}" for strategy in STRATEGIES.values()),
-        choices=tuple(STRATEGIES),
+        choices=STRATEGIES,
     ),
     "hardneg_path": Flag(Path, None, "hard.json (none: the model of --init_path mines one into --output_dir first)"),
     "per_query_hard_num": _outcome(COUNT, 1, "hard (or random) negatives drawn for a query in each step"),
