@@ -202,11 +202,7 @@ class SortingBackend:
 class SettingsWithSorting(SearchSettings):
     """With a field for ``--sorting``."""
 
-    sorting: bool = False
-
-    @property
-    def exact(self) -> bool:
-        return super().exact and not self.sorting
+    sorting: bool = False  # as exact as the default, so "exact" stays as it is
 
     def _choose(self) -> Backend:
         return SortingBackend() if self.sorting else super()._choose()
