@@ -1,4 +1,4 @@
-"""Report bad input: one exception type, which becomes one sentence and exit code 2 in one place."""
+"""Report bad input: one exception type, which :func:`command` turns into a one-line error and exit code 2."""
 
 from __future__ import annotations
 
