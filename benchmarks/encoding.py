@@ -1,8 +1,8 @@
 """Encoding: our way against the published one, which takes batches of 32 in file order, padded to the longest.
 
 The model has roberta-base's size and random weights. The passages are random, with lengths like MS MARCO's: a median
-of 65 tokens, cut at 256. Both methods must give the same embeddings to within 1e-5. The limit is the time of the model's
-own matrix products, without padding, at the rate of a large square product by torch or NumPy.
+of 65 tokens, cut at 256. Both methods must give the same embeddings to within 1e-5. The limit is the time of the
+model's own matrix products, without padding, at the rate of a large square product by torch or NumPy.
 
     python benchmarks/encoding.py
     python benchmarks/encoding.py --passages 256 --rounds 3 --output encoding.json

@@ -101,8 +101,8 @@ def build(documents: np.ndarray, factory: str, training_rows: int = TRAINING_ROW
     """Build a faiss index of ``documents``, (N, dim) float32.
 
     Args:
-        training_rows: documents, spread over all, that it learns its codes from, at most.
-        block_rows: documents that are added at a time.
+        training_rows: the most documents to learn the codes from, spread over all.
+        block_rows: documents added at a time.
 
     Raises:
         InputError: faiss cannot build such an index of so many documents, or a number is not finite.

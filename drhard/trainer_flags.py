@@ -107,7 +107,7 @@ WORKING: Mapping[str, Flag] = {
         str, ["tensorboard"], "tensorboard, none, or another of transformers' loggers, such as wandb", many=True
     ),
     "run_name": Flag(str, None, "the name of the run in a logger", needs="--report_to"),
-    "gradient_checkpointing": Flag(bool, False, "save memory, for a third more time"),
+    "gradient_checkpointing": Flag(bool, False, "saves memory, takes a third more time"),
     "activation_checkpointing": Flag(bool, False, "the name of --gradient_checkpointing in transformers 5"),
     "torch_empty_cache_steps": Flag(COUNT, None, "updates between two clearings of the GPU's cache"),
     "dataloader_num_workers": Flag(PROCESSES, 0, "processes that make batches (0: the training's own)"),
