@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.recipes import SCRATCH, Measure, Question, Row, Step, Table, Trial, make_step
-from drhard.strategies import STRATEGIES
 
 ROOT = "runs/sample"
 WORK = f"{ROOT}/passage"
@@ -86,6 +85,8 @@ class Static:
     @property
     def mined(self) -> bool:
         """Whether its negatives are mined first."""
+        from drhard.strategies import STRATEGIES  # imported here: flags are parsed before NumPy loads
+
         return STRATEGIES[self.negatives].mined
 
 
