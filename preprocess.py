@@ -14,8 +14,9 @@ from pathlib import Path
 from drhard.errors import command
 from drhard.msmarco import CORPORA
 from drhard.numbers import COUNT, LENGTH
-from drhard.preprocessing import EMPTY_TEXTS, WORKERS, Lengths, preprocess
+from drhard.preprocessing import EMPTY_TEXTS, Lengths, preprocess
 from drhard.tokenizer import RobertaTokenizer
+from drhard.workers import WORKERS
 
 DATA_TYPES = {"0": "doc", "1": "passage"} | {name: name for name in CORPORA}
 

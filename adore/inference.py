@@ -13,6 +13,7 @@ from drhard.errors import command
 from drhard.files import require_file
 from drhard.flags import INDEX, PRECISION, add_flags
 from drhard.hub import find_checkpoint
+from drhard.results import results_path
 from drhard.runs import digest_ids, run_path, write_run
 
 
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
-    run = run_path(args.output_dir, args.mode)
+    run, results = run_path(args.output_dir, args.mode), results_path(args.output_dir, args.mode)
     collection = Collection(args.preprocess_dir, args.max_seq_length)
     queries = collection.queries(args.mode)
     require_file(args.dmemmap_path)
@@ -62,7 +63,7 @@ def main() -> None:
     )
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     embeddings = encoding.encode(model, queries, query_path)
-    with search_embeddings(embeddings, documents, searching, run, args.topk) as found:
+    with search_embeddings(embeddings, documents, searching, results, args.topk) as found:
         write_run(run, found.scores, found.rows, digest_ids(collection, args.mode))
     print(f"Wrote {query_path}")
     print(f"Wrote {run}")

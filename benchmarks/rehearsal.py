@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError, command
-from drhard.exact import SEARCH_MEMORY_GB
 from drhard.files import read_object, sole_writer, write_json, write_whole_text
+from drhard.flags import SEARCH_MEMORY_GB
 from drhard.msmarco import CORPORA
 
 import psutil

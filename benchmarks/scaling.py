@@ -21,7 +21,8 @@ from typing import Any
 
 from drhard.embeddings import open_embeddings
 from drhard.errors import command
-from drhard.exact import SEARCH_MEMORY_GB, ExactIndex
+from drhard.exact import ExactIndex
+from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import check_topk
 from drhard.tokens import PASSAGES, TokenMemmap
 

@@ -14,8 +14,8 @@ from drhard.files import remove_unfinished, write_whole_file
 from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
-from drhard.provenance import check_record, digest_relevant
-from drhard.tokens import TokenMemmap, digest_sample
+from drhard.provenance import check_record, digest_relevant, digest_sample
+from drhard.tokens import TokenMemmap
 from drhard.training import (
     Events,
     check_loss,

@@ -19,19 +19,18 @@ from typing import IO, Any, cast
 
 from drhard.errors import InputError, shorten
 from drhard.files import write_whole_file
+from drhard.hub import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILES
 
 Progress = Callable[[str, int, int], None]  # "downloading" / "checking" / "unpacking", bytes done, bytes in all
 
 CHUNK = 1 << 18
 AT_ONCE = 1 << 24  # bytes; tarfile reads a member's name into memory, however long it is
 CHECKPOINT_MOST = 8 << 30  # bytes; roberta-base with its optimizer's state takes 1.5 GB
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # The files that loading a checkpoint needs. An archive may hold much more, such as optimizer states and logs.
 _CHECKPOINT_FILES = (
-    "config.json",
-    *WEIGHTS,
-    "vocab.json",
-    "merges.txt",
+    CONFIG_FILE,
+    *WEIGHTS_FILES,
+    *TOKENIZER_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
@@ -187,7 +186,7 @@ def _decompressed(packed: IO[bytes]) -> IO[bytes]:
 def _write_members(
     archive: Path, members: Sequence[tuple[str, str, Any]], open_member: Callable[[Any], IO[bytes]], folder: Path
 ) -> None:
-    configs = [path for path in (PurePosixPath(name) for name, _, _ in members) if path.name == "config.json"]
+    configs = [path for path in (PurePosixPath(name) for name, _, _ in members) if path.name == CONFIG_FILE]
     if not configs:
         return
     inside = min(configs, key=lambda path: len(path.parts)).parent

@@ -1,4 +1,4 @@
-"""Open ``.npy`` files of any origin."""
+"""Arrays: open ``.npy`` files of any origin, and choose rows to look at."""
 
 from pathlib import Path
 
@@ -28,3 +28,8 @@ def read_array(path: str | Path, hint: str) -> np.ndarray:
     except Exception as error:  # a damaged header can raise nearly anything
         reason = reason_of(error)
         raise InputError(f"{path}: not a NumPy file ({reason[:100]}); {hint}") from None
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """Return up to ``most`` positions, int64, spread evenly over 0 … ``count`` - 1, including both ends."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

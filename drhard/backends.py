@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from drhard.compressed import check_factory, open_compressed
-from drhard.exact import SEARCH_MEMORY_GB, ExactIndex
+from drhard.exact import ExactIndex
 from drhard.faiss_index import GPU_TOPK, check_gpus, find_gpus_with_room, open_on_gpus, require_faiss
 from drhard.files import require_file
-from drhard.flags import FLAT
+from drhard.flags import FLAT, SEARCH_MEMORY_GB
 from drhard.index import Index, check_topk
 from drhard.numbers import SEARCH_GB
 

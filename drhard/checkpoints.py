@@ -12,13 +12,14 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.files import read_object, remove_folder, remove_unfinished, write_json
+from drhard.hub import CONFIG_FILE, SAFETENSORS_FILE
 from drhard.provenance import SEAL_FILE, check_record, find_fault, read_sealed_step
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "training.json"
 STATE_FILE = "trainer_state.json"
-MODEL_FILES = ("config.json", "model.safetensors")
+MODEL_FILES = (CONFIG_FILE, SAFETENSORS_FILE)
 NEEDED = (*MODEL_FILES, "optimizer.pt", "scheduler.pt", STATE_FILE)  # each process also has a file of random numbers
 MINING_FOLDER = "mining"  # embeddings of a training that mines its own hard negatives
 WAY_OUT = "give --overwrite_output_dir to start anew, or name another --output_dir"

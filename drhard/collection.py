@@ -15,11 +15,10 @@ class Collection:
 
     Args:
         folder: the folder that preprocess.py wrote.
-        max_query_length, max_doc_length: the number of tokens at which queries and passages are cut. The default suits
-            callers that read no tokens.
+        max_query_length, max_doc_length: the number of tokens at which queries and passages are cut; None: no cut.
     """
 
-    def __init__(self, folder: Path, max_query_length: int = 2, max_doc_length: int = 2):
+    def __init__(self, folder: Path, max_query_length: int | None = None, max_doc_length: int | None = None):
         self.folder = folder
         self.max_query_length, self.max_doc_length = max_query_length, max_doc_length
         self._queries: dict[str, TokenMemmap] = {}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drhard.arrays import spread
 from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.errors import InputError
 from drhard.faiss_index import FaissIndex
@@ -17,13 +18,13 @@ from drhard.files import require_file, write_whole_file
 from drhard.flags import FLAT
 from drhard.provenance import (
     check_made_from,
+    digest_sample,
     is_unchanged,
     read_stamp,
     stamp_path,
     warn_of_no_stamp,
     write_stamp,
 )
-from drhard.tokens import digest_sample
 from drhard.vectors import check_finite, name_source
 
 import numpy as np
@@ -113,7 +114,7 @@ def build(documents: np.ndarray, factory: str, training_rows: int = TRAINING_ROW
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            rows = np.linspace(0, count - 1, min(count, training_rows)).astype(np.int64)
+            rows = spread(count, training_rows)
             log.info("training an index %s on %d documents", factory, len(rows))
             index.train(np.ascontiguousarray(documents[rows]))
     except RuntimeError as error:

@@ -27,9 +27,10 @@ from urllib import request as web
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
-from drhard.archives import CHUNK, WEIGHTS, Progress, unpack, unpack_checkpoint
+from drhard.archives import CHUNK, Progress, unpack, unpack_checkpoint
 from drhard.errors import InputError, shorten
 from drhard.files import disk_faults, partial_path, read_object, sole_writer, sync
+from drhard.hub import CONFIG_FILE, WEIGHTS_FILES
 
 log = logging.getLogger(__name__)
 
@@ -426,7 +427,7 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
         if whole is None:
             kept = archive if checkpoint.is_archive else unfinished
             raise InputError(
-                f"{kept}: the download of {checkpoint.url} lacks a config.json with complete weights; remove it and "
+                f"{kept}: the download of {checkpoint.url} lacks a {CONFIG_FILE} with complete weights; remove it and "
                 "run the same command again"
             )
         for path in whole.iterdir():
@@ -454,8 +455,8 @@ def _google_drive(checkpoint: RemoteCheckpoint, folder: Path) -> Iterator[None]:
 
 def _find_checkpoint(folder: Path) -> Path | None:
     """Return the shallowest folder in ``folder`` with a config and weights: Drive may keep them in a subfolder."""
-    for config in sorted(folder.rglob("config.json"), key=lambda path: len(path.parts)):
-        if any(_is_whole(config.parent / name) for name in WEIGHTS):
+    for config in sorted(folder.rglob(CONFIG_FILE), key=lambda path: len(path.parts)):
+        if any(_is_whole(config.parent / name) for name in WEIGHTS_FILES):
             read_object(config, {}, "remove it and run the same command again")
             return config.parent
     return None
@@ -493,7 +494,7 @@ def import_gdown() -> ModuleType:
 
 def is_checkpoint(folder: Path) -> bool:
     """Return whether ``folder`` is a checkpoint. It gets its name only when it is whole."""
-    return (folder / "config.json").is_file()
+    return (folder / CONFIG_FILE).is_file()
 
 
 def _size(path: Path) -> int:

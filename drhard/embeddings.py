@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 DTYPE = np.dtype(np.float32)
 CPU_TOKENS = 1536  # most tokens in a batch, so that the activations stay in the caches; --batch_size may be larger
-FLAGS = {"float32": "neither --fp16 nor --bf16", "float16": "--fp16", "bfloat16": "--bf16"}  # of the inference scripts
+# The flags of the inference scripts.
+PRECISION_FLAGS = {"float32": "neither --fp16 nor --bf16", "float16": "--fp16", "bfloat16": "--bf16"}
 ONE_COLLECTION = "give the embeddings and the --preprocess_dir of one collection"
 STAMP_FIELDS = {"model": str, "tokens": str, "length": int, "rows": int, "dim": int, "dtype": str}
 WINDOW = 8192  # rows; fixed, so that encoding can resume with another batch size
@@ -61,8 +62,6 @@ def encode(
     """
     path = Path(path)
     check_tokens(model, tokens)
-    if batch_size < 1:
-        raise InputError(f"the batch size is {batch_size}; it must be at least 1")
     stamp = _make_stamp(model, tokens, dtype)
     if path.exists():
         _check(path, stamp)
@@ -175,7 +174,9 @@ def _embed(
 def _reason(dtype: torch.dtype) -> str:
     """Return why embeddings are not finite, and what to do."""
     precision = _name(dtype)
-    return "; its weights are damaged" if precision == "float32" else f" in {precision}; try without {FLAGS[precision]}"
+    if precision == "float32":
+        return "; its weights are damaged"
+    return f" in {precision}; try without {PRECISION_FLAGS[precision]}"
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -308,7 +309,7 @@ def _has_stamp(path: Path, stamp: dict[str, Any], file: Path | None = None) -> b
         "model": "was made with other weights",
         "tokens": "was made with other texts",
         "length": "was made with another maximum length",
-        "precision": f"was made with {FLAGS.get(found['precision'], 'another precision')}",
+        "precision": f"was made with {PRECISION_FLAGS.get(found['precision'], 'another precision')}",
     }
     check_made_from(file or path, found, stamp, words, "delete it to make it again, or name another output folder")
     return True

@@ -9,10 +9,10 @@ from typing import cast
 
 from drhard.errors import InputError
 from drhard.files import write_whole_folder
-from drhard.hub import TOKENIZER_FILES, find_checkpoint
+from drhard.hub import CONFIG_FILE, TOKENIZER_FILES, find_checkpoint
 from drhard.pretrained import (
+    check_names_and_shapes,
     check_sizes,
-    check_weights,
     embedding_size,
     find_longest_sequence,
     quiet_transformers,
@@ -35,7 +35,7 @@ transformers_logging.disable_progress_bar()  # transformers' bars for reading an
 
 HEAD = ("embeddingHead.bias", "embeddingHead.weight", "norm.bias", "norm.weight")
 CONFIG_NOTES = ("_name_or_path", "transformers_version", "dtype", "architectures")  # do not affect a training
-PREPROCESS_AGAIN = "run preprocess.py with the tokenizer of this model (--model_name_or_path)"
+PREPROCESS_FOR_MODEL = "run preprocess.py with the tokenizer of this model (--model_name_or_path)"
 
 
 class RobertaDot(RobertaPreTrainedModel):
@@ -130,7 +130,7 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
     check_sizes(folder, config, weights)
     with torch.device("meta"):
         expected = RobertaDot(config).state_dict()
-    check_weights(folder, weights, expected, HEAD if fresh_head else ())
+    check_names_and_shapes(folder, weights, expected, HEAD if fresh_head else ())
     if weights.keys() != expected.keys():
         log.warning("%s has no embedding head; it starts from random weights", name_or_path)
     # Copied, not mapped: the file may be rewritten while the model is in use.
@@ -162,10 +162,10 @@ def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
     if tokens.max_token_id is not None and tokens.max_token_id >= known:
         raise InputError(
             f"{tokens.path}: has token ids up to {tokens.max_token_id}, the model knows 0 to {known - 1}; "
-            f"{PREPROCESS_AGAIN}"
+            f"{PREPROCESS_FOR_MODEL}"
         )
     if None not in (tokens.tokenizer, model.tokenizer_digest) and tokens.tokenizer != model.tokenizer_digest:
-        raise InputError(f"{tokens.path}: was made with a vocabulary other than the model's; {PREPROCESS_AGAIN}")
+        raise InputError(f"{tokens.path}: was made with a vocabulary other than the model's; {PREPROCESS_FOR_MODEL}")
     tokens.vocabulary = known
 
 
@@ -190,7 +190,7 @@ def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Pa
     Args:
         tokenizer_from: the checkpoint to copy ``vocab.json`` and ``merges.txt`` from, if it is a folder with them.
     """
-    with write_whole_folder(folder, last="config.json") as unfinished:  # a folder without it is not a checkpoint
+    with write_whole_folder(folder, last=CONFIG_FILE) as unfinished:  # a folder without it is not a checkpoint
         model.save_pretrained(unfinished)
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_from) / name).is_file():

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
+from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import check_queries, check_topk, join_passes
 from drhard.onednn import as_filters, products
 from drhard.prefetch import prefetch
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-SEARCH_MEMORY_GB = 2.0
 RESULT_BYTES = 4 + 8  # a score and a row
 TILE_SCORES = 1 << 20  # a block is scored in tiles; the 4 MB of scores stay in the cache while the best are picked
 QUERY_ROWS = 512  # most queries multiplied with a tile at a time

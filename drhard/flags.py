@@ -13,6 +13,7 @@ from drhard.msmarco import CORPORA, MODES
 from drhard.numbers import COUNT, LENGTH, NATURAL, SEARCH_GB
 
 FLAT = "Flat"  # the value of --index_factory for an exact search
+SEARCH_MEMORY_GB = 2.0  # the default of --search_memory_gb
 
 
 def _count(default: int, help: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "--search_memory_gb": {
             "type": SEARCH_GB,
-            "default": 2.0,
+            "default": SEARCH_MEMORY_GB,
             "dest": "memory_gb",
             "help": "memory for one pass of the exact search on the CPU (%(default)g)",
         },

@@ -1,16 +1,23 @@
-"""Find a checkpoint by name: a local folder, or a model on the Hugging Face hub.
+"""The files of a checkpoint, and where they are: in a local folder, or on the Hugging Face hub.
 
-This module is light to import, so a mistyped name is reported before torch is loaded.
+This module is light to import, so a mistyped name is reported before torch is loaded. It needs only Python 3.9 and the
+standard library until it fetches a model, as :mod:`drhard.downloads` does.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from drhard.errors import InputError, reason_of
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is used
+VOCAB_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+TOKENIZER_FILES = (VOCAB_FILE, MERGES_FILE)
+SAFETENSORS_FILE = "model.safetensors"
+WEIGHTS_FILES = (SAFETENSORS_FILE, "pytorch_model.bin")  # the first that exists is used
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
@@ -19,6 +26,16 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     Raises:
         InputError: there is no such folder, or the model cannot be fetched.
     """
+    return _find_folder(name_or_path) or _fetch_checkpoint(str(name_or_path))
+
+
+def find_tokenizer(name_or_path: str | Path) -> Path:
+    """Do as :func:`find_checkpoint`, but fetch only the files of the tokenizer from the hub."""
+    return _find_folder(name_or_path) or _fetch(str(name_or_path), TOKENIZER_FILES)
+
+
+def _find_folder(name_or_path: str | Path) -> Path | None:
+    """Return the local folder; None if there is none and this may be a name on the hub."""
     name, path = str(name_or_path), Path(name_or_path)
     if path.is_dir():
         return path
@@ -27,22 +44,28 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     parent_is_here = "/" in name and path.parent.is_dir()
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or parent_is_here:  # not a name on the hub
         raise InputError(f"{name}: no such folder; download_data.sh --models fetches the published checkpoints")
-    return _fetch(name)
+    return None
 
 
 @cache  # scripts look for a checkpoint before torch is loaded, and load_encoder does again
-def _fetch(name: str) -> Path:
+def _fetch_checkpoint(name: str) -> Path:
+    for weights in WEIGHTS_FILES:
+        parts = (f"{weights}.index.json", weights.replace(".", "-*-of-*."))
+        folder = _fetch(name, (CONFIG_FILE, *TOKENIZER_FILES, weights, *parts))
+        if any(folder.glob(f"{weights}*")):
+            break
+    return folder
+
+
+def _fetch(name: str, wanted: Iterable[str]) -> Path:
+    """Fetch those files of a model on the hub that match one of the patterns ``wanted``. Return their folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import logging as hub_logging
 
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # its lines about retries would bury our error message
     try:
-        for weights in WEIGHTS_FILES:
-            wanted = [CONFIG_FILE, *TOKENIZER_FILES, weights, f"{weights}.index.json", weights.replace(".", "-*-of-*.")]
-            folder = Path(snapshot_download(name, allow_patterns=wanted))
-            if any(folder.glob(f"{weights}*")):
-                break
+        return Path(snapshot_download(name, allow_patterns=list(wanted)))
     except Exception as error:  # no network, no such model, an invalid name: many types
         reason = reason_of(error)
         raise InputError(
@@ -50,4 +73,3 @@ def _fetch(name: str) -> Path:
         ) from None
     finally:
         hub_logging.set_verbosity(verbosity)
-    return folder

@@ -59,7 +59,6 @@ NATURAL = Range(0, 2**31 - 1)  # may be zero: warm-up steps, the number of a GPU
 LENGTH = Range(2, 2**20)  # tokens in a sequence, including <s> and </s>
 SEED = Range(0, 2**32 - 1)  # what NumPy's and torch's generators accept
 RATE = Range(0, 1e4, whole=False)  # a learning rate or weight decay; 0 turns it off
-POSITIVE = Range(0, 1e30, whole=False, above=True)
 BETA = Range(0, 0.999999, whole=False)  # the decay of a moving average, as in Adam
 EPSILON = Range(0, 1, whole=False, above=True)  # keeps a quotient finite
 NORM = Range(0, 1e12, whole=False, above=True)  # the norm at which a gradient is clipped

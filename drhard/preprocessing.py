@@ -1,25 +1,18 @@
 """Turn text files into token memmaps: worker processes tokenize batches of lines and write their rows in place."""
 
-import gc
 import gzip
 import logging
-import multiprocessing
 import os
-import pickle
 import re
 import shutil
-import signal
-import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from drhard.collection import Collection
 from drhard.errors import InputError
@@ -33,11 +26,12 @@ from drhard.files import (
     write_whole_text,
 )
 from drhard.ids import write_ids
-from drhard.msmarco import Corpus, Parser, find_source_file, parse_id, parse_query
-from drhard.numbers import COUNT, LENGTH, Range
+from drhard.msmarco import Corpus, find_source_file, parse_id, parse_query
+from drhard.numbers import COUNT, LENGTH
 from drhard.qrels import Judgement, read_judgements
 from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, digest_lengths, query_name
+from drhard.workers import WORKERS, Batch, Rows, Source, open_pool, tokenize
 
 import numpy as np
 from tqdm import tqdm
@@ -47,7 +41,6 @@ log = logging.getLogger(__name__)
 TOKEN_DTYPE = np.dtype(np.int32)
 BATCH_BYTES = 1 << 18  # text for a worker at a time: a few hundred passages, or one long document
 BATCH_TOKENS = 1 << 24  # the largest size of a batch's rows: rows times width
-WORKERS = Range(1, 1024)
 EMPTY_TEXTS = ("refuse", "skip", "keep")
 # A quick test that accepts most texts that are not empty: a printable ASCII character follows the id.
 _SURELY_TEXT = re.compile(rb"[^\t]*\t *[!-~]")
@@ -65,36 +58,6 @@ class Lengths:
         LENGTH.check("the tokens of a document", self.doc_tokens)
         LENGTH.check("the tokens of a query", self.query_tokens)
         COUNT.check("the characters of a document", self.doc_characters)
-
-
-class _Source(NamedTuple):
-    """A text file that becomes the token memmap ``name``."""
-
-    path: Path
-    name: str
-    prefix: str  # the prefix of its ids
-    parse: Parser
-    characters: int | None  # where a text is cut
-    width: int  # tokens
-
-
-class _Batch(NamedTuple):
-    """Lines for a worker."""
-
-    source: _Source
-    numbers: Sequence[int]  # line number of each line
-    lines: list[bytes]
-    target: Path  # the memmap
-    first_row: int
-
-
-class _Rows(NamedTuple):
-    """The result of a batch, whose rows the worker has written already."""
-
-    ids: np.ndarray  # (B,) int64
-    lengths: np.ndarray  # (B,) int32
-    max_token_id: int
-    empty: list[int]  # line numbers of empty texts
 
 
 class _Written(NamedTuple):
@@ -148,18 +111,16 @@ def preprocess(
     workers = min(workers, 1 + collection.stat().st_size // BATCH_BYTES)
     target = root / "preprocess"
     with sole_writer(target) as lock, _staged(target / ".partial") as folder:
-        with _pool(workers, tokenizer, lock, folder) as pool:
+        with open_pool(workers, tokenizer, lock, folder) as pool:
             job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts)
-            source = _Source(
-                collection, PASSAGES, corpus.pid_prefix, corpus.parse, lengths.doc_characters, lengths.doc_tokens
-            )
+            source = Source(collection, PASSAGES, corpus.parse, lengths.doc_characters, lengths.doc_tokens)
             documents = _write_tokens(job, source, None)
             staged = Collection(folder)
             write_ids(staged.pids_path, documents.ids)
             row_of_pid = _RowLookup(documents.ids)
             for mode, path in queries.items():
                 keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
-                source = _Source(path, query_name(mode), "", parse_query, None, lengths.query_tokens)
+                source = Source(path, query_name(mode), parse_query, None, lengths.query_tokens)
                 asked = _write_tokens(job, source, keep)
                 write_ids(staged.qids_path(mode), asked.ids)
                 if mode in judged:
@@ -229,15 +190,14 @@ def _meta_last(name: str | Path) -> bool:
     return str(name).endswith("_meta")
 
 
-def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written:
+def _write_tokens(job: _Job, source: Source, keep: set[int] | None) -> _Written:
     """Tokenize one file into ``{name}.memmap``, ``{name}_length.npy`` and ``{name}_meta``.
 
     Args:
         keep: the ids of the texts to keep; None for all.
     """
-    left_out: set[int] = set()
     with write_whole(job.folder / f"{source.name}.memmap") as memmap:
-        parts = list(_tokenized(job, source, memmap, _filter(source, keep, job.empty_texts, left_out)))
+        parts, left_out = _tokenized(job, source, memmap, keep)
         empty = [number for part in parts for number in part.empty]
         if empty and job.empty_texts == "refuse":
             raise InputError(_about_empty(source.path, empty))
@@ -257,53 +217,49 @@ def _write_tokens(job: _Job, source: _Source, keep: set[int] | None) -> _Written
     return _Written(ids, left_out, source.path)
 
 
-def _tokenized(job: _Job, source: _Source, memmap: Path, wanted: "_Filter | None") -> Iterator[_Rows]:
-    """Have the workers write the rows of ``memmap``. Yield the result of each batch in line order."""
-    pending: deque[tuple[Future[_Rows], int]] = deque()
+def _tokenized(job: _Job, source: Source, memmap: Path, keep: set[int] | None) -> tuple[list[Rows], set[int]]:
+    """Have the workers write the rows of ``memmap``.
+
+    Returns:
+        The result of each batch in line order, and the ids of empty texts that were skipped.
+    """
+    parts: list[Rows] = []
+    left_out: set[int] = set()
+    pending: deque[tuple[Future[Rows], int]] = deque()
     size = source.path.stat().st_size
     with tqdm(total=size, unit="B", unit_scale=True, desc=source.name, smoothing=0.1) as bar:
 
-        def first() -> _Rows:
+        def take_first() -> None:
             future, position = pending.popleft()
-            rows = future.result()
+            parts.append(future.result())
             bar.update(position - bar.n)
-            return rows
 
-        for batch, position in _batches(source, memmap, wanted):
-            pending.append((job.pool.submit(_tokenize, batch), position))
-            while len(pending) > 4 * job.workers:  # bounds the text in memory
-                yield first()
+        row = 0
+        for chosen in _read(source, keep, job.empty_texts == "skip"):
+            left_out.update(chosen.left_out)
+            for batch in _batches(chosen, source, memmap, row):
+                pending.append((job.pool.submit(tokenize, batch), chosen.position))
+                while len(pending) > 4 * job.workers:  # bounds the text in memory
+                    take_first()
+            row += len(chosen.lines)
         while pending:
-            yield first()
+            take_first()
         bar.update(size - bar.n)
+    return parts, left_out
 
 
-_Filter = Callable[[int, bytes], bool]  # line number, line
+class _Chosen(NamedTuple):
+    """The lines of a part of a source that become rows."""
+
+    numbers: Sequence[int]  # line number of each line
+    lines: list[bytes]
+    left_out: list[int]  # ids of empty texts
+    position: int  # bytes of the source read so far
 
 
-def _filter(source: _Source, keep: set[int] | None, empty_texts: str, left_out: set[int]) -> _Filter | None:
-    """Return the test of which lines become rows; None for all. It adds the ids of empty texts to ``left_out``."""
-    skip = empty_texts == "skip"
-    if keep is None and not skip:
-        return None
-
-    def wanted(number: int, line: bytes) -> bool:
-        if keep is not None and _qid(line, source.path, number) not in keep:
-            return False
-        if skip and not _SURELY_TEXT.match(line):
-            id_, text = source.parse(decode_line(line, source.path, number), f"{source.path}, line {number}")
-            if not text:
-                left_out.add(id_)
-                return False
-        return True
-
-    return wanted
-
-
-def _batches(source: _Source, memmap: Path, wanted: _Filter | None) -> Iterator[tuple[_Batch, int]]:
-    """Yield (batch for a worker, bytes of the source read so far)."""
-    number, row = 0, 0
-    most = max(BATCH_TOKENS // source.width, 1)
+def _read(source: Source, keep: set[int] | None, skip_empty: bool) -> Iterator[_Chosen]:
+    """Read a source part by part. Choose the lines whose id is in ``keep``; None for all."""
+    number = 0
     with open(source.path, "rb") as raw:
         file = gzip.GzipFile(fileobj=raw) if source.path.suffix == ".gz" else raw
         while True:
@@ -314,14 +270,37 @@ def _batches(source: _Source, memmap: Path, wanted: _Filter | None) -> Iterator[
             if not lines:
                 return
             numbers: Sequence[int] = range(number + 1, number + 1 + len(lines))
+            left_out: list[int] = []
             number += len(lines)
-            if wanted is not None:
-                kept = [(n, line) for n, line in zip(numbers, lines, strict=True) if wanted(n, line)]
-                numbers, lines = [n for n, _ in kept], [line for _, line in kept]
-            for start in range(0, len(lines), most):
-                part = slice(start, start + most)
-                yield _Batch(source, numbers[part], lines[part], memmap, row), raw.tell()
-                row += len(lines[part])
+            if keep is not None or skip_empty:
+                numbers, lines, left_out = _choose(source, zip(numbers, lines, strict=True), keep, skip_empty)
+            yield _Chosen(numbers, lines, left_out, raw.tell())
+
+
+def _choose(
+    source: Source, numbered: Iterable[tuple[int, bytes]], keep: set[int] | None, skip_empty: bool
+) -> tuple[list[int], list[bytes], list[int]]:
+    """Return the fields of :class:`_Chosen`, but for the last, for lines with their numbers."""
+    numbers, lines, left_out = [], [], []
+    for number, line in numbered:
+        if keep is not None and _qid(line, source.path, number) not in keep:
+            continue
+        if skip_empty and not _SURELY_TEXT.match(line):
+            id_, text = source.parse(decode_line(line, source.path, number), f"{source.path}, line {number}")
+            if not text:
+                left_out.append(id_)
+                continue
+        numbers.append(number)
+        lines.append(line)
+    return numbers, lines, left_out
+
+
+def _batches(chosen: _Chosen, source: Source, memmap: Path, first_row: int) -> Iterator[Batch]:
+    """Split lines into batches for workers."""
+    most = max(BATCH_TOKENS // source.width, 1)
+    for start in range(0, len(chosen.lines), most):
+        part = slice(start, start + most)
+        yield Batch(source, chosen.numbers[part], chosen.lines[part], memmap, first_row + start)
 
 
 def _qid(line: bytes, source: Path, number: int) -> int:
@@ -335,14 +314,14 @@ def _about_empty(source: Path, numbers: list[int]) -> str:
     return f"{source}, {what}; give --empty_texts skip to leave them out, or keep to make rows without words"
 
 
-def _refuse_duplicates(ids: np.ndarray, source: _Source) -> None:
+def _refuse_duplicates(ids: np.ndarray, source: Source) -> None:
     ordered = np.sort(ids)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
-        ids = (
+        parsed = (
             (number, source.parse(line, f"{source.path}, line {number}")[0]) for number, line in read_lines(source.path)
         )
-        numbers = [number for number, id_ in ids if id_ == twice[0]]
+        numbers = [number for number, id_ in parsed if id_ == twice[0]]
         raise InputError(
             f"{source.path}, line {numbers[1]}: the id {twice[0]} is already used in line {numbers[0]}; give each text "
             "its own id"
@@ -390,98 +369,3 @@ def _write_qrels(path: Path, judged: list[Judgement], query_rows: np.ndarray, do
         for query_row, doc_row, judgement in zip(query_rows, doc_rows, judged, strict=True):
             if query_row >= 0 and doc_row >= 0:
                 file.write(f"{query_row}\t0\t{doc_row}\t{judgement.grade}\n")
-
-
-# The workers
-
-
-@contextmanager
-def _pool(workers: int, tokenizer: RobertaTokenizer, lock: BinaryIO, folder: Path) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes that tokenize.
-
-    The workers exit when this process does, even if it is killed, and hold ``lock`` until then. They read the tokenizer
-    from a file in ``folder``; sent through a pipe, it would make them start one by one. While the pool is open, SIGTERM
-    acts as Ctrl-C.
-
-    Raises:
-        InputError: a worker was killed.
-    """
-    pickled = folder / "tokenizer.pickle"
-    with write_whole_file(pickled) as file:
-        pickle.dump(tokenizer, file)
-    with (
-        Connection(os.dup(lock.fileno())) as held,  # multiprocessing can pass a Connection to a new process
-        ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(pickled, held),
-        ) as pool,
-    ):
-        terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            # The workers inherit the blocked signals, so that only the parent handles Ctrl-C.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-            try:
-                for _ in range(workers):  # each call starts a worker
-                    pool.submit(os.getpid)
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-            yield pool
-        except BrokenProcessPool:
-            # Python before 3.11.5 would wait forever for a batch that is still on its way to the worker (gh-94777).
-            pool._call_queue._reader.close()  # type: ignore[attr-defined]
-            raise InputError(
-                f"one of {workers} worker processes was killed, probably for lack of memory; give fewer --threads or "
-                "free memory, then run this again"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, terminate)
-            pickled.unlink(missing_ok=True)
-
-
-_tokenizer: RobertaTokenizer
-_lock: Connection
-
-
-def _start_worker(pickled: Path, lock: Connection) -> None:
-    global _tokenizer, _lock
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    gc.disable()  # there are no reference cycles here, and searching for them took an eighth of the time
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _tokenizer, _lock = pickle.loads(pickled.read_bytes()), lock
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()  # waits on a pipe whose other end the parent holds, so it notices even SIGKILL
-    os._exit(1)
-
-
-def _tokenize(batch: _Batch) -> _Rows:
-    """Tokenize a batch and write its rows into the memmap."""
-    source, texts, empty = batch.source, [], []
-    ids = np.empty(len(batch.lines), dtype=np.int64)
-    path, parse, characters = str(source.path), source.parse, source.characters
-    for index, (number, line) in enumerate(zip(batch.numbers, batch.lines, strict=True)):
-        ids[index], text = parse(decode_line(line, path, number), f"{path}, line {number}")
-        cut = text[:characters]
-        if not text:
-            empty.append(number)
-        elif cut.isspace():  # published: an IndexError
-            cut = text.lstrip()[:characters]
-        texts.append(cut)
-    rows, lengths = _tokenizer.encode_rows(texts, source.width)  # published: pads with 0, not the pad id
-    file = os.open(batch.target, os.O_WRONLY)
-    try:
-        data, offset = rows.data.cast("B"), batch.first_row * rows[0].nbytes
-        while data:
-            count = os.pwrite(file, data, offset)
-            data, offset = data[count:], offset + count
-    finally:
-        os.close(file)
-    return _Rows(ids, lengths, int(rows[:, : lengths.max()].max()), empty)

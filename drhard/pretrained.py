@@ -11,7 +11,7 @@ from pathlib import Path
 from drhard.errors import InputError, reason_of
 from drhard.files import read_object
 from drhard.hub import CONFIG_FILE, WEIGHTS_FILES
-from drhard.numbers import COUNT, FRACTION, NATURAL, Range
+from drhard.numbers import COUNT, EPSILON, FRACTION, NATURAL, Range
 
 import torch
 from safetensors.torch import load_file
@@ -23,7 +23,6 @@ MODEL_TYPES = ("roberta",)
 
 _HINT = "does it belong to this checkpoint, and is it complete?"
 _DIM = Range(1, 2**14)  # dimensions of an embedding
-_EPSILON = Range(0, 1, whole=False, above=True)
 # The fields of config.json that decide an embedding, with their types and ranges. Other fields are ignored.
 _REQUIRED: dict[str, tuple[type, Range | None]] = {
     "vocab_size": (int, COUNT),
@@ -34,7 +33,7 @@ _REQUIRED: dict[str, tuple[type, Range | None]] = {
     "max_position_embeddings": (int, COUNT),
     "type_vocab_size": (int, COUNT),
     "hidden_act": (str, None),
-    "layer_norm_eps": (float, _EPSILON),
+    "layer_norm_eps": (float, EPSILON),
 }
 _OPTIONAL: dict[str, tuple[type, Range | None]] = {
     "pad_token_id": (int, NATURAL),
@@ -260,7 +259,7 @@ def embedding_size(config: RobertaConfig) -> int:
     return int(getattr(config, "output_embedding_size", None) or config.hidden_size)
 
 
-def check_weights(
+def check_names_and_shapes(
     folder: Path, weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], can_be_new: Sequence[str]
 ) -> None:
     """Raise InputError unless ``weights`` have the names and shapes of ``expected``.

@@ -12,6 +12,7 @@ from drhard.embeddings import are_made_by
 from drhard.encoder import digest_weights, load_encoder
 from drhard.errors import InputError, shorten
 from drhard.files import digest_file
+from drhard.hub import CONFIG_FILE
 from drhard.metrics import Coverage, measure_queries, parse_measures
 from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 OK, CLOSE, FAIL, NOT_RUN = "OK", "close", "FAIL", "—"
 SIGNIFICANT = 0.05
-CURVES = ("train/loss", "train/mrr_10")  # TensorBoard's tags
+CURVE_TAGS = ("train/loss", "train/mrr_10")  # TensorBoard's
 LIBRARIES = ("torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "ir_measures")
 
 Grades = dict[str, dict[str, int]]  # query -> document -> grade
@@ -159,7 +160,7 @@ def _made_by_its_model(trial: Trial) -> bool:
     """Return whether the present weights of a trial's model made its runs. Log a warning if not."""
     if trial.model is None:
         return True
-    if not (trial.model / "config.json").exists():
+    if not (trial.model / CONFIG_FILE).exists():
         log.warning("%s: no such model, although its runs exist; they are skipped", trial.model)
         return False
     digest = digest_weights(load_encoder(trial.model))
@@ -176,14 +177,14 @@ def _identify(path: Path) -> dict[str, str]:
 
 
 def _read_curves(log_dir: Path) -> dict[str, list[list[float]]]:
-    """Read the :data:`CURVES` that a training logged: [step, value] pairs by tag."""
+    """Read the :data:`CURVE_TAGS` that a training logged: [step, value] pairs by tag."""
     events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
     try:
         events.Reload()
     except Exception as error:  # the type depends on the damage
         log.warning("%s: TensorBoard cannot read its curves (%s)", log_dir, shorten(error))
         return {}
-    logged = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    logged = [tag for tag in CURVE_TAGS if tag in events.Tags()["scalars"]]
     curves = {}
     for tag in logged:
         by_step = {

@@ -28,35 +28,40 @@ class Results(NamedTuple):
 Parts = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
+def results_path(folder: Path, mode: str) -> Path:
+    """Return the file of the results of a search for a mode's queries, ``{mode}.rank.tsv.found``."""
+    return folder / f"{mode}.rank.tsv.found"
+
+
 @contextmanager
 def search_on_disk(
-    run: Path, made_from: Mapping[str, Any], queries: int, k: int, search: Callable[[int], Parts]
+    path: Path, made_from: Mapping[str, Any], queries: int, k: int, search: Callable[[int], Parts]
 ) -> Iterator[Results]:
-    """Search with the results in ``RUN.found.partial``. A stopped search resumes after its last pass.
+    """Search with the results in a file, ``{path}.partial``. A stopped search resumes after its last pass.
 
-    Only this process can write the file until the block ends. The block writes the run. If it ends well, the file is
-    removed.
+    Only this process can write the file until the block ends. The block uses the results. If it ends well, the file is
+    removed: ``path`` itself never appears.
 
     Args:
-        run: the run that the caller writes from the results.
+        path: the file of the results; see :func:`results_path`.
         made_from: what decides the results, in JSON's types. A search resumes only if this is unchanged.
         queries, k: the number of queries, and of documents for each.
         search: takes the number of queries that have results. Yields scores and rows of the others, as
             :meth:`drhard.index.Index.passes` does.
 
     Raises:
-        InputError: another process is writing the run, a score is not finite, or the disk is full.
+        InputError: another process is writing the file, a score is not finite, or the disk is full.
     """
-    path = partial_path(run.with_name(f"{run.name}.found"))
+    unfinished = partial_path(path)
     record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # for each query
-    with disk_faults(path):
+    with disk_faults(unfinished):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with claim(path, run) as file:
-            _search(file, path, dict(made_from, k=k), queries, record, search)
-            found = np.memmap(path, dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
+        with claim(unfinished, path) as file:
+            _search(file, unfinished, dict(made_from, k=k), queries, record, search)
+            found = np.memmap(unfinished, dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
             yield Results(found["scores"], found["rows"])
-            stamp_path(path).unlink(missing_ok=True)
-            path.unlink()
+            stamp_path(unfinished).unlink(missing_ok=True)
+            unfinished.unlink()
 
 
 def _search(

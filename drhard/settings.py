@@ -10,9 +10,8 @@ from drhard.devices import choose_device, choose_dtype
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import RobertaDot, check_tokens
 from drhard.errors import InputError
-from drhard.exact import SEARCH_MEMORY_GB
 from drhard.files import digest_file
-from drhard.flags import FLAT
+from drhard.flags import FLAT, SEARCH_MEMORY_GB
 from drhard.index import Index
 from drhard.numbers import COUNT
 from drhard.tokens import TokenMemmap

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drhard.recipes import Table
-from drhard.tables_msmarco import DOC, PASSAGE, msmarco_table
+from drhard.tables_msmarco import DOC_TASK, PASSAGE_TASK, msmarco_table
 from drhard.tables_sample import sample_table
 
 
@@ -24,5 +24,5 @@ def all_tables(data_root: Path | None = None, faiss_gpus: Sequence[int] = ()) ->
         faiss_gpus: the GPUs that MS MARCO's commands search on; empty for the CPU.
     """
     root = data_root or Path("data")
-    tables = (msmarco_table(PASSAGE, root, faiss_gpus), msmarco_table(DOC, root, faiss_gpus), sample_table())
+    tables = (msmarco_table(PASSAGE_TASK, root, faiss_gpus), msmarco_table(DOC_TASK, root, faiss_gpus), sample_table())
     return {table.name: table for table in tables}

@@ -54,8 +54,8 @@ class PaperRow:
 
 
 @dataclass(frozen=True)
-class Collection:
-    """The differences between passages and documents.
+class Task:
+    """One of MS MARCO's two tasks: ranking passages, or ranking documents.
 
     Attributes:
         type: the folder under the data root, and ``--data_type`` of all scripts except preprocess.py.
@@ -75,7 +75,7 @@ class Collection:
     rows: tuple[PaperRow, ...]
 
 
-PASSAGE = Collection(
+PASSAGE_TASK = Task(
     type="passage",
     type_number=1,
     title="MS MARCO passage dev, TREC DL 2019 passage",
@@ -99,7 +99,7 @@ PASSAGE = Collection(
         PaperRow("ADORE (STAR)", STAR, "adore-star", (0.34660697230181425, 0.876, 0.683)),
     ),
 )
-DOC = Collection(
+DOC_TASK = Task(
     type="doc",
     type_number=0,
     title="MS MARCO doc dev, TREC DL 2019 doc",
@@ -135,14 +135,14 @@ DOC = Collection(
 class Place:
     """Where a row is made. ``root`` and ``work`` are quoted for the shell."""
 
-    collection: Collection
+    task: Task
     origin: str
     data_root: Path
     faiss_gpus: Sequence[int]
 
     @property
     def type(self) -> str:
-        return self.collection.type
+        return self.task.type
 
     @property
     def root(self) -> str:
@@ -166,7 +166,7 @@ class Place:
 
 def texts(at: Place) -> Step:
     return make_step(
-        f"{at.root}/{at.type}/dataset/{at.collection.last_text}",
+        f"{at.root}/{at.type}/dataset/{at.task.last_text}",
         f"bash download_data.sh {at.type} --data_root {at.root}",
     )
 
@@ -181,7 +181,7 @@ def checkpoints(at: Place) -> Step:
 def tokens(at: Place) -> Step:
     return make_step(
         f"{at.root}/{at.type}/preprocess/lead-qid2offset.pickle",
-        f"python preprocess.py --data_type {at.collection.type_number} --data_root {at.root}",
+        f"python preprocess.py --data_type {at.task.type_number} --data_root {at.root}",
     )
 
 
@@ -204,7 +204,7 @@ def train_baseline(at: Place, base: Static) -> Step:
         f"CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --negatives {base.negatives}",
         f"--init_path {start(at, base)} --preprocess_dir {at.root}/{at.type}/preprocess",
         f"--output_dir {at.work}/trained_models/{base.folder} --logging_dir {at.work}/log/{base.folder}",
-        at.collection.training,
+        at.task.training,
     )
 
 
@@ -222,7 +222,7 @@ def warm_up(at: Place) -> Step:
         "CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --negatives hard",
         f"--hardneg_path {at.root}/{at.type}/bm25_retrieve/hard.json --init_path {start(at, STAR)}",
         f"--preprocess_dir {at.root}/{at.type}/preprocess --output_dir {at.work}/warmup",
-        f"--logging_dir {at.work}/log/warmup {at.collection.training}",
+        f"--logging_dir {at.work}/log/warmup {at.task.training}",
     )
 
 
@@ -230,7 +230,7 @@ def hard_negatives(at: Place) -> Step:
     return make_step(
         f"{at.work}/warmup_retrieve/hard.json",
         f"python star/prepare_hardneg.py --data_type {at.type} --data_root {at.root} --max_query_length 32",
-        f"--max_doc_length {at.collection.length} --mode train --model_dir {at.work}/warmup",
+        f"--max_doc_length {at.task.length} --mode train --model_dir {at.work}/warmup",
         f"--output_dir {at.work}/warmup_retrieve",
     )
 
@@ -240,14 +240,14 @@ def train_star(at: Place) -> Step:
         f"{at.work}/trained_models/star/config.json",
         f"CUDA_VISIBLE_DEVICES=0 python star/train.py --do_train --hardneg_path {at.work}/warmup_retrieve/hard.json",
         f"--init_path {at.work}/warmup --preprocess_dir {at.root}/{at.type}/preprocess",
-        f"--output_dir {at.work}/trained_models/star --logging_dir {at.work}/log/star {at.collection.training}",
+        f"--output_dir {at.work}/trained_models/star --logging_dir {at.work}/log/star {at.task.training}",
     )
 
 
 def retrieve(at: Place, base: Static, mode: str) -> Step:
     return make_step(
         f"{at.work}/evaluate/{base.folder}/{mode}.rank.tsv",
-        f"python star/inference.py --data_type {at.type} --data_root {at.root} --max_doc_length {at.collection.length}",
+        f"python star/inference.py --data_type {at.type} --data_root {at.root} --max_doc_length {at.task.length}",
         f"--mode {mode} --model_dir {at.work}/trained_models/{base.folder}",
         f"--output_dir {at.work}/evaluate/{base.folder}",
         at.gpus("--faiss_gpus"),
@@ -307,28 +307,28 @@ def make_trial(at: Place, row: PaperRow) -> Trial:
     )
 
 
-def msmarco_table(collection: Collection, data_root: Path, faiss_gpus: Sequence[int]) -> Table:
+def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Table:
     """Return the paper's table for passages or documents.
 
     Args:
         faiss_gpus: the GPUs that the commands search on; none for the CPU.
     """
-    places = [Place(collection, origin, data_root, faiss_gpus) for origin in (CHECKPOINT, SCRATCH)]
-    measures = dict(zip(("mrr", "r100", "ndcg10"), collection.measures, strict=True))
+    places = [Place(task, origin, data_root, faiss_gpus) for origin in (CHECKPOINT, SCRATCH)]
+    measures = dict(zip(("mrr", "r100", "ndcg10"), task.measures, strict=True))
     rows = [
         Row(
-            table=collection.type,
+            table=task.type,
             name=row.name,
             expected=dict(zip(measures, row.expected, strict=True)),
             trials={at.origin: (make_trial(at, row),) for at in places},
             note=row.note,
         )
-        for row in collection.rows
+        for row in task.rows
     ]
-    preprocess = data_root / collection.type / "preprocess"
+    preprocess = data_root / task.type / "preprocess"
     return Table(
-        name=collection.type,
-        title=collection.title,
+        name=task.type,
+        title=task.title,
         source="Zhan et al., SIGIR 2021 (arXiv 2104.08051), and the README of its code",
         measures=measures,
         ok=0.0005,

@@ -17,12 +17,16 @@ def read_passage_texts(corpus: Corpus, root: Path) -> Iterator[str]:
         root: the folder with ``dataset/`` and ``preprocess/``.
 
     Raises:
-        InputError: the collection is missing, a line is bad, or preprocess.py read another collection.
+        InputError: the collection is missing; or, as its texts are read, a line is bad, or preprocess.py read another
+            collection.
     """
     path = find_source_file(root / "dataset", corpus.collection)
     if path is None:
         raise InputError(f"{root / 'dataset' / corpus.collection}: no such file; BM25 reads the texts themselves")
-    collection = Collection(root / "preprocess")
+    return _passage_texts(path, corpus, Collection(root / "preprocess"))
+
+
+def _passage_texts(path: Path, corpus: Corpus, collection: Collection) -> Iterator[str]:
     pids, count = collection.pids().tolist(), len(collection.passages)
     row = 0
     for number, line in read_lines(path):

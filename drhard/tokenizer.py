@@ -19,15 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from drhard.errors import InputError, reason_of, shorten
+from drhard.errors import InputError, shorten
 from drhard.files import disk_faults, read_lines, read_object, write_whole_text
+from drhard.hub import MERGES_FILE, TOKENIZER_FILES, VOCAB_FILE, find_tokenizer
 
 import fastokens
 import numpy as np
 
-VOCAB_FILE = "vocab.json"
-MERGES_FILE = "merges.txt"
-LARGEST_ID = 2**31 - 1  # of a token: memmaps are int32
+LARGEST_TOKEN_ID = 2**31 - 1  # memmaps are int32
 
 
 def byte_characters() -> list[str]:
@@ -104,7 +103,7 @@ class RobertaTokenizer:
             InputError: a file is missing or damaged.
         """
         with tempfile.TemporaryDirectory() as downloads:
-            vocab_path, merges_path = _fetch(str(name_or_path), Path(downloads))
+            vocab_path, merges_path = _find_files(str(name_or_path), Path(downloads))
             vocab = _read_vocab(vocab_path, f"{name_or_path}/{VOCAB_FILE}")
             merges = _read_merges(merges_path, f"{name_or_path}/{MERGES_FILE}")
         try:
@@ -261,7 +260,7 @@ def tokenizer_digest(folder: str | Path) -> str | None:
     Raises:
         InputError: one of the two is damaged.
     """
-    if not all(Path(folder, name).is_file() for name in (VOCAB_FILE, MERGES_FILE)):
+    if not all(Path(folder, name).is_file() for name in TOKENIZER_FILES):
         return None
     return RobertaTokenizer.from_pretrained(folder, do_lower_case=True).digest()
 
@@ -270,9 +269,10 @@ def _read_vocab(path: Path, name: str) -> dict[str, int]:
     vocab = read_object(path, {}, name=name)
     tokens: dict[int, str] = {}
     for token, id_ in vocab.items():
-        if type(id_) is not int or not 0 <= id_ <= LARGEST_ID:
+        if type(id_) is not int or not 0 <= id_ <= LARGEST_TOKEN_ID:
             raise InputError(
-                f"{name}: the id of {token[:40]!r} is {str(id_)[:40]!r}, expected a whole number from 0 to {LARGEST_ID}"
+                f"{name}: the id of {token[:40]!r} is {str(id_)[:40]!r}, expected a whole number from 0 to "
+                f"{LARGEST_TOKEN_ID}"
             )
         if id_ in tokens:
             raise InputError(f"{name}: {tokens[id_][:40]!r} and {token[:40]!r} have the same id, {id_}")
@@ -292,29 +292,18 @@ def _read_merges(path: Path, name: str) -> list[tuple[str, str]]:
     return merges
 
 
-def _fetch(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
+def _find_files(name_or_path: str, downloads: Path) -> tuple[Path, Path]:
     """Return the paths of a tokenizer's two files. Files from S3 are downloaded into ``downloads``."""
     if name_or_path.startswith("s3://"):
         bucket, _, prefix = name_or_path.removeprefix("s3://").partition("/")
-        for file in (VOCAB_FILE, MERGES_FILE):
-            _fetch_s3(bucket, "/".join(filter(None, (prefix.strip("/"), file))), downloads / file)
+        for name in TOKENIZER_FILES:
+            _fetch_s3(bucket, "/".join(filter(None, (prefix.strip("/"), name))), downloads / name)
         return downloads / VOCAB_FILE, downloads / MERGES_FILE
-    if Path(name_or_path).is_dir():
-        paths = Path(name_or_path, VOCAB_FILE), Path(name_or_path, MERGES_FILE)
-        for path in paths:
-            if not path.is_file():
-                raise InputError(f"{path}: no such file; a tokenizer needs {VOCAB_FILE} and {MERGES_FILE}")
-        return paths
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(hf_hub_download(name_or_path, VOCAB_FILE)), Path(hf_hub_download(name_or_path, MERGES_FILE))
-    except (OSError, HFValidationError) as error:
-        reason = reason_of(error)
-        raise InputError(
-            f"{name_or_path}: is not a local folder, and cannot be fetched from the hub ({reason}); check the name"
-        ) from None
+    folder = find_tokenizer(name_or_path)
+    for name in TOKENIZER_FILES:
+        if not (folder / name).is_file():
+            raise InputError(f"{name_or_path}/{name}: no such file; a tokenizer needs {' and '.join(TOKENIZER_FILES)}")
+    return folder / VOCAB_FILE, folder / MERGES_FILE
 
 
 def _fetch_s3(bucket: str, key: str, target: Path) -> None:

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from drhard.arrays import read_array
+from drhard.arrays import read_array, spread
 from drhard.errors import InputError
 from drhard.files import read_object, require_file
 from drhard.numbers import COUNT, LENGTH, NATURAL
+from drhard.provenance import digest_sample
 
 import numpy as np
 
@@ -58,18 +59,18 @@ class TokenMemmap:
         self._tokens = tokens
 
     @classmethod
-    def open(cls, folder: str | Path, name: str, max_length: int) -> "TokenMemmap":
+    def open(cls, folder: str | Path, name: str, max_length: int | None = None) -> "TokenMemmap":
         """Open the three files of a token memmap.
 
         Args:
             folder: a ``preprocess`` folder.
             name: ``passages`` or ``{mode}-query``.
-            max_length: the number of tokens at which rows are cut.
+            max_length: the number of tokens at which rows are cut; None: no cut.
 
         Raises:
             InputError: a file is missing, or the files do not belong together.
         """
-        if max_length < 2:
+        if max_length is not None and max_length < 2:
             raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
         path = require_file(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
         meta, dtype = _read_meta(Path(folder) / f"{name}_meta")
@@ -80,7 +81,8 @@ class TokenMemmap:
                 f"{PREPROCESS_AGAIN}"
             )
         lengths = _read_lengths(Path(folder) / f"{name}_length.npy", rows, width)
-        tokens = cls(path, np.memmap(path, dtype=dtype, mode="r", shape=(rows, width)), lengths, max_length, meta)
+        memmap = np.memmap(path, dtype=dtype, mode="r", shape=(rows, width))
+        tokens = cls(path, memmap, lengths, width if max_length is None else max_length, meta)
         if not tokens._ends_fit() or ("lengths" in meta and meta["lengths"] != tokens._lengths_digest):
             raise InputError(f"{path}: {name}_length.npy has the lengths of other texts; {PREPROCESS_AGAIN}")
         return tokens
@@ -157,17 +159,3 @@ def _read_lengths(path: Path, rows: int, width: int) -> np.ndarray:
 def digest_lengths(lengths: np.ndarray) -> str:
     """Return the SHA-256 of the token counts (rows,). It does not depend on their integer type."""
     return hashlib.sha256(np.ascontiguousarray(lengths, dtype=np.int64).data).hexdigest()
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    """Return up to ``most`` positions, int64, spread evenly over 0 … ``count`` - 1, including both ends."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
-
-
-def digest_sample(array: np.ndarray) -> str:
-    """Return the SHA-256 of a thousand rows spread over ``array`` (rows, width), to tell large files apart quickly.
-
-    It does not depend on the integer type.
-    """
-    rows = array[spread(len(array), 1000)].astype(np.int64 if array.dtype.kind in "iu" else array.dtype)
-    return hashlib.sha256(rows).hexdigest()

@@ -4,7 +4,7 @@ from drhard.errors import InputError
 
 import numpy as np
 
-BLOCK_ROWS = 8192  # checked at a time
+CHECKED_AT_ONCE = 8192  # rows
 
 
 def check_finite(embeddings: np.ndarray, first_row: int = 0, name: str | None = None) -> None:
@@ -16,8 +16,8 @@ def check_finite(embeddings: np.ndarray, first_row: int = 0, name: str | None = 
         first_row: the row of the file at which ``embeddings`` begin.
         name: what to call the file in errors; by default its path if ``embeddings`` are a memmap.
     """
-    for start in range(0, len(embeddings), BLOCK_ROWS):
-        block = embeddings[start : start + BLOCK_ROWS]
+    for start in range(0, len(embeddings), CHECKED_AT_ONCE):
+        block = embeddings[start : start + CHECKED_AT_ONCE]
         flat = np.ascontiguousarray(block).reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(np.dot(flat, flat)):  # the fastest check; it may overflow, so the next one decides

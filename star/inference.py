@@ -53,7 +53,7 @@ def main() -> None:
         f"Retrieving {args.topk} of {len(passages)} passages for {len(queries)} queries, "
         f"{model_dir} on {retriever.encoding.device}"
     )
-    with retriever.retrieve(collection, args.mode, run, args.topk) as found:
+    with retriever.retrieve(collection, args.mode, output_dir, args.topk) as found:
         write_run(run, found.scores, found.rows, digest_ids(collection, args.mode))
     print(f"Wrote {run}")
 

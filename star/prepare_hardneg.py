@@ -14,19 +14,16 @@ BM25 reads the texts in {data_root}/{type}/dataset. Its negatives train a warm-u
 import argparse
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from drhard.collection import Collection
 from drhard.errors import InputError, command
 from drhard.flags import FLAT, INDEX, PRECISION, RETRIEVAL, add_flags
+from drhard.hard_json import HARD_FILE, write_hard_negatives
 from drhard.hub import find_checkpoint
+from drhard.mining import Mined, mine_bm25_negatives, mine_hard_negatives
 from drhard.msmarco import CORPORA, JUDGED_MODES, Bm25Parameters
-from drhard.negatives import HARD_FILE, write_hard_negatives
 from drhard.numbers import FRACTION, RATE
 from drhard.runs import digest_ids, run_path, write_run
-
-if TYPE_CHECKING:
-    from drhard.retrieval import Mined
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -62,29 +59,27 @@ def main() -> None:
     output_dir = args.output_dir or root / ("bm25_retrieve" if args.retriever == "bm25" else "warmup_retrieve")
     run = run_path(output_dir, args.mode)
     mine = with_bm25 if args.retriever == "bm25" else with_encoder
-    with mine(args, root, run) as mined:
+    with mine(args, root, output_dir) as mined:
         write_run(run, mined.scores, mined.rows, digest_ids(Collection(root / "preprocess"), args.mode))
         write_hard_negatives(output_dir / HARD_FILE, mined.hard)
     print(f"Wrote {run}")
     print(f"Wrote {output_dir / HARD_FILE}")
 
 
-def with_bm25(args: argparse.Namespace, root: Path, run: Path) -> "AbstractContextManager[Mined]":
+def with_bm25(args: argparse.Namespace, root: Path, output_dir: Path) -> AbstractContextManager[Mined]:
     if args.model_dir or args.precision:
         raise InputError("--retriever bm25 does not use --model_dir, --fp16 and --bf16; omit them")
     if args.factory != FLAT or args.index_path or args.nprobe or args.ef_search:
         raise InputError(
             "--retriever bm25 does not use --index_factory, --index_path, --nprobe and --ef_search; omit them"
         )
-    from drhard.retrieval import mine_bm25_negatives
-
     corpus = CORPORA[args.data_type]
     k1, b = corpus.bm25.k1 if args.k1 is None else args.k1, corpus.bm25.b if args.b is None else args.b
     print(f"Mining {args.topk} hard negatives for each {args.mode} query with BM25, k1 {k1}, b {b}")
-    return mine_bm25_negatives(corpus, root, args.mode, run, args.topk, Bm25Parameters(k1, b))
+    return mine_bm25_negatives(corpus, root, args.mode, output_dir, args.topk, Bm25Parameters(k1, b))
 
 
-def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> "AbstractContextManager[Mined]":
+def with_encoder(args: argparse.Namespace, root: Path, output_dir: Path) -> AbstractContextManager[Mined]:
     if args.k1 is not None or args.b is not None:
         raise InputError("--k1 and --b need --retriever bm25; omit them or add it")
     model_dir = args.model_dir or root / "warmup"
@@ -94,7 +89,7 @@ def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> "AbstractCo
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.encoder import load_encoder
-    from drhard.retrieval import Retriever, mine_hard_negatives
+    from drhard.retrieval import Retriever
     from drhard.settings import EncodingSettings, SearchSettings
 
     encoding = EncodingSettings.from_flags(args)
@@ -103,7 +98,7 @@ def with_encoder(args: argparse.Namespace, root: Path, run: Path) -> "AbstractCo
         f"Mining {args.topk} hard negatives for each of {len(queries)} {args.mode} queries among {len(passages)} "
         f"passages, {model_dir} on {encoding.device}"
     )
-    return mine_hard_negatives(retriever, collection, args.mode, run, args.topk)
+    return mine_hard_negatives(retriever, collection, args.mode, output_dir, args.topk)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,10 @@ from drhard.collection import Collection
 from drhard.errors import InputError, command
 from drhard.files import digest_file, sole_writer
 from drhard.flags import FLAGS, add_flags
+from drhard.hard_json import HARD_FILE, read_hard_negatives, write_hard_negatives
 from drhard.hub import find_checkpoint
-from drhard.negatives import (
-    HARD_FILE,
-    HardNegatives,
-    keep_queries_with_negatives,
-    read_hard_negatives,
-    write_hard_negatives,
-)
+from drhard.negatives import HardNegatives, keep_queries_with_negatives
 from drhard.provenance import digest_relevant, is_unchanged, read_stamp, write_stamp
-from drhard.runs import run_path
 from drhard.strategies import STRATEGIES, AnyDocument, Pool
 from drhard.trainer_flags import DATA, OWN, WORKING, add_trainer_flags, check_needs, outcome, trainer_words
 
@@ -190,7 +184,7 @@ def mine_pool(
 ) -> HardNegatives:
     """Mine hard negatives with the initial model into --output_dir. A resumed training reads them there instead."""
     from drhard.checkpoints import MINING_FOLDER
-    from drhard.retrieval import mine_hard_negatives
+    from drhard.mining import mine_hard_negatives
 
     if mine and args.world_size > 1:
         raise InputError(
@@ -204,8 +198,8 @@ def mine_pool(
             raise InputError(f"{path}: was changed after this training mined it; delete it to mine again")
         return read_hard_negatives(path, relevant, documents)
     print(f"Mining hard negatives with the initial model on {retriever.encoding.device}")
-    run = run_path(output_dir / MINING_FOLDER, "train")
-    with mine_hard_negatives(retriever, collection, "train", run, min(MINED, documents // 2)) as mining:
+    folder, count = output_dir / MINING_FOLDER, min(MINED, documents // 2)
+    with mine_hard_negatives(retriever, collection, "train", folder, count) as mining:
         write_hard_negatives(path, mining.hard)
         write_stamp(path, {"sha256": digest_file(path)})
         print(f"Wrote {path}")

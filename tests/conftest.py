@@ -41,6 +41,8 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "exact",
         "faiss_index",
         "files",
+        "hard_json",
+        "hub",
         "index",
         "lamb",
         "losses",
@@ -63,6 +65,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "trainer_flags",
         "trec_eval",
         "words",
+        "workers",
     ),
 }
 CORPUS_FLAGS = {"passage": ("1", "256"), "doc": ("0", "512")}  # --data_type of preprocess.py, --max_doc_length

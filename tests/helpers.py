@@ -150,6 +150,15 @@ def run_script(script: str, *arguments: object, cwd: Path | None = None) -> subp
     return run_python(ROOT / script, *arguments, cwd=cwd)
 
 
+def run_without(
+    modules: Iterable[str], script: str, *arguments: object, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script that ends with an ImportError if it imports one of ``modules``."""
+    hide = f"sys.modules.update(dict.fromkeys({tuple(modules)}))"
+    run = f"import runpy, sys; {hide}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return run_python("-c", run, ROOT / script, *arguments, cwd=cwd, PYTHONPATH=str(ROOT))
+
+
 def must_run(script: str, *arguments: object, cwd: Path | None = None) -> str:
     """Run a script that has to end well; return what it printed."""
     result = run_script(script, *arguments, cwd=cwd)

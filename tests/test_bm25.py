@@ -11,10 +11,10 @@ from pathlib import Path
 from drhard.bm25 import Bm25Index
 from drhard.errors import InputError
 from drhard.ids import write_ids
+from drhard.mining import Mined, mine_bm25_negatives
 from drhard.msmarco import CORPORA, Bm25Parameters
 from drhard.negatives import HardNegatives
 from drhard.qrels import read_relevant
-from drhard.retrieval import Mined, mine_bm25_negatives
 from drhard.runs import read_run
 from drhard.texts import read_passage_texts, read_query_texts
 from drhard.tokens import PASSAGES
@@ -22,7 +22,7 @@ from drhard.words import split, stem
 
 import numpy as np
 import pytest
-from helpers import must_run, random_sequences, refused, write_tokens
+from helpers import must_run, random_sequences, refused, run_without, write_tokens
 
 LUCENES = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
@@ -200,8 +200,8 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
 
 
 def mine(root: Path, topk: int) -> Mined:
-    run = root / "mined" / "train.rank.tsv"
-    with mine_bm25_negatives(CORPORA["passage"], root, "train", run, topk, Bm25Parameters(0.9, 0.4)) as mined:
+    folder = root / "mined"
+    with mine_bm25_negatives(CORPORA["passage"], root, "train", folder, topk, Bm25Parameters(0.9, 0.4)) as mined:
         return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
 
 
@@ -277,6 +277,18 @@ def test_prepare_hardneg(
         found = run.get(query, [])
         np.testing.assert_allclose(scores[query, : len(found)], expected[found], rtol=1e-5)
         np.testing.assert_allclose(scores[query, : len(found)], -np.sort(-expected)[: len(found)], rtol=1e-5)
+
+
+def test_prepare_hardneg_needs_no_torch(root: Path) -> None:
+    """It takes seconds to load."""
+    (root / "passage").mkdir()
+    for name in ("dataset", "preprocess"):
+        (root / name).rename(root / "passage" / name)
+    flags = ("--data_type", "passage", "--data_root", root, "--retriever", "bm25", "--mode", "train", "--topk", 3)
+    ended = run_without(("torch",), "star/prepare_hardneg.py", *flags)
+    assert ended.returncode == 0, ended.stderr
+    hard = json.loads((root / "passage/bm25_retrieve/hard.json").read_text())
+    assert hard == {"0": [], "1": [1, 3], "2": [2], "3": []}
 
 
 def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -549,9 +549,3 @@ def test_bin_cannot_run_code(tmp_path: Path, new_format: bool) -> None:
     assert not trace.exists()
     assert str(error.value).startswith(f"{tmp_path}/pytorch_model.bin: damaged, or holds more than weights")
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["./data/passage/warmup", "/nowhere/warmup", "data/passage/warmup"])
-def test_missing_folder_is_not_looked_for_on_the_hub(name: str) -> None:
-    with pytest.raises(InputError, match="no such folder"):
-        load_encoder(name)

@@ -5,7 +5,7 @@ import math
 import re
 
 from drhard.errors import InputError
-from drhard.numbers import COUNT, FRACTION, LENGTH, NATURAL, POSITIVE, RATE, SEED
+from drhard.numbers import COUNT, FRACTION, LENGTH, NATURAL, NORM, RATE, SEED
 
 import pytest
 
@@ -35,8 +35,8 @@ def test_a_number_inside(numbers, text: str, value: float) -> None:
         (RATE, "nan"),
         (RATE, "inf"),
         (RATE, "-1e-9"),
-        (POSITIVE, "0"),
-        (POSITIVE, "nan"),
+        (NORM, "0"),
+        (NORM, "nan"),
         (FRACTION, "1.01"),
     ],
 )

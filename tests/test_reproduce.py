@@ -15,7 +15,7 @@ from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Question, Row, Step, Ta
 from drhard.rendering import render_html, render_markdown, render_text
 from drhard.report import make_report
 from drhard.tables import all_tables
-from drhard.tables_msmarco import PASSAGE, STAR, PaperRow, msmarco_table
+from drhard.tables_msmarco import PASSAGE_TASK, STAR, PaperRow, msmarco_table
 
 import numpy as np
 import pytest
@@ -178,7 +178,7 @@ def test_commands_are_these(table: str, row: str, commands: str) -> None:
 
 def test_a_row_is_added_by_one_line() -> None:
     mine = PaperRow("ADORE (STAR), mine", STAR, "adore-mine", (0.35, 0.88, 0.69))
-    table = msmarco_table(replace(PASSAGE, rows=(*PASSAGE.rows, mine)), Path("data"), ())
+    table = msmarco_table(replace(PASSAGE_TASK, rows=(*PASSAGE_TASK.rows, mine)), Path("data"), ())
     [row] = find_rows({"passage": table}, "passage:ADORE (STAR), mine")
     assert row.expected == {"mrr": 0.35, "r100": 0.88, "ndcg10": 0.69}
     assert str(row.steps(SCRATCH)[-1].makes) == "data/passage/scratch/evaluate/adore-mine/test.rank.tsv"

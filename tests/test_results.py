@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.results import search_on_disk
+from drhard.results import results_path, search_on_disk
 
 import numpy as np
 import pytest
@@ -35,48 +35,48 @@ class Search:
             yield SCORES[part], ROWS[part]
 
 
-def search(run: Path, search: Search, made_from: dict[str, str] = MADE_FROM) -> None:
-    with search_on_disk(run, made_from, QUERIES, K, search) as found:
+def search(results: Path, search: Search, made_from: dict[str, str] = MADE_FROM) -> None:
+    with search_on_disk(results, made_from, QUERIES, K, search) as found:
         np.testing.assert_array_equal(found.scores, SCORES)
         np.testing.assert_array_equal(found.rows, ROWS)
         assert found.scores.dtype == np.float32 and found.rows.dtype == np.int32
 
 
 def test_results_are_there_in_the_block_and_gone_after_it(tmp_path: Path) -> None:
-    search(tmp_path / "new" / "dev.rank.tsv", Search())
+    search(results_path(tmp_path / "new", "dev"), Search())
     assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_search_that_was_stopped_resumes_after_its_last_pass(tmp_path: Path) -> None:
-    run = tmp_path / "dev.rank.tsv"
+    results = results_path(tmp_path, "dev")
     with pytest.raises(Killed):
-        search(run, Search(last=2))
+        search(results, Search(last=2))
     left = [f"dev.rank.tsv.found.{end}" for end in ("partial", "partial.json")]
     assert sorted(path.name for path in tmp_path.iterdir()) == left
     with open(tmp_path / "dev.rank.tsv.found.partial", "ab") as file:
         file.write(b"8 bytes " * (K + 1))  # a whole result, and a part of another, of a pass that was cut off
     resumed = Search(together=4)
-    search(run, resumed)
+    search(results, resumed)
     assert resumed.begun_at == 10
     assert not list(tmp_path.iterdir())
 
 
-def test_a_search_that_was_stopped_while_the_run_was_written_is_not_repeated(tmp_path: Path) -> None:
-    with pytest.raises(Killed), search_on_disk(tmp_path / "run", MADE_FROM, QUERIES, K, Search()):
+def test_a_search_that_was_stopped_in_the_block_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(Killed), search_on_disk(tmp_path / "results", MADE_FROM, QUERIES, K, Search()):
         raise Killed
     resumed = Search()
-    search(tmp_path / "run", resumed)
+    search(tmp_path / "results", resumed)
     assert resumed.begun_at is None
 
 
 @pytest.mark.parametrize("change", ["made from", "depth", "stamp damaged", "stamp gone"])
 def test_results_of_something_else_are_not_resumed(tmp_path: Path, change: str) -> None:
-    stamp = tmp_path / "run.found.partial.json"
+    stamp = tmp_path / "results.partial.json"
     wrong = np.zeros((QUERIES, 2 if change == "depth" else K))
     made_from = {"queries": "others"} if change == "made from" else MADE_FROM
     with (
         pytest.raises(Killed),
-        search_on_disk(tmp_path / "run", made_from, QUERIES, wrong.shape[1], lambda _: iter([(wrong, wrong)])),
+        search_on_disk(tmp_path / "results", made_from, QUERIES, wrong.shape[1], lambda _: iter([(wrong, wrong)])),
     ):
         raise Killed
     if change == "stamp damaged":
@@ -84,21 +84,21 @@ def test_results_of_something_else_are_not_resumed(tmp_path: Path, change: str) 
     elif change == "stamp gone":
         stamp.unlink()
     anew = Search()
-    search(tmp_path / "run", anew)
+    search(tmp_path / "results", anew)
     assert anew.begun_at == 0
 
 
-def test_the_second_of_two_is_refused_until_the_run_is_written(tmp_path: Path) -> None:
-    run = tmp_path / "dev.rank.tsv"
+def test_the_second_of_two_is_refused_until_the_block_ends(tmp_path: Path) -> None:
+    results = results_path(tmp_path, "dev")
 
     def meanwhile(done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with pytest.raises(InputError, match=r"dev\.rank\.tsv: another process is writing it"):
-            search(run, Search())
+        with pytest.raises(InputError, match=r"dev\.rank\.tsv\.found: another process is writing it"):
+            search(results, Search())
         yield SCORES, ROWS
 
-    with search_on_disk(run, MADE_FROM, QUERIES, K, meanwhile) as found:
-        with pytest.raises(InputError, match=r"dev\.rank\.tsv: another process is writing it"):
-            search(run, Search(), {"queries": "others"})
+    with search_on_disk(results, MADE_FROM, QUERIES, K, meanwhile) as found:
+        with pytest.raises(InputError, match=r"dev\.rank\.tsv\.found: another process is writing it"):
+            search(results, Search(), {"queries": "others"})
         np.testing.assert_array_equal(found.rows, ROWS)
 
 
@@ -108,5 +108,5 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     def search(_: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield np.array([[np.inf, 1]], dtype=np.float32), np.array([[3, 0]])
 
-    with pytest.raises(InputError, match="a score is not finite"), search_on_disk(tmp_path / "run", {}, 1, 2, search):
+    with pytest.raises(InputError, match="a score is not finite"), search_on_disk(tmp_path / "all", {}, 1, 2, search):
         pass

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.retrieval import Mined, Retriever, mine_hard_negatives
+from drhard.mining import Mined, mine_hard_negatives
+from drhard.retrieval import Retriever
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import PASSAGES, query_name
 
@@ -48,7 +49,7 @@ def opened(preprocessed: Path) -> Collection:
 
 
 def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
-    with retriever().retrieve(opened(preprocessed), "train", tmp_path / "out" / "train.rank.tsv", 9) as found:
+    with retriever().retrieve(opened(preprocessed), "train", tmp_path / "out", 9) as found:
         scores, rows = np.array(found.scores), np.array(found.rows)
     np.testing.assert_array_equal(rows, ranking()[:, :9])
     embedded = [
@@ -61,7 +62,7 @@ def test_retrieve_is_the_ranking(tmp_path: Path, preprocessed: Path) -> None:
 
 
 def mine(preprocessed: Path, folder: Path, topk: int) -> Mined:
-    with mine_hard_negatives(retriever(), opened(preprocessed), "train", folder / "train.rank.tsv", topk) as mined:
+    with mine_hard_negatives(retriever(), opened(preprocessed), "train", folder, topk) as mined:
         return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
 
 

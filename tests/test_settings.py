@@ -2,8 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from drhard.exact import SEARCH_MEMORY_GB
-from drhard.flags import FLAGS, FLAT, INDEX, add_flags
+from drhard.flags import FLAGS, FLAT, INDEX, SEARCH_MEMORY_GB, add_flags
 from drhard.settings import EncodingSettings, SearchSettings
 
 import pytest

@@ -1,10 +1,9 @@
 """Flags and names are checked before the heavy libraries are imported, so that a mistake is told at once."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, run_python
+from helpers import run_without
 
 HEAVY = ("torch", "transformers", "faiss", "scipy", "tensorboard", "accelerate", "bm25s", "pandas", "pyarrow")
 SCRIPTS = (
@@ -20,45 +19,37 @@ SCRIPTS = (
     "download_data.py",
     "reproduce.py",
 )
-# A script that imports one of HEAVY ends with an ImportError.
-WITHOUT = f"import runpy, sys; sys.modules.update(dict.fromkeys({HEAVY})); sys.argv = sys.argv[1:]; " + (
-    "runpy.run_path(sys.argv[0], run_name='__main__')"
-)
-NOWHERE = {
-    "preprocess.py": "--data_root nowhere --model_name_or_path ./nowhere",
-    "star/prepare_hardneg.py": "--data_root nowhere --data_type passage --mode train",
-    "star/train.py": "--do_train --max_query_length 8 --max_doc_length 8 --preprocess_dir nowhere --init_path nowhere",
-    "star/inference.py": "--data_root nowhere --data_type passage --mode dev",
-    "adore/train.py": "--init_path nowhere --pembed_path nowhere --model_save_dir out --log_dir out "
+NOWHERE = (
+    "preprocess.py --data_root nowhere --model_name_or_path ./nowhere",
+    "star/prepare_hardneg.py --data_root nowhere --data_type passage --mode train",
+    "star/prepare_hardneg.py --data_root nowhere --data_type passage --mode train --retriever bm25",
+    "star/train.py --do_train --max_query_length 8 --max_doc_length 8 --preprocess_dir nowhere --init_path nowhere",
+    "star/inference.py --data_root nowhere --data_type passage --mode dev",
+    "adore/train.py --init_path nowhere --pembed_path nowhere --model_save_dir out --log_dir out "
     "--preprocess_dir nowhere",
-    "adore/inference.py": "--model_dir nowhere --output_dir out --preprocess_dir nowhere --dmemmap_path nowhere "
+    "adore/inference.py --model_dir nowhere --output_dir out --preprocess_dir nowhere --dmemmap_path nowhere "
     "--mode dev",
-    "msmarco_eval.py": "nowhere nowhere",
-    "trec_eval.py": "nowhere nowhere",
-    "cvt_back.py": "--input_dir nowhere --preprocess_dir nowhere --output_dir out --mode dev --dataset passage",
-    "download_data.py": "--manifest nowhere",
-    "reproduce.py": "run nowhere",
-}
-
-
-def run_light(tmp_path: Path, script: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a script where none of HEAVY can be imported."""
-    return run_python("-c", WITHOUT, ROOT / script, *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    "msmarco_eval.py nowhere nowhere",
+    "trec_eval.py nowhere nowhere",
+    "cvt_back.py --input_dir nowhere --preprocess_dir nowhere --output_dir out --mode dev --dataset passage",
+    "download_data.py --manifest nowhere",
+    "reproduce.py run nowhere",
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_wrong_flags_come_first(tmp_path: Path, script: str) -> None:
-    helped = run_light(tmp_path, script, "--help")
+    helped = run_without(HEAVY, script, "--help", cwd=tmp_path)
     assert (helped.returncode, helped.stderr) == (0, "")
     assert helped.stdout.startswith("usage: ")
-    wrong = run_light(tmp_path, script, "--no_such_flag")
+    wrong = run_without(HEAVY, script, "--no_such_flag", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "Traceback" not in wrong.stderr and "error: " in wrong.stderr
 
 
-@pytest.mark.parametrize("script", NOWHERE)
-def test_what_is_missing_is_told_first(tmp_path: Path, script: str) -> None:
-    ended = run_light(tmp_path, script, *NOWHERE[script].split())
+@pytest.mark.parametrize("command", NOWHERE)
+def test_what_is_missing_is_told_first(tmp_path: Path, command: str) -> None:
+    ended = run_without(HEAVY, *command.split(), cwd=tmp_path)
     assert ended.returncode == 2
     assert "error: " in ended.stderr and "nowhere" in ended.stderr and "Traceback" not in ended.stderr
     assert not list(tmp_path.rglob("out/*"))

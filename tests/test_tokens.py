@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
@@ -45,6 +46,14 @@ def test_a_token_0_in_a_row_is_no_padding(tmp_path: Path) -> None:
     ids, mask = tokens.batch(np.array([0, 1]), PAD)
     assert ids.tolist() == [[0, 0, 2, 1, 1], [0, 9, 9, 9, 2]]
     assert mask.tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+
+
+def test_without_a_length_nothing_is_cut(tmp_path: Path) -> None:
+    sequences = random_sequences(30, 12, seed=0)
+    passages = Collection(write_tokens(tmp_path, PASSAGES, sequences, 12)).passages
+    ids, mask = passages.batch(np.arange(30), PAD)
+    assert [row[row_mask == 1].tolist() for row, row_mask in zip(ids, mask, strict=True)] == sequences
+    assert passages.max_length == 12
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "int64"])

@@ -1,0 +1,110 @@
+"""Mine hard negatives with an encoder or with BM25.
+
+This module is light to import, and BM25 needs no torch.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from drhard.collection import Collection
+from drhard.errors import InputError, shorten
+from drhard.index import RESULTS_AT_ONCE
+from drhard.msmarco import Bm25Parameters, Corpus
+from drhard.negatives import HardNegatives, exclude_relevant
+from drhard.results import Results, results_path, search_on_disk
+from drhard.texts import read_passage_texts, read_query_texts
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from drhard.retrieval import Retriever
+
+log = logging.getLogger(__name__)
+
+EXTRA = 10  # published: the run beside hard.json has topk + 10 passages, since relevant ones may be among them
+
+
+class Mined(NamedTuple):
+    """Hard negatives, and the run that they come from. The run includes relevant passages."""
+
+    hard: HardNegatives
+    scores: np.ndarray  # (queries, topk + 10) float32
+    rows: np.ndarray  # (queries, topk + 10) int32, -1 at the end if fewer were found
+
+
+@contextmanager
+def mine_hard_negatives(
+    retriever: "Retriever", collection: Collection, mode: str, folder: Path, topk: int
+) -> Iterator[Mined]:
+    """Mine the ``topk`` best passages of each query that are not judged relevant to it (section 4.1 of the paper).
+
+    Args:
+        folder: where embeddings are written; see :meth:`drhard.retrieval.Retriever.retrieve`.
+
+    Raises:
+        InputError: as :meth:`drhard.retrieval.Retriever.retrieve`, or there are too few passages.
+    """
+    relevant = collection.relevant(mode)
+    depth = _depth(relevant, len(collection.passages), topk)
+    with retriever.retrieve(collection, mode, folder, depth) as found:
+        yield _mined(found, relevant, topk)
+
+
+@contextmanager
+def mine_bm25_negatives(
+    corpus: Corpus, root: Path, mode: str, folder: Path, topk: int, parameters: Bm25Parameters
+) -> Iterator[Mined]:
+    """Mine hard negatives with BM25, as the paper's warm-up needs them.
+
+    A query gets fewer than ``topk`` if fewer passages share a word with it.
+
+    Args:
+        root: the folder with ``dataset/`` and ``preprocess/``.
+        folder: where a stopped search leaves its results, and resumes.
+    """
+    collection = Collection(root / "preprocess")
+    passages = collection.passages
+    queries = read_query_texts(corpus, root, mode)
+    relevant = collection.relevant(mode, queries=len(queries))
+    depth = _depth(relevant, len(passages), topk)
+    documents = read_passage_texts(corpus, root)
+
+    # Imported here: bm25s takes a second to load, and missing texts should be told before that.
+    from drhard.bm25 import Bm25Index
+
+    index = Bm25Index(documents, len(passages), parameters)
+    texts = hashlib.sha256("\n".join(queries).encode()).hexdigest()
+    made_from = {"queries": texts, "documents": passages.digest(), "index": f"BM25 {parameters.k1} {parameters.b}"}
+
+    def passes(done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        together = max(1, RESULTS_AT_ONCE // depth)
+        for first in range(done, len(queries), together):
+            yield index.search(queries[first : first + together], depth)
+
+    with search_on_disk(results_path(folder, mode), made_from, len(queries), depth, passes) as found:
+        without = np.flatnonzero(found.rows[:, 0] < 0)
+        if len(without):
+            log.warning(
+                "%d of %d queries share no word with any passage, so BM25 finds nothing for them; the first is %s",
+                len(without),
+                len(queries),
+                shorten(queries[without[0]]),
+            )
+        yield _mined(found, relevant, topk)
+
+
+def _depth(relevant: Mapping[int, Sequence[int]], count: int, topk: int) -> int:
+    """Return how many passages to find for a query, so that ``topk`` of them are not relevant."""
+    most = max(map(len, relevant.values()))
+    if topk + most > count:
+        raise InputError(f"cannot mine {topk} negatives (--topk) from {count} passages; lower it")
+    return min(topk + max(EXTRA, most), count)
+
+
+def _mined(found: Results, relevant: Mapping[int, Sequence[int]], topk: int) -> Mined:
+    hard = exclude_relevant(found.rows, relevant, topk)
+    return Mined(hard, found.scores[:, : topk + EXTRA], found.rows[:, : topk + EXTRA])
