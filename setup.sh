@@ -10,9 +10,9 @@ refuse() { # print an error that the user can fix, and return its exit code
 
 alone() { # alone FOLDER: make it, and lock it until this script and every process it started have ended
     { mkdir -p "$1" && : >>"$1/.running" && exec 9>>"$1/.running"; } 2>/dev/null ||
-        refuse "$1: cannot be written to; fix this and run this again" || return
+        refuse "$1: cannot be written to; fix this and run the same command again" || return
     if command -v flock >/dev/null && ! flock -n 9; then # macOS has none
-        refuse "$1: another process is working there; wait for it, then run this again"
+        refuse "$1: another process is working there; wait for it, then run the same command again"
     fi
 }
 
@@ -24,7 +24,7 @@ find_python() { # print the first of the usual names whose version suits the pin
             return
         fi
     done
-    refuse "no Python 3.11, 3.12 or 3.13 found; install one and run this again"
+    refuse "no Python 3.11, 3.12 or 3.13 found; install one and run the same command again"
 }
 
 set_up() {
@@ -40,10 +40,10 @@ set_up() {
     "$python" -m pip --version >/dev/null 2>&1 || "$found" -m venv "$project/.venv" ||
         refuse "cannot make a virtual environment; on Debian and Ubuntu, 'apt install python3-venv' helps" || return
     (cd "$project" && "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements") ||
-        refuse "the installation failed, see above; run this again to continue" || return
+        refuse "the installation failed, see above; run the same command again to resume" || return
     # A killed pip may leave half a package, which the next pip takes for installed.
     "$python" -c 'import bm25s, faiss, ir_measures, torch, transformers' >/dev/null 2>&1 ||
-        refuse "$project/.venv: cannot import the installed packages; remove this folder and run this again" || return
+        refuse "$project/.venv: cannot import the installed packages; remove this folder and run the same command again" || return
     cp "$project/$requirements" "$installed"
     exec 9>&-
     if [ "$requirements" = requirements.txt ]; then check_gpu; fi

@@ -65,7 +65,7 @@ def encode(
     stamp = _make_stamp(model, tokens, dtype)
     if path.exists():
         _check(path, stamp)
-        log.info("%s exists already and is used again", path)
+        log.info("%s already exists; reusing it", path)
         return int(stamp["dim"])
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_faults(path), claim(partial_path(path), path) as file:

@@ -1,6 +1,6 @@
 """Read files with checks. Write them whole, one writer at a time.
 
-A file gets its name only when it is complete. Until then it is ``NAME.partial``, locked while its writer lives. The
+A file gets its name only when it is whole. Until then it is ``NAME.partial``, locked while its writer lives. The
 finished file is flushed to the disk, then renamed.
 
 This module needs only Python 3.9 and the standard library: download_data.py runs before anything is installed.
@@ -35,7 +35,7 @@ BOM = "\ufeff"  # the byte-order mark with which some editors start a text
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name of ``path`` until it is complete."""
+    """Return the name of ``path`` until it is whole."""
     return path.with_name(f"{path.name}.partial")
 
 
@@ -56,7 +56,9 @@ def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{target}: another process is writing it; wait for it, then run this again") from None
+                raise InputError(
+                    f"{target}: another process is writing it; wait for it, then run the same command again"
+                ) from None
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
@@ -142,7 +144,7 @@ def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
     """Do as :func:`write_whole` for a folder: yield an empty folder to write files into.
 
     If the block succeeds, a new ``folder`` appears at once. If ``folder`` exists, the files are moved into it one by
-    one: the old ``last`` is removed first and the new one is moved last. A folder with this file is therefore complete.
+    one: the old ``last`` is removed first and the new one is moved last. A folder with this file is therefore whole.
 
     Raises:
         InputError: another process is writing ``folder``, or the disk is full or fails.
@@ -184,7 +186,7 @@ def remove_unfinished(folder: Path, pattern: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder. It is renamed first, so that a half-removed folder is never taken for a complete one."""
+    """Remove a folder. It is renamed first, so that a half-removed folder is never taken for a whole one."""
     shutil.rmtree(partial_path(folder), ignore_errors=True)
     os.replace(folder, partial_path(folder))
     shutil.rmtree(partial_path(folder), ignore_errors=True)

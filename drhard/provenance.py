@@ -144,7 +144,7 @@ def read_sealed_step(folder: Path) -> int:
 
 
 def find_fault(folder: Path, record: Mapping[str, Any], needed: Iterable[str]) -> str | None:
-    """Return why ``folder`` is not a complete checkpoint of the training; None if it is one.
+    """Return why ``folder`` is not a whole checkpoint of the training; None if it is one.
 
     Args:
         record: what decides the outcome of the training.

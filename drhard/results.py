@@ -99,7 +99,8 @@ def _search(
 def _read_done(path: Path, made_from: dict[str, Any], written: int) -> int:
     """Return how many queries an earlier search has completed, of the ``written`` results in its file.
 
-    Part of a pass does not count: a search of the rest alone would round otherwise, and near ties might swap.
+    A partial pass is discarded. Searching only the remaining queries would round scores differently, and near ties
+    could swap.
     """
     try:
         stamp = read_stamp(path, {"done": int})

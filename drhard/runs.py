@@ -283,7 +283,7 @@ def convert_run(
             rank. Without that file, scores are 1/rank, with a warning.
 
     Returns:
-        False if ``target`` exists already, made from the same files with the same settings.
+        False if ``target`` already exists, made from the same files with the same settings.
 
     Raises:
         InputError: as :func:`read_run`; ``source`` was made with other ids; the collection or the file of scores lacks
@@ -326,7 +326,7 @@ def _is_made_from(target: Path, made_from: Mapping[str, str | None]) -> bool:
 
 def _refuse_target(target: Path) -> NoReturn:
     raise InputError(
-        f"{target}: exists already and was made from something else; delete it or name another --output_dir"
+        f"{target}: already exists and was made from something else; delete it or name another --output_dir"
     )
 
 
@@ -370,7 +370,7 @@ class _Scores:
         if not path.exists():
             log.warning("%s: no such file; the scores of the TREC run are 1/rank", path)
             return cls(path, None)
-        scores = np.array(read_array(path, "retrieve again"))  # a copy, to change it
+        scores = np.array(read_array(path, "run the command that wrote it again"))  # a copy, to change it
         if scores.ndim != 2 or scores.dtype != np.float32:
             raise InputError(f"{path}: expected float32 scores of queries x ranks")
         with np.errstate(over="ignore"):  # faiss gives the least float32 if it finds nothing
@@ -390,6 +390,8 @@ class _Scores:
             )
         scores = self._scores[query_row, :count]
         if not np.isfinite(scores).all():
-            raise InputError(f"{self.path}: has scores of query {query_row} that are not finite; retrieve again")
+            raise InputError(
+                f"{self.path}: has scores of query {query_row} that are not finite; run the command that wrote it again"
+            )
         values: list[float] = scores.tolist()
         return values

@@ -233,14 +233,14 @@ def test_what_is_converted_already_is_known(tmp_path: Path) -> None:
     assert convert_run(source, target, ids, "dev", "D", "star")
     assert target.read_bytes() == before
     for prefix, tag in (("", "star"), ("D", "other"), ("D", None)):
-        with pytest.raises(InputError, match="dev.trec: exists already and was made from something else"):
+        with pytest.raises(InputError, match="dev.trec: already exists and was made from something else"):
             convert_run(source, target, ids, "dev", prefix, tag)
     target.write_bytes(before + b"100 Q0 D9 3 1 star\n")
-    with pytest.raises(InputError, match="exists already and was made from something else"):
+    with pytest.raises(InputError, match="already exists and was made from something else"):
         convert_run(source, target, ids, "dev", "D", "star")
     target.write_bytes(before)
     write_run(source, np.array([[2, 1], [3, 1]]), np.array([[0, 1], [2, 0]]))  # other scores
-    with pytest.raises(InputError, match="exists already and was made from something else"):
+    with pytest.raises(InputError, match="already exists and was made from something else"):
         convert_run(source, target, ids, "dev", "D", "star")
     assert target.read_bytes() == before
 
@@ -413,4 +413,4 @@ def test_cvt_back_writes_a_trec_run(tmp_path: Path) -> None:
     )
     os.remove(tmp_path / "official/dev.trec.json")  # as if it came from elsewhere
     again = run_script(*arguments, cwd=tmp_path)
-    assert again.returncode == 2 and "official/dev.trec: exists already" in again.stderr
+    assert again.returncode == 2 and "official/dev.trec: already exists" in again.stderr

@@ -89,8 +89,11 @@ def test_it_installs_once_and_again_when_the_pins_change(project: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"PIP": "echo ERROR: no network >&2; exit 1"}, "error: the installation failed, see above; run this again"),
-        ({"DAMAGED": "1"}, ".venv: cannot import the installed packages; remove this folder and run this again"),
+        (
+            {"PIP": "echo ERROR: no network >&2; exit 1"},
+            "error: the installation failed, see above; run the same",
+        ),
+        ({"DAMAGED": "1"}, ".venv: cannot import the installed packages; remove this folder and run the same command"),
         ({"VENV": "echo No module named venv >&2; exit 1"}, "error: cannot make a virtual environment; on Debian"),
     ],
 )
@@ -106,7 +109,7 @@ def test_without_a_python_of_these_versions(project: Path) -> None:
     for name in ("python3", "python3.13", "python3.12", "python3.11", "python"):
         program(project.parent / "programs" / name, "#!/bin/bash\nexit 1\n")
     code, _, err = run(project)
-    assert (code, err) == (2, "error: no Python 3.11, 3.12 or 3.13 found; install one and run this again\n")
+    assert (code, err) == (2, "error: no Python 3.11, 3.12 or 3.13 found; install one and run the same command again\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -114,13 +117,17 @@ def test_a_folder_that_cannot_be_written_to(project: Path) -> None:
     project.chmod(0o500)
     code, _, err = run(project)
     project.chmod(0o700)
-    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run this again\n"
+    assert (
+        code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run the same command again\n"
+    )
 
 
 def test_a_file_in_the_place_of_the_environment(project: Path) -> None:
     (project / ".venv").write_text("")
     code, _, err = run(project)
-    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run this again\n"
+    assert (
+        code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run the same command again\n"
+    )
 
 
 def test_one_installation_at_a_time_and_a_killed_one_is_run_again(project: Path) -> None:

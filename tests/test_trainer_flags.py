@@ -157,12 +157,12 @@ def needs(name: str) -> list[object]:
 
 
 REFUSED_TOGETHER = {
-    "--bf16": "--bf16 needs a GPU; leave it out",
+    "--bf16": "--bf16 needs a GPU; omit it",
     "--save_strategy best": "argument --save_strategy: invalid choice: 'best'",
     "--train_sampling_strategy group_by_length": "argument --train_sampling_strategy: invalid choice",
     "--report_to nothing": "--report_to nothing: give none, or some of ",
     "--report_to none wandb": "--report_to none: give none, or some of ",
-    "--run_name one": "--run_name does nothing without --report_to; leave it out",
+    "--run_name one": "--run_name does nothing without --report_to; omit it",
     "--dataloader_prefetch_factor 2": "--dataloader_prefetch_factor does nothing without --dataloader_num_workers",
     "--ddp_backend gloo": "--ddp_backend does nothing without torchrun",
     "--resume_from_checkpoint False": "--resume_from_checkpoint False: give --overwrite_output_dir to start over",
