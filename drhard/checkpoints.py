@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import read_object, remove_folder, remove_unfinished, write_json
+from drhard.files import read_object, remove_folder, remove_unfinished
+from drhard.negatives import MINING_FOLDER
 from drhard.provenance import SEAL_FILE, check_record, find_fault, read_sealed_step
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,6 @@ RECORD_FILE = "training.json"
 STATE_FILE = "trainer_state.json"
 MODEL_FILES = ("config.json", "model.safetensors")
 NEEDED = (*MODEL_FILES, "optimizer.pt", "scheduler.pt", STATE_FILE)  # each process also has a file of random numbers
-MINING_FOLDER = "mining"  # embeddings of a training that mines its own hard negatives
 WAY_OUT = "give --overwrite_output_dir to start anew, or name another --output_dir"
 
 
@@ -63,7 +63,6 @@ def open_training(
         if reason:
             raise InputError(f"{output_dir}: has a finished model, but {reason}; {WAY_OUT}")
         return output_dir
-    write_json(output_dir / RECORD_FILE, record, indent=1)
     if asked:
         reason = find_fault(asked, record, NEEDED)
         if reason:

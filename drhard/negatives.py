@@ -10,12 +10,14 @@ from typing import NamedTuple, NoReturn
 from drhard.errors import InputError, reason_of
 from drhard.files import require_file, write_whole_text
 from drhard.msmarco import parse_number
+from drhard.strategies import AnyDocument, Pool, Strategy
 
 import numpy as np
 
 log = logging.getLogger(__name__)
 
 HARD_FILE = "hard.json"
+MINING_FOLDER = "mining"  # embeddings of a training that mines its own hard negatives
 EXPECTED = 'expected {"query row": [document row, …], …}'
 READ_BYTES = 1 << 24
 RESULTS_AT_ONCE = 1 << 21  # 16 MB as int64
@@ -83,6 +85,22 @@ def exclude_relevant(rows: np.ndarray, relevant: Mapping[int, Sequence[int]], to
         negatives[end : end + len(found)] = found
         end += len(found)
     return HardNegatives(np.arange(queries), np.cumsum(counts), negatives[:end])
+
+
+def open_pool(strategy: Strategy, path: Path | None, relevant: Iterable[int], documents: int) -> Pool | None:
+    """Return the negatives of a static training: given hard negatives, or all documents. None if they must be mined.
+
+    Args:
+        path: ``hard.json``, if it is given.
+        relevant: query rows.
+        documents: the number of documents.
+
+    Raises:
+        InputError: as :func:`read_hard_negatives`.
+    """
+    if path is not None:
+        return read_hard_negatives(path, relevant, documents)
+    return None if strategy.mined else AnyDocument(documents)
 
 
 def keep_queries_with_negatives(relevant: Mapping[int, Sequence[int]], hard: HardNegatives) -> dict[int, Sequence[int]]:

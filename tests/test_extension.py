@@ -14,9 +14,9 @@ from drhard.msmarco import CORPORA, PASSAGE
 from drhard.preprocessing import Lengths, preprocess
 from drhard.retrieval import Retriever
 from drhard.settings import EncodingSettings, SearchSettings
-from drhard.static import StaticTrainer
 from drhard.strategies import STRATEGIES, Example, Strategy
 from drhard.tokenizer import RobertaTokenizer
+from drhard.trainer import StaticTrainer
 
 import numpy as np
 import pytest
