@@ -63,7 +63,7 @@ def main() -> None:
     find_checkpoint(args.init_path)
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
-    from drhard.adore import AdoreOutput, AdoreTraining
+    from drhard.adore import AdoreInput, AdoreOutput, AdoreTraining
     from drhard.devices import choose_device, limit_threads
     from drhard.embeddings import open_document_embeddings, read_if_it_fits, warn_if_made_by_another
     from drhard.encoder import load_encoder
@@ -84,9 +84,8 @@ def main() -> None:
         documents = read_if_it_fits(documents)
     with sole_writer(args.model_save_dir):
         index = searching.open(documents, args.neg_topk)
-        settings = replace(settings, index=searching.outcome())
-        training = AdoreTraining(model.to(device), queries, relevant, documents, settings, output)
-        training.resume()
+        data = AdoreInput(queries, relevant, documents, index, searching.outcome())
+        training = AdoreTraining.open(model.to(device), data, settings, output)
         if training.finished:
             print(f"{args.model_save_dir} already holds the checkpoints of this training")
             return
@@ -94,7 +93,7 @@ def main() -> None:
             f"Training on {len(relevant)} queries and {len(documents)} documents, model on {device}, "
             f"search on {'GPUs ' + str(searching.gpus) if searching.gpus else 'the CPU'}"
         )
-        training.run(index)
+        training.run()
     print(f"Wrote {args.model_save_dir}/epoch-{args.num_train_epochs}")
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from drhard.encoder import RobertaDot, check_tokens, digest_config, digest_weights, save_encoder
 from drhard.errors import InputError
@@ -67,7 +67,6 @@ class AdoreSettings:
     warmup_steps: int = 2000
     epochs: int = 6
     seed: int = 42
-    index: str = "Flat"  # the index: a faiss factory string, or the SHA-256 of an index file
 
     def __post_init__(self) -> None:
         for name, numbers in RANGES.items():
@@ -168,33 +167,45 @@ class AdoreOutput:
             COUNT.check(name, getattr(self, name))
 
 
+@dataclass(frozen=True)
+class AdoreInput:
+    """What an ADORE training learns from.
+
+    Attributes:
+        relevant: query row -> relevant document rows. These are the queries to train on.
+        documents: (N, dim) float32 embeddings.
+        index: an index of the documents. It may be compressed; the loss uses the exact vectors.
+        index_outcome: what decides which documents the index finds, as :meth:`SearchSettings.outcome` says it.
+    """
+
+    queries: TokenMemmap
+    relevant: Mapping[int, Sequence[int]]
+    documents: np.ndarray
+    index: Index
+    index_outcome: str
+
+
 class AdoreTraining:
-    """A training. :meth:`resume` continues a stopped one, and :meth:`run` trains to the end.
+    """An ADORE training. :meth:`open` resumes one that was stopped, :meth:`run` trains to the end.
 
     Args:
         model: the query encoder, on its device. An encoder with the same weights embedded the documents.
-        relevant: query row -> relevant document rows. These are the queries to train on.
-        documents: (N, dim) float32 embeddings.
+
+    Attributes:
+        record: the settings and input that decide the outcome. A training resumes only if all of this is the same.
+        step: the number of batches done.
 
     Raises:
         InputError: sequences are too long for the model, or the settings give no update.
     """
 
-    def __init__(
-        self,
-        model: RobertaDot,
-        queries: TokenMemmap,
-        relevant: Mapping[int, Sequence[int]],
-        documents: np.ndarray,
-        settings: AdoreSettings,
-        output: AdoreOutput,
-    ):
-        check_tokens(model, queries)
+    def __init__(self, model: RobertaDot, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput):
+        check_tokens(model, data.queries)
         self.model, self.device = model.train(), model.device
-        self.queries, self.relevant, self.documents = queries, relevant, documents
-        self.settings, self.output = settings, output
+        self.data, self.settings, self.output = data, settings, output
+        self.record = self._make_record()
         self.state_path = output.save_dir / STATE_FILE
-        self.query_rows = np.array(sorted(relevant))
+        self.query_rows = np.array(sorted(data.relevant))
         self.steps_per_epoch = -(-len(self.query_rows) // settings.batch_size)
         self.total_steps = self.steps_per_epoch * settings.epochs
         updates = self.total_steps // settings.gradient_accumulation_steps
@@ -207,21 +218,31 @@ class AdoreTraining:
             group_parameters(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
         )
         self.scheduler = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, updates)
-        self._record: dict[str, Any] = {}  # settings and input that decide the outcome; set by resume
-        self.step = 0  # batches done
+        self.step = 0
         self._epoch_order: tuple[int, np.ndarray] = -1, self.query_rows  # the present epoch and its order
         warn_of_long_warmup(settings.warmup_steps, updates)
+
+    @classmethod
+    def open(cls, model: RobertaDot, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput) -> Self:
+        """Open the training in ``output.save_dir``. Load its state if it was stopped there.
+
+        The caller must be the sole writer of the folder.
+
+        Raises:
+            InputError: as the constructor; the state in the folder is damaged, or belongs to a training with other
+                settings.
+        """
+        training = cls(model, data, settings, output)
+        training._resume()
+        return training
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done and the last epoch's checkpoint exists."""
         return self.step == self.total_steps and (self._epoch(self.settings.epochs) / "config.json").exists()
 
-    def run(self, index: Index) -> None:
-        """Train to the end, after :meth:`resume`. The caller must be the sole writer of the folder.
-
-        Args:
-            index: an index of the documents. It may be compressed; the loss uses the exact vectors.
+    def run(self) -> None:
+        """Train to the end. The caller must be the sole writer of the folder.
 
         Raises:
             InputError: a loss or a weight is not finite, or a disk is full.
@@ -234,7 +255,7 @@ class AdoreTraining:
         saved_at = time.monotonic()
         with Events(self.output.log_dir, self.step) as events, StopRequest() as stop, self._bar() as bar:
             while self.step < self.total_steps:
-                means.add(self._train_step(self._batch_rows(self.step), index))
+                means.add(self._train_step(self._batch_rows(self.step)))
                 self.step += 1
                 bar.update()
                 if self.step % self.output.logging_steps == 0:
@@ -254,10 +275,10 @@ class AdoreTraining:
     def _bar(self) -> "tqdm[Any]":
         return tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
 
-    def _train_step(self, rows: np.ndarray, index: Index) -> dict[str, float]:
-        settings = self.settings
-        relevant = [self.relevant[row] for row in rows.tolist()]
-        ids, mask = self.queries.batch(rows, self.model.config.pad_token_id)
+    def _train_step(self, rows: np.ndarray) -> dict[str, float]:
+        data, settings = self.data, self.settings
+        relevant = [data.relevant[row] for row in rows.tolist()]
+        ids, mask = data.queries.batch(rows, self.model.config.pad_token_id)
         queries = self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
 
         searched = queries.detach().float().cpu()
@@ -266,9 +287,9 @@ class AdoreTraining:
                 f"step {self.step + 1}: the query vectors are not finite; start again with a lower --learning_rate or "
                 "a higher --warmup_steps"
             )
-        _, retrieved = index.search(searched.numpy(), settings.neg_topk)
+        _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
-        vectors = torch.from_numpy(self.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
+        vectors = torch.from_numpy(data.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors)
         loss = adore_loss(
             scores,
@@ -318,22 +339,22 @@ class AdoreTraining:
     # Resuming
 
     def _make_record(self) -> dict[str, Any]:
-        """Describe the settings and input. Call it before the state is loaded: it digests the starting weights."""
         return asdict(self.settings) | {
             "init_path": digest_weights(self.model),
             "config": digest_config(self.model.config),
-            "queries": len(self.query_rows),
-            "query texts": self.queries.digest(),
-            "max_seq_length": self.queries.max_length,
-            "judgements": digest_relevant(self.relevant),
-            "documents": len(self.documents),
-            "document vectors": digest_sample(self.documents),
+            "queries": len(self.data.relevant),
+            "query texts": self.data.queries.digest(),
+            "max_seq_length": self.data.queries.max_length,
+            "judgements": digest_relevant(self.data.relevant),
+            "documents": len(self.data.documents),
+            "document vectors": digest_sample(self.data.documents),
+            "index": self.data.index_outcome,
         }
 
     def _save_state(self) -> None:
         check_trained(self.model, self.step)
         state = {
-            "record": self._record,
+            "record": self.record,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -344,13 +365,8 @@ class AdoreTraining:
         with write_whole_file(self.state_path) as file:
             torch.save(state | {"digest": digest_state(state)}, file)
 
-    def resume(self) -> None:
-        """Load the state of a stopped training, if there is one. The caller must be the sole writer of the folder.
-
-        Raises:
-            InputError: the state in the folder is damaged, or belongs to a training with other settings.
-        """
-        self._record = self._make_record()
+    def _resume(self) -> None:
+        """Load the state of a training that was stopped in the folder, if there is one."""
         folder = self.output.save_dir
         for pattern in ("epoch-*", "checkpoint-*"):
             remove_unfinished(folder, pattern)
@@ -359,7 +375,7 @@ class AdoreTraining:
                 raise InputError(f"{folder}: has checkpoints of another training; {WAY_OUT}")
             return
         state = self._read_state()
-        check_record(folder, state["record"], self._record, WAY_OUT)
+        check_record(folder, state["record"], self.record, WAY_OUT)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -2,8 +2,9 @@
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 from drhard.checkpoints import RECORD_FILE, open_training
 from drhard.collection import Collection
@@ -34,7 +35,8 @@ from transformers import TrainingArguments
 MINED = 200  # hard negatives to mine for each query if none are given; prepare_hardneg.py's default
 
 
-class StaticInput(NamedTuple):
+@dataclass(frozen=True)
+class StaticInput:
     """What a static training learns from."""
 
     collection: Collection  # the train queries and the passages
@@ -90,7 +92,7 @@ class StaticTraining:
         flags: Namespace,
         args: TrainingArguments,
         tokenizer_from: str | Path,
-    ) -> "StaticTraining":
+    ) -> Self:
         """Open the training in ``--output_dir``. Start from its checkpoint if it was stopped there.
 
         The caller must be the sole writer of the folder. ``--overwrite_output_dir`` removes an earlier training.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import drhard.adore
-from drhard.adore import STATE_SECONDS, AdoreOutput, AdoreSettings, AdoreTraining
+from drhard.adore import STATE_SECONDS, AdoreInput, AdoreOutput, AdoreSettings, AdoreTraining
 from drhard.checkpoints import RECORD_FILE, keep_newest, open_training
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
@@ -74,11 +74,12 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Given(NamedTuple):
-    """What a training is given: so many queries and documents, and weights by their seed."""
+    """What a training is given: so many queries and documents, weights by their seed, an index by its name."""
 
     queries: int = QUERIES
     documents: int = DOCUMENTS
     weights: int = 0
+    index: str = "Flat"
 
 
 GIVEN = Given()
@@ -97,17 +98,17 @@ def adore(
     vectors = np.random.default_rng(0).normal(size=(given.documents, 16)).astype(np.float32)
     index = StoppingIndex(vectors, at, stop)
     relevant = read_relevant(collection / "train-qrel.tsv")
-    training = AdoreTraining(
-        model=tiny_model(seed=given.weights, dropout=0.2),
+    data = AdoreInput(
         queries=TokenMemmap.open(collection, query_name("train"), 8),
         relevant={row: pids for row, pids in relevant.items() if row < given.queries},
         documents=vectors,
-        settings=settings,
-        output=AdoreOutput(folder / "models", folder / "log", "", 5, 2, state_seconds),
+        index=index,
+        index_outcome=given.index,
     )
-    training.resume()
+    output = AdoreOutput(folder / "models", folder / "log", "", 5, 2, state_seconds)
+    training = AdoreTraining.open(tiny_model(seed=given.weights, dropout=0.2), data, settings, output)
     with contextlib.suppress(*([] if at is None else [stop])):
-        training.run(index)
+        training.run()
         assert at is None or stop is KeyboardInterrupt
     return index.searches
 
@@ -188,7 +189,7 @@ def test_finished_adore_run_again_changes_nothing(
         {"settings": {"metric_cut": None}},
         {"settings": {"batch_size": 5}},
         {"settings": {"epochs": 5}},
-        {"settings": {"index": "PQ4x4"}},
+        {"given": Given(index="PQ4x4")},
         {"given": Given(queries=9)},
         {"given": Given(documents=31)},
         {"given": Given(weights=1)},
