@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.encoder import RobertaDot, check_tokens, digest_config, digest_weights, save_encoder
 from drhard.errors import InputError
 from drhard.files import remove_unfinished, write_whole_file
 from drhard.index import Index
 from drhard.losses import adore_loss
-from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
 from drhard.provenance import check_record, digest_relevant
 from drhard.tokens import TokenMemmap, digest_sample
 from drhard.training import (
@@ -34,44 +34,8 @@ from transformers import get_linear_schedule_with_warmup
 log = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.pt"
-STATE_SECONDS = 600
 LOGGED_CUT = 10  # cut of the MRR and recall in TensorBoard
 WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
-RANGES = {
-    "neg_topk": COUNT,
-    "metric_cut": COUNT,
-    "batch_size": COUNT,
-    "gradient_accumulation_steps": COUNT,
-    "learning_rate": RATE,
-    "weight_decay": RATE,
-    "adam_epsilon": EPSILON,
-    "max_grad_norm": NORM,
-    "warmup_steps": NATURAL,
-    "epochs": COUNT,
-    "seed": SEED,
-}
-
-
-@dataclass(frozen=True)
-class AdoreSettings:
-    """The settings that decide the outcome of a training. A training resumes only with the same settings."""
-
-    neg_topk: int = 200  # documents retrieved for each query at each step
-    metric_cut: int | None = None  # last rank that the metric counts; None: no cut
-    batch_size: int = 32  # queries in a step
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 5e-6
-    weight_decay: float = 0.01
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 2000
-    epochs: int = 6
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        for name, numbers in RANGES.items():
-            if getattr(self, name) is not None:
-                numbers.check(name, getattr(self, name))
 
 
 class Candidates:
@@ -143,31 +107,6 @@ class Means:
 
 
 @dataclass(frozen=True)
-class AdoreOutput:
-    """Where a training writes, and how often.
-
-    Attributes:
-        save_dir: the folder for ``epoch-N`` after each epoch, and for the state of the training.
-        log_dir: the folder for TensorBoard's events.
-        tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
-        save_steps: steps between two folders ``checkpoint-STEP``.
-        logging_steps: steps between two events of TensorBoard. Their numbers are means over these steps.
-        state_seconds: between two saves of the state, so that a crash of the machine costs little.
-    """
-
-    save_dir: Path
-    log_dir: Path
-    tokenizer_from: str | Path
-    save_steps: int = 5_000_000
-    logging_steps: int = 100
-    state_seconds: float = STATE_SECONDS
-
-    def __post_init__(self) -> None:
-        for name in ("save_steps", "logging_steps"):
-            COUNT.check(name, getattr(self, name))
-
-
-@dataclass(frozen=True)
 class AdoreInput:
     """What an ADORE training learns from.
 
@@ -204,10 +143,10 @@ class AdoreTraining:
         self.model, self.device = model.train(), model.device
         self.data, self.settings, self.output = data, settings, output
         self.record = self._make_record()
-        self.state_path = output.save_dir / STATE_FILE
+        self.state_path = output.model_save_dir / STATE_FILE
         self.query_rows = np.array(sorted(data.relevant))
-        self.steps_per_epoch = -(-len(self.query_rows) // settings.batch_size)
-        self.total_steps = self.steps_per_epoch * settings.epochs
+        self.steps_per_epoch = -(-len(self.query_rows) // settings.per_gpu_batch_size)
+        self.total_steps = self.steps_per_epoch * settings.num_train_epochs
         updates = self.total_steps // settings.gradient_accumulation_steps
         if updates == 0:
             raise InputError(
@@ -224,7 +163,7 @@ class AdoreTraining:
 
     @classmethod
     def open(cls, model: RobertaDot, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput) -> Self:
-        """Open the training in ``output.save_dir``. Load its state if it was stopped there.
+        """Open the training in ``output.model_save_dir``. Load its state if it was stopped there.
 
         The caller must be the sole writer of the folder.
 
@@ -239,7 +178,7 @@ class AdoreTraining:
     @property
     def finished(self) -> bool:
         """Whether all steps are done and the last epoch's checkpoint exists."""
-        return self.step == self.total_steps and (self._epoch(self.settings.epochs) / "config.json").exists()
+        return self.step == self.total_steps and (self._epoch(self.settings.num_train_epochs) / "config.json").exists()
 
     def run(self) -> None:
         """Train to the end. The caller must be the sole writer of the folder.
@@ -269,7 +208,7 @@ class AdoreTraining:
                     if stop.noted:
                         raise KeyboardInterrupt
         if not self.finished:  # somebody moved the last checkpoint away
-            self._save(self._epoch(self.settings.epochs))
+            self._save(self._epoch(self.settings.num_train_epochs))
         self._save_state()
 
     def _bar(self) -> "tqdm[Any]":
@@ -297,7 +236,7 @@ class AdoreTraining:
             torch.from_numpy(candidates.listed).to(self.device),
             settings.metric_cut,
         )
-        loss = loss / settings.batch_size  # published: divide by the nominal size even if the last batch is smaller
+        loss = loss / settings.per_gpu_batch_size  # published: the nominal size, even if the last batch is smaller
         check_loss(loss, self.step + 1)
         (loss / settings.gradient_accumulation_steps).backward()
 
@@ -316,7 +255,7 @@ class AdoreTraining:
             shuffled = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.query_rows))
             self._epoch_order = epoch, shuffled
         order = self._epoch_order[1]
-        size = self.settings.batch_size
+        size = self.settings.per_gpu_batch_size
         rows: np.ndarray = self.query_rows[order[batch * size : (batch + 1) * size]]
         return rows
 
@@ -325,7 +264,7 @@ class AdoreTraining:
 
     def _save_what_is_due(self) -> None:
         if self.step % self.output.save_steps == 0:
-            self._save(self.output.save_dir / f"checkpoint-{self.step}")
+            self._save(self.output.model_save_dir / f"checkpoint-{self.step}")
         if self.step % self.steps_per_epoch == 0:
             self._save(self._epoch(self.step // self.steps_per_epoch))
 
@@ -334,7 +273,7 @@ class AdoreTraining:
         save_encoder(self.model, folder, self.output.tokenizer_from)
 
     def _epoch(self, number: int) -> Path:
-        return self.output.save_dir / f"epoch-{number}"
+        return self.output.model_save_dir / f"epoch-{number}"
 
     # Resuming
 
@@ -367,7 +306,7 @@ class AdoreTraining:
 
     def _resume(self) -> None:
         """Load the state of a training that was stopped in the folder, if there is one."""
-        folder = self.output.save_dir
+        folder = self.output.model_save_dir
         for pattern in ("epoch-*", "checkpoint-*"):
             remove_unfinished(folder, pattern)
         if not self.state_path.exists():

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import drhard.adore
-from drhard.adore import STATE_SECONDS, AdoreInput, AdoreOutput, AdoreSettings, AdoreTraining
+from drhard.adore import AdoreInput, AdoreTraining
+from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.checkpoints import RECORD_FILE, keep_newest, open_training
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
@@ -42,7 +43,13 @@ def equal(one: Weights, other: Weights) -> bool:
 # ADORE: 10 queries in batches of 4, three steps an epoch, an update every two of twelve
 
 SETTINGS = AdoreSettings(
-    neg_topk=5, metric_cut=4, batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-2, warmup_steps=1, epochs=4
+    metric_cut=4,
+    neg_topk=5,
+    per_gpu_batch_size=4,
+    gradient_accumulation_steps=2,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    num_train_epochs=4,
 )
 QUERIES, DOCUMENTS, STEPS = 10, 30, 12
 
@@ -92,7 +99,7 @@ def adore(
     stop: type[BaseException] = Killed,
     settings: AdoreSettings = SETTINGS,
     given: Given = GIVEN,
-    state_seconds: float = STATE_SECONDS,
+    state_seconds: float = AdoreOutput.state_seconds,
 ) -> int:
     """Train, until step ``at`` if one is given; return how many steps were taken."""
     vectors = np.random.default_rng(0).normal(size=(given.documents, 16)).astype(np.float32)
@@ -165,7 +172,7 @@ def test_adore_interrupted_twice_goes_on(collection: Path, tmp_path: Path, unbro
 def test_killed_adore_is_simply_run_again(
     collection: Path, tmp_path: Path, unbroken: dict[str, Weights], at: int, state: str
 ) -> None:
-    seconds = 0 if state == "written often" else STATE_SECONDS
+    seconds = 0 if state == "written often" else AdoreOutput.state_seconds
     adore(collection, tmp_path, at, stop=Killed, state_seconds=seconds)
     taken = adore(collection, tmp_path, state_seconds=seconds)
     if state == "written often" and at > 2:
@@ -187,8 +194,8 @@ def test_finished_adore_run_again_changes_nothing(
         {"settings": {"learning_rate": 2e-2}},
         {"settings": {"seed": 1}},
         {"settings": {"metric_cut": None}},
-        {"settings": {"batch_size": 5}},
-        {"settings": {"epochs": 5}},
+        {"settings": {"per_gpu_batch_size": 5}},
+        {"settings": {"num_train_epochs": 5}},
         {"given": Given(index="PQ4x4")},
         {"given": Given(queries=9)},
         {"given": Given(documents=31)},
