@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any, Self
 
 from drhard.adore_settings import AdoreOutput, AdoreSettings
-from drhard.encoder import RobertaDot, check_tokens, digest_config, digest_weights, save_encoder
+from drhard.embeddings import digest_embeddings
+from drhard.encoder import RobertaDot, check_tokens, save_encoder
 from drhard.errors import InputError
 from drhard.files import remove_unfinished, write_whole_file
 from drhard.index import Index
 from drhard.losses import adore_loss
-from drhard.provenance import check_record, digest_relevant
-from drhard.tokens import TokenMemmap, digest_sample
+from drhard.provenance import check_record
+from drhard.tokens import TokenMemmap
 from drhard.training import (
     Events,
     check_loss,
     check_trained,
     digest_state,
     group_parameters,
+    make_record,
     warn_of_long_warmup,
 )
 
@@ -138,6 +140,8 @@ class AdoreTraining:
         InputError: sequences are too long for the model, or the settings give no update.
     """
 
+    loss = staticmethod(adore_loss)  # a derived class may replace it
+
     def __init__(self, model: RobertaDot, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput):
         check_tokens(model, data.queries)
         self.model, self.device = model.train(), model.device
@@ -230,7 +234,7 @@ class AdoreTraining:
         candidates = Candidates(retrieved, relevant)
         vectors = torch.from_numpy(data.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors)
-        loss = adore_loss(
+        loss = self.loss(
             scores,
             torch.from_numpy(candidates.relevant).to(self.device),
             torch.from_numpy(candidates.listed).to(self.device),
@@ -278,16 +282,13 @@ class AdoreTraining:
     # Resuming
 
     def _make_record(self) -> dict[str, Any]:
-        return asdict(self.settings) | {
-            "init_path": digest_weights(self.model),
-            "config": digest_config(self.model.config),
-            "queries": len(self.data.relevant),
-            "query texts": self.data.queries.digest(),
-            "max_seq_length": self.data.queries.max_length,
-            "judgements": digest_relevant(self.data.relevant),
-            "documents": len(self.data.documents),
-            "document vectors": digest_sample(self.data.documents),
-            "index": self.data.index_outcome,
+        data = self.data
+        return {
+            **make_record(self.model, data.queries, data.relevant, self.loss),
+            **asdict(self.settings),
+            "max_seq_length": data.queries.max_length,
+            "document vectors": digest_embeddings(data.documents),
+            "index": data.index_outcome,
         }
 
     def _save_state(self) -> None:

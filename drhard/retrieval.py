@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from drhard.bm25 import Bm25Index
 from drhard.collection import Collection
-from drhard.embeddings import write_row_numbers
+from drhard.embeddings import digest_embeddings, write_row_numbers
 from drhard.encoder import RobertaDot
 from drhard.errors import InputError, shorten
 from drhard.index import RESULTS_AT_ONCE
@@ -19,7 +19,7 @@ from drhard.negatives import HardNegatives, exclude_relevant
 from drhard.results import Results, search_on_disk
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.texts import read_passage_texts, read_query_texts
-from drhard.tokens import TokenMemmap, digest_sample
+from drhard.tokens import TokenMemmap
 
 import numpy as np
 
@@ -76,13 +76,13 @@ def search_embeddings(
         run: where the caller writes the results; see :func:`drhard.results.search_on_disk`.
     """
     index = searching.open(documents, topk)
-    made_from = {"queries": _identity(queries), "documents": _identity(documents), "index": searching.outcome()}
+    made_from = {
+        "queries": digest_embeddings(queries),
+        "documents": digest_embeddings(documents),
+        "index": searching.outcome(),
+    }
     with search_on_disk(run, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)) as found:
         yield found
-
-
-def _identity(embeddings: np.ndarray) -> str:
-    return f"{len(embeddings)}-{digest_sample(embeddings)}"
 
 
 class Mined(NamedTuple):

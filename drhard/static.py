@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from drhard.checkpoints import RECORD_FILE, open_training
 from drhard.collection import Collection
-from drhard.encoder import RobertaDot, check_tokens, digest_config, digest_weights
+from drhard.encoder import RobertaDot, check_tokens
 from drhard.errors import InputError
 from drhard.files import digest_file, write_json
 from drhard.negatives import (
@@ -19,7 +19,7 @@ from drhard.negatives import (
     read_hard_negatives,
     write_hard_negatives,
 )
-from drhard.provenance import digest_relevant, is_unchanged, read_sealed_step, read_stamp, write_stamp
+from drhard.provenance import is_unchanged, read_sealed_step, read_stamp, write_stamp
 from drhard.retrieval import Retriever, mine_hard_negatives
 from drhard.runs import run_path
 from drhard.sampling import Collator, TrainingDataset
@@ -27,7 +27,7 @@ from drhard.settings import EncodingSettings, SearchSettings
 from drhard.strategies import STRATEGIES, Pool
 from drhard.trainer import StaticTrainer
 from drhard.trainer_flags import DATA, OWN, WORKING, outcome
-from drhard.training import Events
+from drhard.training import Events, make_record
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
@@ -163,15 +163,13 @@ class StaticTraining:
 
     def _make_record(self, relevant: Mapping[int, Sequence[int]]) -> dict[str, Any]:
         given = self.flags.hardneg_path
+        mined = "mined with --init_path" if self.strategy.mined else None
         return {
-            "init_path": digest_weights(self.model),
-            "config": digest_config(self.model.config),
-            "queries": self.collection.queries("train").digest(),
-            "documents": self.collection.passages.digest(),
-            "judgements": digest_relevant(relevant),
-            "hard negatives": digest_file(given) if given else "mined with --init_path",
+            **make_record(self.model, self.collection.queries("train"), relevant, StaticTrainer.loss),
             **outcome(self.flags, {**DATA, **OWN}),
             **outcome(self.args, WORKING),
+            "documents": self.collection.passages.digest(),
+            "hard negatives": digest_file(given) if given else mined,
             "train_batch_size": self.args.train_batch_size,
             "world_size": self.args.world_size,
         }

@@ -105,6 +105,8 @@ class StaticTrainer(Trainer):
         arguments: the arguments of Trainer. The data collator must be a :class:`drhard.sampling.Collator`.
     """
 
+    loss = staticmethod(pairwise_loss)  # a derived class may replace it
+
     def __init__(
         self,
         *,
@@ -127,8 +129,6 @@ class StaticTrainer(Trainer):
         self.tokenizer_from = tokenizer_from
         self.chunk_size = chunk_size
         self.record = record
-
-    loss = staticmethod(pairwise_loss)  # a derived class may replace it
 
     def complete(self, checkpoint: Path | None) -> None:
         """Train to the end, from ``checkpoint`` or from the start, and write the model.

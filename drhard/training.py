@@ -1,15 +1,18 @@
-"""Code that both trainings share: weight decay, checks of weights and losses, TensorBoard."""
+"""Code that both trainings share: their records, weight decay, checks of weights and losses, TensorBoard."""
 
 import hashlib
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from drhard.encoder import RobertaDot, digest_config, digest_weights
 from drhard.errors import InputError
 from drhard.files import disk_faults
+from drhard.provenance import digest_relevant
+from drhard.tokens import TokenMemmap
 
 import torch
 from torch import nn
@@ -18,6 +21,24 @@ from torch.utils.tensorboard import SummaryWriter
 log = logging.getLogger(__name__)
 
 NO_DECAY = ("bias", "LayerNorm.weight")  # published: the weight of the head's norm, norm.weight, does decay
+
+
+def make_record(
+    model: RobertaDot, queries: TokenMemmap, relevant: Mapping[int, Sequence[int]], loss: Callable[..., torch.Tensor]
+) -> dict[str, Any]:
+    """Return what decides the outcome of either training. Each adds its own settings and input.
+
+    Args:
+        model: with its initial weights.
+        relevant: query row -> relevant document rows.
+    """
+    return {
+        "init_path": digest_weights(model),
+        "config": digest_config(model.config),
+        "queries": queries.digest(),
+        "judgements": digest_relevant(relevant),
+        "loss": loss.__qualname__,
+    }
 
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

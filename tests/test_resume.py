@@ -213,6 +213,17 @@ def test_adore_with_other_settings_is_refused(collection: Path, tmp_path: Path, 
     assert str(error.value).startswith(f"{tmp_path / 'models'}: ")
 
 
+def other_loss(*arguments: torch.Tensor) -> torch.Tensor:
+    return 2 * AdoreTraining.loss(*arguments)
+
+
+def test_adore_with_another_loss_is_refused(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
+    monkeypatch.setattr(AdoreTraining, "loss", staticmethod(other_loss))
+    with pytest.raises(InputError, match="the training there was begun with loss adore_loss, not other_loss; name "):
+        adore(collection, tmp_path)
+
+
 def test_damaged_state_is_refused(collection: Path, tmp_path: Path) -> None:
     adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
     state = tmp_path / "models" / drhard.adore.STATE_FILE
@@ -288,7 +299,7 @@ def test_adore_stops_where_weights_are_not_finite(
     collection: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the step itself, or before anything is written; nothing with NaN is written."""
-    loss = drhard.adore.adore_loss
+    loss = AdoreTraining.loss
     taken = 0
 
     def diverging(*arguments: object) -> torch.Tensor:
@@ -296,7 +307,7 @@ def test_adore_stops_where_weights_are_not_finite(
         taken += 1
         return loss(*arguments) * (math.nan if taken == step else 1)
 
-    monkeypatch.setattr(drhard.adore, "adore_loss", diverging)
+    monkeypatch.setattr(AdoreTraining, "loss", staticmethod(diverging))
     with pytest.raises(InputError, match=f"^step {step}: the loss is not finite; "):
         adore(collection, tmp_path)
     assert not (tmp_path / "models" / "epoch-4").exists()
@@ -483,6 +494,15 @@ def test_star_with_other_settings_is_refused(
         message = refused("star/train.py", *star_arguments(star_input, tmp_path, f"--{name}", value), capsys=capsys)
         assert message.startswith(f"error: {tmp_path / 'models'}: ")
         assert name.removesuffix("_path") in message
+
+
+def test_star_with_another_loss_is_refused(
+    tmp_path: Path, star_input: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_star(monkeypatch, star_input, tmp_path, 3)
+    monkeypatch.setattr(StaticTrainer, "loss", staticmethod(other_loss))
+    message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
+    assert "the training there was begun with loss pairwise_loss, not other_loss; give --overwrite" in message
 
 
 def test_finished_star_is_not_overwritten_unless_asked(
@@ -790,6 +810,30 @@ def test_a_finished_adore_run_again_says_so(
     call_script("adore/train.py", *adore_arguments(star_input, tmp_path))
     assert f"{tmp_path / 'models'} already holds the checkpoints of this training" in capsys.readouterr().out
     assert snapshot(tmp_path) == before
+
+
+SHARED_SETTINGS = {  # of the same names, for both trainings
+    "learning_rate",
+    "weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "warmup_steps",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "seed",
+}
+
+
+def test_names_in_both_records_mean_the_same(star_input: Path, tmp_path: Path) -> None:
+    call_script("star/train.py", *star_arguments(star_input, tmp_path / "star", "--max_steps", 1))
+    call_script("adore/train.py", *adore_arguments(star_input, tmp_path / "adore"))
+    star = json.loads((tmp_path / "star" / "models" / RECORD_FILE).read_text())
+    state = torch.load(tmp_path / "adore" / "models" / drhard.adore.STATE_FILE, weights_only=True)
+    shared = star.keys() & state["record"].keys()
+    assert shared == SHARED_SETTINGS | {"init_path", "config", "queries", "judgements", "loss"}
+    for name in ("init_path", "config", "queries", "judgements"):
+        assert star[name] == state["record"][name]
+    assert (star["loss"], state["record"]["loss"]) == ("pairwise_loss", "adore_loss")
 
 
 @pytest.mark.parametrize("script, arguments", [("star/train.py", star_arguments), ("adore/train.py", adore_arguments)])
