@@ -12,8 +12,8 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.files import read_object, remove_folder, remove_unfinished
-from drhard.negatives import MINING_FOLDER
-from drhard.provenance import SEAL_FILE, check_record, find_fault, read_sealed_step
+from drhard.negatives import HARD_FILE, MINING_FOLDER
+from drhard.provenance import SEAL_FILE, check_record, find_fault, read_sealed_step, stamp_path
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +107,11 @@ def _newest_whole(checkpoints: list[Path], record: Mapping[str, Any]) -> Path:
 
 
 def _remove_training(output_dir: Path) -> None:
-    """Remove a training. The files that mark a folder as a model or a checkpoint go first."""
-    for name in ("config.json", SEAL_FILE, "model.safetensors", RECORD_FILE):
+    """Remove a training. The files that mark a folder as a model or a checkpoint go first.
+
+    ``hard.json`` stays, as it may be the file of --hardneg_path. Without its stamp it is mined again.
+    """
+    for name in ("config.json", SEAL_FILE, "model.safetensors", RECORD_FILE, stamp_path(Path(HARD_FILE)).name):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*_checkpoints(output_dir), output_dir / MINING_FOLDER):
         if folder.is_dir():

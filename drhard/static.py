@@ -19,7 +19,7 @@ from drhard.negatives import (
     read_hard_negatives,
     write_hard_negatives,
 )
-from drhard.provenance import is_unchanged, read_sealed_step, read_stamp, write_stamp
+from drhard.provenance import find_difference, is_unchanged, read_sealed_step, read_stamp, write_stamp
 from drhard.retrieval import Retriever, mine_hard_negatives
 from drhard.runs import run_path
 from drhard.sampling import Collator, TrainingDataset
@@ -33,6 +33,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 MINED = 200  # hard negatives to mine for each query if none are given; prepare_hardneg.py's default
+# Fields of the record that decide which hard negatives are mined.
+MINED_FROM = ("init_path", "config", "queries", "documents", "max_query_length", "max_doc_length", "judgements")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class StaticTraining:
             check_tokens(model, tokens)
         self.model, self.flags, self.args, self.tokenizer_from = model, flags, args, tokenizer_from
         self.strategy = STRATEGIES[flags.negatives]
+        self.searching = SearchSettings.from_flags(flags, flags.no_cuda)
         self.output_dir = Path(args.output_dir)
         self.hard_path = self.output_dir / HARD_FILE
         self.record = self._make_record(data.relevant)
@@ -116,14 +119,12 @@ class StaticTraining:
         Raises:
             InputError: as :func:`drhard.retrieval.mine_hard_negatives`.
         """
-        searching = SearchSettings.from_flags(self.flags, self.flags.no_cuda)
         encoding = EncodingSettings(self.args.per_device_eval_batch_size, self.args.device)
-        retriever = Retriever(self.model, encoding, searching)
+        retriever = Retriever(self.model, encoding, self.searching)
         run = run_path(self.output_dir / MINING_FOLDER, "train")
-        topk = min(MINED, len(self.collection.passages) // 2)
-        with mine_hard_negatives(retriever, self.collection, "train", run, topk) as mined:
+        with mine_hard_negatives(retriever, self.collection, "train", run, self._topk) as mined:
             write_hard_negatives(self.hard_path, mined.hard)
-            write_stamp(self.hard_path, {"sha256": digest_file(self.hard_path)})
+            write_stamp(self.hard_path, self._mined_from() | {"sha256": digest_file(self.hard_path)})
         self._draw_from(mined.hard)
         return mined.hard
 
@@ -183,15 +184,26 @@ class StaticTraining:
         self.start = broadcast_object_list([start])[0]
         if self.pool is None and not self.finished:
             self._read_mined()
+            if self.pool is None and self.args.world_size > 1:
+                raise InputError(
+                    "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
+                )
 
     def _read_mined(self) -> None:
-        """Read the hard negatives that this training mined before it was stopped, if there are any."""
-        if self.start is not None and self.hard_path.exists():
-            stamp = read_stamp(self.hard_path, {"sha256": str})
-            if stamp is None or not is_unchanged(self.hard_path, stamp):
-                raise InputError(f"{self.hard_path}: was changed after this training mined it; delete it to mine again")
+        """Read the hard negatives that were mined into the folder, if they are those that :meth:`mine` would mine."""
+        if not self.hard_path.exists():
+            return
+        stamp = read_stamp(self.hard_path, {"sha256": str}) or {}
+        if find_difference(stamp, self._mined_from()) is None and is_unchanged(self.hard_path, stamp):
             self._draw_from(read_hard_negatives(self.hard_path, self.relevant, len(self.collection.passages)))
-        elif self.args.world_size > 1:
-            raise InputError(
-                "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
-            )
+        elif self.start is not None:
+            raise InputError(f"{self.hard_path}: was changed after this training mined it; delete it to mine again")
+
+    @property
+    def _topk(self) -> int:
+        return min(MINED, len(self.collection.passages) // 2)
+
+    def _mined_from(self) -> dict[str, Any]:
+        """Return what decides which hard negatives are mined, for the stamp of ``hard.json``."""
+        decides = {name: self.record[name] for name in MINED_FROM}
+        return decides | {"topk": self._topk, "index": self.searching.outcome()}

@@ -666,12 +666,17 @@ def test_a_finished_star_run_again_says_so(
     assert "has a finished model, but model.safetensors is damaged; give --overwrite_output_dir" in message
 
 
-def test_hard_negatives_that_star_mined_itself_are_read_again(
-    star_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = star_arguments(star_input, tmp_path, *FIVE)
+def mining_arguments(star_input: Path, folder: Path, *more: object) -> list[object]:
+    """The flags of a training that mines its own hard negatives."""
+    arguments = star_arguments(star_input, folder, *more)
     place = arguments.index("--hardneg_path")
-    arguments[place : place + 2] = []
+    return arguments[:place] + arguments[place + 2 :]
+
+
+def test_hard_negatives_that_star_mined_itself_are_read_again(
+    star_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = mining_arguments(star_input, tmp_path, *FIVE)
     call_script("star/train.py", *arguments)
     weights = model_of(tmp_path)
     for name in ("config.json", "checkpoint.json"):  # as if its process had been killed
@@ -686,6 +691,56 @@ def test_hard_negatives_that_star_mined_itself_are_read_again(
     hard.write_text(hard.read_text() + " ")
     message = refused("star/train.py", *arguments, capsys=capsys)
     assert f"{hard}: was changed after this training mined it" in message
+
+
+def test_star_stopped_after_mining_mines_only_once(
+    star_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first checkpoint, what was mined is all there is. Another model, or starting over, mines again."""
+    searches = 0
+    search = ExactIndex.passes
+
+    def counted(self: ExactIndex, *arguments: object) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal searches
+        searches += 1
+        return search(self, *arguments)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def train(*flags: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(StaticTrainer, "training_step", stop)
+            with pytest.raises(SystemExit) as ended:
+                call_script("star/train.py", *mining_arguments(star_input, tmp_path, *flags))
+        assert ended.value.code == 130
+
+    monkeypatch.setattr(ExactIndex, "passes", counted)
+    hard = tmp_path / "models" / "hard.json"
+    train()
+    assert searches == 1
+    mined = hard.read_bytes()
+    train()
+    train("--learning_rate", 2e-2)  # not what it was mined with
+    assert (searches, hard.read_bytes()) == (1, mined)
+    hard.write_text("{}")
+    train()
+    assert (searches, hard.read_bytes()) == (2, mined)
+    train("--overwrite_output_dir")
+    assert (searches, hard.read_bytes()) == (3, mined)
+    shutil.rmtree(tmp_path / "models" / MINING_FOLDER)
+    train("--init_path", star_input / "other")
+    assert searches == 4
+    assert hard.read_bytes() != mined
+
+
+def test_starting_over_leaves_given_hard_negatives_alone(star_input: Path, tmp_path: Path) -> None:
+    hard = tmp_path / "models" / "hard.json"
+    call_script("star/train.py", *mining_arguments(star_input, tmp_path, "--max_steps", 1))
+    mined = hard.read_bytes()
+    given = ("--hardneg_path", hard, "--overwrite_output_dir", "--max_steps", 1)
+    call_script("star/train.py", *star_arguments(star_input, tmp_path, *given))
+    assert hard.read_bytes() == mined
 
 
 @pytest.mark.parametrize("step", [1, 4])
