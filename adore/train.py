@@ -47,8 +47,8 @@ def main() -> None:
     collection = Collection(args.preprocess_dir, args.max_seq_length)
     queries = collection.queries("train")
     require_file(args.pembed_path)
-    find_checkpoint(args.init_path)
-    settings, output = AdoreSettings.from_flags(args), AdoreOutput.from_flags(args, tokenizer_from=args.init_path)
+    checkpoint = find_checkpoint(args.init_path)
+    settings, output = AdoreSettings.from_flags(args), AdoreOutput.from_flags(args, tokenizer_from=checkpoint)
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.adore import AdoreInput, AdoreTraining

@@ -61,14 +61,14 @@ class AdoreOutput(_Settings):
     Attributes:
         model_save_dir: the folder for ``epoch-N`` after each epoch, and for the state of the training.
         log_dir: the folder for TensorBoard's events.
-        tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
+        tokenizer_from: the folder of the checkpoint to copy tokenizer files from into each checkpoint.
         logging_steps: the numbers of an event are means over these steps.
         state_seconds: between two saves of the state, so that a crash of the machine costs little.
     """
 
     model_save_dir: Path
     log_dir: Path
-    tokenizer_from: str | Path
+    tokenizer_from: Path
     save_steps: int = _number(COUNT, 5_000_000, "steps between two additional checkpoints, checkpoint-STEP")
     logging_steps: int = _number(COUNT, 100, "steps between two events of TensorBoard")
     state_seconds: float = 600

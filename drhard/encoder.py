@@ -188,7 +188,7 @@ def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Pa
     """Write a checkpoint folder as a whole: weights as safetensors, config, and the tokenizer's files.
 
     Args:
-        tokenizer_from: the checkpoint to copy ``vocab.json`` and ``merges.txt`` from, if it is a folder with them.
+        tokenizer_from: the folder to copy ``vocab.json`` and ``merges.txt`` from, if it has them.
     """
     with write_whole_folder(folder, last="config.json") as unfinished:  # a folder without it is not a checkpoint
         model.save_pretrained(unfinished)

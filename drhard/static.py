@@ -53,7 +53,7 @@ class StaticTraining:
         model: the encoder to train, with its initial weights.
         flags: the flags of star/train.py.
         args: the Trainer's arguments, made from the flags.
-        tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
+        tokenizer_from: the folder of the checkpoint to copy tokenizer files from into each checkpoint.
 
     Attributes:
         record: the settings and input that decide the outcome. A training resumes only if all of this is the same.
@@ -71,7 +71,7 @@ class StaticTraining:
         data: StaticInput,
         flags: Namespace,
         args: TrainingArguments,
-        tokenizer_from: str | Path,
+        tokenizer_from: Path,
     ):
         self.collection = data.collection
         for tokens in (self.collection.queries("train"), self.collection.passages):
@@ -94,7 +94,7 @@ class StaticTraining:
         data: StaticInput,
         flags: Namespace,
         args: TrainingArguments,
-        tokenizer_from: str | Path,
+        tokenizer_from: Path,
     ) -> Self:
         """Open the training in ``--output_dir``. Start from its checkpoint if it was stopped there.
 

@@ -98,7 +98,7 @@ class StaticTrainer(Trainer):
 
     Args:
         optimizer_str: "lamb" or "adamw".
-        tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
+        tokenizer_from: the folder of the checkpoint to copy tokenizer files from into each checkpoint.
         chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
         record: the settings and input that decide the outcome, for the seals of checkpoints.
         events: TensorBoard's events; None to write none.
@@ -111,7 +111,7 @@ class StaticTrainer(Trainer):
         self,
         *,
         optimizer_str: str,
-        tokenizer_from: str | Path,
+        tokenizer_from: Path,
         chunk_size: int,
         record: Mapping[str, Any],
         events: Events | None = None,

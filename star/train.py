@@ -63,7 +63,7 @@ def main() -> None:
     collection = Collection(flags.preprocess_dir, flags.max_query_length, flags.max_doc_length)
     relevant, documents = collection.relevant("train"), len(collection.passages)
     pool = open_pool(STRATEGIES[flags.negatives], flags.hardneg_path, relevant, documents)
-    find_checkpoint(flags.init_path)
+    checkpoint = find_checkpoint(flags.init_path)
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.encoder import load_encoder
@@ -77,7 +77,7 @@ def main() -> None:
     model = load_encoder(flags.init_path, fresh_head=True)
     data = StaticInput(collection, relevant, pool)
     with sole_writer(args.output_dir) if args.process_index == 0 else nullcontext():
-        training = StaticTraining.open(model, data, flags, args, flags.init_path)
+        training = StaticTraining.open(model, data, flags, args, tokenizer_from=checkpoint)
         if training.finished:
             print(f"{flags.output_dir} already holds the model of this training")
             return

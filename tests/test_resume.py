@@ -8,7 +8,7 @@ import re
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from drhard.encoder import save_encoder
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.files import sole_writer
+from drhard.hub import TOKENIZER_FILES, _fetch, find_checkpoint
 from drhard.negatives import MINING_FOLDER
 from drhard.provenance import write_seal
 from drhard.qrels import read_relevant
@@ -27,10 +28,11 @@ from drhard.sampling import TrainingDataset
 from drhard.tokens import TokenMemmap, query_name
 from drhard.trainer import StaticTrainer
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from helpers import call_script, refused, save_tiny, snapshot, tiny_model, write_collection
+from helpers import call_script, refused, save_tiny, save_vocabulary, snapshot, tiny_model, write_collection
 from safetensors.torch import load_file
 
 Weights = dict[str, torch.Tensor]
@@ -112,7 +114,7 @@ def adore(
         index=index,
         index_outcome=given.index,
     )
-    output = AdoreOutput(folder / "models", folder / "log", "", 5, 2, state_seconds)
+    output = AdoreOutput(folder / "models", folder / "log", Path(), 5, 2, state_seconds)
     training = AdoreTraining.open(tiny_model(seed=given.weights, dropout=0.2), data, settings, output)
     with contextlib.suppress(*([] if at is None else [stop])):
         training.run()
@@ -854,6 +856,37 @@ def adore_arguments(folder: Path, output: Path) -> list[object]:
         "--warmup_steps",
         1,
     ]
+
+
+@pytest.fixture
+def hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a model, with its tokenizer, in the cache of the Hugging Face hub, which cannot be reached."""
+    name, commit = "someone/tiny", "0" * 40
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    save_vocabulary(save_tiny(cached / "snapshots" / commit, dropout=0.2))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    _fetch.cache_clear()
+    return name
+
+
+@pytest.mark.parametrize(
+    "script, arguments, trained",
+    [
+        ("star/train.py", star_arguments, ("models", "models/checkpoint-2")),
+        ("adore/train.py", adore_arguments, ("models/epoch-1",)),
+    ],
+)
+def test_what_is_trained_from_a_model_of_the_hub_has_its_tokenizer(
+    star_input: Path, tmp_path: Path, hub_model: str, script: str, arguments: Callable, trained: Sequence[str]
+) -> None:
+    more = ["--max_steps", 2] if script == "star/train.py" else []
+    call_script(script, *arguments(star_input, tmp_path), *more, "--init_path", hub_model)
+    for folder in trained:
+        for name in TOKENIZER_FILES:
+            assert (tmp_path / folder / name).read_bytes() == (find_checkpoint(hub_model) / name).read_bytes()
 
 
 def test_a_finished_adore_run_again_says_so(

@@ -304,8 +304,10 @@ def test_adores_settings_are_its_flags() -> None:
     settings = AdoreSettings.from_flags(parse_flags("adore/train.py", *ADORE, "--adam_epsilon=0.5", *given))
     numbers = dict(zip(ADORE_DEFAULTS, range(3, 14), strict=True))
     assert vars(settings) == numbers | {"adam_epsilon": 0.5}
-    output = AdoreOutput.from_flags(parse_flags("adore/train.py", *ADORE, "--save_steps=7"), tokenizer_from="here")
-    assert output == AdoreOutput(Path("m"), Path("l"), "here", save_steps=7, logging_steps=100)
+    output = AdoreOutput.from_flags(
+        parse_flags("adore/train.py", *ADORE, "--save_steps=7"), tokenizer_from=Path("here")
+    )
+    assert output == AdoreOutput(Path("m"), Path("l"), Path("here"), save_steps=7, logging_steps=100)
 
 
 def test_adores_settings_check_their_numbers() -> None:
@@ -313,4 +315,4 @@ def test_adores_settings_check_their_numbers() -> None:
         with pytest.raises(InputError, match=f"^{name} is -1, expected a"):
             AdoreSettings(**{name: -1})
     with pytest.raises(InputError, match="^save_steps is 0, expected a whole number from 1 to "):
-        AdoreOutput(Path("m"), Path("l"), "", save_steps=0)
+        AdoreOutput(Path("m"), Path("l"), Path(), save_steps=0)
