@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from drhard.adore_settings import AdoreOutput, AdoreSettings
+from drhard.adore_state import STATE_FILE, WAY_OUT, read_state, write_state
 from drhard.embeddings import digest_embeddings
 from drhard.encoder import RobertaDot, check_tokens, save_encoder
 from drhard.errors import InputError
-from drhard.files import remove_unfinished, write_whole_file
+from drhard.files import remove_unfinished
 from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.provenance import check_record
 from drhard.tokens import TokenMemmap
 from drhard.training import (
+    DIVERGED,
     Events,
     check_loss,
     check_trained,
-    digest_state,
     group_parameters,
     make_record,
     warn_of_long_warmup,
@@ -35,9 +36,7 @@ from transformers import get_linear_schedule_with_warmup
 
 log = logging.getLogger(__name__)
 
-STATE_FILE = "training_state.pt"
 LOGGED_CUT = 10  # cut of the MRR and recall in TensorBoard
-WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
 
 
 class Candidates:
@@ -226,10 +225,7 @@ class AdoreTraining:
 
         searched = queries.detach().float().cpu()
         if not searched.isfinite().all():
-            raise InputError(
-                f"step {self.step + 1}: the query vectors are not finite; start again with a lower --learning_rate or "
-                "a higher --warmup_steps"
-            )
+            raise InputError(f"step {self.step + 1}: the query vectors are not finite; {DIVERGED}")
         _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
         vectors = torch.from_numpy(data.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
@@ -302,8 +298,7 @@ class AdoreTraining:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        with write_whole_file(self.state_path) as file:
-            torch.save(state | {"digest": digest_state(state)}, file)
+        write_state(self.state_path, state)
 
     def _resume(self) -> None:
         """Load the state of a training that was stopped in the folder, if there is one."""
@@ -314,7 +309,7 @@ class AdoreTraining:
             if any(folder.glob("epoch-*")) or any(folder.glob("checkpoint-*")):
                 raise InputError(f"{folder}: has checkpoints of another training; {WAY_OUT}")
             return
-        state = self._read_state()
+        state = read_state(self.state_path)
         check_record(folder, state["record"], self.record, WAY_OUT)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
@@ -324,15 +319,3 @@ class AdoreTraining:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         log.info("resuming after step %d of %d (%s)", self.step, self.total_steps, self.state_path)
-
-    def _read_state(self) -> dict[str, Any]:
-        """Read the saved state. Raises InputError if it was changed or damaged."""
-        try:
-            state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
-            digest = state.pop("digest")
-            reason = None if digest == digest_state(state) else "its content was changed"
-        except Exception as error:  # the type depends on the damage
-            reason = type(error).__name__
-        if reason:
-            raise InputError(f"{self.state_path}: damaged ({reason}); {WAY_OUT}")
-        return state

@@ -21,7 +21,7 @@ RECORD_FILE = "training.json"
 STATE_FILE = "trainer_state.json"
 MODEL_FILES = ("config.json", "model.safetensors")
 NEEDED = (*MODEL_FILES, "optimizer.pt", "scheduler.pt", STATE_FILE)  # each process also has a file of random numbers
-WAY_OUT = "give --overwrite_output_dir to start anew, or name another --output_dir"
+WAY_OUT = "give --overwrite_output_dir to start over, or name another --output_dir"
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:

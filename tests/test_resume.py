@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import drhard.adore
 from drhard.adore import AdoreInput, AdoreTraining
 from drhard.adore_settings import AdoreOutput, AdoreSettings
+from drhard.adore_state import STATE_FILE, write_state
 from drhard.checkpoints import RECORD_FILE, keep_newest, open_training
 from drhard.encoder import save_encoder
 from drhard.errors import InputError
@@ -228,9 +228,9 @@ def test_adore_with_another_loss_is_refused(collection: Path, tmp_path: Path, mo
 
 def test_damaged_state_is_refused(collection: Path, tmp_path: Path) -> None:
     adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
-    state = tmp_path / "models" / drhard.adore.STATE_FILE
+    state = tmp_path / "models" / STATE_FILE
     os.truncate(state, 3000)
-    with pytest.raises(InputError, match=drhard.adore.STATE_FILE) as error:
+    with pytest.raises(InputError, match=STATE_FILE) as error:
         adore(collection, tmp_path)
     assert "\n" not in str(error.value)
 
@@ -252,12 +252,26 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_state_that_is_not_as_it_was_written_is_refused(collection: Path, tmp_path: Path, damage: str) -> None:
     adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
-    state = tmp_path / "models" / drhard.adore.STATE_FILE
+    state = tmp_path / "models" / STATE_FILE
     DAMAGES[damage](state)
     with pytest.raises(InputError, match=r"damaged \(.*\); name another --model_save_dir, or ") as error:
         adore(collection, tmp_path)
     assert str(error.value).startswith(f"{state}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_state_of_an_earlier_version_is_told(collection: Path, tmp_path: Path) -> None:
+    """The first version wrote no digest, those after it recorded less."""
+    adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
+    path = tmp_path / "models" / STATE_FILE
+    state = torch.load(path, weights_only=True)
+    del state["digest"], state["record"]["loss"]
+    torch.save(state, path)
+    with pytest.raises(InputError, match=f"^{path}: an earlier version wrote it, .*; name another --model_save_dir, "):
+        adore(collection, tmp_path)
+    write_state(path, state)
+    with pytest.raises(InputError, match="an earlier version began the training there and did not record its loss; "):
+        adore(collection, tmp_path)
 
 
 def test_adore_killed_while_it_writes_a_checkpoint_is_simply_run_again(
@@ -361,10 +375,10 @@ class Command:
 
 
 def test_state_cannot_run_code(collection: Path, tmp_path: Path) -> None:
-    state, trace = tmp_path / "models" / drhard.adore.STATE_FILE, tmp_path / "trace"
+    state, trace = tmp_path / "models" / STATE_FILE, tmp_path / "trace"
     state.parent.mkdir()
     torch.save({"step": Command(f"touch '{trace}'")}, state)
-    with pytest.raises(InputError, match=drhard.adore.STATE_FILE):
+    with pytest.raises(InputError, match=STATE_FILE):
         adore(collection, tmp_path)
     assert not trace.exists()
 
@@ -505,6 +519,25 @@ def test_star_with_another_loss_is_refused(
     monkeypatch.setattr(StaticTrainer, "loss", staticmethod(other_loss))
     message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
     assert "the training there was begun with loss pairwise_loss, not other_loss; give --overwrite" in message
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["stopped", "finished"])
+def test_star_of_an_earlier_version_is_told(
+    tmp_path: Path,
+    star_input: Path,
+    finished: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if finished:
+        call_script("star/train.py", *star_arguments(star_input, tmp_path, *FIVE))
+    else:
+        stop_star(monkeypatch, star_input, tmp_path, 3, *FIVE)
+    path = tmp_path / "models" / RECORD_FILE
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "loss"}))
+    message = refused("star/train.py", *star_arguments(star_input, tmp_path, *FIVE), capsys=capsys)
+    assert "an earlier version began the training there and did not record its loss; give --overwrite" in message
 
 
 def test_finished_star_is_not_overwritten_unless_asked(
@@ -916,7 +949,7 @@ def test_names_in_both_records_mean_the_same(star_input: Path, tmp_path: Path) -
     call_script("star/train.py", *star_arguments(star_input, tmp_path / "star", "--max_steps", 1))
     call_script("adore/train.py", *adore_arguments(star_input, tmp_path / "adore"))
     star = json.loads((tmp_path / "star" / "models" / RECORD_FILE).read_text())
-    state = torch.load(tmp_path / "adore" / "models" / drhard.adore.STATE_FILE, weights_only=True)
+    state = torch.load(tmp_path / "adore" / "models" / STATE_FILE, weights_only=True)
     shared = star.keys() & state["record"].keys()
     assert shared == SHARED_SETTINGS | {"init_path", "config", "queries", "judgements", "loss"}
     for name in ("init_path", "config", "queries", "judgements"):
