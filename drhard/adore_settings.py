@@ -12,7 +12,7 @@ from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED, Range
 from drhard.trainer_flags import Flag
 
 
-def _number(numbers: Range, default: float | None, help: str) -> Any:
+def number(numbers: Range, default: float | None, help: str) -> Any:
     """Return a field that is also a flag, of the same name."""
     return field(default=default, metadata={"flag": Flag(numbers, default, help)})
 
@@ -41,17 +41,17 @@ class _Settings:
 class AdoreSettings(_Settings):
     """The settings that decide the outcome of a training. A training resumes only with the same settings."""
 
-    metric_cut: int | None = _number(COUNT, None, "MRR counts ranks beyond this as 0 (none: no cut)")
-    neg_topk: int = _number(COUNT, 200, "documents retrieved for a query in each step")
-    per_gpu_batch_size: int = _number(COUNT, 32, "queries in a step")
-    gradient_accumulation_steps: int = _number(COUNT, 1, "steps for one update")
-    learning_rate: float = _number(RATE, 5e-6, "learning rate at the end of the warm-up")
-    weight_decay: float = _number(RATE, 0.01, "decay of weights, except biases and LayerNorms inside RoBERTa")
-    adam_epsilon: float = _number(EPSILON, 1e-8, "epsilon of AdamW")
-    max_grad_norm: float = _number(NORM, 1.0, "norm to clip the gradient at")
-    warmup_steps: int = _number(NATURAL, 2000, "updates of the warm-up")
-    num_train_epochs: int = _number(COUNT, 6, "epochs")
-    seed: int = _number(SEED, 42, "seed of dropout and of the order of the queries")
+    metric_cut: int | None = number(COUNT, None, "MRR counts ranks beyond this as 0 (none: no cut)")
+    neg_topk: int = number(COUNT, 200, "documents retrieved for a query in each step")
+    per_gpu_batch_size: int = number(COUNT, 32, "queries in a step")
+    gradient_accumulation_steps: int = number(COUNT, 1, "steps for one update")
+    learning_rate: float = number(RATE, 5e-6, "learning rate at the end of the warm-up")
+    weight_decay: float = number(RATE, 0.01, "decay of weights, except biases and LayerNorms inside RoBERTa")
+    adam_epsilon: float = number(EPSILON, 1e-8, "epsilon of AdamW")
+    max_grad_norm: float = number(NORM, 1.0, "norm to clip the gradient at")
+    warmup_steps: int = number(NATURAL, 2000, "updates of the warm-up")
+    num_train_epochs: int = number(COUNT, 6, "epochs")
+    seed: int = number(SEED, 42, "seed of dropout and of the order of the queries")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,6 @@ class AdoreOutput(_Settings):
     model_save_dir: Path
     log_dir: Path
     tokenizer_from: Path
-    save_steps: int = _number(COUNT, 5_000_000, "steps between two additional checkpoints, checkpoint-STEP")
-    logging_steps: int = _number(COUNT, 100, "steps between two events of TensorBoard")
+    save_steps: int = number(COUNT, 5_000_000, "steps between two additional checkpoints, checkpoint-STEP")
+    logging_steps: int = number(COUNT, 100, "steps between two events of TensorBoard")
     state_seconds: float = 600
