@@ -14,7 +14,7 @@ from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, digest_weig
 from drhard.errors import InputError
 from drhard.files import claim, disk_faults, partial_path, sync, write_whole_file
 from drhard.prefetch import prefetch
-from drhard.provenance import check_made_from, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
+from drhard.provenance import check_made_from, digest_sample, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -283,6 +283,11 @@ def open_document_embeddings(path: Path, dim: int, collection: Collection) -> np
         words = {"tokens": f"was made from other texts than those in {passages.path}"}
         check_made_from(path, stamp, {"tokens": passages.digest()}, words, ONE_COLLECTION)
     return documents
+
+
+def digest_embeddings(embeddings: np.ndarray) -> str:
+    """Return a digest that tells ``embeddings`` (rows, dim) from others: their number, SHA-256 of a thousand rows."""
+    return f"{len(embeddings)}-{digest_sample(embeddings)}"
 
 
 def read_embedding_stamp(path: Path) -> dict[str, Any] | None:

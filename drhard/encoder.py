@@ -137,12 +137,22 @@ def load_encoder(name_or_path: str | Path, fresh_head: bool = False) -> RobertaD
     weights = {key: weight.to(torch.float32, copy=True) for key, weight in weights.items()}
     with quiet_transformers():
         model = RobertaDot.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{folder}: {name} has numbers that are not finite; the weights are damaged")
+    check_finite(model, str(folder), "the checkpoint is damaged")
     model.tokenizer_digest = tokenizer_digest(folder)
     model.eval()
     return cast(RobertaDot, model)
+
+
+def check_finite(model: nn.Module, where: str, way_out: str) -> None:
+    """Raise InputError if a weight of ``model`` is not finite.
+
+    Args:
+        where: the start of the message: the checkpoint, or the step of a training.
+        way_out: the end of the message: what is wrong, or what the user can do.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{where}: the weights of {name} are not finite; {way_out}")
 
 
 def check_tokens(model: RobertaDot, tokens: TokenMemmap) -> None:
@@ -188,7 +198,7 @@ def save_encoder(model: RobertaDot, folder: str | Path, tokenizer_from: str | Pa
     """Write a checkpoint folder as a whole: weights as safetensors, config, and the tokenizer's files.
 
     Args:
-        tokenizer_from: the checkpoint to copy ``vocab.json`` and ``merges.txt`` from, if it is a folder with them.
+        tokenizer_from: the folder to copy ``vocab.json`` and ``merges.txt`` from, if it has them.
     """
     with write_whole_folder(folder, last=CONFIG_FILE) as unfinished:  # a folder without it is not a checkpoint
         model.save_pretrained(unfinished)

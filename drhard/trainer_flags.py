@@ -271,10 +271,11 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     for title, flags in groups.items():
         group = parser.add_argument_group(title)
         for name, flag in flags.items():
-            _add(group, name, flag)
+            add_flag(group, name, flag)
 
 
-def _add(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
+def add_flag(group: argparse._ActionsContainer, name: str, flag: Flag) -> None:
+    """Add the ``flag`` called ``name`` to a parser or to a group of one."""
     options: dict[str, Any] = {"help": flag.help, "dest": name, "default": flag.default}
     if flag.kind is bool:
         options |= {"type": _yes, "nargs": "?", "const": True, "metavar": "BOOL"}
@@ -285,7 +286,8 @@ def _add(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
         if flag.choices is None:
             options["metavar"] = "N" if isinstance(flag.kind, Range) else "TEXT"
     if flag.default not in (None, False) and "(" not in flag.help:
-        shown = " ".join(flag.default) if flag.many else f"{flag.default:g}" if flag.kind is not str else flag.default
+        number = isinstance(flag.default, float)
+        shown = " ".join(flag.default) if flag.many else f"{flag.default:g}" if number else flag.default
         options["help"] += f" ({shown})"
     group.add_argument(f"--{name}", **options)
     if flag.default is True:

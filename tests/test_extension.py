@@ -3,30 +3,47 @@
 Where a path says to edit a file of the library, these tests patch the library and load the scripts again.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import drhard.adore
 import drhard.encoder
 import drhard.flags
 import drhard.settings
+from drhard.adore import AdoreTraining
+from drhard.adore_settings import AdoreSettings, number
+from drhard.adore_state import STATE_FILE, read_state
 from drhard.backends import Backend
+from drhard.checkpoints import RECORD_FILE
 from drhard.collection import Collection
 from drhard.encoder import RobertaDot, load_encoder
 from drhard.errors import InputError
 from drhard.flags import FLAGS, INDEX
-from drhard.losses import pairwise_loss
+from drhard.losses import adore_loss, pairwise_loss
 from drhard.msmarco import CORPORA, PASSAGE, parse_id
+from drhard.numbers import RATE
 from drhard.settings import EncodingSettings, SearchSettings
-from drhard.static import StaticTrainer
 from drhard.strategies import STRATEGIES, Example, Strategy
+from drhard.trainer import StaticTrainer
+from drhard.trainer_flags import OWN, Flag
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, call_script, refused, run_script, save_tiny, save_vocabulary, write_collection
+from helpers import (
+    ROOT,
+    call_script,
+    load_script,
+    refused,
+    run_script,
+    save_tiny,
+    save_vocabulary,
+    write_collection,
+)
 
 LENGTHS = ["--max_query_length", 8, "--max_doc_length", 16]
 
@@ -50,12 +67,28 @@ TRAINED += ["--report_to", "none"]
 
 def train(folder: Path, *flags: object) -> dict[str, torch.Tensor]:
     """Train two steps by star/train.py; the weights."""
+    places = ["--output_dir", folder / "out", "--overwrite_output_dir"]
+    call_script("star/train.py", *TRAINED, *given(folder), *places, *flags)
+    return load_encoder(folder / "out").state_dict()
+
+
+def train_adore(folder: Path, *flags: object) -> dict[str, object]:
+    """Train an epoch by adore/train.py; the state."""
+    shutil.rmtree(folder / "adore", ignore_errors=True)
+    vectors = folder / "vectors.memmap"
+    np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32).tofile(vectors)
+    places = ["--pembed_path", vectors, "--model_save_dir", folder / "adore", "--log_dir", folder / "log"]
+    numbers = ["--neg_topk", 5, "--num_train_epochs", 1, "--max_seq_length", 8]
+    call_script("adore/train.py", *given(folder), *places, *numbers, *flags)
+    return read_state(folder / "adore" / STATE_FILE)
+
+
+def given(folder: Path) -> list[object]:
+    """The flags of a collection and a model to start from."""
     if not (folder / "pre").exists():
         write_collection(folder / "pre")
         save_tiny(folder / "init")
-    places = ["--preprocess_dir", folder / "pre", "--init_path", folder / "init", "--output_dir", folder / "out"]
-    call_script("star/train.py", *TRAINED, *places, "--overwrite_output_dir", *flags)
-    return load_encoder(folder / "out").state_dict()
+    return ["--preprocess_dir", folder / "pre", "--init_path", folder / "init"]
 
 
 def differ(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
@@ -79,9 +112,42 @@ def test_a_loss_of_star(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert losses(capsys.readouterr())[0] == pytest.approx(published[0] / 2 + 1, rel=1e-3)
 
 
+def tenth_loss(*arguments: torch.Tensor) -> torch.Tensor:
+    """A tenth of the published loss."""
+    return adore_loss(*arguments) / 10
+
+
+def test_a_loss_of_adore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = train_adore(tmp_path)
+    monkeypatch.setattr(AdoreTraining, "loss", staticmethod(tenth_loss))
+    other = train_adore(tmp_path)
+    assert other["record"] == published["record"] | {"loss": "tenth_loss"}
+    gradients = [state["optimizer"]["state"][0]["exp_avg"] for state in (published, other)]
+    assert float(gradients[1].norm()) < float(gradients[0].norm())
+
+
 def losses(captured: tuple[str, str]) -> list[float]:
     text = "".join(captured)
     return [float(part.partition(",")[0].partition("}")[0]) for part in text.split('"loss": ')[1:]]
+
+
+# A setting
+
+
+@dataclass(frozen=True)
+class ScaledSettings(AdoreSettings):
+    """One setting more."""
+
+    score_scale: float = number(RATE, 1.0, "factor of the scores")
+
+
+def test_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OWN, "score_scale", Flag(RATE, 1.0, "factor of the scores", outcome=True))
+    monkeypatch.setattr(load_script("adore/train.py"), "AdoreSettings", ScaledSettings)
+    for flags, value in (([], 1), (["--score_scale", 20], 20)):
+        train(tmp_path, "--negatives", "in-batch", *flags)
+        record = json.loads((tmp_path / "out" / RECORD_FILE).read_text())
+        assert record["score_scale"] == train_adore(tmp_path, *flags)["record"]["score_scale"] == value
 
 
 # A negative-sampling strategy
