@@ -900,7 +900,7 @@ def hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (cached / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    _fetch.cache_clear()
+    _fetch_checkpoint.cache_clear()
     return name
 
 
