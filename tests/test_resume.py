@@ -5,10 +5,9 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from drhard.tokens import TokenMemmap, query_name
 import numpy as np
 import pytest
 import torch
-from helpers import call_script, refused, save_tiny, snapshot, tiny_model, write_collection
+from helpers import call_script, no_larger_files_than, refused, save_tiny, snapshot, tiny_model, write_collection
 from safetensors.torch import load_file
 
 Weights = dict[str, torch.Tensor]
@@ -719,17 +718,6 @@ def test_adore_on_a_full_disk_is_one_sentence_and_goes_on_once_there_is_room(
         assert equal(load_file(folder / "model.safetensors"), unbroken[folder.name])
     adore(collection, tmp_path)
     assert_same_training(tmp_path, unbroken)
-
-
-@contextlib.contextmanager
-def no_larger_files_than(count: int) -> Iterator[None]:
-    """A full disk, as this process sees it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_two_trainings_do_not_write_one_folder(
