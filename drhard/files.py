@@ -185,7 +185,8 @@ class _Raw(io.FileIO):
     """A file to write, without a buffer. Its last error of the disk is ``fault``. Errors call it ``path``."""
 
     def __init__(self, unfinished: Path, mode: str, path: Path):
-        super().__init__(str(unfinished), mode)
+        with disk_faults(path):
+            super().__init__(str(unfinished), mode)
         self.path = path
         self.fault: DiskFault | None = None
 
