@@ -28,9 +28,13 @@ find_python() { # print the first of the usual names whose version suits the pin
 }
 
 set_up() {
-    local requirements=requirements-cpu.txt found installed
+    local requirements=requirements-cpu.txt
     if nvidia-smi >/dev/null 2>&1; then requirements=requirements.txt; fi
-    installed="$project/.venv/installed-$requirements"
+    install_pins $requirements "bm25s, faiss, ir_measures, torch, transformers"
+}
+
+install_pins() { # install_pins FILE MODULES: install the packages that FILE pins unless that is done; import MODULES
+    local requirements=$1 found installed="$project/.venv/installed-$1"
     # A copy of the pins lies beside what they installed. If an update changes the pins, we install again.
     if cmp -s "$project/$requirements" "$installed" && [ -x "$python" ]; then return; fi
     found=$(find_python) || return
@@ -42,7 +46,7 @@ set_up() {
     (cd "$project" && "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements") ||
         refuse "the installation failed, see above; run the same command again to resume" || return
     # A killed pip may leave half a package, which the next pip takes for installed.
-    "$python" -c 'import bm25s, faiss, ir_measures, torch, transformers' >/dev/null 2>&1 ||
+    "$python" -c "import $2" >/dev/null 2>&1 ||
         refuse "$project/.venv: cannot import the installed packages; remove this folder and run the same command again" || return
     cp "$project/$requirements" "$installed"
     exec 9>&-

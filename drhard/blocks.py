@@ -29,7 +29,10 @@ def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, n
                 block = buffers[number % BUFFERS][: count - first]
                 left = block.data.cast("B")
                 while left:
-                    read = file.readinto(left)
+                    try:
+                        read = file.readinto(left)
+                    except OSError as error:  # say which file: the system does not
+                        raise OSError(error.errno, error.strerror, name) from None
                     if not read:
                         raise InputError(f"{name}: became shorter while it was read")
                     left = left[read:]

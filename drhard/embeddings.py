@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 from drhard.collection import Collection
 from drhard.encoder import MixedPrecision, RobertaDot, check_tokens, digest_weights
 from drhard.errors import InputError
-from drhard.files import claim, disk_faults, partial_path, sync, write_whole_file
+from drhard.files import DiskFault, claim_partial, disk_faults, partial_path, sync, write_whole_file
 from drhard.prefetch import prefetch
 from drhard.provenance import check_made_from, digest_sample, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
 from drhard.tokens import TokenMemmap
@@ -67,21 +67,24 @@ def encode(
         _check(path, stamp)
         log.info("%s already exists; reusing it", path)
         return int(stamp["dim"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_faults(path), claim(partial_path(path), path) as file:
+    with claim_partial(path) as file:
         if path.exists():  # finished by another process since we looked
             partial_path(path).unlink()
             _check(path, stamp)
             return int(stamp["dim"])
-        done = _resume(path, stamp, file)
+        with disk_faults(path):
+            done = _resume(path, stamp, file)
         try:
             with closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows:
                 _write_windows(file, _require_finite(windows, path, dtype))
+        except DiskFault:  # a later run keeps what was written
+            raise
         except InputError:  # the unfinished file is of no use
             partial_path(path).unlink()
             stamp_path(path).unlink()
             raise
-        _finish(path, stamp)
+        with disk_faults(path):
+            _finish(path, stamp)
     return int(stamp["dim"])
 
 

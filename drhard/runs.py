@@ -3,6 +3,7 @@
 Runs are read query by query. A large run would take many gigabytes of memory.
 """
 
+import errno
 import functools
 import hashlib
 import itertools
@@ -226,7 +227,17 @@ def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]
         for qid, lines in itertools.groupby(_lines(path), key=_qid):
             yield qid, list(lines)
         return
-    with ExitStack() as stack:  # split the run, so that only one part at a time is in memory
+    try:
+        yield from _put_together(path, places)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # the run is only read
+            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
+        raise
+
+
+def _put_together(path: str | Path, places: Mapping[str, int]) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
+    """Do as :func:`_queries` for scattered queries: split the run, so that only one part at a time is in memory."""
+    with ExitStack() as stack:
         open_part = functools.partial(tempfile.TemporaryFile, "w+", encoding="utf-8", newline="\n")
         parts = [stack.enter_context(open_part()) for _ in range(PARTS)]
         for number, fields in _lines(path):

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from drhard.encoder import save_encoder
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.files import sole_writer
-from drhard.hub import TOKENIZER_FILES, _fetch, find_checkpoint
+from drhard.hub import TOKENIZER_FILES, _fetch_checkpoint, find_checkpoint
 from drhard.provenance import write_seal
 from drhard.qrels import read_relevant
 from drhard.sampling import TrainingDataset
@@ -31,7 +30,16 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from helpers import call_script, refused, save_tiny, save_vocabulary, snapshot, tiny_model, write_collection
+from helpers import (
+    call_script,
+    no_larger_files_than,
+    refused,
+    save_tiny,
+    save_vocabulary,
+    snapshot,
+    tiny_model,
+    write_collection,
+)
 from safetensors.torch import load_file
 
 Weights = dict[str, torch.Tensor]
@@ -836,17 +844,6 @@ def test_adore_on_a_full_disk_is_one_sentence_and_goes_on_once_there_is_room(
         assert equal(load_file(folder / "model.safetensors"), unbroken[folder.name])
     adore(collection, tmp_path)
     assert_same_training(tmp_path, unbroken)
-
-
-@contextlib.contextmanager
-def no_larger_files_than(count: int) -> Iterator[None]:
-    """A full disk, as this process sees it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_two_trainings_do_not_write_one_folder(

@@ -1,8 +1,10 @@
 """Runs: written, read, refused, converted to official ids and to TREC's six columns."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -159,6 +161,16 @@ def test_scattered_lines_are_refused_by_their_numbers(tmp_path: Path) -> None:
         read(write(tmp_path, "1 5 1\n2 6 1\n2 7 2\n1 8 1\n"))
     with pytest.raises(InputError, match="line 3: query 1 has document 5 again, first in line 1"):
         read(write(tmp_path, "1 5 1\n2 6 1\n1 5 2\n"))
+
+
+def test_no_room_for_the_parts_of_a_scattered_run_is_not_the_fault_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, collection = write(tmp_path, "".join(scattered(20, 3))), write_ids(tmp_path, [*range(20)], [*range(60)])
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full"))
+    with pytest.raises(OSError, match=f"No space left on device: '{tempfile.gettempdir()}'"):
+        convert_run(source, tmp_path / "out.tsv", collection, "dev", "")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_blanks_in_front_of_lines_and_queries_that_begin_alike(tmp_path: Path) -> None:
