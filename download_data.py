@@ -1,7 +1,7 @@
 """Download MS MARCO's and TREC's files into {data_root}/{passage,doc}/dataset, where preprocess.py reads them.
 
-Each file is unpacked, checked against its md5, and gets its name only when it is complete. Interrupted downloads
-resume. Existing files are skipped. Disk: 5 GB for passage, 9 GB for doc, and 0.5 GB for each checkpoint.
+Each download is checked against its md5, then unpacked. A file gets its name only when it is whole. Interrupted
+downloads resume. Existing files are skipped. Disk: 5 GB for passage, 9 GB for doc, and 0.5 GB for each checkpoint.
 
     bash download_data.sh                    # everything
     bash download_data.sh passage            # one of the two
@@ -118,7 +118,7 @@ def fetch_files(manifest: Manifest, dataset: str, folder: Path) -> None:
             continue
         if not file.missing(folder):
             forget_archive(file, folder)
-            print(f"Already there: {', '.join(str(folder / name) for name in file.names)}")
+            print(f"Already exists: {', '.join(str(folder / name) for name in file.names)}")
             continue
         print(f"Fetching {file.url}", flush=True)
         begun = time.monotonic()
@@ -136,7 +136,7 @@ def fetch_checkpoints(manifest: Manifest, dataset: str, folder: Path) -> None:
             continue
         place = folder / checkpoint.folder
         if is_checkpoint(place):
-            print(f"Already there: {place}")
+            print(f"Already exists: {place}")
             continue
         print(f"Fetching {checkpoint.url}", flush=True)
         download_checkpoint(checkpoint, place)

@@ -10,7 +10,7 @@ source ./setup.sh
 root=runs/sample
 data=$root/passage
 alone $root
-step() { # step FILE COMMAND...: run the command unless FILE exists, which the command writes last
+step() { # step FILE COMMAND...: run the command unless FILE exists, which appears only when the results are whole
     local target=$1
     shift
     printf '\n$ %s\n' "$(printf '%q ' "$@")"
@@ -25,7 +25,7 @@ step() { # step FILE COMMAND...: run the command unless FILE exists, which the c
         "$@"
     fi
 }
-copy() { # copy SOURCE TARGET: copy a folder; it gets its name when it is complete
+copy() { # copy SOURCE TARGET: copy a folder; it gets its name only when it is whole
     printf '\n$ cp -R %q %q\n' "$1" "$2"
     if [ -e "$2" ]; then
         echo "$2 already exists"

@@ -3,11 +3,11 @@
     python reproduce.py list                                 # the rows
     python reproduce.py show 'passage:ADORE (STAR)'          # a row's commands, ready to paste
     python reproduce.py run sample:STAR                      # run them; a step whose result exists is skipped
-    python reproduce.py report                               # expected beside measured
+    python reproduce.py report                               # expected and measured values
     python reproduce.py report sample --output_dir report    # also as report.md, report.json and report.html
 
-A row's models are the published checkpoints. With --from scratch they are trained here. The sample's always are.
-The commands and the expected values are in drhard/tables_msmarco.py and drhard/tables_sample.py.
+The models of the paper's rows are the published checkpoints; --from scratch trains them instead. The sample's models
+are always trained. The commands and the expected values are in drhard/tables_msmarco.py and drhard/tables_sample.py.
 """
 
 import argparse
@@ -39,13 +39,13 @@ def parse_arguments() -> argparse.Namespace:
     report = commands.add_parser("report", help="print the tables: expected, measured, difference")
     for sub in (show, run):
         sub.add_argument("row", metavar="ROW", help="a row such as sample:STAR, or a table for all its rows")
-        sub.add_argument("--from", dest="origin", choices=(CHECKPOINT, SCRATCH), help="the models (checkpoint)")
+        sub.add_argument("--from", dest="origin", choices=(CHECKPOINT, SCRATCH), help="models (checkpoint)")
         sub.add_argument("--faiss_gpus", type=NATURAL, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
     run.add_argument("--dry_run", action="store_true", help="only print what would run")
     report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample (all)")
     report.add_argument("--output_dir", type=Path, help="also write report.md, report.json and report.html there")
     for sub in (listing, show, run, report):
-        sub.add_argument("--data_root", type=Path, help="the folder of MS MARCO (data)")
+        sub.add_argument("--data_root", type=Path, help="the data root of MS MARCO (data)")
     return parser.parse_args()
 
 
@@ -101,7 +101,9 @@ def run_step(step: Step, dry_run: bool) -> None:
         raise KeyboardInterrupt
     if code:
         hint = OUT_OF_MEMORY.get(code, "")
-        raise InputError(f"the command above ended with exit code {code}{hint}; fix the cause and run this again")
+        raise InputError(
+            f"the command above ended with exit code {code}{hint}; fix the cause and run the same command again"
+        )
     if not step.makes.exists():
         raise InputError(f"the command above succeeded but did not write {step.makes}")
 

@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./setup.sh
+install_pins requirements-dev.txt "hypothesis, mypy, pytest, pytest_cov, xdist" || exit 2
 exec scripts/check "$@"

@@ -10,9 +10,9 @@ refuse() { # print an error that the user can fix, and return its exit code
 
 alone() { # alone FOLDER: make it, and lock it until this script and every process it started have ended
     { mkdir -p "$1" && : >>"$1/.running" && exec 9>>"$1/.running"; } 2>/dev/null ||
-        refuse "$1: cannot be written to; fix this and run this again" || return
+        refuse "$1: cannot be written to; fix this and run the same command again" || return
     if command -v flock >/dev/null && ! flock -n 9; then # macOS has none
-        refuse "$1: another process is working there; wait for it, then run this again"
+        refuse "$1: another process is working there; wait for it, then run the same command again"
     fi
 }
 
@@ -24,13 +24,17 @@ find_python() { # print the first of the usual names whose version suits the pin
             return
         fi
     done
-    refuse "no Python 3.11, 3.12 or 3.13 found; install one and run this again"
+    refuse "no Python 3.11, 3.12 or 3.13 found; install one and run the same command again"
 }
 
 set_up() {
-    local requirements=requirements-cpu.txt found installed
+    local requirements=requirements-cpu.txt
     if nvidia-smi >/dev/null 2>&1; then requirements=requirements.txt; fi
-    installed="$project/.venv/installed-$requirements"
+    install_pins $requirements "bm25s, faiss, ir_measures, torch, transformers"
+}
+
+install_pins() { # install_pins FILE MODULES: install the packages that FILE pins unless that is done; import MODULES
+    local requirements=$1 found installed="$project/.venv/installed-$1"
     # A copy of the pins lies beside what they installed. If an update changes the pins, we install again.
     if cmp -s "$project/$requirements" "$installed" && [ -x "$python" ]; then return; fi
     found=$(find_python) || return
@@ -40,10 +44,10 @@ set_up() {
     "$python" -m pip --version >/dev/null 2>&1 || "$found" -m venv "$project/.venv" ||
         refuse "cannot make a virtual environment; on Debian and Ubuntu, 'apt install python3-venv' helps" || return
     (cd "$project" && "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements") ||
-        refuse "the installation failed, see above; run this again to continue" || return
+        refuse "the installation failed, see above; run the same command again to resume" || return
     # A killed pip may leave half a package, which the next pip takes for installed.
-    "$python" -c 'import bm25s, faiss, ir_measures, torch, transformers' >/dev/null 2>&1 ||
-        refuse "$project/.venv: cannot import the installed packages; remove this folder and run this again" || return
+    "$python" -c "import $2" >/dev/null 2>&1 ||
+        refuse "$project/.venv: cannot import the installed packages; remove this folder and run the same command again" || return
     cp "$project/$requirements" "$installed"
     exec 9>&-
     if [ "$requirements" = requirements.txt ]; then check_gpu; fi

@@ -58,7 +58,7 @@ def main() -> None:
     encoding.check(model, queries)
     searching.check(args.topk, *documents.shape)
     print(
-        f"Retrieving {args.topk} of {len(documents)} documents for {len(queries)} queries, "
+        f"Retrieving {args.topk} of {len(documents)} passages for {len(queries)} queries, "
         f"{args.model_dir} on {encoding.device}"
     )
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"

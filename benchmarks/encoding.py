@@ -1,8 +1,8 @@
 """Encoding: our way against the published one, which takes batches of 32 in file order, padded to the longest.
 
 The model has roberta-base's size and random weights. The passages are random, with lengths like MS MARCO's: a median
-of 65 tokens, cut at 256. Both ways must give the same embeddings to within 1e-5. The limit is the time of the model's
-own matrix products, without padding, at the rate of a large square product by torch or NumPy.
+of 65 tokens, cut at 256. Both methods must give the same embeddings to within 1e-5. The limit is the time of the
+model's own matrix products, without padding, at the rate of a large square product by torch or NumPy.
 
     python benchmarks/encoding.py
     python benchmarks/encoding.py --passages 256 --rounds 3 --output encoding.json
@@ -94,7 +94,7 @@ def main() -> None:
         if difference > 1e-5:
             raise SystemExit(f"error: the embeddings differ by {difference:g}; a faster wrong answer is no answer")
     work = flops(config, tokens.lengths)
-    rows.append({"way": "limit: the model's products at a square one's rate", "seconds": work / rate})
+    rows.append({"way": "limit: the model's products at the rate of a square one", "seconds": work / rate})
     rows[-1]["times_faster"] = rows[0]["seconds"] / rows[-1]["seconds"]
     for row in rows:
         row |= {"tokens_per_s": int(tokens.lengths.sum()) / row["seconds"], "gflops": work / row["seconds"] / 1e9}
@@ -102,7 +102,7 @@ def main() -> None:
     show(
         f"{args.passages} passages of {np.median(tokens.lengths):.0f} tokens (median), {args.layers} layers, {device}; "
         f"embeddings equal to {difference:.1g}",
-        ["way", "seconds", "times faster", "tokens/s", "GFLOP/s"],
+        ["method", "seconds", "speed-up", "tokens/s", "GFLOP/s"],
         [[row[column] for column in columns] for row in rows],
     )
     save(

@@ -1,6 +1,6 @@
-"""Shared by the benchmarks: measure several ways of doing the same work in turn, and print medians and ratios.
+"""Shared by the benchmarks: measure several methods of doing the same work in turn, and print medians and ratios.
 
-Machines are noisy, so each way runs once in every round. Ratios compare times of the same round.
+Machines are noisy, so each method runs once in every round. Ratios compare times of the same round.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def measure_in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str
 
 
 def compare(seconds: dict[str, list[float]], base: str) -> list[dict[str, Any]]:
-    """Return a row for each way: median seconds, and how many times faster than ``base`` it is (median of rounds)."""
+    """Return a row for each method: median seconds, and the median speed-up over ``base``."""
     return [
         {
             "way": name,

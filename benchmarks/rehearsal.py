@@ -225,7 +225,7 @@ class Plan:
             f"--log_dir {data}/adore_train/log --preprocess_dir {data}/preprocess --model_gpu_index 0"
         )
         yield Command(line, stop=True)
-        yield Command(f"{line}  # goes on", stop=True)
+        yield Command(f"{line}  # resumes", stop=True)
 
 
 class Record:
@@ -369,7 +369,7 @@ def table_row(plan: Plan, step: Command, result: dict[str, Any]) -> str:
     """Return a line of the table in Markdown."""
     line = step.line.replace(f"{plan.root}/{plan.data_type}/", "")
     if step.left_out:
-        return f"| `{line}` | left out: {step.left_out} | | | |"
+        return f"| `{line}` | skipped: {step.left_out} | | | |"
     over = " **over**" if result["peak_gb"] > step.limit_gb else ""
     figures = f"{result['seconds']:.1f} | {result['peak_gb']:.2f}{over} | {step.limit_gb:g} | {result['disk_gb']:.2f}"
     return f"| `{line}`{' (stopped by Ctrl-C)' if result['stopped'] else ''} | {figures} |"

@@ -1,7 +1,7 @@
 """How time and memory of search and preprocessing grow with the collection, up to MS MARCO's 8,841,823 passages.
 
-Random vectors are written to a file: 27 GB for all of MS MARCO. A separate process searches them for all queries of MS
-MARCO's dev set and for the 32 queries of a step of ADORE. In the smallest file it also searches for all training
+Random embeddings are written to a file: 27 GB for all of MS MARCO. A separate process searches them for all queries of
+MS MARCO's dev set and for the 32 queries of a step of ADORE. In the smallest file it also searches for all training
 queries. The benchmark fails if a search takes more memory than its budget, not counting libraries and queries, or if it
 finds other documents than a plain search in float64. Then preprocess.py tokenizes as many passages, which repeat the
 sample's. This takes 18 GB more for all of MS MARCO.
@@ -45,7 +45,7 @@ BESIDE_GB = 0.2  # threads, and libraries that the work itself loads
 
 def parse_arguments() -> argparse.Namespace:
     parser = arguments(__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where the vectors are written, then removed")
+    parser.add_argument("--folder", type=Path, required=True, help="where the embeddings are written, then removed")
     parser.add_argument("--rows", type=positive, nargs="+", default=[10_000, 100_000, 1_000_000, 8_841_823])
     parser.add_argument("--dim", type=positive, default=768)
     parser.add_argument("--search_memory_gb", type=float, default=SEARCH_MEMORY_GB)
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def grow(path: Path, rows: int, dim: int) -> None:
-    """Append random vectors until the file has ``rows``."""
+    """Append random embeddings until the file has ``rows``."""
     done = path.stat().st_size // (dim * 4) if path.exists() else 0
     with open(path, "ab") as file, tqdm(total=rows, initial=done, unit="doc", unit_scale=True, desc="writing") as bar:
         while done < rows:

@@ -4,8 +4,9 @@ The limit is the longer of two times: multiplying at the rate of large square ma
 memory.
 
 The published scripts search a faiss flat index 32 queries at a time. faiss of 2021 multiplied such a batch with its
-BLAS. faiss 1.15 takes the queries one by one, which is slower on few cores. Both are measured. The vectors are random,
-so no search can gain by skipping some. If sentence-transformers is not installed, the same two torch calls replace it.
+BLAS. faiss 1.15 takes the queries one by one, which is slower on few cores. Both are measured. The embeddings are
+random, so no search can gain by skipping some. If sentence-transformers is not installed, the same two torch calls
+replace it.
 
     python benchmarks/search.py
     python benchmarks/search.py --documents 100000 --rounds 3 --output search.json
@@ -27,8 +28,8 @@ import torch
 from measuring import arguments, compare, measure_with_rate, peak_memory_gb, positive, save, show, show_machine
 
 WORK = (("search of 640 queries", 640, 100), ("ADORE's step of 32 queries", 32, 200))  # queries, k
-PUBLISHED, OURS = "published: faiss flat, 32 queries a call", "ours"
-MATMUL, READING = "torch.matmul, nothing kept", "reading"
+PUBLISHED, OURS = "published: faiss flat, 32 queries per call", "ours"
+MATMUL, READING = "torch.matmul, results discarded", "reading"
 NEAR = 1e-4  # of the top score; documents with scores this close may be swapped
 
 
@@ -79,7 +80,7 @@ def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, exp
 def make_ways(
     documents: np.ndarray, flat: faiss.IndexFlatIP, ours: ExactIndex, queries: np.ndarray, k: int
 ) -> dict[str, Callable[[], Any]]:
-    """The ways of searching, by name, and reading the documents; what they return are rows where that is compared."""
+    """Return the methods of searching by name, and one that only reads the documents. Compared ones return rows."""
 
     def published() -> np.ndarray:
         return np.concatenate([flat.search(queries[first : first + 32], k)[1] for first in range(0, len(queries), 32)])
@@ -90,18 +91,18 @@ def make_ways(
 
     return {
         PUBLISHED: published,
-        "the same by faiss' BLAS, as in 2021": blas_of_2021()(published),
+        "the same with faiss's BLAS, as in 2021": blas_of_2021()(published),
         "faiss flat, one call": lambda: flat.search(queries, k),
         "sentence-transformers' semantic_search": lambda: semantic_search(queries, documents, k),
         OURS: lambda: ours.search(queries, k)[1],
         MATMUL: lambda: torch.from_numpy(queries) @ torch.from_numpy(documents).T,
-        "NumPy's matmul in blocks, nothing kept": numpy_matmul,
+        "NumPy's matmul in blocks, results discarded": numpy_matmul,
         READING: lambda: torch.from_numpy(documents).sum(),
     }
 
 
 def compare_with_limit(seconds: dict[str, list[float]], products: float, work: float) -> list[dict[str, Any]]:
-    """A row for each way, and for the limit: seconds, rates, and shares of torch's products and of the limit.
+    """Return a row for each method, and for the limit: seconds, rates, and shares of torch's products and of the limit.
 
     Args:
         products: seconds that multiplying takes at the rate of large square matrices.
@@ -110,7 +111,7 @@ def compare_with_limit(seconds: dict[str, list[float]], products: float, work: f
     reads = statistics.median(seconds.pop(READING))
     rows = compare(seconds, PUBLISHED)
     limit = max(products, reads)
-    name = f"limit: {'multiplying' if products > reads else 'reading'}, and nothing else"
+    name = f"limit: only {'multiplying' if products > reads else 'reading'}"
     rows.append({"way": name, "seconds": limit, "times_faster": rows[0]["seconds"] / limit})
     torch_limit = next(row["seconds"] for row in rows if row["way"] == MATMUL)
     for row in rows:
@@ -143,7 +144,7 @@ def main() -> None:
         rows = compare_with_limit(seconds, work / rate, work)
         show(
             f"{name}, top {k} of {args.documents:,} x {args.dim}; the same documents found",
-            ["way", "seconds", "times faster", "GFLOP/s", "of torch.matmul", "of the limit"],
+            ["method", "seconds", "speed-up", "GFLOP/s", "of torch.matmul", "of the limit"],
             [list(row.values()) for row in rows],
         )
         results.append({"work": name, "queries": count, "k": k, "ways": rows})

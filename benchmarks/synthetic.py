@@ -41,9 +41,9 @@ class Counts:
     """The size of a collection.
 
     Attributes:
-        queries: lines in the file of queries of each split.
-        judged: judged queries of each split; no entry for a split without judgements.
-        judgements: lines in the file of judgements of each split.
+        queries: lines in the file of queries of each mode.
+        judged: judged queries of each mode; no entry for a mode without judgements.
+        judgements: lines in the file of judgements of each mode.
     """
 
     documents: int

@@ -3,7 +3,7 @@
 The published project uses the slow tokenizer of transformers 2.x. The plain Python here has the same algorithm. Every
 round starts new processes with empty caches. All ids must be equal.
 
-    python benchmarks/tokenizing.py                                          # the sample, repeated, told apart
+    python benchmarks/tokenizing.py                                          # the sample, repeated and numbered
     python benchmarks/tokenizing.py --text descriptions.txt --model_name_or_path roberta-base
 
 The file for --text has one text on each line.
@@ -30,7 +30,7 @@ from tqdm import tqdm
 SAMPLE = ROOT / "data" / "sample"
 WARMUP = SAMPLE / "warmup"  # has a vocabulary
 WIDTH = 512  # tokens, preprocess.py's default
-LIMIT = "limit: writing the memmap, and nothing else"
+LIMIT = "limit: only writing the memmap"
 MS_MARCO_BYTES = 3_060_000_000  # of collection.tsv
 # GPT-2's: contractions, then letters, digits, other signs (each with one blank in front), white space.
 PATTERN = r"""'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -185,7 +185,7 @@ def main() -> None:
     columns = ("way", "seconds", "times_faster", "per_worker", "tokens_per_s", "ms_marco_minutes", "peak_gb")
     show(
         f"{args.lines:,} lines, {size / 1e6:.0f} MB, {tokens / args.lines:.0f} tokens each; all ids equal",
-        ["way", "seconds", "times faster", "for each worker", "tokens/s", "collection.tsv, minutes", "memory, GB"],
+        ["method", "seconds", "speed-up", "per worker", "tokens/s", "collection.tsv, minutes", "memory, GB"],
         [[row[column] for column in columns] for row in rows],
     )
     save(args.output, {"lines": args.lines, "bytes": size, "tokens": tokens, "ways": rows})

@@ -1,6 +1,6 @@
 """Training steps: ADORE's retrieval and loss against the published way, and STAR's batches in small memory.
 
-ADORE is measured from query vectors to their gradient, without the encoder. The published way searches a faiss flat
+ADORE is measured from query embeddings to their gradient, without the encoder. The published way searches a faiss flat
 index and goes through queries and pairs one by one.
 
 STAR is measured from texts to the gradient. The model has roberta-base's size and random weights. Passages are as long
@@ -108,7 +108,7 @@ def measure_adore(count: int, rounds: int) -> list[dict[str, Any]]:
         found["ours"] = rows, gradient_as_ours(rows, documents, vectors, relevant)
 
     name = "published: faiss flat, then query by query, pair by pair"
-    ways = {name: published, "the same by faiss' BLAS, as in 2021": blas_of_2021()(published), "ours": ours}
+    ways = {name: published, "the same with faiss's BLAS, as in 2021": blas_of_2021()(published), "ours": ours}
     rows = compare(measure_in_turn(ways, rounds), name)
     retrieved, gradient = found["ours"]
     check_same(vectors, documents, retrieved, found["published"][0])
@@ -132,7 +132,7 @@ def random_batch(
 
 
 def star_gradient(model: RobertaDot, way: str, batch: int, chunk: int) -> None:
-    """Compute the gradient of one batch. All ways get the same batch and weights."""
+    """Compute the gradient of one batch. All methods get the same batch and weights."""
     random = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
     query, positive, hard = (
@@ -210,13 +210,13 @@ def main() -> None:
     adore = measure_adore(args.documents, args.rounds)
     show(
         f"a step of ADORE without the encoder: {QUERIES} queries, top {TOPK} of {args.documents:,}; the same gradient",
-        ["way", "seconds", "times faster"],
+        ["method", "seconds", "speed-up"],
         [[row["way"], row["seconds"], row["times_faster"]] for row in adore],
     )
     star = measure_star(args)
     show(
         f"a step of STAR, {args.layers} layers, chunks of {args.chunk}; the same gradient",
-        ["way", "queries", "seconds", "peak memory, GB", "gradient differs by"],
+        ["method", "queries", "seconds", "peak memory, GB", "gradient differs by"],
         [[row[key] for key in ("way", "queries", "seconds", "peak_gb", "difference")] for row in star],
     )
     return save(args.output, {"adore": adore, "star": star})

@@ -6,23 +6,26 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from drhard.encoder import Encoder, check_tokens, digest_config
+from drhard.adore_settings import AdoreOutput, AdoreSettings
+from drhard.adore_state import STATE_FILE, WAY_OUT, read_state, write_state
+from drhard.embeddings import digest_embeddings
+from drhard.encoder import Encoder, check_tokens
 from drhard.errors import InputError
-from drhard.files import remove_unfinished, write_whole_file
+from drhard.files import remove_unfinished
 from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.model_folder import save_encoder
-from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED
-from drhard.provenance import check_record, digest_relevant, digest_sample
+from drhard.provenance import check_record
 from drhard.tokens import TokenMemmap
 from drhard.training import (
+    DIVERGED,
     Events,
     check_loss,
     check_trained,
-    digest_state,
     group_parameters,
+    make_record,
     warn_of_long_warmup,
 )
 
@@ -34,46 +37,7 @@ from transformers import get_linear_schedule_with_warmup
 
 log = logging.getLogger(__name__)
 
-STATE_FILE = "training_state.pt"
-STATE_SECONDS = 600
 LOGGED_CUT = 10  # cut of the MRR and recall in TensorBoard
-WAY_OUT = "name another --model_save_dir, or remove the folder to start anew"
-RANGES = {
-    "neg_topk": COUNT,
-    "metric_cut": COUNT,
-    "batch_size": COUNT,
-    "gradient_accumulation_steps": COUNT,
-    "learning_rate": RATE,
-    "weight_decay": RATE,
-    "adam_epsilon": EPSILON,
-    "max_grad_norm": NORM,
-    "warmup_steps": NATURAL,
-    "epochs": COUNT,
-    "seed": SEED,
-}
-
-
-@dataclass(frozen=True)
-class AdoreSettings:
-    """The settings that decide the outcome of a training. A training resumes only with the same settings."""
-
-    neg_topk: int = 200  # documents retrieved for each query at each step
-    metric_cut: int | None = None  # last rank that the metric counts; None: no cut
-    batch_size: int = 32  # queries in a step
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 5e-6
-    weight_decay: float = 0.01
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 2000
-    epochs: int = 6
-    seed: int = 42
-    index: str = "Flat"  # the index: a faiss factory string, or the SHA-256 of an index file
-
-    def __post_init__(self) -> None:
-        for name, numbers in RANGES.items():
-            if getattr(self, name) is not None:
-                numbers.check(name, getattr(self, name))
 
 
 class Candidates:
@@ -145,59 +109,48 @@ class Means:
 
 
 @dataclass(frozen=True)
-class AdoreOutput:
-    """Where a training writes, and how often.
+class AdoreInput:
+    """What an ADORE training learns from.
 
     Attributes:
-        save_dir: the folder for ``epoch-N`` after each epoch, and for the state of the training.
-        log_dir: the folder for TensorBoard's events.
-        tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
-        save_steps: steps between two folders ``checkpoint-STEP``.
-        logging_steps: steps between two events of TensorBoard. Their numbers are means over these steps.
-        state_seconds: between two saves of the state, so that a crash of the machine costs little.
+        relevant: query row -> relevant document rows. These are the queries to train on.
+        documents: (N, dim) float32 embeddings.
+        index: an index of the documents. It may be compressed; the loss uses the exact vectors.
+        index_outcome: what decides which documents the index finds, as :meth:`SearchSettings.outcome` says it.
     """
 
-    save_dir: Path
-    log_dir: Path
-    tokenizer_from: str | Path
-    save_steps: int = 5_000_000
-    logging_steps: int = 100
-    state_seconds: float = STATE_SECONDS
-
-    def __post_init__(self) -> None:
-        for name in ("save_steps", "logging_steps"):
-            COUNT.check(name, getattr(self, name))
+    queries: TokenMemmap
+    relevant: Mapping[int, Sequence[int]]
+    documents: np.ndarray
+    index: Index
+    index_outcome: str
 
 
 class AdoreTraining:
-    """A training. :meth:`resume` continues a stopped one, and :meth:`run` trains to the end.
+    """An ADORE training. :meth:`open` resumes one that was stopped, :meth:`run` trains to the end.
 
     Args:
         model: the query encoder, on its device. An encoder with the same weights embedded the documents.
-        relevant: query row -> relevant document rows. These are the queries to train on.
-        documents: (N, dim) float32 embeddings.
+
+    Attributes:
+        record: the settings and input that decide the outcome. A training resumes only if all of this is the same.
+        step: the number of batches done.
 
     Raises:
         InputError: sequences are too long for the model, or the settings give no update.
     """
 
-    def __init__(
-        self,
-        model: Encoder,
-        queries: TokenMemmap,
-        relevant: Mapping[int, Sequence[int]],
-        documents: np.ndarray,
-        settings: AdoreSettings,
-        output: AdoreOutput,
-    ):
-        check_tokens(model, queries)
+    loss = staticmethod(adore_loss)  # a derived class may replace it
+
+    def __init__(self, model: Encoder, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput):
+        check_tokens(model, data.queries)
         self.model, self.device = model.train(), model.device
-        self.queries, self.relevant, self.documents = queries, relevant, documents
-        self.settings, self.output = settings, output
-        self.state_path = output.save_dir / STATE_FILE
-        self.query_rows = np.array(sorted(relevant))
-        self.steps_per_epoch = -(-len(self.query_rows) // settings.batch_size)
-        self.total_steps = self.steps_per_epoch * settings.epochs
+        self.data, self.settings, self.output = data, settings, output
+        self.record = self._make_record()
+        self.state_path = output.model_save_dir / STATE_FILE
+        self.query_rows = np.array(sorted(data.relevant))
+        self.steps_per_epoch = -(-len(self.query_rows) // settings.per_gpu_batch_size)
+        self.total_steps = self.steps_per_epoch * settings.num_train_epochs
         updates = self.total_steps // settings.gradient_accumulation_steps
         if updates == 0:
             raise InputError(
@@ -208,21 +161,31 @@ class AdoreTraining:
             group_parameters(model, settings.weight_decay), lr=settings.learning_rate, eps=settings.adam_epsilon
         )
         self.scheduler = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, updates)
-        self._record: dict[str, Any] = {}  # settings and input that decide the outcome; set by resume
-        self.step = 0  # batches done
+        self.step = 0
         self._epoch_order: tuple[int, np.ndarray] = -1, self.query_rows  # the present epoch and its order
         warn_of_long_warmup(settings.warmup_steps, updates)
+
+    @classmethod
+    def open(cls, model: Encoder, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput) -> Self:
+        """Open the training in ``output.model_save_dir``. Load its state if it was stopped there.
+
+        The caller must be the sole writer of the folder.
+
+        Raises:
+            InputError: as the constructor; the state in the folder is damaged, or belongs to a training with other
+                settings.
+        """
+        training = cls(model, data, settings, output)
+        training._resume()
+        return training
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done and the last epoch's checkpoint exists."""
-        return self.step == self.total_steps and (self._epoch(self.settings.epochs) / "config.json").exists()
+        return self.step == self.total_steps and (self._epoch(self.settings.num_train_epochs) / "config.json").exists()
 
-    def run(self, index: Index) -> None:
-        """Train to the end, after :meth:`resume`. The caller must be the sole writer of the folder.
-
-        Args:
-            index: an index of the documents. It may be compressed; the loss uses the exact vectors.
+    def run(self) -> None:
+        """Train to the end. The caller must be the sole writer of the folder.
 
         Raises:
             InputError: a loss or a weight is not finite, or a disk is full.
@@ -235,7 +198,7 @@ class AdoreTraining:
         saved_at = time.monotonic()
         with Events(self.output.log_dir, self.step) as events, StopRequest() as stop, self._bar() as bar:
             while self.step < self.total_steps:
-                means.add(self._train_step(self._batch_rows(self.step), index))
+                means.add(self._train_step(self._batch_rows(self.step)))
                 self.step += 1
                 bar.update()
                 if self.step % self.output.logging_steps == 0:
@@ -249,35 +212,32 @@ class AdoreTraining:
                     if stop.noted:
                         raise KeyboardInterrupt
         if not self.finished:  # somebody moved the last checkpoint away
-            self._save(self._epoch(self.settings.epochs))
+            self._save(self._epoch(self.settings.num_train_epochs))
         self._save_state()
 
     def _bar(self) -> "tqdm[Any]":
         return tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
 
-    def _train_step(self, rows: np.ndarray, index: Index) -> dict[str, float]:
-        settings = self.settings
-        relevant = [self.relevant[row] for row in rows.tolist()]
-        ids, mask = self.queries.batch(rows, self.model.config.pad_token_id)
+    def _train_step(self, rows: np.ndarray) -> dict[str, float]:
+        data, settings = self.data, self.settings
+        relevant = [data.relevant[row] for row in rows.tolist()]
+        ids, mask = data.queries.batch(rows, self.model.config.pad_token_id)
         queries = self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
 
         searched = queries.detach().float().cpu()
         if not searched.isfinite().all():
-            raise InputError(
-                f"step {self.step + 1}: the query vectors are not finite; start again with a lower --learning_rate or "
-                "a higher --warmup_steps"
-            )
-        _, retrieved = index.search(searched.numpy(), settings.neg_topk)
+            raise InputError(f"step {self.step + 1}: the query vectors are not finite; {DIVERGED}")
+        _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
-        vectors = torch.from_numpy(self.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
+        vectors = torch.from_numpy(data.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors)
-        loss = adore_loss(
+        loss = self.loss(
             scores,
             torch.from_numpy(candidates.relevant).to(self.device),
             torch.from_numpy(candidates.listed).to(self.device),
             settings.metric_cut,
         )
-        loss = loss / settings.batch_size  # published: divide by the nominal size even if the last batch is smaller
+        loss = loss / settings.per_gpu_batch_size  # published: the nominal size, even if the last batch is smaller
         check_loss(loss, self.step + 1)
         (loss / settings.gradient_accumulation_steps).backward()
 
@@ -296,7 +256,7 @@ class AdoreTraining:
             shuffled = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.query_rows))
             self._epoch_order = epoch, shuffled
         order = self._epoch_order[1]
-        size = self.settings.batch_size
+        size = self.settings.per_gpu_batch_size
         rows: np.ndarray = self.query_rows[order[batch * size : (batch + 1) * size]]
         return rows
 
@@ -305,7 +265,7 @@ class AdoreTraining:
 
     def _save_what_is_due(self) -> None:
         if self.step % self.output.save_steps == 0:
-            self._save(self.output.save_dir / f"checkpoint-{self.step}")
+            self._save(self.output.model_save_dir / f"checkpoint-{self.step}")
         if self.step % self.steps_per_epoch == 0:
             self._save(self._epoch(self.step // self.steps_per_epoch))
 
@@ -314,27 +274,24 @@ class AdoreTraining:
         save_encoder(self.model, folder, self.output.tokenizer_from)
 
     def _epoch(self, number: int) -> Path:
-        return self.output.save_dir / f"epoch-{number}"
+        return self.output.model_save_dir / f"epoch-{number}"
 
     # Resuming
 
     def _make_record(self) -> dict[str, Any]:
-        """Describe the settings and input. Call it before the state is loaded: it digests the starting weights."""
-        return asdict(self.settings) | {
-            "init_path": self.model.fingerprint(),
-            "config": digest_config(self.model.config),
-            "queries": len(self.query_rows),
-            "query texts": self.queries.digest(),
-            "max_seq_length": self.queries.max_length,
-            "judgements": digest_relevant(self.relevant),
-            "documents": len(self.documents),
-            "document vectors": digest_sample(self.documents),
+        data = self.data
+        return {
+            **make_record(self.model, data.queries, data.relevant, self.loss),
+            **asdict(self.settings),
+            "max_seq_length": data.queries.max_length,
+            "document vectors": digest_embeddings(data.documents),
+            "index": data.index_outcome,
         }
 
     def _save_state(self) -> None:
         check_trained(self.model, self.step)
         state = {
-            "record": self._record,
+            "record": self.record,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -342,25 +299,19 @@ class AdoreTraining:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        with write_whole_file(self.state_path) as file:
-            torch.save(state | {"digest": digest_state(state)}, file)
+        write_state(self.state_path, state)
 
-    def resume(self) -> None:
-        """Load the state of a stopped training, if there is one. The caller must be the sole writer of the folder.
-
-        Raises:
-            InputError: the state in the folder is damaged, or belongs to a training with other settings.
-        """
-        self._record = self._make_record()
-        folder = self.output.save_dir
+    def _resume(self) -> None:
+        """Load the state of a training that was stopped in the folder, if there is one."""
+        folder = self.output.model_save_dir
         for pattern in ("epoch-*", "checkpoint-*"):
             remove_unfinished(folder, pattern)
         if not self.state_path.exists():
             if any(folder.glob("epoch-*")) or any(folder.glob("checkpoint-*")):
                 raise InputError(f"{folder}: has checkpoints of another training; {WAY_OUT}")
             return
-        state = self._read_state()
-        check_record(folder, state["record"], self._record, WAY_OUT)
+        state = read_state(self.state_path)
+        check_record(folder, state["record"], self.record, WAY_OUT)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -369,15 +320,3 @@ class AdoreTraining:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         log.info("resuming after step %d of %d (%s)", self.step, self.total_steps, self.state_path)
-
-    def _read_state(self) -> dict[str, Any]:
-        """Read the saved state. Raises InputError if it was changed or damaged."""
-        try:
-            state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
-            digest = state.pop("digest")
-            reason = None if digest == digest_state(state) else "its content was changed"
-        except Exception as error:  # the type depends on the damage
-            reason = type(error).__name__
-        if reason:
-            raise InputError(f"{self.state_path}: damaged ({reason}); {WAY_OUT}")
-        return state

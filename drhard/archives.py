@@ -150,7 +150,9 @@ def _unpacking(archive: Path) -> Iterator[None]:
         # Errors of the disk pass through. EINVAL is the archive's: it points before its own start.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise InputError(f"{archive}: cannot be unpacked ({shorten(error)}); remove it and run this again") from None
+        raise InputError(
+            f"{archive}: cannot be unpacked ({shorten(error)}); remove it and run the same command again"
+        ) from None
 
 
 def unpack_checkpoint(archive: Path, folder: Path, most: int = CHECKPOINT_MOST) -> None:

@@ -1,7 +1,7 @@
 """Search backends: the kinds of index that a search can use. Flags choose one.
 
-To add one: write an index with the protocol of :mod:`drhard.index`, give it a backend here, and return it from
-:meth:`drhard.settings.SearchSettings._choose`.
+To add one: write an index with the protocol of :mod:`drhard.index`, give it a backend here, and return the backend from
+:meth:`drhard.settings.SearchSettings._choose`. docs/architecture.md has all steps.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ BUFFERS = 3  # blocks in memory: one in use, one waiting, one being read
 
 
 def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the first row and the vectors (B, dim) float32 of each block of ``documents`` (N, dim).
+    """Yield the first row and the embeddings (B, dim) float32 of each block of ``documents`` (N, dim).
 
     A whole memmap is read from its file into ``BUFFERS`` arrays in turn. Mapped pages would stay in memory and count
     as the process's. A block is overwritten after ``BUFFERS`` more blocks.
@@ -29,7 +29,10 @@ def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, n
                 block = buffers[number % BUFFERS][: count - first]
                 left = block.data.cast("B")
                 while left:
-                    read = file.readinto(left)
+                    try:
+                        read = file.readinto(left)
+                    except OSError as error:  # say which file: the system does not
+                        raise OSError(error.errno, error.strerror, name) from None
                     if not read:
                         raise InputError(f"{name}: became shorter while it was read")
                     left = left[read:]

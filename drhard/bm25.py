@@ -69,7 +69,8 @@ class Bm25Index:
             InputError: as :func:`drhard.index.check_topk`.
         """
         check_topk(k, self.count)
-        # Not "never": that would drop a word whose stem the index knows if no document has this very form.
+        # update_vocab="never" would drop any query word whose exact form is in no document, even if its stem is in the
+        # index. allow_empty=True would make a query without words find the documents without words.
         words = self._words.streaming_tokenize(queries, update_vocab=False, allow_empty=False)
         best_scores = np.zeros((len(queries), k), dtype=np.float32)
         best_rows = np.full((len(queries), k), -1, dtype=np.int64)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.files import read_object, remove_folder, remove_unfinished, write_json
+from drhard.files import read_object, remove_folder, remove_unfinished
+from drhard.hard_json import HARD_FILE
 from drhard.hub import CONFIG_FILE, SAFETENSORS_FILE
-from drhard.provenance import SEAL_FILE, check_record, find_fault, read_sealed_step
+from drhard.provenance import SEAL_FILE, check_record, find_fault, read_sealed_step, stamp_path
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ STATE_FILE = "trainer_state.json"
 MODEL_FILES = (CONFIG_FILE, SAFETENSORS_FILE)
 NEEDED = (*MODEL_FILES, "optimizer.pt", "scheduler.pt", STATE_FILE)  # each process also has a file of random numbers
 MINING_FOLDER = "mining"  # embeddings of a training that mines its own hard negatives
-WAY_OUT = "give --overwrite_output_dir to start anew, or name another --output_dir"
+WAY_OUT = "give --overwrite_output_dir to start over, or name another --output_dir"
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -64,7 +65,6 @@ def open_training(
         if reason:
             raise InputError(f"{output_dir}: has a finished model, but {reason}; {WAY_OUT}")
         return output_dir
-    write_json(output_dir / RECORD_FILE, record, indent=1)
     if asked:
         reason = find_fault(asked, record, NEEDED)
         if reason:
@@ -109,8 +109,11 @@ def _newest_whole(checkpoints: list[Path], record: Mapping[str, Any]) -> Path:
 
 
 def _remove_training(output_dir: Path) -> None:
-    """Remove a training. The files that mark a folder as a model or a checkpoint go first."""
-    for name in ("config.json", SEAL_FILE, "model.safetensors", RECORD_FILE):
+    """Remove a training. The files that mark a folder as a model or a checkpoint go first.
+
+    ``hard.json`` stays, as it may be the file of --hardneg_path. Without its stamp it is mined again.
+    """
+    for name in ("config.json", SEAL_FILE, "model.safetensors", RECORD_FILE, stamp_path(Path(HARD_FILE)).name):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*_checkpoints(output_dir), output_dir / MINING_FOLDER):
         if folder.is_dir():

@@ -95,15 +95,15 @@ def set_parameters(index: Any, parameters: Mapping[str, int], name: str) -> None
             faiss.ParameterSpace().set_index_parameter(index, parameter, value)
         except RuntimeError:
             flag = FLAG_OF[parameter]
-            raise InputError(f"{name}: this index does not use {flag}; leave {flag} out") from None
+            raise InputError(f"{name}: this index does not use {flag}; omit it") from None
 
 
 def build(documents: np.ndarray, factory: str, training_rows: int = TRAINING_ROWS, block_rows: int = BLOCK_ROWS) -> Any:
     """Build a faiss index of ``documents``, (N, dim) float32.
 
     Args:
-        training_rows: documents, spread over all, that it learns its codes from, at most.
-        block_rows: documents that are added at a time.
+        training_rows: the most documents to learn the codes from, spread over all.
+        block_rows: documents added at a time.
 
     Raises:
         InputError: faiss cannot build such an index of so many documents, or a number is not finite.

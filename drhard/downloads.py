@@ -1,4 +1,4 @@
-"""Download files and checkpoints: resume, check, unpack. A file gets its name only when it is complete.
+"""Download files and checkpoints: resume, check, unpack. A file gets its name only when it is whole.
 
 This module needs only Python 3.9 and the standard library: it runs before anything is installed.
 """
@@ -63,7 +63,7 @@ class RemoteFile:
         return PurePosixPath(urlsplit(self.url).path).name
 
     def missing(self, folder: Path) -> list[str]:
-        """Return the names that are not in ``folder``. A file that has its name is complete.
+        """Return the names that are not in ``folder``. A file that has its name is whole.
 
         NAME.gz counts as NAME and NAME as NAME.gz, because the readers take either. The archive itself does not count
         as the file it becomes: otherwise an interrupted unpacking would never be repeated.
@@ -176,7 +176,7 @@ def _require(fits: bool, what: str, value: Any) -> None:
 
 
 def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: Progress) -> list[str]:
-    """Download ``file`` into ``folder`` and unpack it. An interrupted call is continued.
+    """Download ``file`` into ``folder`` and unpack it. An interrupted download resumes.
 
     Returns:
         The names of the files written.
@@ -196,7 +196,7 @@ def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: 
             digest = digest_md5(archive, progress)
             if digest not in file.md5:
                 raise InputError(
-                    f"{archive}: its md5 is {digest}, not {_either(file.md5)}; remove it and run this again"
+                    f"{archive}: its md5 is {digest}, not {_either(file.md5)}; remove it and run the same command again"
                 )
         else:
             _download_archive(file, archive, unpacked, headers, progress)
@@ -207,7 +207,7 @@ def download(file: RemoteFile, folder: Path, headers: dict[str, str], progress: 
 
 
 def forget_archive(file: RemoteFile, folder: Path) -> None:
-    """Remove the archive of ``file``, which is unpacked already, if a killed process left it."""
+    """Remove the archive of ``file``, which is already unpacked, if a killed process left it."""
     if list(file.names) != [file.archive]:
         (folder / file.archive).unlink(missing_ok=True)
 
@@ -237,7 +237,7 @@ def fetch(
     size_hint: int = 0,
     waits: Sequence[float] = WAITS,
 ) -> None:
-    """Download ``url`` to ``path``. Continue a partial file, and retry after passing faults.
+    """Download ``url`` to ``path``. Resume a partial file, and retry after passing faults.
 
     Args:
         size_hint: the expected number of bytes; 0 if unknown. Much more is refused.
@@ -321,7 +321,7 @@ def _fetch_rest(url: str, path: Path, headers: dict[str, str], progress: Progres
     """Make one attempt of :func:`fetch`. Raises _PassingFault if the connection ends too early."""
     done = _size(path)
     response, total = _ask(url, {**headers, "Range": f"bytes={done}-"} if done else headers)
-    if response is None:  # the server has no bytes after ours: the md5 decides whether our file is complete
+    if response is None:  # the server has no bytes after ours: the md5 decides whether our file is whole
         if total is not None and done != total:  # ours is longer: it is not the beginning of this file
             path.unlink()
             _fetch_rest(url, path, headers, progress, size_hint)
@@ -408,7 +408,9 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
         if is_checkpoint(folder):
             return
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder}: exists but is not a checkpoint; move it elsewhere and run this again")
+            raise InputError(
+                f"{folder}: exists but is not a checkpoint; move it elsewhere and run the same command again"
+            )
         unfinished = partial_path(folder)
         unfinished.mkdir(exist_ok=True)
         archive = folder.with_name(f"{folder.name}.archive")
@@ -426,7 +428,7 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
             kept = archive if checkpoint.is_archive else unfinished
             raise InputError(
                 f"{kept}: the download of {checkpoint.url} lacks a {CONFIG_FILE} with complete weights; remove it and "
-                "run this again"
+                "run the same command again"
             )
         for path in whole.iterdir():
             if path.is_file():
@@ -455,13 +457,13 @@ def _find_checkpoint(folder: Path) -> Path | None:
     """Return the shallowest folder in ``folder`` with a config and weights: Drive may keep them in a subfolder."""
     for config in sorted(folder.rglob(CONFIG_FILE), key=lambda path: len(path.parts)):
         if any(_is_whole(config.parent / name) for name in WEIGHTS_FILES):
-            read_object(config, {}, "remove it and run this again")
+            read_object(config, {}, "remove it and run the same command again")
             return config.parent
     return None
 
 
 def _is_whole(weights: Path) -> bool:
-    """Return whether a file can be complete weights: Drive may send a web page instead, or a download may break off."""
+    """Return whether a file can be whole weights: Drive may send a web page instead, or a download may break off."""
     if not weights.is_file():
         return False
     if weights.suffix != ".safetensors":
@@ -491,7 +493,7 @@ def import_gdown() -> ModuleType:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return whether ``folder`` is a checkpoint. It gets its name only when it is complete."""
+    """Return whether ``folder`` is a checkpoint. It gets its name only when it is whole."""
     return (folder / CONFIG_FILE).is_file()
 
 

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, NamedTuple
 from drhard.collection import Collection
 from drhard.encoder import Encoder, MixedPrecision, check_tokens
 from drhard.errors import InputError
-from drhard.files import claim, disk_faults, partial_path, sync, write_whole_file
+from drhard.files import DiskFault, claim_partial, disk_faults, partial_path, sync, write_whole_file
 from drhard.prefetch import prefetch
-from drhard.provenance import check_made_from, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
+from drhard.provenance import check_made_from, digest_sample, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -65,23 +65,26 @@ def encode(
     stamp = _make_stamp(model, tokens, dtype)
     if path.exists():
         _check(path, stamp)
-        log.info("%s exists already and is used again", path)
+        log.info("%s already exists; reusing it", path)
         return int(stamp["dim"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_faults(path), claim(partial_path(path), path) as file:
+    with claim_partial(path) as file:
         if path.exists():  # finished by another process since we looked
             partial_path(path).unlink()
             _check(path, stamp)
             return int(stamp["dim"])
-        done = _resume(path, stamp, file)
+        with disk_faults(path):
+            done = _resume(path, stamp, file)
         try:
             with closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows:
                 _write_windows(file, _require_finite(windows, path, dtype))
+        except DiskFault:  # a later run keeps what was written
+            raise
         except InputError:  # the unfinished file is of no use
             partial_path(path).unlink()
             stamp_path(path).unlink()
             raise
-        _finish(path, stamp)
+        with disk_faults(path):
+            _finish(path, stamp)
     return int(stamp["dim"])
 
 
@@ -283,6 +286,11 @@ def open_document_embeddings(path: Path, dim: int, collection: Collection) -> np
         words = {"tokens": f"was made from other texts than those in {passages.path}"}
         check_made_from(path, stamp, {"tokens": passages.digest()}, words, ONE_COLLECTION)
     return documents
+
+
+def digest_embeddings(embeddings: np.ndarray) -> str:
+    """Return a digest that tells ``embeddings`` (rows, dim) from others: their number, SHA-256 of a thousand rows."""
+    return f"{len(embeddings)}-{digest_sample(embeddings)}"
 
 
 def read_embedding_stamp(path: Path) -> dict[str, Any] | None:

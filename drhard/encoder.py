@@ -129,6 +129,18 @@ def embed_in_chunks(
     return torch.cat(embeddings)[order.argsort()]
 
 
+def check_finite(model: nn.Module, where: str, way_out: str) -> None:
+    """Raise InputError if a weight of ``model`` is not finite.
+
+    Args:
+        where: the start of the message: the checkpoint, or the step of a training.
+        way_out: the end of the message: what is wrong, or what the user can do.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{where}: the weights of {name} are not finite; {way_out}")
+
+
 def check_tokens(model: Encoder, tokens: TokenMemmap) -> None:
     """Check that ``model`` can read ``tokens``. From then on, ``tokens`` checks the ids of each batch as well.
 

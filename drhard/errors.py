@@ -1,4 +1,4 @@
-"""Report bad input: one exception type, which becomes one sentence and exit code 2 in one place."""
+"""Report bad input: one exception type, which :func:`command` turns into a one-line error and exit code 2."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             _end(f"out of memory{f' ({error})' if str(error) else ''}; free some or use a larger machine")
         except KeyboardInterrupt:
             _close_bars()
-            print("stopped; run the same command again to continue", file=sys.stderr)
+            print("stopped; run the same command again to resume", file=sys.stderr)
             sys.exit(130)
 
     return run

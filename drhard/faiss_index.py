@@ -34,7 +34,7 @@ class FaissIndex:
     Args:
         shards: faiss indexes (inner product), in the order of their rows; a single one on the CPU.
         progress: show a bar over the queries of :meth:`passes`.
-        results_at_once: the most that :meth:`passes` yields together, whatever k is.
+        results_at_once: the most results that :meth:`passes` yields together, for any k.
     """
 
     def __init__(self, shards: Sequence[Any], progress: bool = False, results_at_once: int = RESULTS_AT_ONCE):
@@ -152,7 +152,7 @@ def check_gpus(gpus: Sequence[int], k: int = 1) -> None:
     if not hasattr(faiss, "GpuIndexFlatIP"):
         raise InputError(
             "the installed faiss has no GPU support; install requirements.txt on a machine with a GPU, "
-            "or leave the flag out to search on the CPU"
+            "or omit the flag to search on the CPU"
         )
     require_gpu()  # without a GPU, faiss would abort the process
     for gpu in gpus:

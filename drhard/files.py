@@ -1,6 +1,6 @@
 """Read files with checks. Write them whole, one writer at a time.
 
-A file gets its name only when it is complete. Until then it is ``NAME.partial``, locked while its writer lives. The
+A file gets its name only when it is whole. Until then it is ``NAME.partial``, locked while its writer lives. The
 finished file is flushed to the disk, then renamed.
 
 This module needs only Python 3.9 and the standard library: download_data.py runs before anything is installed.
@@ -12,6 +12,7 @@ import errno
 import fcntl
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
@@ -31,11 +32,12 @@ LOCK_FILE = ".lock"  # in a folder that a process is writing
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # errors of a file system without locks
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 PROBE_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 18
 BOM = "\ufeff"  # the byte-order mark with which some editors start a text
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name of ``path`` until it is complete."""
+    """Return the name of ``path`` until it is whole."""
     return path.with_name(f"{path.name}.partial")
 
 
@@ -49,14 +51,16 @@ def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
         target: the path to name in errors.
 
     Raises:
-        InputError: another process has claimed it.
+        InputError: another process has claimed it; or, by the file's methods, the disk is full or fails.
     """
     while True:
-        with open(unfinished, "ab") as file:
+        with io.BufferedWriter(_Raw(unfinished, "a", target), BUFFER_BYTES) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{target}: another process is writing it; wait for it, then run this again") from None
+                raise InputError(
+                    f"{target}: another process is writing it; wait for it, then run the same command again"
+                ) from None
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
@@ -69,6 +73,20 @@ def claim(unfinished: Path, target: Path) -> Iterator[BinaryIO]:
                 yield file
                 return
         # The former writer renamed or removed the file after we opened it: claim the new one.
+
+
+@contextmanager
+def claim_partial(path: Path) -> Iterator[BinaryIO]:
+    """Claim ``{path}.partial``, as :func:`claim` does. Make its folder if it is missing.
+
+    Raises:
+        InputError: another process is writing ``path``, or the disk is full or fails.
+    """
+    with ExitStack() as stack:
+        with disk_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(claim(partial_path(path), path))
+        yield file
 
 
 @contextmanager
@@ -103,38 +121,85 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         InputError: another process is writing ``path``, or the disk is full or fails.
     """
     path = Path(path)
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with claim(partial_path(path), path) as claimed:
-            claimed.truncate(0)
-            try:
-                yield partial_path(path)
-                sync(partial_path(path))
-                os.replace(partial_path(path), path)
-            except BaseException:  # not "finally": once renamed, the name may be another process's claim
-                partial_path(path).unlink(missing_ok=True)
-                raise
+    with _replacing(path) as unfinished, disk_faults(path):
+        yield unfinished
 
 
 @contextmanager
 def write_whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """Do as :func:`write_whole`, but yield a binary file. Check its size before the rename.
 
-    np.save, torch.save and faiss write to this file through Python, so a disk error keeps its reason.
+    np.save, torch.save and faiss write to this file through Python, so a disk error keeps its reason. An error of the
+    block that does not come from writing this file is left as it is.
     """
-    with write_whole(path) as unfinished, open(unfinished, "wb") as file:
+    path = Path(path)
+    with _replacing(path) as unfinished, _open(unfinished, path) as file:
         counted = _Counted(file)
         yield counted  # type: ignore[misc]
         file.flush()
         if os.fstat(file.fileno()).st_size != counted.bytes:
-            raise OSError(errno.EIO, "the disk lost a part of it", str(path))
+            with disk_faults(path):
+                raise OSError(errno.EIO, "the disk lost a part of it", str(path))
 
 
 @contextmanager
 def write_whole_text(path: str | Path) -> Iterator[IO[str]]:
-    """Do as :func:`write_whole`, but yield a text file: UTF-8, lines end with a line feed."""
-    with write_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-        yield file
+    """Do as :func:`write_whole_file`, but yield a text file: UTF-8, lines end with a line feed."""
+    path = Path(path)
+    with _replacing(path) as unfinished, _open(unfinished, path) as file, _as_text(file) as text:
+        yield text
+
+
+def _as_text(file: BinaryIO) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of an empty file, and rename it to ``path`` if the block succeeds."""
+    with claim_partial(path) as claimed:
+        try:
+            with disk_faults(path):
+                claimed.truncate(0)
+            yield partial_path(path)
+            with disk_faults(path):
+                sync(partial_path(path))
+                os.replace(partial_path(path), path)
+        except BaseException:  # not "finally": once renamed, the name may be another process's claim
+            partial_path(path).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _open(unfinished: Path, path: Path) -> Iterator[BinaryIO]:
+    """Open ``unfinished`` to write. An error of writing it raises DiskFault, whatever a library makes of that."""
+    raw = _Raw(unfinished, "w", path)
+    try:
+        with io.BufferedWriter(raw, BUFFER_BYTES) as file:
+            yield file
+    except Exception:
+        if raw.fault is not None:
+            raise raw.fault from None
+        raise
+
+
+class _Raw(io.FileIO):
+    """A file to write, without a buffer. Its last error of the disk is ``fault``. Errors call it ``path``."""
+
+    def __init__(self, unfinished: Path, mode: str, path: Path):
+        with disk_faults(path):
+            super().__init__(str(unfinished), mode)
+        self.path = path
+        self.fault: DiskFault | None = None
+
+    def write(self, data: Any) -> int:
+        """Write some of ``data``. Raises DiskFault if the disk is full or fails."""
+        try:
+            with disk_faults(self.path):
+                return super().write(data)
+        except DiskFault as fault:
+            self.fault = fault
+            raise
 
 
 @contextmanager
@@ -142,7 +207,7 @@ def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
     """Do as :func:`write_whole` for a folder: yield an empty folder to write files into.
 
     If the block succeeds, a new ``folder`` appears at once. If ``folder`` exists, the files are moved into it one by
-    one: the old ``last`` is removed first and the new one is moved last. A folder with this file is therefore complete.
+    one: the old ``last`` is removed first and the new one is moved last. A folder with this file is therefore whole.
 
     Raises:
         InputError: another process is writing ``folder``, or the disk is full or fails.
@@ -186,7 +251,7 @@ def remove_unfinished(folder: Path, pattern: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder. It is renamed first, so that a half-removed folder is never taken for a complete one."""
+    """Remove a folder. It is renamed first, so that a half-removed folder is never taken for a whole one."""
     shutil.rmtree(partial_path(folder), ignore_errors=True)
     os.replace(folder, partial_path(folder))
     shutil.rmtree(partial_path(folder), ignore_errors=True)
@@ -214,17 +279,24 @@ class _Counted:
         return self.bytes
 
 
+class DiskFault(InputError):
+    """A disk is full or fails. What is written already may be of use once that is fixed."""
+
+
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turn an error of the block into an InputError if the disk of ``path`` is full or fails.
+    """Turn an error of the block into a DiskFault if the disk of ``path`` is full or fails.
 
-    Libraries report a full disk by many kinds of errors, some without a reason. So we test the disk itself.
+    The block should only write ``path``: a system's error often names no file. One that names another file is left as
+    it is. Libraries report a full disk by many kinds of errors, some without a reason. So we test the disk itself.
     """
     try:
         yield
     except InputError:
         raise
     except OSError as error:
+        if _names_another(error, path):
+            raise
         if error.errno in DISK_FAULTS:
             _refuse_disk(path, error)
         if error.errno is None:
@@ -235,8 +307,16 @@ def disk_faults(path: Path) -> Iterator[None]:
         raise
 
 
+def _names_another(error: OSError, path: Path) -> bool:
+    """Return whether ``error`` names files, but neither ``path`` nor what is made on the way to it."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    ours = {str(path), *map(str, path.parents)}
+    inside = (f"{path}{os.sep}", str(partial_path(path)))
+    return bool(names) and not any(name in ours or name.startswith(inside) for name in names)
+
+
 def _ask_disk(path: Path) -> None:
-    """Raise InputError if the disk of ``path`` cannot hold another megabyte."""
+    """Raise DiskFault if the disk of ``path`` cannot hold another megabyte."""
     try:
         with tempfile.TemporaryFile(dir=find_folder_above(path)) as probe:
             probe.write(bytes(PROBE_BYTES))
@@ -252,7 +332,7 @@ def _refuse_disk(path: Path, error: OSError) -> NoReturn:
     while not mount.is_mount():
         mount = mount.parent
     free = shutil.disk_usage(folder).free
-    raise InputError(
+    raise DiskFault(
         f"{path}: {error.strerror} (the disk mounted at {mount} has {free / 1e9:.1f} GB free); "
         "fix this and run the same command again"
     ) from None

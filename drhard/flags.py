@@ -1,4 +1,4 @@
-"""The flags that several scripts share: names, defaults and help texts, each in one place.
+"""The flags for encoding and searching, most of which several scripts share. Each is defined once.
 
 This module is light to import, so a mistyped flag is reported before torch is loaded.
 """

@@ -1,4 +1,4 @@
-"""Read and write ``hard.json``, the file of hard negatives.
+"""Read and write ``hard.json``, the file of hard negatives; open the pool of negatives of a training.
 
 MS MARCO's file has 800 MB on one line, so it is read in parts of whole entries.
 """
@@ -13,6 +13,7 @@ from drhard.errors import InputError, reason_of
 from drhard.files import BOM, require_file, write_whole_text
 from drhard.msmarco import LARGEST_ID, parse_number
 from drhard.negatives import HardNegatives
+from drhard.strategies import AnyDocument, Pool, Strategy
 
 import numpy as np
 
@@ -172,3 +173,19 @@ def _complain(path: Path, entries: bytes, documents: int) -> NoReturn:
 
 def _shown(text: bytes) -> str:
     return repr(text[:40].decode("utf-8", "replace"))
+
+
+def open_pool(strategy: Strategy, path: Path | None, relevant: Iterable[int], documents: int) -> Pool | None:
+    """Return the negatives of a static training: given hard negatives, or all documents. None if they must be mined.
+
+    Args:
+        path: ``hard.json``, if it is given.
+        relevant: query rows.
+        documents: the number of documents.
+
+    Raises:
+        InputError: as :func:`read_hard_negatives`.
+    """
+    if path is not None:
+        return read_hard_negatives(path, relevant, documents)
+    return None if strategy.mined else AnyDocument(documents)

@@ -1,4 +1,4 @@
-"""The index protocol: the methods of every index of document vectors, and the checks before a search.
+"""The index protocol: the methods of every index of document embeddings, and the checks before a search.
 
 :class:`drhard.exact.ExactIndex` and :class:`drhard.faiss_index.FaissIndex` follow it. :mod:`drhard.backends` has a
 backend for each.

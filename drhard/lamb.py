@@ -38,7 +38,7 @@ class Lamb(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; ``closure``, if given, computes the loss anew."""
+        """Take one step; ``closure``, if given, computes the loss again."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

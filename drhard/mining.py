@@ -89,7 +89,7 @@ def mine_bm25_negatives(
         without = np.flatnonzero(found.rows[:, 0] < 0)
         if len(without):
             log.warning(
-                "%d of %d queries share no word with any document, so BM25 finds nothing for them; the first is %s",
+                "%d of %d queries share no word with any passage, so BM25 finds nothing for them; the first is %s",
                 len(without),
                 len(queries),
                 shorten(queries[without[0]]),

@@ -1,6 +1,6 @@
 """The text formats of collections: the names of MS MARCO's files, and the parsers of their lines.
 
-To add a format, write the parsers of its lines here and make a :class:`Corpus` of them.
+To add a format, write a parser of its lines here, make a :class:`Corpus` of it, and add that to :data:`CORPORA`.
 """
 
 import re

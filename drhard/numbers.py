@@ -1,4 +1,4 @@
-"""Ranges for the numbers in flags and settings. A number outside its range is reported in one sentence."""
+"""Ranges for the numbers in flags and settings. A number outside its range gives a one-line error."""
 
 from __future__ import annotations
 

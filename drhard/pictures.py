@@ -36,7 +36,7 @@ class Curves:
         tag: TensorBoard's.
         axis: what the y-axis shows.
         log: whether its scale is logarithmic.
-        unless: leave out trainings that also have the curve with this tag.
+        unless: skip trainings that also have the curve with this tag.
     """
 
     tag: str

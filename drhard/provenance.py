@@ -103,15 +103,20 @@ def check_record(folder: Path, found: Mapping[str, Any], expected: Mapping[str, 
     """Raise InputError, ending with ``way_out``, unless the training in ``folder`` was begun with ``expected``.
 
     Args:
-        found: what it was begun with, by its own record.
+        found: what it was begun with, by its own record. Earlier versions recorded less.
     """
+    lacking = next((field for field in expected if field not in found), None)
+    if lacking is not None:
+        raise InputError(
+            f"{folder}: an earlier version began the training there and did not record its {lacking}; {way_out}"
+        )
     words = {}
     for field, value in expected.items():
-        begun = found.get(field)
+        begun = found[field]
         digests = all(isinstance(one, str) and len(one) >= DIGEST_DIGITS for one in (begun, value))
         differs = f"another {field}" if digests and field != "index" else f"{field} {begun}, not {value}"
         words[field] = f"the training there was begun with {differs}"
-    check_made_from(folder, {field: found.get(field) for field in expected}, expected, words, way_out)
+    check_made_from(folder, found, expected, words, way_out)
 
 
 def digest_record(record: Mapping[str, Any]) -> str:
@@ -144,7 +149,7 @@ def read_sealed_step(folder: Path) -> int:
 
 
 def find_fault(folder: Path, record: Mapping[str, Any], needed: Iterable[str]) -> str | None:
-    """Return why ``folder`` is not a complete checkpoint of the training; None if it is one.
+    """Return why ``folder`` is not a whole checkpoint of the training; None if it is one.
 
     Args:
         record: what decides the outcome of the training.

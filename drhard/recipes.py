@@ -15,7 +15,10 @@ CHECKPOINT, SCRATCH = "checkpoint", "scratch"  # the origin of a row's models: p
 
 @dataclass(frozen=True)
 class Step:
-    """A command and the file or folder that it writes last. The step is done once that exists."""
+    """A command, and a file or folder that appears only when the command's results are whole.
+
+    The step is done once that exists.
+    """
 
     makes: Path
     command: str
@@ -25,8 +28,8 @@ def make_step(makes: str, *command: str) -> Step:
     """Return a step.
 
     Args:
-        makes: the file or folder that the command writes last, as one word of the shell.
-        command: the parts of the command, joined by blanks. Empty parts are left out.
+        makes: the file or folder that shows that the results are whole, as one word of the shell.
+        command: the parts of the command, joined by blanks. Empty parts are dropped.
     """
     return Step(unquote(makes), " ".join(filter(None, command)))
 
@@ -50,7 +53,7 @@ class Measure:
     """A column of a table."""
 
     name: str
-    mode: str  # the split whose queries are measured
+    mode: str  # whose queries are measured
     measure: str  # its name in ir_measures
 
 

@@ -249,7 +249,7 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
     """Answer the table's questions by paired tests over queries. A query's value is its mean over the seeds.
 
     For each measure, Holm's method corrects the p-values over the questions. The first measure gives the answer.
-    Questions about rows that were not measured are left out.
+    Questions about rows that were not measured are skipped.
     """
     measured = _whole_rows(rows)
     questions = [question for question in table.questions if {question.row, question.than} <= measured.keys()]

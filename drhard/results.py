@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from drhard.errors import InputError
-from drhard.files import claim, disk_faults, partial_path
+from drhard.files import claim_partial, disk_faults, partial_path
 from drhard.provenance import read_stamp, stamp_path, write_stamp
 
 import numpy as np
@@ -54,14 +54,12 @@ def search_on_disk(
     """
     unfinished = partial_path(path)
     record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # for each query
-    with disk_faults(unfinished):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with claim(unfinished, path) as file:
-            _search(file, unfinished, dict(made_from, k=k), queries, record, search)
-            found = np.memmap(unfinished, dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
-            yield Results(found["scores"], found["rows"])
-            stamp_path(unfinished).unlink(missing_ok=True)
-            unfinished.unlink()
+    with claim_partial(path) as file:
+        _search(file, unfinished, dict(made_from, k=k), queries, record, search)
+        found = np.memmap(unfinished, dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
+        yield Results(found["scores"], found["rows"])
+        stamp_path(unfinished).unlink(missing_ok=True)
+        unfinished.unlink()
 
 
 def _search(
@@ -74,7 +72,8 @@ def _search(
 ) -> None:
     """Search until ``file``, open at ``path``, has a ``record`` for each query."""
     done = _read_done(path, made_from, os.fstat(file.fileno()).st_size // record.itemsize)
-    file.truncate(done * record.itemsize)
+    with disk_faults(path):
+        file.truncate(done * record.itemsize)
     if not done:
         write_stamp(path, made_from | {"done": 0})
     elif done < queries:
@@ -91,7 +90,8 @@ def _search(
                 raise InputError(f"{path}: a score is not finite; numbers in the embeddings or the index are too large")
             file.write(block.data)
         file.flush()
-        os.fsync(file.fileno())
+        with disk_faults(path):
+            os.fsync(file.fileno())
         done += len(rows)
         write_stamp(path, made_from | {"done": done})
 
@@ -99,7 +99,8 @@ def _search(
 def _read_done(path: Path, made_from: dict[str, Any], written: int) -> int:
     """Return how many queries an earlier search has completed, of the ``written`` results in its file.
 
-    Part of a pass does not count: a search of the rest alone would round otherwise, and near ties might swap.
+    A partial pass is discarded. Searching only the remaining queries would round scores differently, and near ties
+    could swap.
     """
     try:
         stamp = read_stamp(path, {"done": int})

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.collection import Collection
-from drhard.embeddings import write_row_numbers
+from drhard.embeddings import digest_embeddings, write_row_numbers
 from drhard.encoder import Encoder
-from drhard.provenance import digest_sample
 from drhard.results import Results, results_path, search_on_disk
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import TokenMemmap
@@ -64,12 +63,12 @@ def search_embeddings(
         results: their file; see :func:`drhard.results.search_on_disk`.
     """
     index = searching.open(documents, topk)
-    made_from = {"queries": _identity(queries), "documents": _identity(documents), "index": searching.outcome()}
+    made_from = {
+        "queries": digest_embeddings(queries),
+        "documents": digest_embeddings(documents),
+        "index": searching.outcome(),
+    }
     with search_on_disk(
         results, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)
     ) as found:
         yield found
-
-
-def _identity(embeddings: np.ndarray) -> str:
-    return f"{len(embeddings)}-{digest_sample(embeddings)}"

@@ -3,6 +3,7 @@
 Runs are read query by query. A large run would take many gigabytes of memory.
 """
 
+import errno
 import functools
 import hashlib
 import itertools
@@ -226,7 +227,17 @@ def _queries(path: str | Path) -> Iterator[tuple[str, list[tuple[int, list[str]]
         for qid, lines in itertools.groupby(_lines(path), key=_qid):
             yield qid, list(lines)
         return
-    with ExitStack() as stack:  # split the run, so that only one part at a time is in memory
+    try:
+        yield from _put_together(path, places)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # the run is only read
+            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
+        raise
+
+
+def _put_together(path: str | Path, places: Mapping[str, int]) -> Iterator[tuple[str, list[tuple[int, list[str]]]]]:
+    """Do as :func:`_queries` for scattered queries: split the run, so that only one part at a time is in memory."""
+    with ExitStack() as stack:
         open_part = functools.partial(tempfile.TemporaryFile, "w+", encoding="utf-8", newline="\n")
         parts = [stack.enter_context(open_part()) for _ in range(PARTS)]
         for number, fields in _lines(path):
@@ -283,7 +294,7 @@ def convert_run(
             rank. Without that file, scores are 1/rank, with a warning.
 
     Returns:
-        False if ``target`` exists already, made from the same files with the same settings.
+        False if ``target`` already exists, made from the same files with the same settings.
 
     Raises:
         InputError: as :func:`read_run`; ``source`` was made with other ids; the collection or the file of scores lacks
@@ -326,7 +337,7 @@ def _is_made_from(target: Path, made_from: Mapping[str, str | None]) -> bool:
 
 def _refuse_target(target: Path) -> NoReturn:
     raise InputError(
-        f"{target}: exists already and was made from something else; delete it or name another --output_dir"
+        f"{target}: already exists and was made from something else; delete it or name another --output_dir"
     )
 
 
@@ -370,7 +381,7 @@ class _Scores:
         if not path.exists():
             log.warning("%s: no such file; the scores of the TREC run are 1/rank", path)
             return cls(path, None)
-        scores = np.array(read_array(path, "retrieve again"))  # a copy, to change it
+        scores = np.array(read_array(path, "run the command that wrote it again"))  # a copy, to change it
         if scores.ndim != 2 or scores.dtype != np.float32:
             raise InputError(f"{path}: expected float32 scores of queries x ranks")
         with np.errstate(over="ignore"):  # faiss gives the least float32 if it finds nothing
@@ -390,6 +401,8 @@ class _Scores:
             )
         scores = self._scores[query_row, :count]
         if not np.isfinite(scores).all():
-            raise InputError(f"{self.path}: has scores of query {query_row} that are not finite; retrieve again")
+            raise InputError(
+                f"{self.path}: has scores of query {query_row} that are not finite; run the command that wrote it again"
+            )
         values: list[float] = scores.tolist()
         return values

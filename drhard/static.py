@@ -1,229 +1,203 @@
-"""Static training: STAR and its baselines. The Trainer trains both encoders with negatives drawn from fixed pools."""
+"""Static training: STAR and its baselines. One encoder of queries and passages learns from pools of negatives."""
 
-import json
-import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self
 
-from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
-from drhard.encoder import embed_in_chunks
-from drhard.files import partial_path, remove_folder, write_whole_folder
-from drhard.hub import TOKENIZER_FILES
-from drhard.lamb import Lamb
-from drhard.losses import pairwise_loss
-from drhard.model_folder import save_encoder
-from drhard.provenance import write_seal
-from drhard.sampling import TrainingDataset
-from drhard.training import Events, check_loss, check_trained, group_parameters, warn_of_long_warmup
+from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, open_training
+from drhard.collection import Collection
+from drhard.encoder import Encoder, check_tokens
+from drhard.errors import InputError
+from drhard.files import digest_file, write_json
+from drhard.hard_json import HARD_FILE, read_hard_negatives, write_hard_negatives
+from drhard.mining import mine_hard_negatives
+from drhard.negatives import HardNegatives, keep_queries_with_negatives
+from drhard.provenance import find_difference, is_unchanged, read_sealed_step, read_stamp, write_stamp
+from drhard.retrieval import Retriever
+from drhard.sampling import Collator, TrainingDataset
+from drhard.settings import EncodingSettings, SearchSettings
+from drhard.strategies import STRATEGIES, Pool
+from drhard.trainer import StaticTrainer
+from drhard.trainer_flags import DATA, OWN, WORKING, outcome
+from drhard.training import Events, make_record
 
-import torch
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.integrations import TensorBoardCallback
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
+
+MINED = 200  # hard negatives to mine for each query if none are given; prepare_hardneg.py's default
+# Fields of the record that decide which hard negatives are mined.
+MINED_FROM = ("init_path", "config", "queries", "documents", "max_query_length", "max_doc_length", "judgements")
 
 
-class EpochDraws(TrainerCallback):
-    """Tells the data set its epoch. The Trainer itself does not if it resumes in the middle of an epoch."""
+@dataclass(frozen=True)
+class StaticInput:
+    """What a static training learns from."""
 
-    def __init__(self, dataset: TrainingDataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Set the epoch of the data set."""
-        self.dataset.set_epoch(int(state.epoch or 0))
+    collection: Collection  # the train queries and the passages
+    relevant: Mapping[int, Sequence[int]]  # query row -> relevant passage rows
+    pool: Pool | None  # the negatives; None: the training mines hard negatives itself
 
 
-class TrainingLines(ProgressCallback):
-    """Shows a bar. Prints a line of JSON with the step and its numbers whenever the Trainer logs."""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the bar."""
-        self.current_step = state.global_step
-        if state.is_world_process_zero:
-            self.training_bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                dynamic_ncols=True,
-                disable=args.disable_tqdm,
-                unit="step",
-                desc="training",
-            )
-
-    def close(self) -> None:
-        """Close the bar, so that an error message starts on a line of its own."""
-        if self.training_bar is not None:
-            self.training_bar.close()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        """Print a line of JSON."""
-        if state.is_world_process_zero and self.training_bar is not None:
-            numbers = {name: float(f"{value:.4g}") for name, value in (logs or {}).items() if name != "total_flos"}
-            self.training_bar.write(json.dumps({"step": state.global_step} | numbers))
-
-
-class EventsCallback(TensorBoardCallback):
-    """Writes TensorBoard's events with :class:`drhard.training.Events`, which report a full disk clearly."""
-
-    def on_train_begin(self, *arguments: Any, **options: Any) -> None:
-        """Write the settings."""
-        with self.tb_writer.faults():
-            super().on_train_begin(*arguments, **options)
-
-    def on_log(self, *arguments: Any, **options: Any) -> None:
-        """Write the numbers of a step."""
-        with self.tb_writer.faults():
-            super().on_log(*arguments, **options)
-
-
-class StaticTrainer(Trainer):
-    """transformers' Trainer with the pairwise loss, the published optimizers and whole checkpoints.
+class StaticTraining:
+    """A static training. :meth:`open` resumes one that was stopped, :meth:`run` trains to the end.
 
     Args:
-        optimizer_str: "lamb" or "adamw".
-        tokenizer_from: the checkpoint to copy tokenizer files from into each checkpoint.
-        chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
-        record: the settings and input that decide the outcome, for the seals of checkpoints.
-        events: TensorBoard's events; None to write none.
-        arguments: the arguments of Trainer. The data collator must be a :class:`drhard.sampling.Collator`.
+        model: the encoder to train, with its initial weights.
+        flags: the flags of star/train.py.
+        args: the Trainer's arguments, made from the flags.
+        tokenizer_from: the folder of the checkpoint to copy tokenizer files from into each checkpoint.
+
+    Attributes:
+        record: the settings and input that decide the outcome. A training resumes only if all of this is the same.
+        relevant: query row -> relevant passage rows, of the queries to train on.
+        pool: the negatives; None as long as they must be mined.
+        start: the checkpoint to start from; None for the model itself.
+
+    Raises:
+        InputError: the model cannot read the tokens.
     """
 
     def __init__(
         self,
-        *,
-        optimizer_str: str,
-        tokenizer_from: str | Path,
-        chunk_size: int,
-        record: Mapping[str, Any],
-        events: Events | None = None,
-        **arguments: Any,
+        model: Encoder,
+        data: StaticInput,
+        flags: Namespace,
+        args: TrainingArguments,
+        tokenizer_from: Path,
     ):
-        super().__init__(**arguments)
-        for printer in (PrinterCallback, ProgressCallback):
-            self.remove_callback(printer)
-        self.lines = TrainingLines()
-        self.add_callback(self.lines)
-        if events is not None:
-            self.add_callback(EventsCallback(events))
-        self.add_callback(EpochDraws(self.train_dataset))
-        self.optimizer_str = optimizer_str
-        self.tokenizer_from = tokenizer_from
-        self.chunk_size = chunk_size
-        self.record = record
+        self.collection = data.collection
+        for tokens in (self.collection.queries("train"), self.collection.passages):
+            check_tokens(model, tokens)
+        self.model, self.flags, self.args, self.tokenizer_from = model, flags, args, tokenizer_from
+        self.strategy = STRATEGIES[flags.negatives]
+        self.searching = SearchSettings.from_flags(flags, flags.no_cuda)
+        self.output_dir = Path(args.output_dir)
+        self.hard_path = self.output_dir / HARD_FILE
+        self.record = self._make_record(data.relevant)
+        self.relevant, self.pool = data.relevant, data.pool
+        self.start: Path | None = None
+        if data.pool is not None:
+            self._draw_from(data.pool)
 
-    loss = staticmethod(pairwise_loss)  # a derived class may replace it
+    @classmethod
+    def open(
+        cls,
+        model: Encoder,
+        data: StaticInput,
+        flags: Namespace,
+        args: TrainingArguments,
+        tokenizer_from: Path,
+    ) -> Self:
+        """Open the training in ``--output_dir``. Start from its checkpoint if it was stopped there.
 
-    def complete(self, checkpoint: Path | None) -> None:
-        """Train to the end, from ``checkpoint`` or from the start, and write the model.
+        The caller must be the sole writer of the folder. ``--overwrite_output_dir`` removes an earlier training.
 
         Raises:
-            InputError: a loss or a weight is not finite, or a disk is full.
+            InputError: as the constructor and :func:`drhard.checkpoints.open_training`; or several processes would
+                have to mine.
         """
-        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE)) if checkpoint else None
-        if state and state.global_step >= state.max_steps:  # the Trainer would take another step
-            self._load_from_checkpoint(str(checkpoint))
-            self.state = state
-        else:
-            try:
-                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            finally:
-                self.lines.close()
-        self.save_model()
-        if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            names = [name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (folder / name).is_file()]
-            write_seal(folder, self.state.global_step, self.record, names)
+        training = cls(model, data, flags, args, tokenizer_from)
+        training._resume()
+        return training
 
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
-    ) -> torch.Tensor | tuple[torch.Tensor, None]:
-        """Return the loss of a batch that :class:`drhard.sampling.Collator` made."""
-        # Under DataParallel, the Trainer itself does not turn on mixed precision.
-        with self.accelerator.autocast():
-            queries = self._embed(model, inputs["query"])  # (B, dim)
-            # Positives and drawn negatives go separately, so that neither is padded to the other's length.
-            documents = [self._embed(model, inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
-        with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
-            scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
-            positive = torch.arange(len(scores), device=scores.device)
-            loss = self.loss(scores, positive, inputs["negatives"])
-        check_loss(loss, self.state.global_step + 1)
-        return (loss, None) if return_outputs else loss
+    @property
+    def finished(self) -> bool:
+        """Whether ``--output_dir`` holds the model of this training."""
+        return self.start == self.output_dir
 
-    def _embed(self, model: torch.nn.Module, sequences: dict[str, torch.Tensor]) -> torch.Tensor:
-        return (
-            embed_in_chunks(model, **sequences, chunk_size=self.chunk_size) if self.chunk_size else model(**sequences)
+    def mine(self) -> Pool:
+        """Mine hard negatives with the initial model into :attr:`hard_path`, to draw from them.
+
+        Raises:
+            InputError: as :func:`drhard.mining.mine_hard_negatives`.
+        """
+        encoding = EncodingSettings(self.args.per_device_eval_batch_size, self.args.device)
+        retriever = Retriever(self.model, encoding, self.searching)
+        folder = self.output_dir / MINING_FOLDER
+        with mine_hard_negatives(retriever, self.collection, "train", folder, self._topk) as mined:
+            write_hard_negatives(self.hard_path, mined.hard)
+            write_stamp(self.hard_path, self._mined_from() | {"sha256": digest_file(self.hard_path)})
+        self._draw_from(mined.hard)
+        return mined.hard
+
+    def run(self) -> None:
+        """Train to the end and write the model. Mine first if that was not done.
+
+        Raises:
+            InputError: a loss or a weight is not finite, or a disk is full; or as :meth:`mine`.
+        """
+        pool = self.mine() if self.pool is None else self.pool
+        if self.args.process_index == 0:
+            write_json(self.output_dir / RECORD_FILE, self.record, indent=1)  # marks the folder as this training's
+        flags, args = self.flags, self.args
+        drawn = self.strategy.count_drawn(flags.per_query_hard_num)
+        done = read_sealed_step(self.start) if self.start else 0
+        writes_events = "tensorboard" in flags.report_to and args.process_index == 0
+        pad_id = self.model.config.pad_token_id
+        trainer = StaticTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=TrainingDataset(self.relevant, pool, drawn, args.seed),
+            data_collator=Collator(self.collection, self.relevant, self.strategy, pad_id, flags.padding),
+            optimizer_str=flags.optimizer_str,
+            tokenizer_from=self.tokenizer_from,
+            chunk_size=flags.chunk_size,
+            record=self.record,
+            events=Events(flags.logging_dir, done) if writes_events else None,
         )
+        trainer.complete(self.start)
 
-    optimizer: Optimizer | None
+    def _draw_from(self, pool: Pool) -> None:
+        self.pool = pool
+        if isinstance(pool, HardNegatives):
+            self.relevant = keep_queries_with_negatives(self.relevant, pool)
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
-        """Return LAMB or AdamW, without decay for biases and for LayerNorm weights inside RoBERTa."""
-        if self.optimizer is None:
-            kind: Any = {"lamb": Lamb, "adamw": AdamW}[self.optimizer_str]
-            self.optimizer = kind(
-                group_parameters(model or self.model, self.args.weight_decay),
-                lr=self.args.learning_rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-            )
-        return cast(Optimizer, self.optimizer)
+    # Resuming
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """Return the Trainer's scheduler. Warn if its warm-up is as long as the training."""
-        warn_of_long_warmup(self.args.get_warmup_steps(num_training_steps), num_training_steps)
-        return cast(LRScheduler, super().create_scheduler(num_training_steps, optimizer))
+    def _make_record(self, relevant: Mapping[int, Sequence[int]]) -> dict[str, Any]:
+        given = self.flags.hardneg_path
+        mined = "mined with --init_path" if self.strategy.mined else None
+        return {
+            **make_record(self.model, self.collection.queries("train"), relevant, StaticTrainer.loss),
+            **outcome(self.flags, {**DATA, **OWN}),
+            **outcome(self.args, WORKING),
+            "documents": self.collection.passages.digest(),
+            "hard negatives": digest_file(given) if given else mined,
+            "train_batch_size": self.args.train_batch_size,
+            "world_size": self.args.world_size,
+        }
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log numbers, except those that are not finite: mixed precision skips a step whose gradient norm is not."""
-        super().log({name: value for name, value in logs.items() if math.isfinite(value)}, start_time)
+    def _resume(self) -> None:
+        """Find the checkpoint to start from, and hard negatives that were mined. Process 0 decides for all."""
+        start = None
+        if self.args.process_index == 0:
+            asked = Path(self.flags.resume_from_checkpoint) if self.flags.resume_from_checkpoint else None
+            start = open_training(self.output_dir, self.record, self.flags.overwrite_output_dir, asked)
+        self.start = broadcast_object_list([start])[0]
+        if self.pool is None and not self.finished:
+            self._read_mined()
+            if self.pool is None and self.args.world_size > 1:
+                raise InputError(
+                    "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
+                )
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint folder for ``from_pretrained``. Raises InputError if a weight is not finite."""
-        if self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model)
-            check_trained(model, self.state.global_step)
-            save_encoder(model, output_dir or self.args.output_dir, self.tokenizer_from)
+    def _read_mined(self) -> None:
+        """Read the hard negatives that were mined into the folder, if they are those that :meth:`mine` would mine."""
+        if not self.hard_path.exists():
+            return
+        stamp = read_stamp(self.hard_path, {"sha256": str}) or {}
+        if find_difference(stamp, self._mined_from()) is None and is_unchanged(self.hard_path, stamp):
+            self._draw_from(read_hard_negatives(self.hard_path, self.relevant, len(self.collection.passages)))
+        elif self.start is not None:
+            raise InputError(f"{self.hard_path}: was changed after this training mined it; delete it to mine again")
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write a checkpoint. Its folder gets its final name once it is whole, and only then an older one is removed.
+    @property
+    def _topk(self) -> int:
+        return min(MINED, len(self.collection.passages) // 2)
 
-        One of several processes makes and names the folder. Each process writes the state of its random numbers.
-        """
-        output_dir, step = Path(self.args.output_dir), self.state.global_step
-        target = checkpoint_folder(output_dir, step)
-        first = self.args.should_save
-        self.store_flos()
-        if first and target.is_dir():  # not whole, or the training resumed from an earlier one
-            remove_folder(target)
-        with write_whole_folder(target) if first else nullcontext(partial_path(target)) as folder:
-            self.accelerator.wait_for_everyone()
-            self.save_model(str(folder), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-            self.accelerator.wait_for_everyone()
-            if first:
-                self.state.save_to_json(str(folder / STATE_FILE))
-                files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-                write_seal(folder, step, self.record, files)
-        if first:
-            keep_newest(output_dir, step, self.args.save_total_limit)
+    def _mined_from(self) -> dict[str, Any]:
+        """Return what decides which hard negatives are mined, for the stamp of ``hard.json``."""
+        decides = {name: self.record[name] for name in MINED_FROM}
+        return decides | {"topk": self._topk, "index": self.searching.outcome()}

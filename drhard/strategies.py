@@ -21,7 +21,7 @@ class Example(NamedTuple):
 class Pool(Protocol):
     """A source of negatives, such as :class:`drhard.negatives.HardNegatives`."""
 
-    def __getitem__(self, query: int, /) -> Sequence[int]:
+    def __getitem__(self, query: int, /) -> Sequence[int] | np.ndarray:
         """Return the document rows from which the negatives of a query row are drawn."""
 
 

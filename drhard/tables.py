@@ -2,10 +2,10 @@
 
 To add a row:
 
-1. Add it to its table, in :mod:`drhard.tables_msmarco` or :mod:`drhard.tables_sample`. If it needs a new command, write
-   a function for it.
+1. Add it, with its expected values, to :mod:`drhard.tables_msmarco` or :mod:`drhard.tables_sample`. If it needs a new
+   command, write a function for its step.
 2. Read its commands: ``python reproduce.py show TABLE:ROW``.
-3. Run them: ``python reproduce.py run TABLE:ROW``. ``python reproduce.py report TABLE`` prints the values to expect.
+3. Run them: ``python reproduce.py run TABLE:ROW``. ``python reproduce.py report TABLE`` prints the measured values.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The table of the embedded sample: twelve rows for a laptop. Each trained row has three seeds.
 
-Each step below has the file or folder that its command writes last, and the command, which runs in the project's
-folder.
+Each step below has a file or folder that appears only when its command's results are whole, and the command, which
+runs in the project's folder.
 """
 
 from dataclasses import dataclass
@@ -85,7 +85,9 @@ class Static:
     @property
     def mined(self) -> bool:
         """Whether its negatives are mined first."""
-        return self.negatives in ("star", "hard")
+        from drhard.strategies import STRATEGIES  # imported here: flags are parsed before NumPy loads
+
+        return STRATEGIES[self.negatives].mined
 
 
 IN_BATCH = Static("in-batch", "in-batch", batch=32)

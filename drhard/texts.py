@@ -35,9 +35,9 @@ def _passage_texts(path: Path, corpus: Corpus, collection: Collection) -> Iterat
             row += 1
             yield text.replace("<sep>", " ")
         elif text:  # preprocess.py may skip empty texts
-            raise InputError(f"{path}, line {number}: is not document {row} that was preprocessed; {PREPROCESS_AGAIN}")
+            raise InputError(f"{path}, line {number}: is not the passage preprocessed as row {row}; {PREPROCESS_AGAIN}")
     if not row == len(pids) == count:
-        raise InputError(f"{path}: has {row} documents, {count} were preprocessed; {PREPROCESS_AGAIN}")
+        raise InputError(f"{path}: has {row} passages, {count} were preprocessed; {PREPROCESS_AGAIN}")
 
 
 def read_query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:

@@ -12,8 +12,9 @@ class TopK:
     """The k best documents of each query among those that were added and merged.
 
     A score waits for the next merge only if it is above the query's k-th best score at the last merge. The first
-    merge happens once every query has k waiting entries. Later merges happen once any query has 2 k. On average, that
-    takes twice as many documents as all before.
+    merge happens when every query has k waiting entries, or one has 2 k. Each later one happens when any query has
+    2 k. If the documents come in random order, each merge covers about twice as many documents as all earlier ones
+    together.
 
     Invariant: at most 3 Q k entries wait. Between two calls of :meth:`add`, every query has fewer than 2 k waiting,
     which is fewer than 2 Q k in all. At most Q k entries are added before the next check.

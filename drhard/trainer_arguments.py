@@ -36,10 +36,10 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
         "logging_nan_inf_filter": False,  # the training stops at the first loss that is not finite
     }
     if flags.fp16 and not on_gpu:
-        log.warning("--fp16 is ignored: it needs a GPU")
+        log.warning("--fp16 needs a GPU; using float32")
         values["fp16"] = False
     if flags.bf16 and not on_gpu:
-        raise InputError("--bf16 needs a GPU; leave it out")
+        raise InputError("--bf16 needs a GPU; omit it")
     try:
         args = TrainingArguments(**values)
     except json.JSONDecodeError as error:

@@ -6,7 +6,7 @@ a field or parses one differently. This module is light to import, so flags are 
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -56,7 +56,7 @@ class Flag:
     default: Any = None
     help: str = ""
     outcome: bool = False
-    choices: Sequence[str] | None = None
+    choices: Collection[str] | None = None
     needs: str = ""
     many: bool = False
     required: bool = False
@@ -92,7 +92,7 @@ WORKING: Mapping[str, Flag] = {
     "tf32": _outcome(bool, None, "TF32 products, on a GPU"),
     "output_dir": Flag(str, "./data/passage/star_train/models", "folder for checkpoints and the model"),
     "do_train": Flag(bool, False, "train; the published commands give it"),
-    "resume_from_checkpoint": Flag(str, None, "checkpoint to resume from (none: the newest complete one)"),
+    "resume_from_checkpoint": Flag(str, None, "checkpoint to resume from (none: the newest whole one)"),
     "use_cpu": Flag(bool, False, "do not use the GPU"),
     "save_strategy": Flag(str, "steps", "when to write checkpoints", choices=("no", "steps", "epoch")),
     "save_steps": Flag(STEPS, 1000.0, "updates between two checkpoints; below 1, a share of all"),
@@ -108,7 +108,7 @@ WORKING: Mapping[str, Flag] = {
         str, ["tensorboard"], "tensorboard, none, or another of transformers' loggers, such as wandb", many=True
     ),
     "run_name": Flag(str, None, "the name of the run in a logger", needs="--report_to"),
-    "gradient_checkpointing": Flag(bool, False, "save memory, for a third more time"),
+    "gradient_checkpointing": Flag(bool, False, "saves memory, takes a third more time"),
     "activation_checkpointing": Flag(bool, False, "the name of --gradient_checkpointing in transformers 5"),
     "torch_empty_cache_steps": Flag(COUNT, None, "updates between two clearings of the GPU's cache"),
     "dataloader_num_workers": Flag(PROCESSES, 0, "processes that make batches (0: the training's own)"),
@@ -161,7 +161,7 @@ DATA: Mapping[str, Flag] = {  # star/train.py's own too
         str,
         STAR.name,
         "; ".join(f"{strategy}: {strategy.help}" for strategy in STRATEGIES.values()),
-        choices=tuple(STRATEGIES),
+        choices=STRATEGIES,
     ),
     "hardneg_path": Flag(Path, None, "hard.json (none: the model of --init_path mines one into --output_dir first)"),
     "per_query_hard_num": _outcome(COUNT, 1, "hard (or random) negatives drawn for a query in each step"),
@@ -271,10 +271,11 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     for title, flags in groups.items():
         group = parser.add_argument_group(title)
         for name, flag in flags.items():
-            _add(group, name, flag)
+            add_flag(group, name, flag)
 
 
-def _add(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
+def add_flag(group: argparse._ActionsContainer, name: str, flag: Flag) -> None:
+    """Add the ``flag`` called ``name`` to a parser or to a group of one."""
     options: dict[str, Any] = {"help": flag.help, "dest": name, "default": flag.default}
     if flag.kind is bool:
         options |= {"type": _yes, "nargs": "?", "const": True, "metavar": "BOOL"}
@@ -285,7 +286,8 @@ def _add(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
         if flag.choices is None:
             options["metavar"] = "N" if isinstance(flag.kind, Range) else "TEXT"
     if flag.default not in (None, False) and "(" not in flag.help:
-        shown = " ".join(flag.default) if flag.many else f"{flag.default:g}" if flag.kind is not str else flag.default
+        number = isinstance(flag.default, float)
+        shown = " ".join(flag.default) if flag.many else f"{flag.default:g}" if number else flag.default
         options["help"] += f" ({shown})"
     group.add_argument(f"--{name}", **options)
     if flag.default is True:
@@ -324,7 +326,7 @@ def check_needs(flags: argparse.Namespace) -> None:
     for name in sorted(given):
         needed = WORKING[name].needs
         if needed and needed not in present:
-            raise InputError(f"--{name} does nothing without {needed}; leave it out")
+            raise InputError(f"--{name} does nothing without {needed}; omit it")
 
 
 def outcome(values: Any, flags: Mapping[str, Flag]) -> dict[str, Any]:

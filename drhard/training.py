@@ -1,15 +1,17 @@
-"""Code that both trainings share: weight decay, checks of weights and losses, TensorBoard."""
+"""Code that both trainings share: their records, weight decay, checks of weights and losses, TensorBoard."""
 
-import hashlib
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from drhard.encoder import Encoder, check_finite, digest_config, digest_weights
 from drhard.errors import InputError
 from drhard.files import disk_faults
+from drhard.provenance import digest_relevant
+from drhard.tokens import TokenMemmap
 
 import torch
 from torch import nn
@@ -17,7 +19,26 @@ from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
+DIVERGED = "start over with a lower --learning_rate or a higher --warmup_steps"
 NO_DECAY = ("bias", "LayerNorm.weight")  # published: the weight of the head's norm, norm.weight, does decay
+
+
+def make_record(
+    model: Encoder, queries: TokenMemmap, relevant: Mapping[int, Sequence[int]], loss: Callable[..., torch.Tensor]
+) -> dict[str, Any]:
+    """Return what decides the outcome of either training. Each adds its own settings and input.
+
+    Args:
+        model: with its initial weights.
+        relevant: query row -> relevant document rows.
+    """
+    return {
+        "init_path": digest_weights(model),
+        "config": digest_config(model.config),
+        "queries": queries.digest(),
+        "judgements": digest_relevant(relevant),
+        "loss": loss.__qualname__,
+    }
 
 
 def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -34,26 +55,12 @@ def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def check_loss(loss: torch.Tensor, step: int) -> None:
     """Raise InputError if the loss of step ``step``, counted from 1, is not finite."""
     if not loss.isfinite().all():
-        raise InputError(
-            f"step {step}: the loss is not finite; start again with a lower --learning_rate or a higher --warmup_steps"
-        )
-
-
-def check_weights(model: nn.Module, where: str, way_out: str) -> None:
-    """Raise InputError if a weight of ``model`` is not finite.
-
-    Args:
-        where: the start of the message: the checkpoint, or the step.
-        way_out: the end of the message: what the user can do.
-    """
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{where}: the weights of {name} are not finite; {way_out}")
+        raise InputError(f"step {step}: the loss is not finite; {DIVERGED}")
 
 
 def check_trained(model: nn.Module, step: int) -> None:
     """Raise InputError if a weight of ``model`` is not finite after step ``step``, counted from 1."""
-    check_weights(model, f"step {step}", "start again with a lower --learning_rate or a higher --warmup_steps")
+    check_finite(model, f"step {step}", DIVERGED)
 
 
 def warn_of_long_warmup(warmup_steps: int, steps: int) -> None:
@@ -65,35 +72,6 @@ def warn_of_long_warmup(warmup_steps: int, steps: int) -> None:
             steps,
             warmup_steps,
         )
-
-
-# ADORE's state
-
-
-def digest_state(state: Any) -> str:
-    """Return the SHA-256 of the tensors and other values in nested dicts and lists, as torch.save stores them."""
-    digest = hashlib.sha256()
-    for part in _parts(state):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    """Yield the bytes of a nested value, piece by piece, with marks of its structure."""
-    if isinstance(value, torch.Tensor):
-        yield f"{tuple(value.shape)}{value.dtype}".encode()
-        yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-    elif isinstance(value, Mapping):
-        yield f"dict {len(value)}".encode()
-        for key, inner in value.items():
-            yield f"{key!r}:".encode()
-            yield from _parts(inner)
-    elif isinstance(value, list | tuple):
-        yield f"list {len(value)}".encode()
-        for inner in value:
-            yield from _parts(inner)
-    else:
-        yield f"{value!r};".encode()
 
 
 # TensorBoard

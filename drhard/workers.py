@@ -57,10 +57,11 @@ class Rows(NamedTuple):
 
 @contextmanager
 def open_pool(workers: int, tokenizer: Tokenizer, lock: BinaryIO, folder: Path) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes that tokenize. They end with this process, however it ends, and hold ``lock`` so long.
+    """Yield a pool of processes that tokenize.
 
-    They read the tokenizer from a file in ``folder``: through a pipe, they could only start one after another. While
-    the pool is open, SIGTERM acts as Ctrl-C.
+    The workers exit when this process does, even if it is killed, and hold ``lock`` until then. They read the tokenizer
+    from a file in ``folder``; sent through a pipe, it would make them start one by one. While the pool is open, SIGTERM
+    acts as Ctrl-C.
 
     Raises:
         InputError: a worker was killed.
@@ -92,7 +93,7 @@ def open_pool(workers: int, tokenizer: Tokenizer, lock: BinaryIO, folder: Path) 
             pool._call_queue._reader.close()  # type: ignore[attr-defined]
             raise InputError(
                 f"one of {workers} worker processes was killed, probably for lack of memory; give fewer --threads or "
-                "free memory, then run this again"
+                "free memory, then run the same command again"
             ) from None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -115,7 +115,7 @@ def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def star_inferred(preprocessed: Path) -> Path:
-    """The same directory after star/inference.py on all splits."""
+    """The same directory after star/inference.py in all modes."""
     for corpus, (_, length) in CORPUS_FLAGS.items():
         for mode in ("dev", "test", "lead", "train"):
             must_run(

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from argparse import Namespace
@@ -201,6 +202,17 @@ def write_qrels(path: Path, relevant: Mapping[int, Iterable[int]]) -> Path:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """All files under ``folder`` with their content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def no_larger_files_than(count: int) -> Iterator[None]:
+    """A full disk, as this process sees it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def run_python(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -169,10 +169,18 @@ def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
     "name, content, complaint",
     [
         ("collection.tsv", None, r"collection\.tsv: no such file; BM25 reads the texts"),
-        ("collection.tsv", "30\tone\n", r"collection\.tsv: has 1 documents, 6 were preprocessed"),
-        ("collection.tsv", "30\tx\n10\ty\n40\tz\n", r"collection\.tsv, line 3: is not document 2 that was preproc"),
-        ("collection.tsv", "30\tx\n10\ty\n20\tz\n60\tz\n50\tz\n40\tz\n1\tz\n", r"collection\.tsv, line 7: is not doc"),
-        ("collection.tsv", "", r"collection\.tsv: has 0 documents, 6 were preprocessed"),
+        ("collection.tsv", "30\tone\n", r"collection\.tsv: has 1 passages, 6 were preprocessed"),
+        (
+            "collection.tsv",
+            "30\tx\n10\ty\n40\tz\n",
+            r"collection\.tsv, line 3: is not the passage preprocessed as row 2",
+        ),
+        (
+            "collection.tsv",
+            "30\tx\n10\ty\n20\tz\n60\tz\n50\tz\n40\tz\n1\tz\n",
+            r"collection\.tsv, line 7: is not the pas",
+        ),
+        ("collection.tsv", "", r"collection\.tsv: has 0 passages, 6 were preprocessed"),
         ("collection.tsv", "30\tone\n2 two\n", r"collection\.tsv, line 2: expected"),
         ("queries.train.tsv", None, r"queries\.train\.tsv: no such file; BM25 reads the texts"),
         ("queries.train.tsv", "5\tx\n7\ty\n", r"queries\.train\.tsv: lacks 2 of the preprocessed queries"),
@@ -214,7 +222,7 @@ def test_queries_that_find_nothing_are_counted(root: Path, caplog: pytest.LogCap
     with caplog.at_level("WARNING"):
         mine(root, 3)
     [warning] = [message for message in caplog.messages if "queries" in message]
-    assert warning.startswith("1 of 4 queries share no word with any document, ") and warning.endswith("first is zebra")
+    assert warning.startswith("1 of 4 queries share no word with any passage, ") and warning.endswith("first is zebra")
 
 
 @pytest.mark.parametrize("topk, content", [(6, "0\t0\t0\t1\n"), (3, "0\t0\t6\t1\n"), (3, "4\t0\t1\t1\n")])

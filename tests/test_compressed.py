@@ -343,7 +343,7 @@ def test_a_wider_search_of_a_graph_finds_more(documents: np.ndarray, queries: np
     "factory, parameters, complaint",
     [
         ("Flat", {"nprobe": 3}, "--nprobe and --ef_search need a compressed index; give --index_factory too"),
-        ("SQ8", {"nprobe": 3}, "--index_factory SQ8: this index does not use --nprobe; leave --nprobe out"),
+        ("SQ8", {"nprobe": 3}, "--index_factory SQ8: this index does not use --nprobe; omit it"),
         ("IVF8,Flat", {"ef_search": 3}, "--index_factory IVF8,Flat: this index does not use --ef_search"),
     ],
 )

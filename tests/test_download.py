@@ -235,7 +235,7 @@ def test_plain_gz_and_tar_arrive_unpacked_and_a_second_call_asks_for_nothing(wor
     site.requests.clear()
     again = must(work)
     assert site.requests == []
-    assert again.count("Already there: ") == 4 and "Fetching" not in again
+    assert again.count("Already exists: ") == 4 and "Fetching" not in again
 
 
 def test_one_of_the_two_into_another_root(work: Path, site: Site) -> None:
@@ -788,7 +788,7 @@ def test_models_are_fetched_once_into_the_places_where_the_scripts_look(work: Pa
     assert calls.split("\n")[:3] == ["download id-warmup", "download_folder id-star", "download_folder id-doc"]
 
     out = must(work, "--models", **with_gdown(drive))
-    assert out.count("Already there: ") == 3
+    assert out.count("Already exists: ") == 3
     assert (drive / "calls").read_text() == calls
 
 

@@ -1,5 +1,6 @@
 """Embedding files: rows where they belong, stamps that tell what a file was made from, runs that go on."""
 
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,7 @@ from drhard.embeddings import (
 )
 from drhard.encoder import check_tokens
 from drhard.errors import InputError
+from drhard.files import partial_path
 from drhard.roberta_dot import RobertaDot
 from drhard.tokens import TokenMemmap
 from drhard.vectors import check_finite
@@ -25,7 +27,7 @@ from drhard.vectors import check_finite
 import numpy as np
 import pytest
 import torch
-from helpers import open_tokens, random_sequences, snapshot, tiny_model
+from helpers import no_larger_files_than, open_tokens, random_sequences, snapshot, tiny_model
 
 CPU = torch.device("cpu")
 LENGTH = 7
@@ -107,6 +109,35 @@ def test_file_made_from_something_else_is_refused(tmp_path: Path, tokens: TokenM
     after = snapshot(tmp_path)
     assert {name: after[name] for name in before} == before
     assert not any(name.endswith(".partial") for name in after)
+
+
+def test_a_full_disk_is_one_sentence_and_encoding_resumes(
+    tmp_path: Path, tokens: TokenMemmap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drhard.embeddings, "WINDOW", 5)
+    path = tmp_path / "passages.memmap"
+    with no_larger_files_than(16 * 64), pytest.raises(InputError, match=r"passages\.memmap: File too large .the disk"):
+        encode(tiny_model(), tokens, path, 8, CPU)
+    assert partial_path(path).stat().st_size >= 15 * 64
+    encoded = []
+    batches = drhard.embeddings._batches
+    monkeypatch.setattr(drhard.embeddings, "_batches", lambda *given: encoded.append(given[1]) or batches(*given))
+    encode(tiny_model(), tokens, path, 8, CPU)
+    assert encoded == [15]
+    np.testing.assert_allclose(
+        open_embeddings(path, 16, 23), one_by_one(tiny_model(), random_sequences(23, 12, seed=0), LENGTH), atol=1e-5
+    )
+
+
+def test_an_error_of_the_encoder_is_not_that_of_the_disk(
+    tmp_path: Path, tokens: TokenMemmap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(TokenMemmap, "batch", broken)
+    with pytest.raises(OSError, match="^.Errno 5. Input/output error$"):
+        encode(tiny_model(), tokens, tmp_path / "passages.memmap", 8, CPU)
 
 
 def test_precision_is_part_of_what_a_file_was_made_from(tmp_path: Path, tokens: TokenMemmap) -> None:

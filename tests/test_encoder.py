@@ -449,7 +449,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "not a number": (
         with_weights(lambda weights: weights["norm.bias"].fill_(float("nan"))),
-        r"norm\.bias has numbers that are not finite",
+        r"the weights of norm\.bias are not finite; the checkpoint is damaged",
     ),
     "bin a text": (put_bytes_as_bin(b"these are no weights"), "pytorch_model.bin: damaged, or"),
     "bin empty": (put_bytes_as_bin(b""), "pytorch_model.bin: is empty"),

@@ -177,6 +177,14 @@ def test_error_while_reading_surfaces() -> None:
     assert threading.active_count() == threads
 
 
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    np.ones((30, 2), dtype=np.float32).tofile(tmp_path / "documents.memmap")
+    documents = np.memmap(tmp_path / "documents.memmap", dtype=np.float32, mode="r", shape=(30, 2))
+    documents.filename = "/proc/self/mem"  # its first page is no memory, and reading it fails as a damaged disk does
+    with pytest.raises(OSError, match="Input/output error: '/proc/self/mem'"):
+        ExactIndex(documents, block_rows=10).search(np.ones((1, 2), dtype=np.float32), 1)
+
+
 def test_file_that_shrank_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "documents.memmap"
     np.ones((30, 2), dtype=np.float32).tofile(path)

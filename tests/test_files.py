@@ -1,5 +1,6 @@
 """Files that appear whole or not at all; pickles that cannot run code."""
 
+import errno
 import os
 import pickle
 import re
@@ -7,14 +8,18 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from drhard.errors import InputError
 from drhard.files import (
     LOCK_FILE,
+    DiskFault,
     claim,
     decode_line,
+    disk_faults,
     partial_path,
     read_lines,
     read_object,
@@ -23,6 +28,7 @@ from drhard.files import (
     write_json,
     write_whole,
     write_whole_file,
+    write_whole_text,
 )
 from drhard.ids import LARGEST_ID, read_ids, write_ids
 
@@ -351,6 +357,8 @@ WRITERS = {
     "faiss": "import faiss, numpy as np\nindex = faiss.IndexFlatIP(100)\nindex.add(np.zeros((1000, 100), 'float32'))\n"
     "with write_whole_file(path) as file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))",
     "JSON": "write_json(path, ['x' * 1_000_000])",
+    "the end of a text": "with write_whole_text(path) as file: file.write('x' * 110_000)",
+    "a claimed file": "with claim_partial(path) as file: file.write(bytes(1_000_000))",
 }
 
 
@@ -364,7 +372,49 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path, w
     assert sentence.startswith(f"error: {target}: File too large (the disk mounted at /"), sentence
     assert sentence.endswith(" GB free); fix this and run the same command again")
     assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert set(os.listdir(tmp_path)) <= {"file", "file.partial" if writer == "a claimed file" else "file"}
+
+
+def no_space(*names: str | bytes | None) -> OSError:
+    """The error of a full disk; it names the files ``names``."""
+    return OSError(errno.ENOSPC, "No space left on device", *(names if len(names) < 2 else (names[0], None, names[1])))
+
+
+@pytest.mark.parametrize("write", [write_whole_file, write_whole_text])
+def test_an_error_that_does_not_come_from_writing_the_file_stays(tmp_path: Path, write: Callable[..., Any]) -> None:
+    for error in (no_space(), OSError(errno.EIO, "Input/output error"), OSError("no reason"), ValueError("no reason")):
+        with pytest.raises(type(error)) as raised, write(tmp_path / "file"):
+            raise error
+        assert raised.value is error
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "ours"),
+    [
+        ((), True),
+        (("{}/out/file",), True),
+        ((b"{}/out/file.partial",), True),
+        (("{}/out/file/inside",), True),
+        (("{}/out",), True),
+        (("{}/source", "{}/out/file.partial"), True),
+        (("{}/out/file.partial", "{}/out/file"), True),
+        (("{}/out/other",), False),
+        (("{}/out/file2",), False),
+        (("/tmp/part",), False),
+        (("{}/source", "{}/target"), False),
+    ],
+)
+def test_an_error_that_names_another_file_is_not_taken_for_this_ones(
+    tmp_path: Path, names: tuple[str | bytes, ...], ours: bool
+) -> None:
+    folder = str(tmp_path)
+    filled = [
+        name.replace("{}", folder) if isinstance(name, str) else name.replace(b"{}", folder.encode()) for name in names
+    ]
+    with pytest.raises(DiskFault if ours else OSError) as raised, disk_faults(tmp_path / "out" / "file"):
+        raise no_space(*filled)
+    assert not ours or str(raised.value).startswith(f"{folder}/out/file: No space left on device (the disk mounted at")
 
 
 def test_a_part_that_was_lost_is_found_before_the_rename(tmp_path: Path) -> None:

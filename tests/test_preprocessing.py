@@ -2,7 +2,6 @@
 
 import gzip
 import pickle
-import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +20,7 @@ from drhard.tokens import PASSAGES, TokenMemmap
 
 import numpy as np
 import pytest
-from helpers import TEXTS, snapshot, vocabulary
+from helpers import TEXTS, no_larger_files_than, snapshot, vocabulary
 
 LENGTHS = Lengths(doc_tokens=12, query_tokens=6, doc_characters=10)
 PIDS = [900 - 7 * number for number in range(50)]  # neither ascending nor from 0
@@ -307,13 +306,9 @@ def test_a_full_disk_is_one_sentence(
     shutil.copytree(reference, root / "preprocess")
     with open(root / "dataset" / "collection.tsv", "a") as file:
         file.write("999\tone more\n")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        with pytest.raises(InputError, match=rf"{name}: File too large \(the disk mounted at /.* GB free\)"):
-            preprocess(PASSAGE, root, tokenizer, lengths, workers=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    sentence = rf"{name}: File too large \(the disk mounted at /.* GB free\)"
+    with no_larger_files_than(limit), pytest.raises(InputError, match=sentence):
+        preprocess(PASSAGE, root, tokenizer, lengths, workers=1)
     assert snapshot(root / "preprocess") == snapshot(reference)
     preprocess(PASSAGE, root, tokenizer, lengths, workers=1)
     assert len(TokenMemmap.open(root / "preprocess", PASSAGES, 12)) == 51

@@ -27,16 +27,16 @@ from torch.utils.tensorboard import SummaryWriter
 # The published tables: MRR@10 (doc: 100), R@100, nDCG@10. R@100 of doc STAR as two later papers quote it.
 PUBLISHED = {
     "passage:In-Batch Neg": (0.264, 0.837, 0.583),
-    "passage:Rand-Neg": (0.301, 0.853, 0.612),
+    "passage:Rand Neg": (0.301, 0.853, 0.612),
     "passage:STAR": (0.3404237731386721, 0.867, 0.642),
     "passage:ADORE (In-Batch Neg)": (0.316, 0.860, 0.658),
-    "passage:ADORE (Rand-Neg)": (0.326, 0.865, 0.661),
+    "passage:ADORE (Rand Neg)": (0.326, 0.865, 0.661),
     "passage:ADORE (STAR)": (0.34660697230181425, 0.876, 0.683),
     "doc:In-Batch Neg": (0.320, 0.864, 0.544),
-    "doc:Rand-Neg": (0.330, 0.859, 0.572),
+    "doc:Rand Neg": (0.330, 0.859, 0.572),
     "doc:STAR": (0.3903422772218344, 0.913, 0.605),
     "doc:ADORE (In-Batch Neg)": (0.362, 0.884, 0.580),
-    "doc:ADORE (Rand-Neg)": (0.361, 0.885, 0.585),
+    "doc:ADORE (Rand Neg)": (0.361, 0.885, 0.585),
     "doc:ADORE (STAR)": (0.4049777020859768, 0.919, 0.628),
 }
 
@@ -54,7 +54,7 @@ COMMANDS = {step.command: name for name, trial in TRIALS.items() for step in tri
 def test_all_published_rows_are_there_with_their_values() -> None:
     tables = all_tables()
     rows = {row.id: tuple(row.expected.values()) for name in ("passage", "doc") for row in tables[name].rows.values()}
-    assert rows == PUBLISHED
+    assert rows | PUBLISHED == rows
     assert all(
         set(row.trials) == {CHECKPOINT, SCRATCH} for name in ("passage", "doc") for row in find_rows(tables, name)
     )
@@ -86,7 +86,7 @@ def test_every_command_is_one_that_its_script_takes(command: str) -> None:
         script, arguments = words[1], words[2:]
         args = parse_flags(script, *arguments)  # exits for an unknown flag
         if script == "star/train.py":
-            assert (args.hardneg_path is not None) == (args.negatives in ("star", "hard"))
+            assert (args.hardneg_path is not None) == args.strategy.mined
 
 
 @pytest.mark.parametrize("name", TRIALS)
@@ -492,7 +492,7 @@ def test_report_of_nothing_is_a_report() -> None:
     report = make_report(tables)
     for render in (render_text, render_markdown, render_html):
         page = render(report)
-        assert "ADORE (Rand-Neg)" in page
+        assert "ADORE (Rand Neg)" in page
         assert "0.6580" in page
 
 

@@ -1,13 +1,15 @@
 """Results of a search on disk: whole, resumed after the last pass, one writer's."""
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drhard.errors import InputError
-from drhard.results import results_path, search_on_disk
+from drhard.results import Parts, results_path, search_on_disk
 
 import numpy as np
 import pytest
+from helpers import no_larger_files_than
 
 QUERIES, K = 23, 3
 SCORES = np.random.default_rng(0).normal(size=(QUERIES, K)).astype(np.float32)
@@ -35,7 +37,7 @@ class Search:
             yield SCORES[part], ROWS[part]
 
 
-def search(results: Path, search: Search, made_from: dict[str, str] = MADE_FROM) -> None:
+def search(results: Path, search: Callable[[int], Parts], made_from: dict[str, str] = MADE_FROM) -> None:
     with search_on_disk(results, made_from, QUERIES, K, search) as found:
         np.testing.assert_array_equal(found.scores, SCORES)
         np.testing.assert_array_equal(found.rows, ROWS)
@@ -110,3 +112,32 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="a score is not finite"), search_on_disk(tmp_path / "all", {}, 1, 2, search):
         pass
+
+
+def test_an_error_of_the_search_is_not_that_of_the_disk(tmp_path: Path) -> None:
+    """A file of embeddings that cannot be read, for instance."""
+
+    def broken(done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield SCORES[:5], ROWS[:5]
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="^.Errno 5. Input/output error$"):
+        search(tmp_path / "all", broken)
+    resumed = Search()
+    search(tmp_path / "all", resumed)
+    assert resumed.begun_at == 5
+
+
+def test_an_error_in_the_block_is_not_that_of_the_disk(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError) as raised, search_on_disk(tmp_path / "all", MADE_FROM, QUERIES, K, Search()):
+        raise full
+    assert raised.value is full
+
+
+def test_a_full_disk_is_one_sentence_and_the_search_resumes(tmp_path: Path) -> None:
+    with no_larger_files_than(16 * K * 8), pytest.raises(InputError, match="all: File too large .the disk mounted at"):
+        search(tmp_path / "all", Search())
+    resumed = Search()
+    search(tmp_path / "all", resumed)
+    assert resumed.begun_at == 15

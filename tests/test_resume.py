@@ -5,31 +5,41 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import drhard.adore
-import drhard.static
-from drhard.adore import STATE_SECONDS, AdoreOutput, AdoreSettings, AdoreTraining
+from drhard.adore import AdoreInput, AdoreTraining
+from drhard.adore_settings import AdoreOutput, AdoreSettings
+from drhard.adore_state import STATE_FILE, write_state
 from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.files import sole_writer
+from drhard.hub import TOKENIZER_FILES, _fetch_checkpoint, find_checkpoint
 from drhard.model_folder import save_encoder
 from drhard.provenance import write_seal
 from drhard.qrels import read_relevant
 from drhard.sampling import TrainingDataset
-from drhard.static import StaticTrainer
 from drhard.tokens import TokenMemmap, query_name
+from drhard.trainer import StaticTrainer
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from helpers import call_script, refused, save_tiny, snapshot, tiny_model, write_collection
+from helpers import (
+    call_script,
+    no_larger_files_than,
+    refused,
+    save_tiny,
+    save_vocabulary,
+    snapshot,
+    tiny_model,
+    write_collection,
+)
 from safetensors.torch import load_file
 
 Weights = dict[str, torch.Tensor]
@@ -42,7 +52,13 @@ def equal(one: Weights, other: Weights) -> bool:
 # ADORE: 10 queries in batches of 4, three steps an epoch, an update every two of twelve
 
 SETTINGS = AdoreSettings(
-    neg_topk=5, metric_cut=4, batch_size=4, gradient_accumulation_steps=2, learning_rate=1e-2, warmup_steps=1, epochs=4
+    metric_cut=4,
+    neg_topk=5,
+    per_gpu_batch_size=4,
+    gradient_accumulation_steps=2,
+    learning_rate=1e-2,
+    warmup_steps=1,
+    num_train_epochs=4,
 )
 QUERIES, DOCUMENTS, STEPS = 10, 30, 12
 
@@ -74,11 +90,12 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Given(NamedTuple):
-    """What a training is given: so many queries and documents, and weights by their seed."""
+    """What a training is given: so many queries and documents, weights by their seed, an index by its name."""
 
     queries: int = QUERIES
     documents: int = DOCUMENTS
     weights: int = 0
+    index: str = "Flat"
 
 
 GIVEN = Given()
@@ -91,23 +108,23 @@ def adore(
     stop: type[BaseException] = Killed,
     settings: AdoreSettings = SETTINGS,
     given: Given = GIVEN,
-    state_seconds: float = STATE_SECONDS,
+    state_seconds: float = AdoreOutput.state_seconds,
 ) -> int:
     """Train, until step ``at`` if one is given; return how many steps were taken."""
     vectors = np.random.default_rng(0).normal(size=(given.documents, 16)).astype(np.float32)
     index = StoppingIndex(vectors, at, stop)
     relevant = read_relevant(collection / "train-qrel.tsv")
-    training = AdoreTraining(
-        model=tiny_model(seed=given.weights, dropout=0.2),
+    data = AdoreInput(
         queries=TokenMemmap.open(collection, query_name("train"), 8),
         relevant={row: pids for row, pids in relevant.items() if row < given.queries},
         documents=vectors,
-        settings=settings,
-        output=AdoreOutput(folder / "models", folder / "log", "", 5, 2, state_seconds),
+        index=index,
+        index_outcome=given.index,
     )
-    training.resume()
+    output = AdoreOutput(folder / "models", folder / "log", Path(), 5, 2, state_seconds)
+    training = AdoreTraining.open(tiny_model(seed=given.weights, dropout=0.2), data, settings, output)
     with contextlib.suppress(*([] if at is None else [stop])):
-        training.run(index)
+        training.run()
         assert at is None or stop is KeyboardInterrupt
     return index.searches
 
@@ -164,7 +181,7 @@ def test_adore_interrupted_twice_goes_on(collection: Path, tmp_path: Path, unbro
 def test_killed_adore_is_simply_run_again(
     collection: Path, tmp_path: Path, unbroken: dict[str, Weights], at: int, state: str
 ) -> None:
-    seconds = 0 if state == "written often" else STATE_SECONDS
+    seconds = 0 if state == "written often" else AdoreOutput.state_seconds
     adore(collection, tmp_path, at, stop=Killed, state_seconds=seconds)
     taken = adore(collection, tmp_path, state_seconds=seconds)
     if state == "written often" and at > 2:
@@ -186,9 +203,9 @@ def test_finished_adore_run_again_changes_nothing(
         {"settings": {"learning_rate": 2e-2}},
         {"settings": {"seed": 1}},
         {"settings": {"metric_cut": None}},
-        {"settings": {"batch_size": 5}},
-        {"settings": {"epochs": 5}},
-        {"settings": {"index": "PQ4x4"}},
+        {"settings": {"per_gpu_batch_size": 5}},
+        {"settings": {"num_train_epochs": 5}},
+        {"given": Given(index="PQ4x4")},
         {"given": Given(queries=9)},
         {"given": Given(documents=31)},
         {"given": Given(weights=1)},
@@ -205,11 +222,22 @@ def test_adore_with_other_settings_is_refused(collection: Path, tmp_path: Path, 
     assert str(error.value).startswith(f"{tmp_path / 'models'}: ")
 
 
+def other_loss(*arguments: torch.Tensor) -> torch.Tensor:
+    return 2 * AdoreTraining.loss(*arguments)
+
+
+def test_adore_with_another_loss_is_refused(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
+    monkeypatch.setattr(AdoreTraining, "loss", staticmethod(other_loss))
+    with pytest.raises(InputError, match="the training there was begun with loss adore_loss, not other_loss; name "):
+        adore(collection, tmp_path)
+
+
 def test_damaged_state_is_refused(collection: Path, tmp_path: Path) -> None:
     adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
-    state = tmp_path / "models" / drhard.adore.STATE_FILE
+    state = tmp_path / "models" / STATE_FILE
     os.truncate(state, 3000)
-    with pytest.raises(InputError, match=drhard.adore.STATE_FILE) as error:
+    with pytest.raises(InputError, match=STATE_FILE) as error:
         adore(collection, tmp_path)
     assert "\n" not in str(error.value)
 
@@ -231,12 +259,26 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_state_that_is_not_as_it_was_written_is_refused(collection: Path, tmp_path: Path, damage: str) -> None:
     adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
-    state = tmp_path / "models" / drhard.adore.STATE_FILE
+    state = tmp_path / "models" / STATE_FILE
     DAMAGES[damage](state)
     with pytest.raises(InputError, match=r"damaged \(.*\); name another --model_save_dir, or ") as error:
         adore(collection, tmp_path)
     assert str(error.value).startswith(f"{state}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_state_of_an_earlier_version_is_told(collection: Path, tmp_path: Path) -> None:
+    """The first version wrote no digest, those after it recorded less."""
+    adore(collection, tmp_path, 5, stop=KeyboardInterrupt)
+    path = tmp_path / "models" / STATE_FILE
+    state = torch.load(path, weights_only=True)
+    del state["digest"], state["record"]["loss"]
+    torch.save(state, path)
+    with pytest.raises(InputError, match=f"^{path}: an earlier version wrote it, .*; name another --model_save_dir, "):
+        adore(collection, tmp_path)
+    write_state(path, state)
+    with pytest.raises(InputError, match="an earlier version began the training there and did not record its loss; "):
+        adore(collection, tmp_path)
 
 
 def test_adore_killed_while_it_writes_a_checkpoint_is_simply_run_again(
@@ -280,7 +322,7 @@ def test_adore_stops_where_weights_are_not_finite(
     collection: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the step itself, or before anything is written; nothing with NaN is written."""
-    loss = drhard.adore.adore_loss
+    loss = AdoreTraining.loss
     taken = 0
 
     def diverging(*arguments: object) -> torch.Tensor:
@@ -288,7 +330,7 @@ def test_adore_stops_where_weights_are_not_finite(
         taken += 1
         return loss(*arguments) * (math.nan if taken == step else 1)
 
-    monkeypatch.setattr(drhard.adore, "adore_loss", diverging)
+    monkeypatch.setattr(AdoreTraining, "loss", staticmethod(diverging))
     with pytest.raises(InputError, match=f"^step {step}: the loss is not finite; "):
         adore(collection, tmp_path)
     assert not (tmp_path / "models" / "epoch-4").exists()
@@ -340,10 +382,10 @@ class Command:
 
 
 def test_state_cannot_run_code(collection: Path, tmp_path: Path) -> None:
-    state, trace = tmp_path / "models" / drhard.adore.STATE_FILE, tmp_path / "trace"
+    state, trace = tmp_path / "models" / STATE_FILE, tmp_path / "trace"
     state.parent.mkdir()
     torch.save({"step": Command(f"touch '{trace}'")}, state)
-    with pytest.raises(InputError, match=drhard.adore.STATE_FILE):
+    with pytest.raises(InputError, match=STATE_FILE):
         adore(collection, tmp_path)
     assert not trace.exists()
 
@@ -475,6 +517,34 @@ def test_star_with_other_settings_is_refused(
         message = refused("star/train.py", *star_arguments(star_input, tmp_path, f"--{name}", value), capsys=capsys)
         assert message.startswith(f"error: {tmp_path / 'models'}: ")
         assert name.removesuffix("_path") in message
+
+
+def test_star_with_another_loss_is_refused(
+    tmp_path: Path, star_input: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_star(monkeypatch, star_input, tmp_path, 3)
+    monkeypatch.setattr(StaticTrainer, "loss", staticmethod(other_loss))
+    message = refused("star/train.py", *star_arguments(star_input, tmp_path), capsys=capsys)
+    assert "the training there was begun with loss pairwise_loss, not other_loss; give --overwrite" in message
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["stopped", "finished"])
+def test_star_of_an_earlier_version_is_told(
+    tmp_path: Path,
+    star_input: Path,
+    finished: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if finished:
+        call_script("star/train.py", *star_arguments(star_input, tmp_path, *FIVE))
+    else:
+        stop_star(monkeypatch, star_input, tmp_path, 3, *FIVE)
+    path = tmp_path / "models" / RECORD_FILE
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "loss"}))
+    message = refused("star/train.py", *star_arguments(star_input, tmp_path, *FIVE), capsys=capsys)
+    assert "an earlier version began the training there and did not record its loss; give --overwrite" in message
 
 
 def test_finished_star_is_not_overwritten_unless_asked(
@@ -638,12 +708,17 @@ def test_a_finished_star_run_again_says_so(
     assert "has a finished model, but model.safetensors is damaged; give --overwrite_output_dir" in message
 
 
-def test_hard_negatives_that_star_mined_itself_are_read_again(
-    star_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = star_arguments(star_input, tmp_path, *FIVE)
+def mining_arguments(star_input: Path, folder: Path, *more: object) -> list[object]:
+    """The flags of a training that mines its own hard negatives."""
+    arguments = star_arguments(star_input, folder, *more)
     place = arguments.index("--hardneg_path")
-    arguments[place : place + 2] = []
+    return arguments[:place] + arguments[place + 2 :]
+
+
+def test_hard_negatives_that_star_mined_itself_are_read_again(
+    star_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = mining_arguments(star_input, tmp_path, *FIVE)
     call_script("star/train.py", *arguments)
     weights = model_of(tmp_path)
     for name in ("config.json", "checkpoint.json"):  # as if its process had been killed
@@ -658,6 +733,56 @@ def test_hard_negatives_that_star_mined_itself_are_read_again(
     hard.write_text(hard.read_text() + " ")
     message = refused("star/train.py", *arguments, capsys=capsys)
     assert f"{hard}: was changed after this training mined it" in message
+
+
+def test_star_stopped_after_mining_mines_only_once(
+    star_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first checkpoint, what was mined is all there is. Another model, or starting over, mines again."""
+    searches = 0
+    search = ExactIndex.passes
+
+    def counted(self: ExactIndex, *arguments: object) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal searches
+        searches += 1
+        return search(self, *arguments)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def train(*flags: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(StaticTrainer, "training_step", stop)
+            with pytest.raises(SystemExit) as ended:
+                call_script("star/train.py", *mining_arguments(star_input, tmp_path, *flags))
+        assert ended.value.code == 130
+
+    monkeypatch.setattr(ExactIndex, "passes", counted)
+    hard = tmp_path / "models" / "hard.json"
+    train()
+    assert searches == 1
+    mined = hard.read_bytes()
+    train()
+    train("--learning_rate", 2e-2)  # not what it was mined with
+    assert (searches, hard.read_bytes()) == (1, mined)
+    hard.write_text("{}")
+    train()
+    assert (searches, hard.read_bytes()) == (2, mined)
+    train("--overwrite_output_dir")
+    assert (searches, hard.read_bytes()) == (3, mined)
+    shutil.rmtree(tmp_path / "models" / MINING_FOLDER)
+    train("--init_path", star_input / "other")
+    assert searches == 4
+    assert hard.read_bytes() != mined
+
+
+def test_starting_over_leaves_given_hard_negatives_alone(star_input: Path, tmp_path: Path) -> None:
+    hard = tmp_path / "models" / "hard.json"
+    call_script("star/train.py", *mining_arguments(star_input, tmp_path, "--max_steps", 1))
+    mined = hard.read_bytes()
+    given = ("--hardneg_path", hard, "--overwrite_output_dir", "--max_steps", 1)
+    call_script("star/train.py", *star_arguments(star_input, tmp_path, *given))
+    assert hard.read_bytes() == mined
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -721,17 +846,6 @@ def test_adore_on_a_full_disk_is_one_sentence_and_goes_on_once_there_is_room(
     assert_same_training(tmp_path, unbroken)
 
 
-@contextlib.contextmanager
-def no_larger_files_than(count: int) -> Iterator[None]:
-    """A full disk, as this process sees it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_two_trainings_do_not_write_one_folder(
     star_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -773,6 +887,37 @@ def adore_arguments(folder: Path, output: Path) -> list[object]:
     ]
 
 
+@pytest.fixture
+def hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a model, with its tokenizer, in the cache of the Hugging Face hub, which cannot be reached."""
+    name, commit = "someone/tiny", "0" * 40
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    save_vocabulary(save_tiny(cached / "snapshots" / commit, dropout=0.2))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    _fetch_checkpoint.cache_clear()
+    return name
+
+
+@pytest.mark.parametrize(
+    "script, arguments, trained",
+    [
+        ("star/train.py", star_arguments, ("models", "models/checkpoint-2")),
+        ("adore/train.py", adore_arguments, ("models/epoch-1",)),
+    ],
+)
+def test_what_is_trained_from_a_model_of_the_hub_has_its_tokenizer(
+    star_input: Path, tmp_path: Path, hub_model: str, script: str, arguments: Callable, trained: Sequence[str]
+) -> None:
+    more = ["--max_steps", 2] if script == "star/train.py" else []
+    call_script(script, *arguments(star_input, tmp_path), *more, "--init_path", hub_model)
+    for folder in trained:
+        for name in TOKENIZER_FILES:
+            assert (tmp_path / folder / name).read_bytes() == (find_checkpoint(hub_model) / name).read_bytes()
+
+
 def test_a_finished_adore_run_again_says_so(
     star_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -782,6 +927,30 @@ def test_a_finished_adore_run_again_says_so(
     call_script("adore/train.py", *adore_arguments(star_input, tmp_path))
     assert f"{tmp_path / 'models'} already holds the checkpoints of this training" in capsys.readouterr().out
     assert snapshot(tmp_path) == before
+
+
+SHARED_SETTINGS = {  # of the same names, for both trainings
+    "learning_rate",
+    "weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "warmup_steps",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "seed",
+}
+
+
+def test_names_in_both_records_mean_the_same(star_input: Path, tmp_path: Path) -> None:
+    call_script("star/train.py", *star_arguments(star_input, tmp_path / "star", "--max_steps", 1))
+    call_script("adore/train.py", *adore_arguments(star_input, tmp_path / "adore"))
+    star = json.loads((tmp_path / "star" / "models" / RECORD_FILE).read_text())
+    state = torch.load(tmp_path / "adore" / "models" / STATE_FILE, weights_only=True)
+    shared = star.keys() & state["record"].keys()
+    assert shared == SHARED_SETTINGS | {"init_path", "config", "queries", "judgements", "loss"}
+    for name in ("init_path", "config", "queries", "judgements"):
+        assert star[name] == state["record"][name]
+    assert (star["loss"], state["record"]["loss"]) == ("pairwise_loss", "adore_loss")
 
 
 @pytest.mark.parametrize("script, arguments", [("star/train.py", star_arguments), ("adore/train.py", adore_arguments)])
@@ -844,4 +1013,4 @@ def test_overwriting_removes_what_was_mined(tmp_path: Path) -> None:
     mined.touch()
     (tmp_path / "config.json").touch()
     assert open_training(tmp_path, {}, overwrite=True) is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD_FILE]
+    assert not list(tmp_path.iterdir())

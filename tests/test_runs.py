@@ -1,8 +1,10 @@
 """Runs: written, read, refused, converted to official ids and to TREC's six columns."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,6 +163,16 @@ def test_scattered_lines_are_refused_by_their_numbers(tmp_path: Path) -> None:
         read(write(tmp_path, "1 5 1\n2 6 1\n1 5 2\n"))
 
 
+def test_no_room_for_the_parts_of_a_scattered_run_is_not_the_fault_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, collection = write(tmp_path, "".join(scattered(20, 3))), write_ids(tmp_path, [*range(20)], [*range(60)])
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full"))
+    with pytest.raises(OSError, match=f"No space left on device: '{tempfile.gettempdir()}'"):
+        convert_run(source, tmp_path / "out.tsv", collection, "dev", "")
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_blanks_in_front_of_lines_and_queries_that_begin_alike(tmp_path: Path) -> None:
     assert read(write(tmp_path, "1 5 1\n11 6 1\n  1 7 2\n11\t8 2\n1\t9 3\n")) == {1: [5, 7, 9], 11: [6, 8]}
 
@@ -233,14 +245,14 @@ def test_what_is_converted_already_is_known(tmp_path: Path) -> None:
     assert convert_run(source, target, ids, "dev", "D", "star")
     assert target.read_bytes() == before
     for prefix, tag in (("", "star"), ("D", "other"), ("D", None)):
-        with pytest.raises(InputError, match="dev.trec: exists already and was made from something else"):
+        with pytest.raises(InputError, match="dev.trec: already exists and was made from something else"):
             convert_run(source, target, ids, "dev", prefix, tag)
     target.write_bytes(before + b"100 Q0 D9 3 1 star\n")
-    with pytest.raises(InputError, match="exists already and was made from something else"):
+    with pytest.raises(InputError, match="already exists and was made from something else"):
         convert_run(source, target, ids, "dev", "D", "star")
     target.write_bytes(before)
     write_run(source, np.array([[2, 1], [3, 1]]), np.array([[0, 1], [2, 0]]))  # other scores
-    with pytest.raises(InputError, match="exists already and was made from something else"):
+    with pytest.raises(InputError, match="already exists and was made from something else"):
         convert_run(source, target, ids, "dev", "D", "star")
     assert target.read_bytes() == before
 
@@ -413,4 +425,4 @@ def test_cvt_back_writes_a_trec_run(tmp_path: Path) -> None:
     )
     os.remove(tmp_path / "official/dev.trec.json")  # as if it came from elsewhere
     again = run_script(*arguments, cwd=tmp_path)
-    assert again.returncode == 2 and "official/dev.trec: exists already" in again.stderr
+    assert again.returncode == 2 and "official/dev.trec: already exists" in again.stderr

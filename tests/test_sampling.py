@@ -229,7 +229,7 @@ def test_each_kind_of_negatives_trains_another_model(
         assert f"Training on 6 queries and 20 documents, negatives: {negatives}, " in capsys.readouterr().out
         assert {example.query for batch in seen for example in batch} == set(range(QUERIES))
         rows = [example.drawn for batch in seen for example in batch]
-        assert {len(of) for of in rows} == {0 if negatives == IN_BATCH else drawn}
+        assert {len(of) for of in rows} == {negatives.count_drawn(drawn)}
         if negatives.mined:
             assert {row for of in rows for row in of} <= {8, 9, 10, 11}
         if negatives == RANDOM:

@@ -17,7 +17,7 @@ case "$*" in
     --version) echo Python 3.11.2 ;;
     "-m venv "*) eval "$VENV" && mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip --version") ;;
-    "-m pip install "*) echo "pip in $PWD" >>"$CALLS"; eval "$PIP" ;;
+    "-m pip install "*) echo "pip in $PWD: ${!#}" >>"$CALLS"; eval "$PIP" ;;
     -) exit "$NO_GPU" ;;
     *) exit 9 ;;
 esac
@@ -29,17 +29,17 @@ def project(tmp_path: Path) -> Path:
     """A project of setup.sh alone, in a folder with blanks in its name; beside it the programs that it finds."""
     folder = tmp_path / "a b $c"
     folder.mkdir()
-    for name in ("setup.sh", "requirements.txt", "requirements-cpu.txt"):
+    for name in ("setup.sh", "requirements.txt", "requirements-cpu.txt", "requirements-dev.txt"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     (folder / "run.sh").write_text('set -euo pipefail\nsource "$(dirname "$0")/setup.sh"\necho "has $python"\n')
     programs = tmp_path / "programs"
-    programs.mkdir()
     program(programs / "python3", PYTHON)
     program(programs / "nvidia-smi", "#!/bin/bash\nexit 9\n")
     return folder
 
 
 def program(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
 
@@ -54,7 +54,7 @@ def start(project: Path, **settings: str) -> subprocess.Popen[str]:
         **settings,
     }
     return subprocess.Popen(
-        ["bash", str(project / "run.sh")],
+        ["bash", str(project / "run.sh"), "-q"],
         env=environment,
         cwd=project.parent,
         start_new_session=True,
@@ -80,17 +80,29 @@ def test_it_installs_once_and_again_when_the_pins_change(project: Path) -> None:
         code, out, err = run(project)
         assert (code, err) == (0, "")
         assert out.endswith(f"has {project}/.venv/bin/python\n")
-    assert calls(project) == [f"pip in {project}"]
+    assert calls(project) == [f"pip in {project}: requirements-cpu.txt"]
     (project / "requirements-cpu.txt").write_text("other==1\n")
     assert run(project)[0] == 0
     assert len(calls(project)) == 2
 
 
+def test_run_tests_installs_its_own_tools_in_addition(project: Path) -> None:
+    program(project / "scripts" / "check", '#!/bin/bash\necho "checks $1"\n')
+    (project / "run.sh").write_bytes((ROOT / "run_tests.sh").read_bytes())
+    for _ in range(2):
+        code, out, err = run(project)
+        assert (code, err, out.splitlines()[-1]) == (0, "", "checks -q")
+    assert calls(project) == [f"pip in {project}: requirements-{kind}.txt" for kind in ("cpu", "dev")]
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"PIP": "echo ERROR: no network >&2; exit 1"}, "error: the installation failed, see above; run this again"),
-        ({"DAMAGED": "1"}, ".venv: cannot import the installed packages; remove this folder and run this again"),
+        (
+            {"PIP": "echo ERROR: no network >&2; exit 1"},
+            "error: the installation failed, see above; run the same",
+        ),
+        ({"DAMAGED": "1"}, ".venv: cannot import the installed packages; remove this folder and run the same command"),
         ({"VENV": "echo No module named venv >&2; exit 1"}, "error: cannot make a virtual environment; on Debian"),
     ],
 )
@@ -106,7 +118,7 @@ def test_without_a_python_of_these_versions(project: Path) -> None:
     for name in ("python3", "python3.13", "python3.12", "python3.11", "python"):
         program(project.parent / "programs" / name, "#!/bin/bash\nexit 1\n")
     code, _, err = run(project)
-    assert (code, err) == (2, "error: no Python 3.11, 3.12 or 3.13 found; install one and run this again\n")
+    assert (code, err) == (2, "error: no Python 3.11, 3.12 or 3.13 found; install one and run the same command again\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -114,13 +126,17 @@ def test_a_folder_that_cannot_be_written_to(project: Path) -> None:
     project.chmod(0o500)
     code, _, err = run(project)
     project.chmod(0o700)
-    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run this again\n"
+    assert (
+        code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run the same command again\n"
+    )
 
 
 def test_a_file_in_the_place_of_the_environment(project: Path) -> None:
     (project / ".venv").write_text("")
     code, _, err = run(project)
-    assert code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run this again\n"
+    assert (
+        code == 2 and err == f"error: {project}/.venv: cannot be written to; fix this and run the same command again\n"
+    )
 
 
 def test_one_installation_at_a_time_and_a_killed_one_is_run_again(project: Path) -> None:

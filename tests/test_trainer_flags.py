@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.errors import InputError
 from drhard.numbers import Range
 from drhard.trainer_arguments import trainer_arguments
@@ -157,12 +158,12 @@ def needs(name: str) -> list[object]:
 
 
 REFUSED_TOGETHER = {
-    "--bf16": "--bf16 needs a GPU; leave it out",
+    "--bf16": "--bf16 needs a GPU; omit it",
     "--save_strategy best": "argument --save_strategy: invalid choice: 'best'",
     "--train_sampling_strategy group_by_length": "argument --train_sampling_strategy: invalid choice",
     "--report_to nothing": "--report_to nothing: give none, or some of ",
     "--report_to none wandb": "--report_to none: give none, or some of ",
-    "--run_name one": "--run_name does nothing without --report_to; leave it out",
+    "--run_name one": "--run_name does nothing without --report_to; omit it",
     "--dataloader_prefetch_factor 2": "--dataloader_prefetch_factor does nothing without --dataloader_num_workers",
     "--ddp_backend gloo": "--ddp_backend does nothing without torchrun",
     "--resume_from_checkpoint False": "--resume_from_checkpoint False: give --overwrite_output_dir to start over",
@@ -279,3 +280,39 @@ def test_the_published_flags_of_adore_are_all_numbers_or_places() -> None:
     numbers = {name for name, value in flags.items() if not isinstance(value, str | Path) and name != "index_path"}
     of_search = {"gpus", "memory_gb", "nprobe", "ef_search"}  # tests/test_settings.py has them
     assert numbers - of_search == set(ADORE_NUMBERS) - {"faiss_gpu_index"}
+
+
+ADORE_DEFAULTS = {  # published, but for --metric_cut
+    "metric_cut": None,
+    "neg_topk": 200,
+    "per_gpu_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 5e-6,
+    "weight_decay": 0.01,
+    "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0,
+    "warmup_steps": 2000,
+    "num_train_epochs": 6,
+    "seed": 42,
+}
+
+
+def test_adores_settings_are_its_flags() -> None:
+    left_out = AdoreSettings.from_flags(parse_flags("adore/train.py", *ADORE))
+    assert vars(left_out) == vars(AdoreSettings()) == ADORE_DEFAULTS
+    given = [f"--{name}={number}" for number, name in enumerate(ADORE_DEFAULTS, start=3) if name != "adam_epsilon"]
+    settings = AdoreSettings.from_flags(parse_flags("adore/train.py", *ADORE, "--adam_epsilon=0.5", *given))
+    numbers = dict(zip(ADORE_DEFAULTS, range(3, 14), strict=True))
+    assert vars(settings) == numbers | {"adam_epsilon": 0.5}
+    output = AdoreOutput.from_flags(
+        parse_flags("adore/train.py", *ADORE, "--save_steps=7"), tokenizer_from=Path("here")
+    )
+    assert output == AdoreOutput(Path("m"), Path("l"), Path("here"), save_steps=7, logging_steps=100)
+
+
+def test_adores_settings_check_their_numbers() -> None:
+    for name in ADORE_DEFAULTS:
+        with pytest.raises(InputError, match=f"^{name} is -1, expected a"):
+            AdoreSettings(**{name: -1})
+    with pytest.raises(InputError, match="^save_steps is 0, expected a whole number from 1 to "):
+        AdoreOutput(Path("m"), Path("l"), Path(), save_steps=0)

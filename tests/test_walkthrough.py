@@ -90,12 +90,13 @@ def test_every_command_of_the_walkthrough_runs_after_those_before_it() -> None:
     check_readme(commands, made_by)
     # What it says of documents: the commands behind the sentence, with doc for passage.
     text = WALKTHROUGH.read_text(encoding="utf-8")
-    said = "For documents, put `doc` for `passage`, 512 for `--max_doc_length`, and the cut 100"
+    said = "For documents, replace `passage` with `doc`, give 512 as `--max_doc_length`, and add the cut 100"
     assert said in text
     for command in ours(documented.in_text(text.partition(said)[2], "for documents")):
         run(for_documents(command))
     # And of the STAR model that was trained just now, in place of the published one.
-    assert "put `star_train/models` for `trained_models/star`, `evaluate/star_train` for `evaluate/star`" in text
+    said = "replace `trained_models/star` with `star_train/models` and `evaluate/star` with `evaluate/star_train`"
+    assert said in text
     for command in commands:
         line = " ".join(command.words)
         if "adore_train" in line and "passage" in line:

@@ -93,4 +93,4 @@ def test_no_process_is_left_behind(large: Path, what: str) -> None:
         assert the_error(stderr).startswith("error: one of 2 worker processes was killed, probably for lack of mem")
     else:
         assert process.returncode == 130
-        assert stderr.splitlines()[-1] == "stopped; run the same command again to continue"
+        assert stderr.splitlines()[-1] == "stopped; run the same command again to resume"

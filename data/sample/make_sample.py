@@ -1,4 +1,4 @@
-"""Write the embedded sample: Wikipedia summaries as a retrieval data set in MS MARCO's own files.
+"""Write the embedded sample: Wikipedia summaries as a retrieval dataset in MS MARCO's own files.
 
     title        Cinematography
     description  Art of motion picture photography                   -> the query

@@ -2,10 +2,10 @@
 
 It replaces roberta-base and the published warm-up model: it knows some language and some relevance, but has
 never seen a description query. It learns from the sample's passages, their titles, sentences and phrases, from
-WordNet's glosses, and from a teacher's vectors of these texts (all-MiniLM-L6-v2, Apache-2.0). Phrases and
-glosses that equal a query of any split are left out.
+WordNet's glosses, and from a teacher's embeddings of these texts (all-MiniLM-L6-v2, Apache-2.0). Phrases and
+glosses that equal any query are dropped.
 
-The teacher's vectors are computed once and kept in --work_dir. The teacher is not needed afterwards.
+The teacher's embeddings are computed once and kept in --work_dir. The teacher is not needed afterwards.
 --teacher is a Hugging Face name or folder; --wordnet is a folder with data.noun, data.verb, ... of
 WordNet 3.0 (in Debian: package wordnet-base, folder /usr/share/wordnet).
 
@@ -58,7 +58,7 @@ QUERY_LENGTH = 40
 PASSAGES = 96
 GLOSSES = 128
 CLAUSE_SHARE = 0.6  # how often a passage's query is its defining clause, if it has one, and not its title
-NEIGHBOURS = 8  # half of the batches consist of groups of this size with similar teacher vectors
+NEIGHBOURS = 8  # half of the batches consist of groups of this size with similar teacher embeddings
 NEIGHBOURHOOD = 24  # a group is drawn from this many nearest passages
 
 TEACHER_SCALE = 20.0  # a cosine of the teacher times this is a logit, as in the teacher's own training
@@ -132,7 +132,7 @@ def read_glosses(folder: Path) -> Iterator[str]:
 
 
 def collect_texts(wordnet: Path | None) -> Texts:
-    """Collect all texts to learn from, except those that equal a query of any split."""
+    """Collect all texts to learn from, except those that equal any query."""
     draw = random.Random(SEED)
     queries = set()
     for path in sorted((HERE / "passage" / "dataset").glob("*queries*.tsv")):
@@ -163,7 +163,7 @@ def collect_texts(wordnet: Path | None) -> Texts:
 
 
 def teacher_vectors(texts: list[str], name: str, work_dir: Path) -> np.ndarray:
-    """Return the teacher's unit vectors, (len(texts), 384) float16. Those of the same texts are computed once."""
+    """Return the teacher's unit embeddings, (len(texts), 384) float16. Those of the same texts are computed once."""
     stamp = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     path = work_dir / f"teacher-{stamp}.npy"
     if path.exists():
@@ -217,7 +217,7 @@ def train_vocabulary(texts: list[str], folder: Path) -> RobertaTokenizer:
 
 
 def start_model(tokenizer: RobertaTokenizer, token_vectors: np.ndarray) -> RobertaDot:
-    """Return a model whose `<s>` starts as the mean of its words' vectors, which come from the teacher.
+    """Return a model whose `<s>` starts as the mean of its words' embeddings, which come from the teacher.
 
     With ordinary random weights, `<s>` has no information about its text, and learning hardly starts. So the last
     layer's attention starts uniform (query and key are zero), copies (value is the identity) and outweighs the
@@ -316,13 +316,13 @@ def imitation_losses(
         passages: (P, dim) the model's.
         short: (S, dim) the model's, of short texts.
         teachers: (P, dim), (S, dim) the teacher's of the same texts.
-        to_teacher: maps the model's vectors to the teacher's.
+        to_teacher: maps the model's embeddings to the teacher's.
     """
     passages_t, short_t = teachers
     # The order of the batch's passages for each short text, as the teacher has it (KL divergence).
     target = (TEACHER_SCALE * short_t @ passages_t.T).softmax(1)
     ranking = F.kl_div((short @ passages.T).log_softmax(1), target, reduction="batchmean")
-    # The teacher's vector of each text, up to a linear map.
+    # The teacher's embedding of each text, up to a linear map.
     guess = to_teacher(torch.cat([passages, short]))
     place = 1 - F.cosine_similarity(guess, torch.cat([passages_t, short_t])).mean()
     return ranking, place
@@ -336,7 +336,7 @@ def train(
     args: argparse.Namespace,
     evaluate: Callable[[], float],
 ) -> None:
-    """Train the model to rank passages for a short text as the teacher does, and to predict the teacher's vectors."""
+    """Train the model to rank passages for a short text as the teacher does, and to predict its embeddings."""
     teacher = torch.from_numpy(vectors)
     to_teacher = nn.Linear(OUTPUT_SIZE, teacher.shape[1])  # not part of the model that is saved
     pad_id = model.config.pad_token_id
@@ -422,7 +422,7 @@ class Evaluation:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", type=Path, required=True, help="for the vocabulary and the teacher's vectors")
+    parser.add_argument("--work_dir", type=Path, required=True, help="for the vocabulary and the teacher's embeddings")
     parser.add_argument("--output_dir", type=Path, default=HERE / "warmup")
     parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--wordnet", type=Path, help="folder with WordNet's data.noun, ...; none: no glosses")

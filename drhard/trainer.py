@@ -1,0 +1,228 @@
+"""The Trainer of a static training: transformers' own, with the pairwise loss, LAMB or AdamW, and whole checkpoints."""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
+from drhard.encoder import embed_in_chunks
+from drhard.files import partial_path, remove_folder, write_whole_folder
+from drhard.hub import TOKENIZER_FILES
+from drhard.lamb import Lamb
+from drhard.losses import pairwise_loss
+from drhard.model_folder import save_encoder
+from drhard.provenance import write_seal
+from drhard.sampling import TrainingDataset
+from drhard.training import Events, check_loss, check_trained, group_parameters, warn_of_long_warmup
+
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
+
+
+class EpochDraws(TrainerCallback):
+    """Tells the data set its epoch. The Trainer itself does not if it resumes in the middle of an epoch."""
+
+    def __init__(self, dataset: TrainingDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Set the epoch of the data set."""
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class TrainingLines(ProgressCallback):
+    """Shows a bar. Prints a line of JSON with the step and its numbers whenever the Trainer logs."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the bar."""
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                dynamic_ncols=True,
+                disable=args.disable_tqdm,
+                unit="step",
+                desc="training",
+            )
+
+    def close(self) -> None:
+        """Close the bar, so that an error message starts on a line of its own."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Print a line of JSON."""
+        if state.is_world_process_zero and self.training_bar is not None:
+            numbers = {name: float(f"{value:.4g}") for name, value in (logs or {}).items() if name != "total_flos"}
+            self.training_bar.write(json.dumps({"step": state.global_step} | numbers))
+
+
+class EventsCallback(TensorBoardCallback):
+    """Writes TensorBoard's events with :class:`drhard.training.Events`, which report a full disk clearly."""
+
+    def on_train_begin(self, *arguments: Any, **options: Any) -> None:
+        """Write the settings."""
+        with self.tb_writer.faults():
+            super().on_train_begin(*arguments, **options)
+
+    def on_log(self, *arguments: Any, **options: Any) -> None:
+        """Write the numbers of a step."""
+        with self.tb_writer.faults():
+            super().on_log(*arguments, **options)
+
+
+class StaticTrainer(Trainer):
+    """transformers' Trainer with the pairwise loss, the published optimizers and whole checkpoints.
+
+    Args:
+        optimizer_str: "lamb" or "adamw".
+        tokenizer_from: the folder of the checkpoint to copy tokenizer files from into each checkpoint.
+        chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
+        record: the settings and input that decide the outcome, for the seals of checkpoints.
+        events: TensorBoard's events; None to write none.
+        arguments: the arguments of Trainer. The data collator must be a :class:`drhard.sampling.Collator`.
+    """
+
+    loss = staticmethod(pairwise_loss)  # a derived class may replace it
+
+    def __init__(
+        self,
+        *,
+        optimizer_str: str,
+        tokenizer_from: Path,
+        chunk_size: int,
+        record: Mapping[str, Any],
+        events: Events | None = None,
+        **arguments: Any,
+    ):
+        super().__init__(**arguments)
+        for printer in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printer)
+        self.lines = TrainingLines()
+        self.add_callback(self.lines)
+        if events is not None:
+            self.add_callback(EventsCallback(events))
+        self.add_callback(EpochDraws(self.train_dataset))
+        self.optimizer_str = optimizer_str
+        self.tokenizer_from = tokenizer_from
+        self.chunk_size = chunk_size
+        self.record = record
+
+    def complete(self, checkpoint: Path | None) -> None:
+        """Train to the end, from ``checkpoint`` or from the start, and write the model.
+
+        Raises:
+            InputError: a loss or a weight is not finite, or a disk is full.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE)) if checkpoint else None
+        if state and state.global_step >= state.max_steps:  # the Trainer would take another step
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = state
+        else:
+            try:
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            finally:
+                self.lines.close()
+        self.save_model()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            names = [name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (folder / name).is_file()]
+            write_seal(folder, self.state.global_step, self.record, names)
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """Return the loss of a batch that :class:`drhard.sampling.Collator` made."""
+        # Under DataParallel, the Trainer itself does not turn on mixed precision.
+        with self.accelerator.autocast():
+            queries = self._embed(model, inputs["query"])  # (B, dim)
+            # Positives and drawn negatives go separately, so that neither is padded to the other's length.
+            documents = [self._embed(model, inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
+        with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
+            scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
+            positive = torch.arange(len(scores), device=scores.device)
+            loss = self.loss(scores, positive, inputs["negatives"])
+        check_loss(loss, self.state.global_step + 1)
+        return (loss, None) if return_outputs else loss
+
+    def _embed(self, model: torch.nn.Module, sequences: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (
+            embed_in_chunks(model, **sequences, chunk_size=self.chunk_size) if self.chunk_size else model(**sequences)
+        )
+
+    optimizer: Optimizer | None
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
+        """Return LAMB or AdamW, without decay for biases and for LayerNorm weights inside RoBERTa."""
+        if self.optimizer is None:
+            kind: Any = {"lamb": Lamb, "adamw": AdamW}[self.optimizer_str]
+            self.optimizer = kind(
+                group_parameters(model or self.model, self.args.weight_decay),
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return cast(Optimizer, self.optimizer)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Return the Trainer's scheduler. Warn if its warm-up is as long as the training."""
+        warn_of_long_warmup(self.args.get_warmup_steps(num_training_steps), num_training_steps)
+        return cast(LRScheduler, super().create_scheduler(num_training_steps, optimizer))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log numbers, except those that are not finite: mixed precision skips a step whose gradient norm is not."""
+        super().log({name: value for name, value in logs.items() if math.isfinite(value)}, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint folder for ``from_pretrained``. Raises InputError if a weight is not finite."""
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            check_trained(model, self.state.global_step)
+            save_encoder(model, output_dir or self.args.output_dir, self.tokenizer_from)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a checkpoint. Its folder gets its final name once it is whole, and only then an older one is removed.
+
+        One of several processes makes and names the folder. Each process writes the state of its random numbers.
+        """
+        output_dir, step = Path(self.args.output_dir), self.state.global_step
+        target = checkpoint_folder(output_dir, step)
+        first = self.args.should_save
+        self.store_flos()
+        if first and target.is_dir():  # not whole, or the training resumed from an earlier one
+            remove_folder(target)
+        with write_whole_folder(target) if first else nullcontext(partial_path(target)) as folder:
+            self.accelerator.wait_for_everyone()
+            self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            self.accelerator.wait_for_everyone()
+            if first:
+                self.state.save_to_json(str(folder / STATE_FILE))
+                write_seal(folder, step, self.record, [path.name for path in folder.iterdir()])
+        if first:
+            keep_newest(output_dir, step, self.args.save_total_limit)
