@@ -11,7 +11,7 @@ from pathlib import Path
 from drhard.collection import Collection
 from drhard.errors import command
 from drhard.files import require_file
-from drhard.flags import INDEX, PRECISION, add_flags
+from drhard.flags import ENCODER, INDEX, PRECISION, add_flags
 from drhard.hub import find_checkpoint
 from drhard.results import results_path
 from drhard.runs import digest_ids, run_path, write_run
@@ -25,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dmemmap_path", type=Path, required=True, help="embeddings that star/inference.py wrote")
     add_flags(
         parser,
+        *ENCODER,
         "--mode",
         "--topk",
         "--max_seq_length",
@@ -52,7 +53,7 @@ def main() -> None:
     from drhard.retrieval import search_embeddings
     from drhard.settings import EncodingSettings, SearchSettings
 
-    model = load_encoder(args.model_dir)
+    model = load_encoder(args.model_dir, pooling=args.pooling, normalize=args.normalize)
     encoding, searching = EncodingSettings.from_flags(args), SearchSettings.from_flags(args)
     documents = open_document_embeddings(args.dmemmap_path, model.output_embedding_size, collection)
     encoding.check(model, queries)

@@ -19,7 +19,7 @@ from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.collection import Collection
 from drhard.errors import command
 from drhard.files import require_file, sole_writer
-from drhard.flags import INDEX, add_flags
+from drhard.flags import ENCODER, INDEX, add_flags
 from drhard.hub import find_checkpoint
 from drhard.numbers import COUNT, NATURAL
 from drhard.trainer_flags import add_flag
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model_save_dir", type=Path, required=True, help="folder for epoch-1, epoch-2, …")
     parser.add_argument("--log_dir", type=Path, required=True, help="folder for TensorBoard's files")
     parser.add_argument("--preprocess_dir", type=Path, required=True)
-    add_flags(parser, "--max_seq_length")
+    add_flags(parser, *ENCODER, "--max_seq_length")
     for name, flag in (AdoreSettings.flags() | AdoreOutput.flags()).items():
         add_flag(parser, name, flag)
     parser.add_argument("--model_gpu_index", type=NATURAL, default=0, help="GPU of the model, if there is one (0)")
@@ -59,7 +59,7 @@ def main() -> None:
 
     if args.faiss_omp_num_threads is not None:
         limit_threads(args.faiss_omp_num_threads)
-    model = load_encoder(args.init_path)
+    model = load_encoder(args.init_path, pooling=args.pooling, normalize=args.normalize)
     device = choose_device(gpu=args.model_gpu_index)
     documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, collection)
     warn_if_made_by_another(args.pembed_path, model)

@@ -4,7 +4,7 @@ import logging
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from drhard.training import (
     Events,
     check_loss,
     check_trained,
+    choose_scale,
     group_parameters,
     make_record,
     warn_of_long_warmup,
@@ -145,6 +146,8 @@ class AdoreTraining:
     def __init__(self, model: Encoder, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput):
         check_tokens(model, data.queries)
         self.model, self.device = model.train(), model.device
+        self.score_scale = choose_scale(model, settings.score_scale)
+        settings = replace(settings, score_scale=self.score_scale)
         self.data, self.settings, self.output = data, settings, output
         self.record = self._make_record()
         self.state_path = output.model_save_dir / STATE_FILE
@@ -230,7 +233,7 @@ class AdoreTraining:
         _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
         vectors = torch.from_numpy(data.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
-        scores = torch.einsum("qd,qcd->qc", queries, vectors)
+        scores = torch.einsum("qd,qcd->qc", queries, vectors) * self.score_scale
         loss = self.loss(
             scores,
             torch.from_numpy(candidates.relevant).to(self.device),

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SEED, Range
-from drhard.trainer_flags import Flag
+from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SCALE, SEED, Range
+from drhard.trainer_flags import SCALE_HELP, Flag
 
 
 def number(numbers: Range, default: float | None, help: str) -> Any:
@@ -51,6 +51,7 @@ class AdoreSettings(_Settings):
     max_grad_norm: float = number(NORM, 1.0, "norm to clip the gradient at")
     warmup_steps: int = number(NATURAL, 2000, "updates of the warm-up")
     num_train_epochs: int = number(COUNT, 6, "epochs")
+    score_scale: float | None = number(SCALE, None, SCALE_HELP)
     seed: int = number(SEED, 42, "seed of dropout and of the order of the queries")
 
 

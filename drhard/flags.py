@@ -28,13 +28,20 @@ _GPUS = {"type": NATURAL, "nargs": "+", "default": [], "dest": "gpus", "help": "
 _BATCH = {"dest": "batch_size"} | _count(32, "batch size per GPU, in sequences")
 _HALF = {"action": "store_const", "dest": "precision", "help": "half precision: faster, on a GPU"}
 
+POOLINGS = ("cls", "mean")
+POOLING_HELP = "how to pool the hidden states of a plain encoder; folders of sentence-transformers say it themselves"
+NORMALIZE_HELP = "give the embeddings of a plain encoder the length 1; needs --pooling"
+
 FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "--data_type": {"choices": CORPORA, "required": True},
         "--data_root": {"type": Path, "default": Path("./data"), "help": "default: ./data"},
+        "--preprocess_dir": {"type": Path, "help": "default: {data_root}/{type}/preprocess"},
         "--mode": {"choices": MODES, "required": True, "help": "which queries"},
         "--topk": _count(100, "documents to retrieve for each query"),
         # Encoding
+        "--pooling": {"choices": POOLINGS, "help": POOLING_HELP},
+        "--normalize": {"action": "store_true", "help": NORMALIZE_HELP},
         "--max_query_length": _length(32, "query"),
         "--max_doc_length": _length(512, "document"),
         "--max_seq_length": _length(64, "query"),
@@ -72,12 +79,14 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 RETRIEVAL = (
     "--data_type",
     "--data_root",
+    "--preprocess_dir",
     "--max_query_length",
     "--max_doc_length",
     "--eval_batch_size",
     "--mode",
     "--topk",
 )
+ENCODER = ("--pooling", "--normalize")
 PRECISION = ("--fp16", "--bf16")  # mutually exclusive
 INDEX = ("--search_memory_gb", "--index_factory", "--index_path", "--nprobe", "--ef_search")
 

@@ -56,22 +56,28 @@ def mine_hard_negatives(
 
 @contextmanager
 def mine_bm25_negatives(
-    corpus: Corpus, root: Path, mode: str, folder: Path, topk: int, parameters: Bm25Parameters
+    corpus: Corpus,
+    dataset: Path,
+    collection: Collection,
+    mode: str,
+    folder: Path,
+    topk: int,
+    parameters: Bm25Parameters,
 ) -> Iterator[Mined]:
     """Mine hard negatives with BM25, as the paper's warm-up needs them.
 
     A query gets fewer than ``topk`` if fewer passages share a word with it.
 
     Args:
-        root: the folder with ``dataset/`` and ``preprocess/``.
+        dataset: the folder of the texts.
+        collection: what preprocess.py made of them.
         folder: where a stopped search leaves its results, and resumes.
     """
-    collection = Collection(root / "preprocess")
     passages = collection.passages
-    queries = read_query_texts(corpus, root, mode)
+    queries = read_query_texts(corpus, dataset, collection, mode)
     relevant = collection.relevant(mode, queries=len(queries))
     depth = _depth(relevant, len(passages), topk)
-    documents = read_passage_texts(corpus, root)
+    documents = read_passage_texts(corpus, dataset, collection)
 
     # Imported here: bm25s takes a second to load, and missing texts should be told before that.
     from drhard.bm25 import Bm25Index

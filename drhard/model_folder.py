@@ -4,7 +4,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from drhard.encoder import Encoder
+from drhard.encoder import Encoder, check_finite
 from drhard.errors import InputError, reason_of
 from drhard.files import write_json, write_whole_folder, write_whole_text
 from drhard.hub import ALL_TOKENIZER_FILES, CONFIG_FILE, TOKENIZER_FILES, find_checkpoint
@@ -61,9 +61,7 @@ def load_encoder(
         if pooling is None:
             raise InputError(f"{folder}: does not say how to pool its hidden states; give --pooling cls or mean")
         model = _load_pooled(SentenceModules(folder, pooling, [Normalize()] if normalize else []))
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{folder}: {name} has numbers that are not finite; the weights are damaged")
+    check_finite(model, str(folder), "the checkpoint is damaged")
     tokenizer = load_tokenizer(folder, own_tokenizer=pooling is not None)
     model.tokenizer_digest = tokenizer.digest() if tokenizer else None
     model.eval()

@@ -66,5 +66,6 @@ RATE = Range(0, 1e4, whole=False)  # a learning rate or weight decay; 0 turns it
 BETA = Range(0, 0.999999, whole=False)  # the decay of a moving average, as in Adam
 EPSILON = Range(0, 1, whole=False, above=True)  # keeps a quotient finite
 NORM = Range(0, 1e12, whole=False, above=True)  # the norm at which a gradient is clipped
+SCALE = Range(0, 1e4, whole=False, above=True)  # a factor of scores
 FRACTION = Range(0, 1, whole=False)  # a share of a whole
 SEARCH_GB = Range(0.5, 1e6, whole=False)  # memory for one pass of a search on the CPU

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-POOLINGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+MODE_FIELDS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": nn.Identity,
     "torch.nn.modules.activation.Tanh": nn.Tanh,
@@ -130,8 +130,8 @@ def _read_pooling(path: Path) -> tuple[str, int]:
     modes = [told] if isinstance(told, str) else told if isinstance(told, list) else None
     if modes is None:
         modes = [name for name, on in content.items() if name.startswith("pooling_mode_") and on is True]
-        modes = [{field: mode for mode, field in POOLINGS.items()}.get(name, name) for name in modes]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
+        modes = [{field: mode for mode, field in MODE_FIELDS.items()}.get(name, name) for name in modes]
+    if len(modes) != 1 or modes[0] not in MODE_FIELDS:
         raise InputError(f"{path}: the pooling is {' and '.join(map(str, modes))[:80]}; only cls or mean can be used")
     return modes[0], size
 
@@ -215,7 +215,7 @@ def write_parts(folder: Path, prefix: str, size: int, modules: SentenceModules) 
     """
     kinds = ["Pooling", *(type(head).__name__ for head in modules.heads)]
     names = [f"{prefix}{number}_{kind}" for number, kind in enumerate(kinds, start=1)]
-    flags = {field: name == modules.pooling for name, field in POOLINGS.items()}
+    flags = {field: name == modules.pooling for name, field in MODE_FIELDS.items()}
     others = dict.fromkeys(("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"), False)
     write_json(folder / names[0] / "config.json", {"word_embedding_dimension": size} | flags | others, indent=2)
     for head, name in zip(modules.heads, names[1:], strict=True):

@@ -21,7 +21,7 @@ from drhard.settings import EncodingSettings, SearchSettings
 from drhard.strategies import STRATEGIES, Pool
 from drhard.trainer import StaticTrainer
 from drhard.trainer_flags import DATA, OWN, WORKING, outcome
-from drhard.training import Events, make_record
+from drhard.training import Events, choose_scale, make_record
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
@@ -143,6 +143,7 @@ class StaticTraining:
             data_collator=Collator(self.collection, self.relevant, self.strategy, pad_id, flags.padding),
             optimizer_str=flags.optimizer_str,
             tokenizer_from=self.tokenizer_from,
+            score_scale=self.record["score_scale"],
             chunk_size=flags.chunk_size,
             record=self.record,
             events=Events(flags.logging_dir, done) if writes_events else None,
@@ -163,6 +164,7 @@ class StaticTraining:
             **make_record(self.model, self.collection.queries("train"), relevant, StaticTrainer.loss),
             **outcome(self.flags, {**DATA, **OWN}),
             **outcome(self.args, WORKING),
+            "score_scale": choose_scale(self.model, self.flags.score_scale),
             "documents": self.collection.passages.digest(),
             "hard negatives": digest_file(given) if given else mined,
             "train_batch_size": self.args.train_batch_size,

@@ -10,20 +10,21 @@ from drhard.msmarco import Corpus, find_source_file, parse_query
 from drhard.tokens import PREPROCESS_AGAIN
 
 
-def read_passage_texts(corpus: Corpus, root: Path) -> Iterator[str]:
+def read_passage_texts(corpus: Corpus, dataset: Path, collection: Collection) -> Iterator[str]:
     """Yield the texts of a collection in row order. The url, title and body of a document are one text.
 
     Args:
-        root: the folder with ``dataset/`` and ``preprocess/``.
+        dataset: the folder of the texts.
+        collection: what preprocess.py made of them.
 
     Raises:
         InputError: the collection is missing; or, as its texts are read, a line is bad, or preprocess.py read another
             collection.
     """
-    path = find_source_file(root / "dataset", corpus.collection)
+    path = find_source_file(dataset, corpus.collection)
     if path is None:
-        raise InputError(f"{root / 'dataset' / corpus.collection}: no such file; BM25 reads the texts themselves")
-    return _passage_texts(path, corpus, Collection(root / "preprocess"))
+        raise InputError(f"{dataset / corpus.collection}: no such file; BM25 reads the texts themselves")
+    return _passage_texts(path, corpus, collection)
 
 
 def _passage_texts(path: Path, corpus: Corpus, collection: Collection) -> Iterator[str]:
@@ -40,13 +41,13 @@ def _passage_texts(path: Path, corpus: Corpus, collection: Collection) -> Iterat
         raise InputError(f"{path}: has {row} passages, {count} were preprocessed; {PREPROCESS_AGAIN}")
 
 
-def read_query_texts(corpus: Corpus, root: Path, mode: str) -> list[str]:
+def read_query_texts(corpus: Corpus, dataset: Path, collection: Collection, mode: str) -> list[str]:
     """Return the texts of a mode's queries in row order. Arguments and errors as in :func:`read_passage_texts`."""
     name = corpus.modes[mode].queries
-    path = find_source_file(root / "dataset", name)
+    path = find_source_file(dataset, name)
     if path is None:
-        raise InputError(f"{root / 'dataset' / name}: no such file; BM25 reads the texts themselves")
-    qids = Collection(root / "preprocess").qids(mode)
+        raise InputError(f"{dataset / name}: no such file; BM25 reads the texts themselves")
+    qids = collection.qids(mode)
     row_of_qid = {qid: row for row, qid in enumerate(qids.tolist())}
     texts: dict[int, str] = {}
     for number, line in read_lines(path):

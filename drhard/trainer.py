@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
-from drhard.encoder import embed_in_chunks
+from drhard.encoder import Encoder, embed_in_chunks
 from drhard.files import partial_path, remove_folder, write_whole_folder
 from drhard.hub import TOKENIZER_FILES
 from drhard.lamb import Lamb
@@ -100,6 +100,7 @@ class StaticTrainer(Trainer):
     Args:
         optimizer_str: "lamb" or "adamw".
         tokenizer_from: the folder of the checkpoint to copy tokenizer files from into each checkpoint.
+        score_scale: the factor of the scores in the loss.
         chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
         record: the settings and input that decide the outcome, for the seals of checkpoints.
         events: TensorBoard's events; None to write none.
@@ -113,6 +114,7 @@ class StaticTrainer(Trainer):
         *,
         optimizer_str: str,
         tokenizer_from: Path,
+        score_scale: float,
         chunk_size: int,
         record: Mapping[str, Any],
         events: Events | None = None,
@@ -128,6 +130,7 @@ class StaticTrainer(Trainer):
         self.add_callback(EpochDraws(self.train_dataset))
         self.optimizer_str = optimizer_str
         self.tokenizer_from = tokenizer_from
+        self.score_scale = score_scale
         self.chunk_size = chunk_size
         self.record = record
 
@@ -162,7 +165,7 @@ class StaticTrainer(Trainer):
             # Positives and drawn negatives go separately, so that neither is padded to the other's length.
             documents = [self._embed(model, inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
-            scores = queries.float() @ torch.cat(documents).float().T  # (B, D)
+            scores = queries.float() @ torch.cat(documents).float().T * self.score_scale  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
             loss = self.loss(scores, positive, inputs["negatives"])
         check_loss(loss, self.state.global_step + 1)
@@ -180,7 +183,7 @@ class StaticTrainer(Trainer):
         if self.optimizer is None:
             kind: Any = {"lamb": Lamb, "adamw": AdamW}[self.optimizer_str]
             self.optimizer = kind(
-                group_parameters(model or self.model, self.args.weight_decay),
+                group_parameters(cast(Encoder, model or self.model), self.args.weight_decay),
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
@@ -223,6 +226,7 @@ class StaticTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if first:
                 self.state.save_to_json(str(folder / STATE_FILE))
-                write_seal(folder, step, self.record, [path.name for path in folder.iterdir()])
+                files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+                write_seal(folder, step, self.record, files)
         if first:
             keep_newest(output_dir, step, self.args.save_total_limit)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from drhard.errors import InputError
-from drhard.numbers import BETA, COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SEED, Range
+from drhard.flags import NORMALIZE_HELP, POOLING_HELP, POOLINGS
+from drhard.numbers import BETA, COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SCALE, SEED, Range
 from drhard.strategies import STAR, STRATEGIES
 
 STEPS = Range(0, 2**31 - 1, whole=False, above=True)  # steps between two events; below 1, a share of all steps
@@ -34,6 +35,7 @@ SCHEDULES = (
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 )
+SCALE_HELP = "factor of the scores in the loss (1; 20 for a model whose embeddings have the length 1)"
 LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 
 
@@ -157,6 +159,8 @@ DATA: Mapping[str, Flag] = {  # star/train.py's own too
     "max_doc_length": _outcome(LENGTH, None, "maximum tokens per document (published: 120, doc 512)", required=True),
     "preprocess_dir": Flag(Path, None, "folder that preprocess.py wrote", required=True),
     "init_path": Flag(str, None, "checkpoint to start from: a warm-up model, or roberta-base", required=True),
+    "pooling": Flag(str, None, POOLING_HELP, choices=POOLINGS),
+    "normalize": Flag(bool, False, NORMALIZE_HELP),
     "negatives": _outcome(
         str,
         STAR.name,
@@ -164,6 +168,7 @@ DATA: Mapping[str, Flag] = {  # star/train.py's own too
         choices=STRATEGIES,
     ),
     "hardneg_path": Flag(Path, None, "hard.json (none: the model of --init_path mines one into --output_dir first)"),
+    "score_scale": _outcome(SCALE, None, SCALE_HELP),
     "per_query_hard_num": _outcome(COUNT, 1, "hard (or random) negatives drawn for a query in each step"),
 }
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import Encoder, check_finite, digest_config, digest_weights
+from drhard.encoder import Encoder, check_finite, digest_config
 from drhard.errors import InputError
 from drhard.files import disk_faults
 from drhard.provenance import digest_relevant
@@ -20,7 +20,6 @@ from torch.utils.tensorboard import SummaryWriter
 log = logging.getLogger(__name__)
 
 DIVERGED = "start over with a lower --learning_rate or a higher --warmup_steps"
-NO_DECAY = ("bias", "LayerNorm.weight")  # published: the weight of the head's norm, norm.weight, does decay
 
 
 def make_record(
@@ -33,7 +32,7 @@ def make_record(
         relevant: query row -> relevant document rows.
     """
     return {
-        "init_path": digest_weights(model),
+        "init_path": model.fingerprint(),
         "config": digest_config(model.config),
         "queries": queries.digest(),
         "judgements": digest_relevant(relevant),
@@ -41,11 +40,20 @@ def make_record(
     }
 
 
-def group_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def choose_scale(model: Encoder, given: float | None) -> float:
+    """Return the factor of the scores in the loss.
+
+    Embeddings of length 1 have scores from -1 to 1, too close together for a softmax or a sigmoid. So their default is
+    20, as in sentence-transformers' losses. The default of other encoders is 1, as published.
+    """
+    return given if given is not None else 20.0 if model.normalized else 1.0
+
+
+def group_parameters(model: Encoder, weight_decay: float) -> list[dict[str, Any]]:
     """Return the parameters of ``model`` in two groups for an optimizer, with and without weight decay."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    plain = [parameter for name, parameter in named if any(part in name for part in NO_DECAY)]
-    decayed = [parameter for name, parameter in named if not any(part in name for part in NO_DECAY)]
+    named, undecayed = dict(model.named_parameters()), model.undecayed()
+    plain = [parameter for name, parameter in named.items() if name in undecayed]
+    decayed = [parameter for name, parameter in named.items() if name not in undecayed]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 

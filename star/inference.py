@@ -11,7 +11,7 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import command
-from drhard.flags import INDEX, PRECISION, RETRIEVAL, add_flags
+from drhard.flags import ENCODER, INDEX, PRECISION, RETRIEVAL, add_flags
 from drhard.hub import find_checkpoint
 from drhard.runs import digest_ids, run_path, write_run
 
@@ -21,6 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     add_flags(
         parser,
         *RETRIEVAL,
+        *ENCODER,
         "--no_cuda",
         "--faiss_gpus",
         *INDEX,
@@ -38,7 +39,7 @@ def main() -> None:
     model_dir = args.model_dir or root / "trained_models" / "star"
     output_dir = args.output_dir or root / "evaluate" / "star"
     run = run_path(output_dir, args.mode)
-    collection = Collection(root / "preprocess", args.max_query_length, args.max_doc_length)
+    collection = Collection(args.preprocess_dir or root / "preprocess", args.max_query_length, args.max_doc_length)
     passages, queries = collection.passages, collection.queries(args.mode)
     find_checkpoint(model_dir)
 
@@ -47,7 +48,7 @@ def main() -> None:
     from drhard.retrieval import Retriever
     from drhard.settings import EncodingSettings, SearchSettings
 
-    model = load_encoder(model_dir)
+    model = load_encoder(model_dir, pooling=args.pooling, normalize=args.normalize)
     retriever = Retriever(model, EncodingSettings.from_flags(args), SearchSettings.from_flags(args))
     print(
         f"Retrieving {args.topk} of {len(passages)} passages for {len(queries)} queries, "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import InputError, command
-from drhard.flags import FLAT, INDEX, PRECISION, RETRIEVAL, add_flags
+from drhard.flags import ENCODER, FLAT, INDEX, PRECISION, RETRIEVAL, add_flags
 from drhard.hard_json import HARD_FILE, write_hard_negatives
 from drhard.hub import find_checkpoint
 from drhard.mining import Mined, mine_bm25_negatives, mine_hard_negatives
@@ -31,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     add_flags(
         parser,
         *RETRIEVAL,
+        *ENCODER,
         "--not_faiss_cuda",
         "--no_cuda",
         *INDEX,
@@ -58,17 +59,23 @@ def main() -> None:
     root = args.data_root / args.data_type
     output_dir = args.output_dir or root / ("bm25_retrieve" if args.retriever == "bm25" else "warmup_retrieve")
     run = run_path(output_dir, args.mode)
+    preprocess = args.preprocess_dir or root / "preprocess"
+    collection = Collection(preprocess, args.max_query_length, args.max_doc_length)
     mine = with_bm25 if args.retriever == "bm25" else with_encoder
-    with mine(args, root, output_dir) as mined:
-        write_run(run, mined.scores, mined.rows, digest_ids(Collection(root / "preprocess"), args.mode))
+    with mine(args, root, collection, output_dir) as mined:
+        write_run(run, mined.scores, mined.rows, digest_ids(collection, args.mode))
         write_hard_negatives(output_dir / HARD_FILE, mined.hard)
     print(f"Wrote {run}")
     print(f"Wrote {output_dir / HARD_FILE}")
 
 
-def with_bm25(args: argparse.Namespace, root: Path, output_dir: Path) -> AbstractContextManager[Mined]:
-    if args.model_dir or args.precision:
-        raise InputError("--retriever bm25 does not use --model_dir, --fp16 and --bf16; omit them")
+def with_bm25(
+    args: argparse.Namespace, root: Path, collection: Collection, output_dir: Path
+) -> AbstractContextManager[Mined]:
+    if args.model_dir or args.precision or args.pooling or args.normalize:
+        raise InputError(
+            "--retriever bm25 does not use --model_dir, --pooling, --normalize, --fp16 and --bf16; omit them"
+        )
     if args.factory != FLAT or args.index_path or args.nprobe or args.ef_search:
         raise InputError(
             "--retriever bm25 does not use --index_factory, --index_path, --nprobe and --ef_search; omit them"
@@ -76,14 +83,16 @@ def with_bm25(args: argparse.Namespace, root: Path, output_dir: Path) -> Abstrac
     corpus = CORPORA[args.data_type]
     k1, b = corpus.bm25.k1 if args.k1 is None else args.k1, corpus.bm25.b if args.b is None else args.b
     print(f"Mining {args.topk} hard negatives for each {args.mode} query with BM25, k1 {k1}, b {b}")
-    return mine_bm25_negatives(corpus, root, args.mode, output_dir, args.topk, Bm25Parameters(k1, b))
+    parameters = Bm25Parameters(k1, b)
+    return mine_bm25_negatives(corpus, root / "dataset", collection, args.mode, output_dir, args.topk, parameters)
 
 
-def with_encoder(args: argparse.Namespace, root: Path, output_dir: Path) -> AbstractContextManager[Mined]:
+def with_encoder(
+    args: argparse.Namespace, root: Path, collection: Collection, output_dir: Path
+) -> AbstractContextManager[Mined]:
     if args.k1 is not None or args.b is not None:
         raise InputError("--k1 and --b need --retriever bm25; omit them or add it")
     model_dir = args.model_dir or root / "warmup"
-    collection = Collection(root / "preprocess", args.max_query_length, args.max_doc_length)
     queries, passages = collection.queries(args.mode), collection.passages
     find_checkpoint(model_dir)
 
@@ -92,8 +101,9 @@ def with_encoder(args: argparse.Namespace, root: Path, output_dir: Path) -> Abst
     from drhard.retrieval import Retriever
     from drhard.settings import EncodingSettings, SearchSettings
 
+    model = load_encoder(model_dir, pooling=args.pooling, normalize=args.normalize)
     encoding = EncodingSettings.from_flags(args)
-    retriever = Retriever(load_encoder(model_dir), encoding, SearchSettings.from_flags(args, args.no_cuda))
+    retriever = Retriever(model, encoding, SearchSettings.from_flags(args, args.no_cuda))
     print(
         f"Mining {args.topk} hard negatives for each of {len(queries)} {args.mode} queries among {len(passages)} "
         f"passages, {model_dir} on {encoding.device}"

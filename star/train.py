@@ -74,7 +74,7 @@ def main() -> None:
 
     args = trainer_arguments(flags)
     set_seed(args.seed)
-    model = load_encoder(flags.init_path, fresh_head=True)
+    model = load_encoder(flags.init_path, True, flags.pooling, flags.normalize)
     data = StaticInput(collection, relevant, pool)
     with sole_writer(args.output_dir) if args.process_index == 0 else nullcontext():
         training = StaticTraining.open(model, data, flags, args, tokenizer_from=checkpoint)

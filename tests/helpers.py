@@ -161,10 +161,10 @@ def save_plain(folder: Path, kind: str) -> Path:
     return folder
 
 
-def random_sequences(count: int, longest: int, seed: int) -> list[list[int]]:
+def random_sequences(count: int, longest: int, seed: int, vocabulary: int = VOCAB_SIZE) -> list[list[int]]:
     """``<s> ... </s>`` of random ordinary tokens, 3 to ``longest`` ids each."""
     random = np.random.default_rng(seed)
-    return [[0, *random.integers(5, VOCAB_SIZE, random.integers(1, longest - 1)).tolist(), 2] for _ in range(count)]
+    return [[0, *random.integers(5, vocabulary, random.integers(1, longest - 1)).tolist(), 2] for _ in range(count)]
 
 
 def write_tokens(folder: Path, name: str, sequences: Sequence[Sequence[int]], width: int, dtype: str = "int32") -> Path:
@@ -185,10 +185,17 @@ def open_tokens(folder: Path, sequences: Sequence[Sequence[int]], width: int, le
     return TokenMemmap.open(write_tokens(folder, PASSAGES, sequences, width), PASSAGES, length or width)
 
 
-def write_collection(folder: Path, passages: int = 12, queries: int = 6, mode: str = "train", seed: int = 0) -> Path:
+def write_collection(
+    folder: Path,
+    passages: int = 12,
+    queries: int = 6,
+    mode: str = "train",
+    seed: int = 0,
+    vocabulary: int = VOCAB_SIZE,
+) -> Path:
     """Write a ``preprocess`` folder in which passage i is relevant to query i."""
-    write_tokens(folder, PASSAGES, random_sequences(passages, 12, seed), 16)
-    write_tokens(folder, query_name(mode), random_sequences(queries, 6, seed + 1), 8)
+    write_tokens(folder, PASSAGES, random_sequences(passages, 12, seed, vocabulary), 16)
+    write_tokens(folder, query_name(mode), random_sequences(queries, 6, seed + 1, vocabulary), 8)
     write_qrels(folder / f"{mode}-qrel.tsv", {query: [query] for query in range(queries)})
     return folder
 

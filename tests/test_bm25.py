@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from drhard.bm25 import Bm25Index
+from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.ids import write_ids
 from drhard.mining import Mined, mine_bm25_negatives
@@ -156,13 +157,21 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
-    passages = list(read_passage_texts(CORPORA["passage"], root))
+    passages = list(read_passage_texts(CORPORA["passage"], root / "dataset", Collection(root / "preprocess")))
     assert passages == ["Rhine river", "a star", "star and planet", "planet of a star", "sea", "north sea"]
     write_ids(root / "preprocess/pid2offset.pickle", np.array([7, 3]))
     write_tokens(root / "preprocess", PASSAGES, random_sequences(2, 5, seed=0), 8)
-    assert list(read_passage_texts(CORPORA["doc"], root)) == ["http://x A title The body", "url  body   x"]
+    assert list(read_passage_texts(CORPORA["doc"], root / "dataset", Collection(root / "preprocess"))) == [
+        "http://x A title The body",
+        "url  body   x",
+    ]
     for corpus in CORPORA.values():
-        assert read_query_texts(corpus, root, "train") == ["where is the Rhine", "stars", "planets?", "zebra"]
+        assert read_query_texts(corpus, root / "dataset", Collection(root / "preprocess"), "train") == [
+            "where is the Rhine",
+            "stars",
+            "planets?",
+            "zebra",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +201,7 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
     if content is not None:
         (root / "dataset" / name).write_text(content)
     with pytest.raises(InputError, match=complaint):
-        list(read_passage_texts(CORPORA["passage"], root))
+        list(read_passage_texts(CORPORA["passage"], root / "dataset", Collection(root / "preprocess")))
         read_query_texts(CORPORA["passage"], root, "train")
 
 
@@ -201,7 +210,15 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
 
 def mine(root: Path, topk: int) -> Mined:
     folder = root / "mined"
-    with mine_bm25_negatives(CORPORA["passage"], root, "train", folder, topk, Bm25Parameters(0.9, 0.4)) as mined:
+    with mine_bm25_negatives(
+        CORPORA["passage"],
+        root / "dataset",
+        Collection(root / "preprocess"),
+        "train",
+        folder,
+        topk,
+        Bm25Parameters(0.9, 0.4),
+    ) as mined:
         return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import drhard.adore
-import drhard.encoder
 import drhard.flags
+import drhard.model_folder
 import drhard.settings
 from drhard.adore import AdoreTraining
 from drhard.adore_settings import AdoreSettings, number
@@ -26,7 +26,7 @@ from drhard.losses import adore_loss, pairwise_loss
 from drhard.model_folder import load_encoder
 from drhard.msmarco import CORPORA, PASSAGE, parse_id
 from drhard.numbers import RATE
-from drhard.roberta_dot import RobertaDot
+from drhard.pooled import PooledEncoder
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.strategies import STRATEGIES, Example, Strategy
 from drhard.trainer import StaticTrainer
@@ -37,14 +37,17 @@ import pytest
 import torch
 from helpers import (
     ROOT,
+    WORDS,
     call_script,
     load_script,
     refused,
     run_script,
+    save_plain,
     save_tiny,
     save_vocabulary,
     write_collection,
 )
+from transformers import AutoModel
 
 LENGTHS = ["--max_query_length", 8, "--max_doc_length", 16]
 
@@ -172,26 +175,29 @@ def test_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 # An encoder
 
 
-class MeanPooled(RobertaDot):
-    """The mean of the last hidden states, without a head."""
+class MaxPooled(PooledEncoder):
+    """The greatest of the last hidden states, in each dimension."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state
-        weights = attention_mask[..., None].to(hidden.dtype)
-        return (hidden * weights).sum(1) / weights.sum(1)
+        hidden: torch.Tensor = self.backbone(input_ids, attention_mask).last_hidden_state
+        return hidden.masked_fill(attention_mask[..., None] == 0, -torch.inf).amax(1)
+
+    def fingerprint(self) -> str:
+        return f"max {super().fingerprint()}"
 
 
 def test_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drhard.encoder, "RobertaDot", MeanPooled)
-    model = load_encoder(save_tiny(tmp_path / "mean"))
-    passages = Collection(write_collection(tmp_path / "pre"), 8, 16).passages
+    monkeypatch.setattr(drhard.model_folder, "PooledEncoder", MaxPooled)
+    folder = save_plain(tmp_path / "plain", "bert")
+    model = load_encoder(folder, pooling="mean")
+    passages = Collection(write_collection(tmp_path / "pre", vocabulary=WORDS), 8, 16).passages
     embeddings = EncodingSettings(4, torch.device("cpu")).encode(model, passages, tmp_path / "passages.memmap")
     ids, mask = passages.batch(np.arange(len(passages)), pad_id=1)
     with torch.no_grad():
-        hidden = model.roberta(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state
+        hidden = AutoModel.from_pretrained(folder)(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state
     for row, embedding in enumerate(embeddings):
-        mean = hidden[row, : mask[row].sum()].mean(0)
-        np.testing.assert_allclose(embedding, mean.numpy(), atol=1e-5)
+        best = hidden[row, : mask[row].sum()].amax(0)
+        np.testing.assert_allclose(embedding, best.numpy(), atol=1e-5)
 
 
 # A collection format

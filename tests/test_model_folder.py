@@ -4,15 +4,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+from drhard.collection import Collection
 from drhard.encoder import Encoder
 from drhard.errors import InputError
 from drhard.model_folder import load_encoder, save_encoder
 from drhard.pooled import PooledEncoder
+from drhard.settings import EncodingSettings
 
 import numpy as np
 import pytest
 import torch
-from helpers import KINDS, TEXTS, WORDS, save_plain, save_tiny, save_vocabulary, snapshot
+from helpers import (
+    KINDS,
+    TEXTS,
+    WORDS,
+    call_script,
+    save_plain,
+    save_tiny,
+    save_vocabulary,
+    snapshot,
+    write_collection,
+)
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 from transformers import (
@@ -123,6 +135,41 @@ def test_saving_into_a_folder_replaces_its_modules(tmp_path: Path) -> None:
     first = snapshot(tmp_path / "saved")
     save_encoder(model, tmp_path / "saved", folder)
     assert snapshot(tmp_path / "saved") == first
+
+
+# Trained
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains_with_star_and_adore(tmp_path: Path, kind: str) -> None:
+    """Two steps of each. What is saved loads here and in sentence-transformers."""
+    folder, preprocess = save_plain(tmp_path / "plain", kind), write_collection(tmp_path / "pre", vocabulary=WORDS)
+    given = ["--preprocess_dir", preprocess, "--init_path", folder, "--pooling", "mean", "--normalize"]
+    star = ["--do_train", "--no_cuda", "--max_steps", 2, "--per_device_train_batch_size", 4, "--report_to", "none"]
+    star += ["--max_query_length", 8, "--max_doc_length", 16, "--negatives", "in-batch", "--gradient_checkpointing"]
+    call_script("star/train.py", *given, *star, "--output_dir", tmp_path / "star")
+    start, trained = load_encoder(folder, pooling="mean", normalize=True), load_encoder(tmp_path / "star")
+    assert trained.fingerprint() != start.fingerprint()
+    assert json.loads((tmp_path / "star" / "training.json").read_text())["score_scale"] == 20
+    assert_same_as_sentence_transformers(tmp_path / "star")
+
+    passages = Collection(preprocess, 8, 16).passages
+    EncodingSettings(4, torch.device("cpu")).encode(trained, passages, tmp_path / "passages.memmap")
+    adore = ["--pembed_path", tmp_path / "passages.memmap", "--neg_topk", 5, "--num_train_epochs", 1]
+    adore += ["--per_gpu_batch_size", 3, "--max_seq_length", 8, "--warmup_steps", 0, "--learning_rate", 1e-3]
+    places = ["--model_save_dir", tmp_path / "adore", "--log_dir", tmp_path / "log"]
+    call_script("adore/train.py", *given[:2], "--init_path", tmp_path / "star", *adore, *places)
+    assert load_encoder(tmp_path / "adore" / "epoch-1").fingerprint() != trained.fingerprint()
+    assert_same_as_sentence_transformers(tmp_path / "adore" / "epoch-1")
+
+
+def test_weight_decay_spares_biases_and_norms(tmp_path: Path) -> None:
+    model = load_encoder(save_plain(tmp_path, "bert"), pooling="mean")
+    spared = model.undecayed()
+    assert {name for name, parameter in model.named_parameters() if parameter.dim() == 1} == spared
+    published = load_encoder(save_tiny(tmp_path / "dot"))
+    assert "norm.weight" not in published.undecayed()  # as the published scripts
+    assert "roberta.embeddings.LayerNorm.weight" in published.undecayed()
 
 
 # Refused
