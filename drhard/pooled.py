@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drhard.encoder import Encoder, digest_config, digest_weights
+from drhard.errors import InputError
 from drhard.sentence_modules import Dense, SentenceModules, describe_head, write_modules
 
 import torch
@@ -60,10 +61,19 @@ class PooledEncoder(Encoder):
         self.backbone.save_pretrained(folder)
         write_modules(folder, int(self.config.hidden_size), self.describe())
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Save memory in training, as transformers' models do. The Trainer calls it."""
-        self.backbone.gradient_checkpointing_enable(**options)
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Save memory in training, as transformers' models do. The Trainer calls it.
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Undo :meth:`gradient_checkpointing_enable`."""
-        self.backbone.gradient_checkpointing_disable()
+        Raises:
+            InputError: transformers cannot do this for the backbone.
+        """
+        if not self.backbone.supports_gradient_checkpointing:
+            raise InputError(
+                f"--gradient_checkpointing is not supported for {self.config.model_type}; omit it, or save memory "
+                "with --chunk_size"
+            )
+        # Releases before 5.20 know it by its former name.
+        enable = getattr(self.backbone, "activation_checkpointing_enable", None)
+        (enable or self.backbone.gradient_checkpointing_enable)(**options)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable

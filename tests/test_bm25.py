@@ -202,7 +202,7 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
         (root / "dataset" / name).write_text(content)
     with pytest.raises(InputError, match=complaint):
         list(read_passage_texts(CORPORA["passage"], root / "dataset", Collection(root / "preprocess")))
-        read_query_texts(CORPORA["passage"], root, "train")
+        read_query_texts(CORPORA["passage"], root / "dataset", Collection(root / "preprocess"), "train")
 
 
 # Negatives
@@ -275,8 +275,8 @@ def test_prepare_hardneg(
     )
     assert f"k1 {k1}, b {b}" in printed
     root = preprocessed / "data" / corpus
-    documents = list(read_passage_texts(CORPORA[corpus], root))
-    queries = read_query_texts(CORPORA[corpus], root, "train")
+    documents = list(read_passage_texts(CORPORA[corpus], root / "dataset", Collection(root / "preprocess")))
+    queries = read_query_texts(CORPORA[corpus], root / "dataset", Collection(root / "preprocess"), "train")
     relevant = read_relevant(root / "preprocess" / "train-qrel.tsv")
     hard = {int(qid): rows for qid, rows in json.loads((tmp_path / "out/hard.json").read_text()).items()}
     assert sorted(hard) == list(range(len(queries)))
@@ -315,7 +315,9 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
     arguments = ("--data_type", "passage", "--data_root", root, "--retriever", "bm25", "--mode", "train")
     script = "star/prepare_hardneg.py"
     assert "does not use --model_dir" in refused(script, *arguments, "--model_dir", root, capsys=capsys)
-    assert "does not use --model_dir, --fp16" in refused(script, *arguments, "--fp16", capsys=capsys)
+    assert "does not use --model_dir, --pooling, --normalize, --fp16" in refused(
+        script, *arguments, "--fp16", capsys=capsys
+    )
     assert "--k1 and --b need --retriever bm25" in refused(
         script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
     )

@@ -142,16 +142,16 @@ def losses(captured: tuple[str, str]) -> list[float]:
 class ScaledSettings(AdoreSettings):
     """One setting more."""
 
-    score_scale: float = number(RATE, 1.0, "factor of the scores")
+    margin: float = number(RATE, 1.0, "margin between the scores")
 
 
 def test_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OWN, "score_scale", Flag(RATE, 1.0, "factor of the scores", outcome=True))
+    monkeypatch.setitem(OWN, "margin", Flag(RATE, 1.0, "margin between the scores", outcome=True))
     monkeypatch.setattr(load_script("adore/train.py"), "AdoreSettings", ScaledSettings)
-    for flags, value in (([], 1), (["--score_scale", 20], 20)):
+    for flags, value in (([], 1), (["--margin", 20], 20)):
         train(tmp_path, "--negatives", "in-batch", *flags)
         record = json.loads((tmp_path / "out" / RECORD_FILE).read_text())
-        assert record["score_scale"] == train_adore(tmp_path, *flags)["record"]["score_scale"] == value
+        assert record["margin"] == train_adore(tmp_path, *flags)["record"]["margin"] == value
 
 
 # A negative-sampling strategy

@@ -275,9 +275,12 @@ def test_adores_numbers_out_of_range_are_refused(capsys: pytest.CaptureFixture[s
         assert f"argument --{name}: " in capsys.readouterr().err
 
 
+PLACES = ("index_path", "pooling", "normalize", "score_scale")  # and settings that are ours
+
+
 def test_the_published_flags_of_adore_are_all_numbers_or_places() -> None:
     flags = vars(parse_flags("adore/train.py", *ADORE))
-    numbers = {name for name, value in flags.items() if not isinstance(value, str | Path) and name != "index_path"}
+    numbers = {name for name, value in flags.items() if not isinstance(value, str | Path) and name not in PLACES}
     of_search = {"gpus", "memory_gb", "nprobe", "ef_search"}  # tests/test_settings.py has them
     assert numbers - of_search == set(ADORE_NUMBERS) - {"faiss_gpu_index"}
 
@@ -294,6 +297,7 @@ ADORE_DEFAULTS = {  # published, but for --metric_cut
     "warmup_steps": 2000,
     "num_train_epochs": 6,
     "seed": 42,
+    "score_scale": None,
 }
 
 
@@ -302,7 +306,7 @@ def test_adores_settings_are_its_flags() -> None:
     assert vars(left_out) == vars(AdoreSettings()) == ADORE_DEFAULTS
     given = [f"--{name}={number}" for number, name in enumerate(ADORE_DEFAULTS, start=3) if name != "adam_epsilon"]
     settings = AdoreSettings.from_flags(parse_flags("adore/train.py", *ADORE, "--adam_epsilon=0.5", *given))
-    numbers = dict(zip(ADORE_DEFAULTS, range(3, 14), strict=True))
+    numbers = dict(zip(ADORE_DEFAULTS, range(3, 15), strict=True))
     assert vars(settings) == numbers | {"adam_epsilon": 0.5}
     output = AdoreOutput.from_flags(
         parse_flags("adore/train.py", *ADORE, "--save_steps=7"), tokenizer_from=Path("here")
