@@ -127,7 +127,6 @@ def compare_with_limit(seconds: dict[str, list[float]], products: float, work: f
 def main() -> None:
     args = parse_arguments()
     check_topk(max(k for _, _, k in WORK), args.documents)
-    torch.set_grad_enabled(False)
     random = np.random.default_rng(0)
     documents = random.standard_normal((args.documents, args.dim), dtype=np.float32)
     flat = faiss.IndexFlatIP(args.dim)

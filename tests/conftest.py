@@ -5,10 +5,13 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from drhard.devices import limit_threads
+
 import pytest
 import torch
 from helpers import ROOT, must_run
 
+limit_threads(1)  # the models are tiny, and pytest runs as many processes as there are cores
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: the scripts would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -9,8 +9,9 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
@@ -244,13 +245,6 @@ def run_without(
     return run_python("-c", run, ROOT / script, *arguments, cwd=cwd, PYTHONPATH=str(ROOT))
 
 
-def must_run(script: str, *arguments: object, cwd: Path | None = None) -> str:
-    """Run a script that has to end well; return what it printed."""
-    result = run_script(script, *arguments, cwd=cwd)
-    assert result.returncode == 0, f"{script} {arguments}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
 def load_script(script: str) -> ModuleType:
     """Import a script, for tests in which the start of a process would take longer than the rest."""
     name = "script_" + re.sub(r"\W", "_", script)
@@ -277,6 +271,14 @@ def call_script(script: str, *arguments: object) -> None:
     """Run a script's ``main`` in this process. Raises SystemExit as the process would end."""
     with given(script, *arguments) as module:
         module.main()
+
+
+def must_run(script: str, *arguments: object, cwd: Path) -> str:
+    """Run a script that has to end well, in this process and the folder ``cwd``; return what it printed."""
+    printed = StringIO()
+    with chdir(cwd), redirect_stdout(printed):
+        call_script(script, *arguments)
+    return printed.getvalue()
 
 
 def parse_flags(script: str, *arguments: object) -> Namespace:

@@ -15,6 +15,7 @@ from drhard.model_folder import save_encoder
 from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Question, Row, Step, Table, Trial, find_rows, make_step
 from drhard.rendering import render_html, render_markdown, render_text
 from drhard.report import make_report
+from drhard.strategies import STRATEGIES
 from drhard.tables import all_tables
 from drhard.tables_msmarco import PASSAGE_TASK, STAR, PaperRow, msmarco_table
 
@@ -86,7 +87,7 @@ def test_every_command_is_one_that_its_script_takes(command: str) -> None:
         script, arguments = words[1], words[2:]
         args = parse_flags(script, *arguments)  # exits for an unknown flag
         if script == "star/train.py":
-            assert (args.hardneg_path is not None) == args.strategy.mined
+            assert (args.hardneg_path is not None) == STRATEGIES[args.negatives].mined
 
 
 @pytest.mark.parametrize("name", TRIALS)
