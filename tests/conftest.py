@@ -30,6 +30,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "setup",
         "startup",
         "walkthrough",
+        "your_retriever",
     ),
     "unit": (
         "architecture",
