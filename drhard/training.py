@@ -51,7 +51,8 @@ def choose_scale(model: Encoder, given: float | None) -> float:
 
 def group_parameters(model: Encoder, weight_decay: float) -> list[dict[str, Any]]:
     """Return the parameters of ``model`` in two groups for an optimizer, with and without weight decay."""
-    named, undecayed = dict(model.named_parameters()), model.undecayed()
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    undecayed = model.undecayed()
     plain = [parameter for name, parameter in named.items() if name in undecayed]
     decayed = [parameter for name, parameter in named.items() if name not in undecayed]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import drhard.preprocessing
+from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.files import sole_writer
 from drhard.ids import read_ids
@@ -178,8 +179,15 @@ def test_empty_texts_are_left_out_with_their_judgements(
         "queries.train.tsv: skipped 1 empty texts",
         "qrels.train.tsv: skipped 2 judgements of empty texts",
     ]
-    assert list(read_passage_texts(PASSAGE, root)) == ["the river", "a star", "the sea"]
-    assert read_query_texts(PASSAGE, root, "train") == ["where is it", "what is it"]
+    assert list(read_passage_texts(PASSAGE, root / "dataset", Collection(root / "preprocess"))) == [
+        "the river",
+        "a star",
+        "the sea",
+    ]
+    assert read_query_texts(PASSAGE, root / "dataset", Collection(root / "preprocess"), "train") == [
+        "where is it",
+        "what is it",
+    ]
 
 
 def test_empty_texts_are_kept_as_rows_without_words(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
@@ -191,7 +199,13 @@ def test_empty_texts_are_kept_as_rows_without_words(tmp_path: Path, tokenizer: R
     ids, mask = TokenMemmap.open(folder, PASSAGES, 12).batch(np.array([1, 3]), 1)
     assert ids.tolist() == [[0, 2], [0, 2]]
     assert mask.all()
-    assert list(read_passage_texts(PASSAGE, root)) == ["the river", "", "a star", "", "the sea"]
+    assert list(read_passage_texts(PASSAGE, root / "dataset", Collection(root / "preprocess"))) == [
+        "the river",
+        "",
+        "a star",
+        "",
+        "the sea",
+    ]
 
 
 def test_text_behind_many_blanks_is_not_empty(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:

@@ -611,7 +611,7 @@ STAR_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "it is of step 2",
     ),
     "all of another training": (
-        lambda folder: write_seal(folder, 4, {}, [path.name for path in folder.iterdir()]),
+        lambda folder: write_seal(folder, 4, {}, [path.name for path in folder.iterdir() if path.is_file()]),
         "it belongs to another training",
     ),
 }
@@ -937,6 +937,7 @@ SHARED_SETTINGS = {  # of the same names, for both trainings
     "warmup_steps",
     "gradient_accumulation_steps",
     "num_train_epochs",
+    "score_scale",
     "seed",
 }
 
