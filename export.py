@@ -90,14 +90,10 @@ def export_models(args: argparse.Namespace) -> None:
 
 
 def measure(run: Path, qrels: Path) -> dict[str, float]:
-    from drhard.metrics import Coverage, measure_queries, parse_measures
+    from drhard.metrics import measure_run, parse_measures
     from drhard.qrels import read_grades
-    from drhard.runs import read_rankings
 
-    judged = read_grades(qrels)
-    coverage = Coverage(run, qrels, judged)
-    values = measure_queries(parse_measures(MEASURES), coverage.count(read_rankings(run)), judged)
-    coverage.check()
+    values, _ = measure_run(parse_measures(MEASURES), run, qrels, read_grades(qrels))
     return {name: float(of_query.mean()) for name, of_query in values.items()}
 
 

@@ -16,10 +16,9 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from drhard.errors import command
-from drhard.metrics import Coverage, measure_queries, parse_measures
+from drhard.metrics import measure_run, parse_measures
 from drhard.numbers import COUNT
 from drhard.qrels import read_grades
-from drhard.runs import read_rankings
 
 import numpy as np
 from ir_measures.measures import Measure
@@ -50,7 +49,7 @@ def main() -> None:
     args = parse_arguments()
     measures = parse_measures(args.measures, args.level_for_rel)
     judged = read_grades(args.qrels)
-    values = measure_run(measures, args.run, judged, args.qrels)
+    values = measure_and_tell(measures, args.run, judged, args.qrels)
     width = max(len("measure"), *map(len, values))
     for name, of_query in values.items():
         if args.per_query:
@@ -58,19 +57,17 @@ def main() -> None:
                 print(f"{name:{width}}\t{qid}\t{value:.4f}")
         print(f"{name:{width}}\tall\t{of_query.mean():.4f}")
     if args.compare:
-        others = [(path, measure_run(measures, path, judged, args.qrels)) for path in args.compare]
+        others = [(path, measure_and_tell(measures, path, judged, args.qrels)) for path in args.compare]
         print(f"\n{args.run} against others over {len(judged)} queries; p of paired tests, corrected after Holm\n")
         print_comparisons(values, others, width)
 
 
-def measure_run(
+def measure_and_tell(
     measures: Sequence[Measure], path: str, judged: Mapping[str, Mapping[str, int]], qrels: str
 ) -> dict[str, np.ndarray]:
     """Return the values of a run's queries, (Q,) for each measure. Report how run and judgements fit on stderr."""
     cuts = {str(measure): measure.params["cutoff"] for measure in measures if "cutoff" in measure.params}
-    coverage = Coverage(path, qrels, judged, cuts)
-    values = measure_queries(measures, coverage.count(read_rankings(path)), judged)
-    coverage.check()
+    values, coverage = measure_run(measures, path, qrels, judged, cuts)
     print(coverage, file=sys.stderr)
     return values
 

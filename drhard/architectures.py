@@ -4,12 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from drhard.numbers import COUNT, FRACTION, NATURAL, Range
+from drhard.numbers import COUNT, DIM, EPSILON, FRACTION, NATURAL, Range
 
 Fields = dict[str, tuple[type | tuple[type, ...], Range | None]]  # field -> its type and its range
 
-_EPSILON = Range(0, 1, whole=False, above=True)
-_DIM = Range(1, 2**14)  # dimensions of an embedding
 _BASE = Range(1, 1e9, whole=False)  # of rotary positions
 _ID = ((int, type(None)), NATURAL)
 
@@ -21,7 +19,7 @@ _SIZES: Fields = {
     "intermediate_size": (int, COUNT),
     "max_position_embeddings": (int, COUNT),
 }
-_ACT: Fields = {"hidden_act": (str, None), "layer_norm_eps": (float, _EPSILON)}
+_ACT: Fields = {"hidden_act": (str, None), "layer_norm_eps": (float, EPSILON)}
 _BERT: Fields = _SIZES | _ACT | {"type_vocab_size": (int, COUNT)}
 _DROPOUT: Fields = {
     "pad_token_id": (int, NATURAL),
@@ -81,7 +79,7 @@ ROBERTA = Architecture(
     "roberta",
     _BERT,
     _BERT_SIZES,
-    optional=_DROPOUT | _ENDS | {"output_embedding_size": ((int, type(None)), _DIM)},
+    optional=_DROPOUT | _ENDS | {"output_embedding_size": ((int, type(None)), DIM)},
     positions_after_padding=True,
 )
 XLM_ROBERTA = Architecture("roberta", _BERT, _BERT_SIZES, positions_after_padding=True)
@@ -128,7 +126,7 @@ DISTILBERT = Architecture(
 )
 MODERNBERT = Architecture(
     "model",
-    _SIZES | {"hidden_activation": (str, None), "norm_eps": (float, _EPSILON)},
+    _SIZES | {"hidden_activation": (str, None), "norm_eps": (float, EPSILON)},
     {
         "vocab_size": ("embeddings.tok_embeddings.weight", 0),
         "hidden_size": ("embeddings.tok_embeddings.weight", 1),

@@ -3,17 +3,18 @@
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.encoder import Encoder
 from drhard.errors import InputError, reason_of
 from drhard.faiss_index import require_faiss
 from drhard.files import write_json, write_whole_file, write_whole_folder, write_whole_text
 from drhard.hub import CONFIG_FILE
-from drhard.model_folder import write_encoder, write_tokenizer
+from drhard.model_folder import let_all_read, write_encoder, write_tokenizer
 from drhard.sentence_files import MODULES_FILE
 from drhard.sentence_modules import SentenceModules, write_length, write_parts, write_router
 
@@ -21,7 +22,6 @@ import numpy as np
 from tqdm import tqdm
 
 CARD_FILE = "README.md"
-BLOCK_ROWS = 65536
 
 
 def export_encoders(folder: Path, encoders: Mapping[str, tuple[Encoder, Path]], card: str) -> None:
@@ -52,8 +52,7 @@ def export_encoders(folder: Path, encoders: Mapping[str, tuple[Encoder, Path]], 
         else:
             routes = {route: _write_route(unfinished, route, *encoders[route]) for route in encoders}
             write_router(unfinished, routes, _join(query.describe(), document.describe()))
-        for path in unfinished.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        let_all_read(unfinished)
 
 
 def _about(encoder: Encoder) -> str:
@@ -117,10 +116,11 @@ def export_faiss(path: Path, embeddings: np.ndarray) -> None:
     assert one[-_COUNT.size :] == _COUNT.pack(0), "an empty flat index ends with its number of floats"
     assert header[_ROWS_AT : _ROWS_AT + _COUNT.size] == _COUNT.pack(0)
     header = header[:_ROWS_AT] + _COUNT.pack(rows) + header[_ROWS_AT + _COUNT.size :]
-    with write_whole_file(path) as file:
+    with write_whole_file(path) as file, tqdm(total=rows, desc=path.name, unit="row") as bar:
         file.write(header + count)
-        for block in _blocks(embeddings, path.name):
+        for _, block in read_blocks(embeddings, BLOCK_ROWS):
             file.write(block.data.cast("B"))
+            bar.update(len(block))
 
 
 _COUNT = struct.Struct("<Q")
@@ -157,11 +157,3 @@ def export_flex(folder: Path, embeddings: np.ndarray, source: Path, pids: np.nda
                 docnos.add(f"{prefix}{pid}")
         meta = {"type": "dense_index", "format": "flex", "vec_size": embeddings.shape[1], "doc_count": len(embeddings)}
         write_json(unfinished / "pt_meta.json", meta)
-
-
-def _blocks(embeddings: np.ndarray, name: str) -> Iterator[np.ndarray]:
-    with tqdm(total=len(embeddings), desc=name, unit="row") as bar:
-        for start in range(0, len(embeddings), BLOCK_ROWS):
-            block = np.ascontiguousarray(embeddings[start : start + BLOCK_ROWS])
-            yield block
-            bar.update(len(block))

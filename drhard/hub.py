@@ -7,7 +7,6 @@ standard library until it fetches a model, as :mod:`drhard.downloads` does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -59,7 +58,6 @@ def _find_folder(name_or_path: str | Path) -> Path | None:
     return None
 
 
-@cache  # scripts look for a checkpoint before torch is loaded, and load_encoder does again
 def _fetch_checkpoint(name: str) -> Path:
     for weights in WEIGHTS_FILES:
         parts = (f"{weights}.index.json", weights.replace(".", "-*-of-*."))
@@ -69,7 +67,8 @@ def _fetch_checkpoint(name: str) -> Path:
     return folder
 
 
-def _fetch(name: str, wanted: Iterable[str]) -> Path:
+@cache  # scripts look for a checkpoint before torch is loaded, and load_encoder does again
+def _fetch(name: str, wanted: tuple[str, ...]) -> Path:
     """Fetch those files of a model on the hub that match one of the patterns ``wanted``. Return their folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import logging as hub_logging

@@ -8,7 +8,7 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.numbers import COUNT
-from drhard.runs import Id, Ranking
+from drhard.runs import Id, Ranking, read_rankings
 
 import ir_measures
 import numpy as np
@@ -119,6 +119,27 @@ def _calculate(
     except (RuntimeError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"ir_measures cannot compute {', '.join(map(str, measures))}: {reason}") from None
+
+
+def measure_run(
+    measures: Sequence[Measure],
+    run_path: str | Path,
+    qrels_path: str | Path,
+    judged: Mapping[str, Mapping[str, int]],
+    cuts: Mapping[str, int] | None = None,
+) -> tuple[dict[str, np.ndarray], "Coverage"]:
+    """Measure a file. Return the values of :func:`measure_queries`, and how well run and judgements fit.
+
+    Args:
+        cuts: see :class:`Coverage`.
+
+    Raises:
+        InputError: as :func:`drhard.runs.read_rankings`, :func:`measure_queries` and :meth:`Coverage.check`.
+    """
+    coverage = Coverage(run_path, qrels_path, judged, cuts)
+    values = measure_queries(measures, coverage.count(read_rankings(run_path)), judged)
+    coverage.check()
+    return values, coverage
 
 
 class Coverage:

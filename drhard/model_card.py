@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from drhard.checkpoints import RECORD_FILE
 from drhard.encoder import Encoder
 from drhard.files import digest_file, read_object
 from drhard.pretrained import find_weights_files
-
-TRAINING_FILE = "training.json"  # beside a checkpoint: the settings of its training
 
 _FRONT = """---
 library_name: sentence-transformers
@@ -33,8 +32,8 @@ def write_card(
     """
     query, document = encoders["query"], encoders["document"]
     parts = [_FRONT, "# A dense retriever\n", _usage(query[0] is not document[0]), _what_it_is(encoders)]
-    for side, (_, folder) in dict.fromkeys(encoders.items()):
-        settings = folder / TRAINING_FILE
+    for side, (_, folder) in encoders.items():
+        settings = folder / RECORD_FILE
         if settings.is_file():
             content = {name: value for name, value in read_object(settings, {}).items() if value is not None}
             parts.append(f"## Training of the {side} encoder\n\n{_table(('setting', 'value'), content.items())}")

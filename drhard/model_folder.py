@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from drhard.encoder import Encoder, check_finite
@@ -18,7 +19,7 @@ from drhard.pretrained import (
     read_config,
     read_weights,
 )
-from drhard.roberta_dot import HEAD, RobertaDot
+from drhard.roberta_dot import HEAD, RobertaDot, embedding_size
 from drhard.sentence_files import MODULES_FILE, find_transformer, read_prompts
 from drhard.sentence_modules import Normalize, SentenceModules, read_modules
 from drhard.tokenizer import RobertaTokenizer
@@ -77,8 +78,7 @@ def _load_robertadot(folder: Path, fresh_head: bool) -> RobertaDot:
     config = read_config(folder)
     weights = read_weights(folder, architecture_of(config))
     check_sizes(folder, config, weights)
-    head = weights.get("embeddingHead.weight")
-    size = getattr(config, "output_embedding_size", None) or config.hidden_size
+    head, size = weights.get("embeddingHead.weight"), embedding_size(config)
     if head is not None and head.dim() == 2 and len(head) != size:
         raise InputError(f"{folder / CONFIG_FILE}: output_embedding_size is {size}, but the weights have {len(head)}")
     weights = {
@@ -134,8 +134,13 @@ def save_encoder(model: Encoder, folder: str | Path, tokenizer_from: str | Path)
     """
     with write_whole_folder(folder, last=CONFIG_FILE) as unfinished:  # a folder without it is not a checkpoint
         write_encoder(model, unfinished, Path(tokenizer_from))
-        for path in unfinished.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors lets only the owner read
+        let_all_read(unfinished)
+
+
+def let_all_read(folder: Path) -> None:
+    """Let everybody read the files under ``folder``. safetensors lets only the owner read."""
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def write_encoder(model: Encoder, folder: Path, tokenizer_from: Path) -> None:
@@ -143,18 +148,13 @@ def write_encoder(model: Encoder, folder: Path, tokenizer_from: Path) -> None:
     model.save(folder)
     write_tokenizer(model, folder, tokenizer_from)
     if isinstance(model, RobertaDot):
-        for name in TOKENIZER_FILES:
-            if (tokenizer_from / name).is_file():
-                shutil.copy(tokenizer_from / name, folder)
+        _copy(TOKENIZER_FILES, tokenizer_from, folder)
 
 
 def write_tokenizer(model: Encoder, folder: Path, tokenizer_from: Path) -> None:
     """Write what makes transformers give the ids that ``model`` was trained with, if ``tokenizer_from`` has it."""
     if not isinstance(model, RobertaDot):
-        source = find_transformer(tokenizer_from)
-        for name in ALL_TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copy(source / name, folder)
+        _copy(ALL_TOKENIZER_FILES, find_transformer(tokenizer_from), folder)
         return
     if not all((tokenizer_from / name).is_file() for name in TOKENIZER_FILES):
         return
@@ -165,3 +165,10 @@ def write_tokenizer(model: Encoder, folder: Path, tokenizer_from: Path) -> None:
     # With the class of RoBERTa, transformers would build its own tokenizer from the vocabulary.
     config = {"tokenizer_class": "PreTrainedTokenizerFast"} | {name: getattr(tokenizer, name) for name in names}
     write_json(folder / "tokenizer_config.json", config | {"clean_up_tokenization_spaces": False}, indent=2)
+
+
+def _copy(names: Iterable[str], source: Path, folder: Path) -> None:
+    """Copy those of the files that ``source`` has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copy(source / name, folder)

@@ -64,6 +64,7 @@ LENGTH = Range(2, 2**20)  # tokens in a sequence, including <s> and </s>
 SEED = Range(0, 2**32 - 1)  # what NumPy's and torch's generators accept
 RATE = Range(0, 1e4, whole=False)  # a learning rate or weight decay; 0 turns it off
 BETA = Range(0, 0.999999, whole=False)  # the decay of a moving average, as in Adam
+DIM = Range(1, 2**14)  # dimensions of an embedding
 EPSILON = Range(0, 1, whole=False, above=True)  # keeps a quotient finite
 NORM = Range(0, 1e12, whole=False, above=True)  # the norm at which a gradient is clipped
 SCALE = Range(0, 1e4, whole=False, above=True)  # a factor of scores

@@ -48,7 +48,6 @@ def read_config(folder: Path) -> PreTrainedConfig:
             f"only {', '.join(ARCHITECTURES)} can be used"
         )
     architecture = ARCHITECTURES[model_type]
-    fields = {**architecture.required, **architecture.optional}
     content = read_object(
         path,
         {name: kind for name, (kind, _) in architecture.required.items()},
@@ -59,7 +58,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     for name, expected in architecture.otherwise.items():
         if content.get(name, expected) != expected:
             raise InputError(f"{path}: {name} is {content[name]!r}; this encoder needs {expected!r}")
-    taken = _take(path, content, fields)
+    taken = _take(path, content, architecture.required | architecture.optional)
     try:
         with quiet_transformers():
             config: PreTrainedConfig = CONFIG_MAPPING[model_type](**taken)

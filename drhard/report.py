@@ -12,12 +12,11 @@ from drhard.embeddings import are_made_by
 from drhard.errors import InputError, shorten
 from drhard.files import digest_file
 from drhard.hub import CONFIG_FILE
-from drhard.metrics import Coverage, measure_queries, parse_measures
+from drhard.metrics import measure_run, parse_measures
 from drhard.model_folder import load_encoder
 from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
 from drhard.recipes import Row, Table, Trial
-from drhard.runs import read_rankings
 from drhard.significance import compare, holm, mean_interval
 
 import numpy as np
@@ -141,9 +140,7 @@ def _measure(table: Table, trial: Trial, judged: dict[str, Grades]) -> MeasuredT
             raise InputError(f"{table.qrels[mode]}: no such file, but {path} exists; run preprocess.py")
         keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
         measures = parse_measures([measure.measure for measure in keys.values()])
-        coverage = Coverage(path, table.qrels[mode], judged[mode])
-        values = measure_queries(measures, coverage.count(read_rankings(path)), judged[mode])
-        coverage.check()
+        values, coverage = measure_run(measures, path, table.qrels[mode], judged[mode])
         if coverage.missing:
             log.warning("%s", coverage)
         queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}

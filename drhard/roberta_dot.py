@@ -7,10 +7,15 @@ from drhard.sentence_modules import Dense, SentenceModules, write_modules
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, RobertaConfig, RobertaModel
+from transformers import PreTrainedConfig, PreTrainedModel, RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaPreTrainedModel
 
 HEAD = ("embeddingHead.bias", "embeddingHead.weight", "norm.bias", "norm.weight")
+
+
+def embedding_size(config: PreTrainedConfig) -> int:
+    """Return the dimensions of an embedding."""
+    return int(getattr(config, "output_embedding_size", None) or config.hidden_size)
 
 
 class RobertaDot(RobertaPreTrainedModel, Encoder):
@@ -23,7 +28,7 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):
 
     def __init__(self, config: RobertaConfig):
         super().__init__(config)
-        self.output_embedding_size = int(getattr(config, "output_embedding_size", None) or config.hidden_size)
+        self.output_embedding_size = embedding_size(config)
         self.roberta = RobertaModel(config, add_pooling_layer=False)
         self.embeddingHead = nn.Linear(config.hidden_size, self.output_embedding_size)
         self.norm = nn.LayerNorm(self.output_embedding_size)

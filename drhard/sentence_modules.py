@@ -10,8 +10,8 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.files import read_object, write_json
-from drhard.numbers import Range
-from drhard.pretrained import read_all_weights
+from drhard.numbers import DIM
+from drhard.pretrained import check_names_and_shapes, read_all_weights
 from drhard.sentence_files import (
     LENGTH_FILE,
     MODULES_FILE,
@@ -34,7 +34,6 @@ ACTIVATIONS = {
 }
 PACKAGE = "sentence_transformers.models"  # its name in all releases
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
-DIM = Range(1, 2**14)
 
 
 class Dense(nn.Module):
@@ -108,19 +107,19 @@ def read_modules(folder: Path) -> SentenceModules:
             "followed by Dense, LayerNorm and Normalize"
         )
     (_, transformer), (_, pooling), *others = places
-    mode, size = _read_pooling(pooling / "config.json")
+    mode, size, includes_prompt = _read_pooling(pooling / "config.json")
     heads: list[nn.Module] = []
     for kind, place in others:
         heads.append(_READERS[kind](place, size))
         size = heads[-1].linear.out_features if isinstance(heads[-1], Dense) else size
     prompts = read_prompts(folder)
-    if any(prompts.values()) and read_object(pooling / "config.json", {}).get("include_prompt") is False:
+    if any(prompts.values()) and not includes_prompt:
         raise InputError(f"{pooling / 'config.json'}: the pooling leaves the prompt out; this cannot be used")
     return SentenceModules(transformer, mode, heads, *read_length(transformer), prompts)
 
 
-def _read_pooling(path: Path) -> tuple[str, int]:
-    """Return the pooling and the size of what it pools."""
+def _read_pooling(path: Path) -> tuple[str, int, bool]:
+    """Return the pooling, the size of what it pools, and whether it pools the prompt too."""
     content = read_object(path, {})
     size = content.get("embedding_dimension", content.get("word_embedding_dimension"))
     if not isinstance(size, int):
@@ -133,7 +132,7 @@ def _read_pooling(path: Path) -> tuple[str, int]:
         modes = [{field: mode for mode, field in MODE_FIELDS.items()}.get(name, name) for name in modes]
     if len(modes) != 1 or modes[0] not in MODE_FIELDS:
         raise InputError(f"{path}: the pooling is {' and '.join(map(str, modes))[:80]}; only cls or mean can be used")
-    return modes[0], size
+    return modes[0], size, content.get("include_prompt") is not False
 
 
 def _read_dense(folder: Path, size: int) -> nn.Module:
@@ -179,11 +178,7 @@ _READERS = {"Dense": _read_dense, "LayerNorm": _read_layer_norm, "Normalize": _r
 def _load(head: nn.Module, folder: Path, prefix: str = "") -> None:
     """Load the weights of a head. Raises InputError if they do not fit."""
     weights = {name.removeprefix(prefix): weight for name, weight in read_all_weights(folder).items()}
-    expected = {name: tuple(weight.shape) for name, weight in head.state_dict().items()}
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    if found != expected:
-        shapes = [str(sorted(told.items()))[:120] for told in (found, expected)]
-        raise InputError(f"{folder}: its weights are {shapes[0]}, but config.json asks for {shapes[1]}")
+    check_names_and_shapes(folder, weights, head.state_dict(), ())
     head.load_state_dict({name: weight.float() for name, weight in weights.items()})
 
 

@@ -15,7 +15,8 @@ from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
-from drhard.model_folder import save_encoder
+from drhard.model_folder import load_encoder, save_encoder
+from drhard.model_tokenizer import load_tokenizer
 from drhard.roberta_dot import RobertaDot
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
@@ -160,6 +161,18 @@ def save_plain(folder: Path, kind: str) -> Path:
     model.save_pretrained(folder)
     word_pieces(WORDS).save_pretrained(folder)
     return folder
+
+
+def embed_texts(folder: Path, width: int = 32) -> np.ndarray:
+    """The embeddings of :data:`TEXTS`, cut at ``width`` tokens, by the model and the tokenizer of a checkpoint."""
+    model, tokenizer = load_encoder(folder), load_tokenizer(folder)
+    assert tokenizer is not None
+    rows, lengths = tokenizer.encode_rows(TEXTS, width)
+    mask = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
+    ids = torch.from_numpy(rows.astype(np.int64)).where(mask > 0, model.config.pad_token_id)
+    with torch.no_grad():
+        embeddings: np.ndarray = model(ids, mask).numpy()
+    return embeddings
 
 
 def random_sequences(count: int, longest: int, seed: int, vocabulary: int = VOCAB_SIZE) -> list[list[int]]:

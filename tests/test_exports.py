@@ -13,14 +13,23 @@ from drhard.encoder import Encoder
 from drhard.errors import InputError
 from drhard.exports import export_encoders, export_faiss, export_flex
 from drhard.model_folder import load_encoder, save_encoder
-from drhard.model_tokenizer import load_tokenizer
 from drhard.runs import write_run
 
 import faiss
 import numpy as np
 import pytest
-import torch
-from helpers import ROOT, TEXTS, call_script, refused, run_python, save_tiny, save_vocabulary, snapshot, write_qrels
+from helpers import (
+    ROOT,
+    TEXTS,
+    call_script,
+    embed_texts,
+    refused,
+    run_python,
+    save_tiny,
+    save_vocabulary,
+    snapshot,
+    write_qrels,
+)
 from npids import Lookup
 from sentence_transformers import SentenceTransformer
 
@@ -31,17 +40,6 @@ def save(folder: Path, seed: int) -> Path:
     return folder / "saved"
 
 
-def embed(folder: Path) -> np.ndarray:
-    model, tokenizer = load_encoder(folder), load_tokenizer(folder)
-    assert tokenizer is not None
-    rows, lengths = tokenizer.encode_rows(TEXTS, 32)
-    mask = torch.from_numpy((np.arange(32) < lengths[:, None]).astype(np.int64))
-    ids = torch.from_numpy(rows.astype(np.int64)).where(mask > 0, model.config.pad_token_id)
-    with torch.no_grad():
-        embeddings: np.ndarray = model(ids, mask).numpy()
-    return embeddings
-
-
 def test_queries_and_documents_have_their_own_encoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query, document = save(tmp_path / "adore", 1), save(tmp_path / "star", 2)
     write_run(tmp_path / "dev.rank.tsv", np.array([[2, 1]]), np.array([[0, 1]]))
@@ -50,9 +48,9 @@ def test_queries_and_documents_have_their_own_encoders(tmp_path: Path, capsys: p
     call_script("export.py", *models, "--run", tmp_path / "dev.rank.tsv", "--qrels", tmp_path / "dev-qrel.tsv")
     assert capsys.readouterr().out == f"Wrote {tmp_path / 'out'}\n"
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu", local_files_only=True)
-    np.testing.assert_allclose(theirs.encode_query(list(TEXTS)), embed(query), atol=1e-5)
-    np.testing.assert_allclose(theirs.encode_document(list(TEXTS)), embed(document), atol=1e-5)
-    np.testing.assert_allclose(theirs.encode(list(TEXTS)), embed(document), atol=1e-5)
+    np.testing.assert_allclose(theirs.encode_query(list(TEXTS)), embed_texts(query), atol=1e-5)
+    np.testing.assert_allclose(theirs.encode_document(list(TEXTS)), embed_texts(document), atol=1e-5)
+    np.testing.assert_allclose(theirs.encode(list(TEXTS)), embed_texts(document), atol=1e-5)
     assert theirs.similarity_fn_name == "dot"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| RR@10 | 0.5000 |" in card and "model.encode_query" in card
@@ -65,7 +63,7 @@ def test_one_encoder_is_a_plain_folder(tmp_path: Path) -> None:
     call_script("export.py", "--query_model", model, "--output_dir", tmp_path / "out")
     assert load_encoder(tmp_path / "out").fingerprint() == load_encoder(model).fingerprint()
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu", local_files_only=True)
-    np.testing.assert_allclose(theirs.encode(list(TEXTS)), embed(model), atol=1e-5)
+    np.testing.assert_allclose(theirs.encode(list(TEXTS)), embed_texts(model), atol=1e-5)
     assert "model.encode([" in (tmp_path / "out" / "README.md").read_text()
 
 

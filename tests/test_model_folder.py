@@ -19,6 +19,7 @@ from helpers import (
     TEXTS,
     WORDS,
     call_script,
+    embed_texts,
     save_plain,
     save_tiny,
     save_vocabulary,
@@ -85,19 +86,9 @@ def test_sentence_transformers_gives_the_same_embeddings(tmp_path: Path, kind: s
 
 
 def assert_same_as_sentence_transformers(folder: Path) -> None:
-    from drhard.model_tokenizer import load_tokenizer
-
-    model, tokenizer = load_encoder(folder), load_tokenizer(folder)
-    assert tokenizer is not None
-    rows, lengths = tokenizer.encode_rows(TEXTS, 24)
-    mask = torch.from_numpy((np.arange(24) < lengths[:, None]).astype(np.int64))
-    ids = torch.from_numpy(rows.astype(np.int64))
-    ids[mask == 0] = model.config.pad_token_id
-    with torch.no_grad():
-        ours = model(ids, mask).numpy()
     theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     theirs.max_seq_length = 24
-    np.testing.assert_allclose(theirs.encode(TEXTS), ours, atol=1e-5)
+    np.testing.assert_allclose(theirs.encode(TEXTS), embed_texts(folder, 24), atol=1e-5)
 
 
 def test_pooling_is_part_of_the_fingerprint(tmp_path: Path) -> None:

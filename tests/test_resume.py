@@ -18,7 +18,7 @@ from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_tra
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.files import sole_writer
-from drhard.hub import TOKENIZER_FILES, _fetch_checkpoint, find_checkpoint
+from drhard.hub import TOKENIZER_FILES, _fetch, find_checkpoint
 from drhard.model_folder import save_encoder
 from drhard.provenance import write_seal
 from drhard.qrels import read_relevant
@@ -897,7 +897,7 @@ def hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (cached / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    _fetch_checkpoint.cache_clear()
+    _fetch.cache_clear()
     return name
 
 
