@@ -77,10 +77,10 @@ def export_models(args: argparse.Namespace) -> None:
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.exports import export_encoders, upload
     from drhard.model_card import write_card
-    from drhard.model_folder import load_encoder
+    from drhard.model_folder import load_encoder, load_encoder_beside
 
     of_queries = load_encoder(query), query
-    of_documents = of_queries if document == query else (load_encoder(document), document)
+    of_documents = of_queries if document == query else (load_encoder_beside(of_queries[0], document), document)
     encoders = {"query": of_queries, "document": of_documents}
     measured = [args.run, args.qrels] if args.run else []
     export_encoders(args.output_dir, encoders, write_card(encoders, measure(*measured) if measured else {}, measured))

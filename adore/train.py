@@ -23,6 +23,7 @@ from drhard.flags import ENCODER, INDEX, add_flags
 from drhard.hub import find_checkpoint
 from drhard.numbers import COUNT, NATURAL
 from drhard.trainer_flags import add_flag
+from drhard.validation import Validation
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     collection = Collection(args.preprocess_dir, args.max_seq_length)
-    queries = collection.queries("train")
+    collection.queries("train")  # refuses what is missing or damaged
     require_file(args.pembed_path)
     checkpoint = find_checkpoint(args.init_path)
     settings, output = AdoreSettings.from_flags(args), AdoreOutput.from_flags(args, tokenizer_from=checkpoint)
@@ -64,13 +65,15 @@ def main() -> None:
     documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, collection)
     warn_if_made_by_another(args.pembed_path, model)
     relevant = collection.relevant("train", len(documents))
+    validation = Validation.from_flags(settings, collection, len(documents))
+    deepest = max(settings.neg_topk, validation.depth if validation else 0)
     searching = replace(SearchSettings.from_flags(args), progress=False)
-    searching.check(settings.neg_topk, *documents.shape)
+    searching.check(deepest, *documents.shape)
     if not searching.gpus:
         documents = read_if_it_fits(documents)
     with sole_writer(output.model_save_dir):
-        index = searching.open(documents, settings.neg_topk)
-        data = AdoreInput(queries, relevant, documents, index, searching.outcome())
+        index = searching.open(documents, deepest)
+        data = AdoreInput(collection, relevant, documents, index, searching.outcome(), validation)
         training = AdoreTraining.open(model.to(device), data, settings, output)
         if training.finished:
             print(f"{output.model_save_dir} already holds the checkpoints of this training")
@@ -80,7 +83,9 @@ def main() -> None:
             f"search on {'GPUs ' + str(searching.gpus) if searching.gpus else 'the CPU'}"
         )
         training.run()
-    print(f"Wrote {output.model_save_dir}/epoch-{settings.num_train_epochs}")
+    print(f"Wrote {training.newest}")
+    if validation is not None:
+        print(validation.report(output.model_save_dir))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
 """ADORE: train the query encoder with hard negatives that it retrieves itself at every step."""
 
+import json
 import logging
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.adore_state import STATE_FILE, WAY_OUT, read_state, write_state
+from drhard.checkpoints import RECORD_FILE
+from drhard.collection import Collection
 from drhard.embeddings import digest_embeddings
-from drhard.encoder import Encoder, check_tokens
+from drhard.encoder import Encoder, adopt_prompts, check_tokens
 from drhard.errors import InputError
-from drhard.files import remove_unfinished
+from drhard.files import remove_unfinished, write_json
+from drhard.hub import CONFIG_FILE
 from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.model_folder import save_encoder
@@ -29,6 +33,7 @@ from drhard.training import (
     make_record,
     warn_of_long_warmup,
 )
+from drhard.validation import BEST_FOLDER, Validation
 
 import numpy as np
 import torch
@@ -39,6 +44,7 @@ from transformers import get_linear_schedule_with_warmup
 log = logging.getLogger(__name__)
 
 LOGGED_CUT = 10  # cut of the MRR and recall in TensorBoard
+EMBEDDED_AT_ONCE = 128  # queries of a validation
 
 
 class Candidates:
@@ -114,17 +120,25 @@ class AdoreInput:
     """What an ADORE training learns from.
 
     Attributes:
+        collection: the train queries.
         relevant: query row -> relevant document rows. These are the queries to train on.
         documents: (N, dim) float32 embeddings.
         index: an index of the documents. It may be compressed; the loss uses the exact vectors.
         index_outcome: what decides which documents the index finds, as :meth:`SearchSettings.outcome` says it.
+        validation: measures the model; None to measure nothing.
     """
 
-    queries: TokenMemmap
+    collection: Collection
     relevant: Mapping[int, Sequence[int]]
     documents: np.ndarray
     index: Index
     index_outcome: str
+    validation: Validation | None = None
+
+    @property
+    def queries(self) -> TokenMemmap:
+        """The tokens of the train queries."""
+        return self.collection.queries("train")
 
 
 class AdoreTraining:
@@ -144,7 +158,9 @@ class AdoreTraining:
     loss = staticmethod(adore_loss)  # a derived class may replace it
 
     def __init__(self, model: Encoder, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput):
-        check_tokens(model, data.queries)
+        for queries in (data.queries, *([data.validation.queries] if data.validation else [])):
+            check_tokens(model, queries)
+        adopt_prompts(model, data.queries, *([data.collection.passages] if data.collection.has_passages else []))
         self.model, self.device = model.train(), model.device
         self.score_scale = choose_scale(model, settings.score_scale)
         settings = replace(settings, score_scale=self.score_scale)
@@ -184,8 +200,19 @@ class AdoreTraining:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done and the last epoch's checkpoint exists."""
-        return self.step == self.total_steps and (self._epoch(self.settings.num_train_epochs) / "config.json").exists()
+        """Whether all steps are done and the last checkpoint exists."""
+        return self._ended and (self.newest / CONFIG_FILE).exists()
+
+    @property
+    def _ended(self) -> bool:
+        validation = self.data.validation
+        return self.step == self.total_steps or (validation is not None and validation.is_exhausted)
+
+    @property
+    def newest(self) -> Path:
+        """The folder of the newest checkpoint: of the last epoch, or of the step at which the training stopped."""
+        epochs, steps = divmod(self.step, self.steps_per_epoch)
+        return self._checkpoint(self.step) if steps else self._epoch(epochs)
 
     def run(self) -> None:
         """Train to the end. The caller must be the sole writer of the folder.
@@ -197,10 +224,12 @@ class AdoreTraining:
         if self.step == 0:
             torch.manual_seed(self.settings.seed)
             self._save_state()  # marks the folder as this training's
+            write_json(self.output.model_save_dir / RECORD_FILE, self.record, indent=1)
         means = Means()
         saved_at = time.monotonic()
         with Events(self.output.log_dir, self.step) as events, StopRequest() as stop, self._bar() as bar:
-            while self.step < self.total_steps:
+            self._measure_if_due(events)
+            while not self._ended:
                 means.add(self._train_step(self._batch_rows(self.step)))
                 self.step += 1
                 bar.update()
@@ -209,13 +238,14 @@ class AdoreTraining:
                     events.add({f"train/{name}": value for name, value in values.items()}, self.step)
                     bar.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "mrr_10")})
                 self._save_what_is_due()
+                self._measure_if_due(events)
                 if self._between_updates() and (stop.noted or time.monotonic() - saved_at > self.output.state_seconds):
                     self._save_state()
                     saved_at = time.monotonic()
                     if stop.noted:
                         raise KeyboardInterrupt
-        if not self.finished:  # somebody moved the last checkpoint away
-            self._save(self._epoch(self.settings.num_train_epochs))
+        if not self.finished:  # it stopped within an epoch, or somebody moved the last checkpoint away
+            self._save(self.newest)
         self._save_state()
 
     def _bar(self) -> "tqdm[Any]":
@@ -268,13 +298,42 @@ class AdoreTraining:
 
     def _save_what_is_due(self) -> None:
         if self.step % self.output.save_steps == 0:
-            self._save(self.output.model_save_dir / f"checkpoint-{self.step}")
+            self._save(self._checkpoint(self.step))
         if self.step % self.steps_per_epoch == 0:
             self._save(self._epoch(self.step // self.steps_per_epoch))
 
-    def _save(self, folder: Path) -> None:
+    def _save(self, folder: Path, notes: Mapping[str, object] | None = None) -> None:
         check_trained(self.model, self.step)
-        save_encoder(self.model, folder, self.output.tokenizer_from)
+        save_encoder(self.model, folder, self.output.tokenizer_from, notes)
+
+    def _measure_if_due(self, events: Events) -> None:
+        """Measure the model before the first step, after each epoch or so many steps, and after the last step."""
+        validation, every = self.data.validation, self.settings.eval_steps or self.steps_per_epoch
+        if validation is None or (self.step % every and self.step < self.total_steps):
+            return
+        if validation.evaluations and validation.evaluations[-1].step == self.step:  # before the training was stopped
+            return
+        _, found = self.data.index.search(self._embed(validation.queries), validation.depth)
+        value = validation.measure(found)
+        if validation.add(self.step, value) and self.step > 0:
+            self._save(self.output.model_save_dir / BEST_FOLDER, validation.notes())
+        events.add({f"eval/{validation.name}": value}, self.step)
+        tqdm.write(json.dumps({"step": self.step, f"eval_{validation.name}": float(f"{value:.4g}")}))
+
+    def _embed(self, tokens: TokenMemmap) -> np.ndarray:
+        """Return the embeddings of all rows, (rows, dim) float32, without dropout."""
+        embeddings = np.empty((len(tokens), self.model.output_embedding_size), dtype=np.float32)
+        self.model.eval()
+        with torch.inference_mode():
+            for rows in np.array_split(np.argsort(tokens.lengths, kind="stable"), -(-len(tokens) // EMBEDDED_AT_ONCE)):
+                ids, mask = tokens.batch(rows, self.model.config.pad_token_id)
+                found = self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
+                embeddings[rows] = found.float().cpu().numpy()
+        self.model.train()
+        return embeddings
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.output.model_save_dir / f"checkpoint-{step}"
 
     def _epoch(self, number: int) -> Path:
         return self.output.model_save_dir / f"epoch-{number}"
@@ -301,6 +360,7 @@ class AdoreTraining:
             "scheduler": self.scheduler.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "evaluations": list(map(list, self.data.validation.evaluations)) if self.data.validation else [],
         }
         write_state(self.state_path, state)
 
@@ -316,6 +376,8 @@ class AdoreTraining:
         state = read_state(self.state_path)
         check_record(folder, state["record"], self.record, WAY_OUT)
         self.step = state["step"]
+        for step, value in state["evaluations"]:
+            cast(Validation, self.data.validation).add(step, value)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

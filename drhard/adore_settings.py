@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from drhard.numbers import COUNT, EPSILON, NATURAL, NORM, RATE, SCALE, SEED, Range
-from drhard.trainer_flags import SCALE_HELP, Flag
+from drhard.trainer_flags import SCALE_HELP, SPLIT, VALIDATION, Flag, check_needs
 
 
-def number(numbers: Range, default: float | None, help: str) -> Any:
+def setting(flag: Flag) -> Any:
     """Return a field that is also a flag, of the same name."""
-    return field(default=default, metadata={"flag": Flag(numbers, default, help)})
+    return field(default=flag.default, metadata={"flag": flag})
+
+
+def number(numbers: Range, default: float | None, help: str, needs: str = "") -> Any:
+    """Return a field of a number that is also a flag, of the same name."""
+    return setting(Flag(numbers, default, help, needs=needs))
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         for name, flag in self.flags().items():
-            if getattr(self, name) is not None:
+            if isinstance(flag.kind, Range) and getattr(self, name) is not None:
                 flag.kind.check(name, getattr(self, name))
 
     @classmethod
@@ -33,7 +38,12 @@ class _Settings:
 
     @classmethod
     def from_flags(cls, flags: Namespace, **others: Any) -> Self:
-        """Make settings from parsed ``flags``, and from ``others`` that are no flags."""
+        """Make settings from parsed ``flags``, and from ``others`` that are no flags.
+
+        Raises:
+            InputError: a flag does nothing without another.
+        """
+        check_needs(flags, cls.flags())
         return cls(**{one.name: getattr(flags, one.name) for one in fields(cls) if hasattr(flags, one.name)}, **others)
 
 
@@ -53,6 +63,10 @@ class AdoreSettings(_Settings):
     num_train_epochs: int = number(COUNT, 6, "epochs")
     score_scale: float | None = number(SCALE, None, SCALE_HELP)
     seed: int = number(SEED, 42, "seed of dropout and of the order of the queries")
+    eval_split: str | None = setting(VALIDATION["eval_split"])
+    metric: str = setting(VALIDATION["metric"])
+    eval_steps: int | None = number(COUNT, None, "steps between two evaluations (none: after each epoch)", needs=SPLIT)
+    early_stopping_patience: int | None = setting(VALIDATION["early_stopping_patience"])
 
 
 @dataclass(frozen=True)

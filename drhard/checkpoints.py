@@ -15,6 +15,7 @@ from drhard.files import read_object, remove_folder, remove_unfinished
 from drhard.hard_json import HARD_FILE
 from drhard.hub import CONFIG_FILE, SAFETENSORS_FILE
 from drhard.provenance import SEAL_FILE, check_record, find_fault, read_sealed_step, stamp_path
+from drhard.validation import BEST_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ STATE_FILE = "trainer_state.json"
 MODEL_FILES = (CONFIG_FILE, SAFETENSORS_FILE)
 NEEDED = (*MODEL_FILES, "optimizer.pt", "scheduler.pt", STATE_FILE)  # each process also has a file of random numbers
 MINING_FOLDER = "mining"  # embeddings of a training that mines its own hard negatives
+EVALUATION_FOLDER = "evaluation"  # embeddings of an evaluation, while it lasts
 WAY_OUT = "give --overwrite_output_dir to start over, or name another --output_dir"
 
 
@@ -115,6 +117,7 @@ def _remove_training(output_dir: Path) -> None:
     """
     for name in ("config.json", SEAL_FILE, "model.safetensors", RECORD_FILE, stamp_path(Path(HARD_FILE)).name):
         (output_dir / name).unlink(missing_ok=True)
-    for folder in (*_checkpoints(output_dir), output_dir / MINING_FOLDER):
+    others = (MINING_FOLDER, EVALUATION_FOLDER, BEST_FOLDER)
+    for folder in (*_checkpoints(output_dir), *(output_dir / name for name in others)):
         if folder.is_dir():
             remove_folder(folder)

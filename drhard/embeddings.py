@@ -12,7 +12,15 @@ from typing import Any, BinaryIO, NamedTuple
 from drhard.collection import Collection
 from drhard.encoder import Encoder, MixedPrecision, check_tokens
 from drhard.errors import InputError
-from drhard.files import DiskFault, claim_partial, disk_faults, partial_path, sync, write_whole_file
+from drhard.files import (
+    DiskFault,
+    claim_partial,
+    disk_faults,
+    partial_path,
+    remove_folder,
+    sync,
+    write_whole_file,
+)
 from drhard.prefetch import prefetch
 from drhard.provenance import check_made_from, digest_sample, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
 from drhard.tokens import TokenMemmap
@@ -286,6 +294,13 @@ def open_document_embeddings(path: Path, dim: int, collection: Collection) -> np
         words = {"tokens": f"was made from other texts than those in {passages.path}"}
         check_made_from(path, stamp, {"tokens": passages.digest()}, words, ONE_COLLECTION)
     return documents
+
+
+def remove_embeddings_of_others(folder: Path, model: Encoder) -> None:
+    """Remove ``folder`` if an encoder other than ``model`` wrote its embeddings. Only its sole writer may call this."""
+    stamps = [read_embedding_stamp(path) for path in folder.glob("*.memmap")]
+    if any(stamp is not None and stamp["model"] != model.fingerprint() for stamp in stamps):
+        remove_folder(folder)
 
 
 def digest_embeddings(embeddings: np.ndarray) -> str:

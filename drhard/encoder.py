@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from drhard.errors import InputError
 from drhard.pretrained import find_longest_sequence
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
         output_embedding_size: dim, the dimensions of an embedding.
         normalized: embeddings have the length 1.
         tokenizer_digest: the digest of the tokenizer beside the weights; None if there is none.
-        prompts: "query" and "passage" -> the text that stands in front of each; None if the checkpoint does not say.
+        prompts: "query" and "passage" -> the text that stands in front of each. A side may be unknown.
     """
 
     config: PreTrainedConfig
@@ -41,7 +42,7 @@ class Encoder(nn.Module):
     output_embedding_size: int
     normalized = False
     tokenizer_digest: str | None = None
-    prompts: Mapping[str, str] | None = None
+    prompts: Mapping[str, str] = MappingProxyType({})
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Embed a batch.
@@ -162,13 +163,26 @@ def check_tokens(model: Encoder, tokens: TokenMemmap) -> None:
         )
     if None not in (tokens.tokenizer, model.tokenizer_digest) and tokens.tokenizer != model.tokenizer_digest:
         raise InputError(f"{tokens.path}: was made with a vocabulary other than the model's; {PREPROCESS_FOR_MODEL}")
-    side = "passage" if tokens.name == PASSAGES else "query"
-    if model.prompts is not None and tokens.prompt is not None and tokens.prompt != model.prompts[side]:
+    side = _side(tokens)
+    if tokens.prompt is not None and tokens.prompt != model.prompts.get(side, tokens.prompt):
         raise InputError(
             f"{tokens.path}: was made with the {side} prompt {tokens.prompt!r}, the model's is "
             f"{model.prompts[side]!r}; {PREPROCESS_FOR_MODEL}"
         )
     tokens.vocabulary = known
+
+
+def adopt_prompts(model: Encoder, *sources: TokenMemmap) -> None:
+    """Let ``model`` know the prompts of the texts that it learns from, so that its checkpoints name them.
+
+    :func:`check_tokens` refuses texts with a prompt other than the one that the model names.
+    """
+    told = {_side(tokens): tokens.prompt for tokens in sources if tokens.prompt is not None}
+    model.prompts = told | dict(model.prompts)
+
+
+def _side(tokens: TokenMemmap) -> str:
+    return "passage" if tokens.name == PASSAGES else "query"
 
 
 def digest_weights(model: nn.Module) -> str:

@@ -69,9 +69,13 @@ def _write_route(folder: Path, route: str, encoder: Encoder, source: Path) -> li
 
 
 def _join(query: SentenceModules, document: SentenceModules) -> SentenceModules:
-    """Return the modules of queries with the prompts of both."""
-    prompts = {"query": (query.prompts or {}).get("query", ""), "passage": (document.prompts or {}).get("passage", "")}
-    return replace(query, prompts=prompts if query.prompts or document.prompts else None)
+    """Return the modules of queries with the prompts of both.
+
+    A document encoder that was never trained here does not know its prompt. The query encoder does: it learned from
+    its embeddings.
+    """
+    prompts = {**query.prompts, **document.prompts, "query": query.prompts.get("query", "")}
+    return replace(query, prompts=prompts if query.prompts or document.prompts else {})
 
 
 def upload(folder: Path, name: str, private: bool) -> str:

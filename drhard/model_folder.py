@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from drhard.encoder import Encoder, check_finite
@@ -69,6 +69,20 @@ def load_encoder(
     return model
 
 
+def load_encoder_beside(other: Encoder, name_or_path: str | Path) -> Encoder:
+    """Load the encoder of documents for an encoder of queries, or the reverse.
+
+    A plain encoder of transformers does not say how it is pooled. It is pooled as ``other`` is: ADORE started from it.
+
+    Raises:
+        InputError: as :func:`load_encoder`.
+    """
+    folder = find_checkpoint(name_or_path)
+    if is_published(folder) or (folder / MODULES_FILE).exists():
+        return load_encoder(folder)
+    return load_encoder(folder, pooling=other.describe().pooling, normalize=other.normalized)
+
+
 def _refuse_pooling(folder: Path, pooling: str | None, normalize: bool, what: str) -> None:
     if pooling is not None or normalize:
         raise InputError(f"{folder}: has {what}; omit --pooling and --normalize")
@@ -126,14 +140,19 @@ def _build(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
 # Save
 
 
-def save_encoder(model: Encoder, folder: str | Path, tokenizer_from: str | Path) -> None:
+def save_encoder(
+    model: Encoder, folder: str | Path, tokenizer_from: str | Path, notes: Mapping[str, object] | None = None
+) -> None:
     """Write a checkpoint folder as a whole. transformers and sentence-transformers read it with equal embeddings.
 
     Args:
         tokenizer_from: the checkpoint to copy the files of the tokenizer from.
+        notes: the names of further files, and their content for JSON.
     """
     with write_whole_folder(folder, last=CONFIG_FILE) as unfinished:  # a folder without it is not a checkpoint
         write_encoder(model, unfinished, Path(tokenizer_from))
+        for name, content in (notes or {}).items():
+            write_json(unfinished / name, content, indent=1)
         let_all_read(unfinished)
 
 

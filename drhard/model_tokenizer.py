@@ -156,7 +156,7 @@ def open_tokenizer(name_or_path: str, own_tokenizer: bool = False) -> Tokenizer:
     tokenizer = load_tokenizer(folder, own_tokenizer)
     if tokenizer is None:
         raise InputError(f"{folder}: has no tokenizer")
-    tokenizer.prompts = read_prompts(folder)
+    tokenizer.prompts = read_prompts(folder) or NO_PROMPTS
     return tokenizer
 
 

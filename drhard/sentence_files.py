@@ -68,20 +68,23 @@ def read_length(folder: Path) -> tuple[int | None, bool]:
 
 
 def read_prompts(folder: Path) -> dict[str, str]:
-    """Return the prompts of a model: "query" and "passage" -> text.
+    """Return the prompts of a model: "query" and "passage" -> text. Empty if it names none.
+
+    sentence-transformers also writes empty prompts for a model that never had one.
 
     Raises:
         InputError: the file that names them is damaged.
     """
     path = folder / PROMPTS_FILE
     if not path.exists():
-        return dict(NO_PROMPTS)
+        return {}
     content = read_object(path, {}, optional={"prompts": dict, "default_prompt_name": (str, type(None))})
     told = content.get("prompts", {})
     if not all(isinstance(prompt, str | None) for prompt in told.values()):
         raise InputError(f"{path}: expected a text for each prompt")
     default = told.get(content.get("default_prompt_name")) or ""
-    return {side: _first(told, names) or default for side, names in NAMES.items()}
+    prompts = {side: _first(told, names) or default for side, names in NAMES.items()}
+    return prompts if any(prompts.values()) else {}
 
 
 def _first(prompts: Mapping[str, str], names: Iterable[str]) -> str:

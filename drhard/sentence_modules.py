@@ -4,7 +4,7 @@ Of its modules we use Transformer, Pooling (cls or mean), Dense, LayerNorm and N
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from drhard.pretrained import check_names_and_shapes, read_all_weights
 from drhard.sentence_files import (
     LENGTH_FILE,
     MODULES_FILE,
+    NAMES,
     PROMPTS_FILE,
     read_length,
     read_module_list,
@@ -74,7 +75,7 @@ class SentenceModules:
         heads: the modules after it, with their weights.
         max_seq_length: the length at which texts are cut; None: the longest that the encoder takes.
         lower_case: texts are lower-cased before they are tokenized.
-        prompts: "query" and "passage" -> the text that stands in front of each; None if the folder does not say.
+        prompts: "query" and "passage" -> the text that stands in front of each. A side may be unknown.
     """
 
     folder: Path
@@ -82,7 +83,7 @@ class SentenceModules:
     heads: Sequence[nn.Module] = ()
     max_seq_length: int | None = None
     lower_case: bool = False
-    prompts: Mapping[str, str] | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def normalized(self) -> bool:
@@ -226,8 +227,7 @@ def write_length(folder: Path, modules: SentenceModules) -> None:
 
 def write_prompts(folder: Path, modules: SentenceModules) -> None:
     """Write the prompts and the similarity: cosine for embeddings of length 1, else the inner product."""
-    prompts = modules.prompts
-    named = {"query": prompts["query"], "document": prompts["passage"]} if prompts else {}
+    named = {NAMES[side][0]: prompt for side, prompt in modules.prompts.items()}
     similarity = "cosine" if modules.normalized else "dot"
     told = {"prompts": named, "default_prompt_name": None, "similarity_fn_name": similarity}
     write_json(folder / PROMPTS_FILE, told, indent=2)

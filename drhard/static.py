@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, open_training
+from drhard.checkpoints import EVALUATION_FOLDER, MINING_FOLDER, RECORD_FILE, open_training
 from drhard.collection import Collection
-from drhard.encoder import Encoder, check_tokens
+from drhard.embeddings import remove_embeddings_of_others
+from drhard.encoder import Encoder, adopt_prompts, check_tokens
 from drhard.errors import InputError
-from drhard.files import digest_file, write_json
+from drhard.files import digest_file, remove_folder, write_json
 from drhard.hard_json import HARD_FILE, read_hard_negatives, write_hard_negatives
 from drhard.mining import mine_hard_negatives
 from drhard.negatives import HardNegatives, keep_queries_with_negatives
@@ -19,9 +20,10 @@ from drhard.retrieval import Retriever
 from drhard.sampling import Collator, TrainingDataset
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.strategies import STRATEGIES, Pool
-from drhard.trainer import StaticTrainer
-from drhard.trainer_flags import DATA, OWN, WORKING, outcome
+from drhard.trainer import StaticTrainer, Validating
+from drhard.trainer_flags import DATA, OWN, VALIDATION, WORKING, outcome
 from drhard.training import Events, choose_scale, make_record
+from drhard.validation import Validation
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
@@ -38,6 +40,7 @@ class StaticInput:
     collection: Collection  # the train queries and the passages
     relevant: Mapping[int, Sequence[int]]  # query row -> relevant passage rows
     pool: Pool | None  # the negatives; None: the training mines hard negatives itself
+    validation: Validation | None = None
 
 
 class StaticTraining:
@@ -68,15 +71,17 @@ class StaticTraining:
         tokenizer_from: Path,
     ):
         self.collection = data.collection
-        for tokens in (self.collection.queries("train"), self.collection.passages):
+        sources = self.collection.queries("train"), self.collection.passages
+        for tokens in (*sources, *([data.validation.queries] if data.validation else [])):
             check_tokens(model, tokens)
+        adopt_prompts(model, *sources)
         self.model, self.flags, self.args, self.tokenizer_from = model, flags, args, tokenizer_from
         self.strategy = STRATEGIES[flags.negatives]
         self.searching = SearchSettings.from_flags(flags, flags.no_cuda)
         self.output_dir = Path(args.output_dir)
         self.hard_path = self.output_dir / HARD_FILE
         self.record = self._make_record(data.relevant)
-        self.relevant, self.pool = data.relevant, data.pool
+        self.relevant, self.pool, self.validation = data.relevant, data.pool, data.validation
         self.start: Path | None = None
         if data.pool is not None:
             self._draw_from(data.pool)
@@ -113,10 +118,8 @@ class StaticTraining:
         Raises:
             InputError: as :func:`drhard.mining.mine_hard_negatives`.
         """
-        encoding = EncodingSettings(self.args.per_device_eval_batch_size, self.args.device)
-        retriever = Retriever(self.model, encoding, self.searching)
         folder = self.output_dir / MINING_FOLDER
-        with mine_hard_negatives(retriever, self.collection, "train", folder, self._topk) as mined:
+        with mine_hard_negatives(self._retriever, self.collection, "train", folder, self._topk) as mined:
             write_hard_negatives(self.hard_path, mined.hard)
             write_stamp(self.hard_path, self._mined_from() | {"sha256": digest_file(self.hard_path)})
         self._draw_from(mined.hard)
@@ -147,8 +150,24 @@ class StaticTraining:
             chunk_size=flags.chunk_size,
             record=self.record,
             events=Events(flags.logging_dir, done) if writes_events else None,
+            validating=Validating(self.validation, self._evaluate) if self.validation else None,
         )
         trainer.complete(self.start)
+
+    @property
+    def _retriever(self) -> Retriever:
+        encoding = EncodingSettings(self.args.per_device_eval_batch_size, self.args.device)
+        return Retriever(self.model, encoding, self.searching)
+
+    def _evaluate(self) -> float:
+        """Encode the collection with the present model, search it, and return the measure of the validation."""
+        assert self.validation is not None
+        folder = self.output_dir / EVALUATION_FOLDER
+        remove_embeddings_of_others(folder, self.model)
+        with self._retriever.retrieve(self.collection, self.validation.split, folder, self.validation.depth) as found:
+            value = self.validation.measure(found.rows)
+        remove_folder(folder)
+        return value
 
     def _draw_from(self, pool: Pool) -> None:
         self.pool = pool
@@ -162,7 +181,7 @@ class StaticTraining:
         mined = "mined with --init_path" if self.strategy.mined else None
         return {
             **make_record(self.model, self.collection.queries("train"), relevant, StaticTrainer.loss),
-            **outcome(self.flags, {**DATA, **OWN}),
+            **outcome(self.flags, {**DATA, **OWN, **VALIDATION}),
             **outcome(self.args, WORKING),
             "score_scale": choose_scale(self.model, self.flags.score_scale),
             "documents": self.collection.passages.digest(),
@@ -178,6 +197,8 @@ class StaticTraining:
             asked = Path(self.flags.resume_from_checkpoint) if self.flags.resume_from_checkpoint else None
             start = open_training(self.output_dir, self.record, self.flags.overwrite_output_dir, asked)
         self.start = broadcast_object_list([start])[0]
+        if self.validation is not None and self.args.world_size > 1:
+            raise InputError("several processes cannot measure the model together: omit --eval_split, or train in one")
         if self.pool is None and not self.finished:
             self._read_mined()
             if self.pool is None and self.args.world_size > 1:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +17,14 @@ from drhard.model_folder import save_encoder
 from drhard.provenance import write_seal
 from drhard.sampling import TrainingDataset
 from drhard.training import Events, check_loss, check_trained, group_parameters, warn_of_long_warmup
+from drhard.validation import BEST_FOLDER, Validation
 
 import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from transformers import (
+    IntervalStrategy,
     PrinterCallback,
     ProgressCallback,
     Trainer,
@@ -94,6 +96,34 @@ class EventsCallback(TensorBoardCallback):
             super().on_log(*arguments, **options)
 
 
+class Validating(TrainerCallback):
+    """Measures the model of a training and keeps the best. Ends the training when its patience is exhausted.
+
+    Args:
+        evaluate: returns the measure of the present model.
+    """
+
+    def __init__(self, validation: Validation, evaluate: Callable[[], float]):
+        self.validation, self.evaluate = validation, evaluate
+
+    def resume(self, state: TrainerState) -> None:
+        """Take over the evaluations that a checkpoint knows."""
+        name = f"eval_{self.validation.name}"
+        for entry in state.log_history:
+            if name in entry:
+                self.validation.add(entry["step"], entry[name])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measure the last step too."""
+        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End the training when its patience is exhausted."""
+        if self.validation.is_exhausted:
+            control.should_training_stop = True
+
+
 class StaticTrainer(Trainer):
     """transformers' Trainer with the pairwise loss, the published optimizers and whole checkpoints.
 
@@ -104,6 +134,7 @@ class StaticTrainer(Trainer):
         chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
         record: the settings and input that decide the outcome, for the seals of checkpoints.
         events: TensorBoard's events; None to write none.
+        validating: measures the model; None to measure nothing.
         arguments: the arguments of Trainer. The data collator must be a :class:`drhard.sampling.Collator`.
     """
 
@@ -118,9 +149,11 @@ class StaticTrainer(Trainer):
         chunk_size: int,
         record: Mapping[str, Any],
         events: Events | None = None,
+        validating: Validating | None = None,
         **arguments: Any,
     ):
-        super().__init__(**arguments)
+        # The Trainer asks for a data set if it is to evaluate; evaluate() has its own.
+        super().__init__(eval_dataset=arguments["train_dataset"], **arguments)
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
         self.lines = TrainingLines()
@@ -128,6 +161,9 @@ class StaticTrainer(Trainer):
         if events is not None:
             self.add_callback(EventsCallback(events))
         self.add_callback(EpochDraws(self.train_dataset))
+        self.validating = validating
+        if validating is not None:
+            self.add_callback(validating)
         self.optimizer_str = optimizer_str
         self.tokenizer_from = tokenizer_from
         self.score_scale = score_scale
@@ -141,7 +177,11 @@ class StaticTrainer(Trainer):
             InputError: a loss or a weight is not finite, or a disk is full.
         """
         state = TrainerState.load_from_json(str(checkpoint / STATE_FILE)) if checkpoint else None
-        if state and state.global_step >= state.max_steps:  # the Trainer would take another step
+        if state and self.validating:
+            self.validating.resume(state)
+            self.args.eval_on_start = False
+        stopped_early = self.validating is not None and self.validating.validation.is_exhausted
+        if state and (state.global_step >= state.max_steps or stopped_early):  # the Trainer would take another step
             self._load_from_checkpoint(str(checkpoint))
             self.state = state
         else:
@@ -176,6 +216,19 @@ class StaticTrainer(Trainer):
             embed_in_chunks(model, **sequences, chunk_size=self.chunk_size) if self.chunk_size else model(**sequences)
         )
 
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the model and keep it if it is the best. The Trainer calls it when an evaluation is due."""
+        assert self.validating is not None
+        validation, step = self.validating.validation, self.state.global_step
+        value = self.validating.evaluate()
+        if validation.add(step, value) and step > 0:
+            self._save_encoder(Path(self.args.output_dir) / BEST_FOLDER, validation.notes())
+        measured = {f"eval_{validation.name}": value}
+        self.log(measured)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, measured)
+        return measured
+
+    control: TrainerControl
     optimizer: Optimizer | None
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
@@ -202,9 +255,12 @@ class StaticTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint folder for ``from_pretrained``. Raises InputError if a weight is not finite."""
         if self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model)
-            check_trained(model, self.state.global_step)
-            save_encoder(model, output_dir or self.args.output_dir, self.tokenizer_from)
+            self._save_encoder(Path(output_dir or self.args.output_dir))
+
+    def _save_encoder(self, folder: Path, notes: Mapping[str, object] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        check_trained(model, self.state.global_step)
+        save_encoder(model, folder, self.tokenizer_from, notes)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint. Its folder gets its final name once it is whole, and only then an older one is removed.

@@ -19,7 +19,7 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
     """Make the arguments of Trainer.
 
     Args:
-        flags: each flag of ``WORKING``, and ``no_cuda``.
+        flags: each flag of ``WORKING``, ``no_cuda`` and ``eval_split``.
 
     Raises:
         InputError: flags contradict each other, or need a package or a GPU that is missing.
@@ -35,6 +35,8 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # the training stops at the first loss that is not finite
     }
+    if flags.eval_split:
+        values |= {"eval_strategy": "steps" if flags.eval_steps else "epoch", "eval_on_start": True}
     if flags.fp16 and not on_gpu:
         log.warning("--fp16 needs a GPU; using float32")
         values["fp16"] = False

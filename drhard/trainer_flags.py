@@ -14,6 +14,7 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.flags import NORMALIZE_HELP, POOLING_HELP, POOLINGS
+from drhard.msmarco import JUDGED_MODES
 from drhard.numbers import BETA, COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SCALE, SEED, Range
 from drhard.strategies import STAR, STRATEGIES
 
@@ -36,6 +37,7 @@ SCHEDULES = (
     "warmup_stable_decay",
 )
 SCALE_HELP = "factor of the scores in the loss (1; 20 for a model whose embeddings have the length 1)"
+SPLIT = "--eval_split"
 LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 
 
@@ -66,6 +68,21 @@ class Flag:
 
 def _outcome(kind: Any, default: Any, help: str, **more: Any) -> Flag:
     return Flag(kind, default, help, outcome=True, **more)
+
+
+VALIDATION: Mapping[str, Flag] = {  # of both trainings; see drhard/validation.py
+    "eval_split": _outcome(
+        str,
+        None,
+        "measure the model on the queries of this split during the training, and keep the best in the folder best "
+        "(none)",
+        choices=tuple(mode for mode in JUDGED_MODES if mode != "train"),
+    ),
+    "metric": _outcome(str, "RR@10", "the measure, as trec_eval.py names it; the greatest is the best", needs=SPLIT),
+    "early_stopping_patience": _outcome(
+        COUNT, None, "stop after so many evaluations in a row without a new best (none: never)", needs=SPLIT
+    ),
+}
 
 
 WORKING: Mapping[str, Flag] = {
@@ -112,6 +129,9 @@ WORKING: Mapping[str, Flag] = {
     "run_name": Flag(str, None, "the name of the run in a logger", needs="--report_to"),
     "gradient_checkpointing": Flag(bool, False, "saves memory, takes a third more time"),
     "activation_checkpointing": Flag(bool, False, "the name of --gradient_checkpointing in transformers 5"),
+    "eval_steps": _outcome(
+        STEPS, None, "updates between two evaluations (none: after each epoch); below 1, a share of all", needs=SPLIT
+    ),
     "torch_empty_cache_steps": Flag(COUNT, None, "updates between two clearings of the GPU's cache"),
     "dataloader_num_workers": Flag(PROCESSES, 0, "processes that make batches (0: the training's own)"),
     "dataloader_pin_memory": Flag(bool, True, "use pinned memory, on a GPU"),
@@ -172,7 +192,10 @@ DATA: Mapping[str, Flag] = {  # star/train.py's own too
     "per_query_hard_num": _outcome(COUNT, 1, "hard (or random) negatives drawn for a query in each step"),
 }
 
-_EVALUATION = "is not supported: training does not evaluate; run star/inference.py and msmarco_eval.py on a checkpoint"
+_EVALUATION = (
+    "is not supported: --eval_split measures the model after each epoch, or every --eval_steps, and keeps the best by "
+    "--metric"
+)
 _HUB = "is not supported: training uploads nothing; upload --output_dir with the hf command afterwards"
 _LABELS = "is not supported: STAR's loss takes no labels"
 _OPTIMIZER = "is not supported: choose the optimizer with --optimizer_str lamb or adamw"
@@ -185,7 +208,6 @@ REFUSED = {
     **dict.fromkeys(
         (
             "eval_strategy",
-            "eval_steps",
             "eval_delay",
             "eval_on_start",
             "eval_do_concat_batches",
@@ -271,8 +293,8 @@ FORMER = {  # flags of earlier releases of transformers, and what replaces them
 
 
 def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``DATA``, ``OWN`` and ``WORKING`` to ``parser``. Have it parse what :func:`trainer_words` returns."""
-    groups = {"data and model": DATA, "training": OWN, "transformers' Trainer": WORKING}
+    """Add all flags that work to ``parser``. Have it parse what :func:`trainer_words` returns."""
+    groups = {"data and model": DATA, "training": OWN, "validation": VALIDATION, "transformers' Trainer": WORKING}
     for title, flags in groups.items():
         group = parser.add_argument_group(title)
         for name, flag in flags.items():
@@ -324,12 +346,12 @@ def trainer_words(words: Sequence[str]) -> list[str]:
     return spelt
 
 
-def check_needs(flags: argparse.Namespace) -> None:
+def check_needs(values: argparse.Namespace, flags: Mapping[str, Flag]) -> None:
     """Raise InputError if one of the ``flags`` needs another that is not given."""
-    given = {name for name, flag in WORKING.items() if getattr(flags, name) != flag.default}
+    given = {name for name, flag in flags.items() if getattr(values, name) != flag.default}
     present = {f"--{name}" for name in given} | ({"torchrun"} if "LOCAL_RANK" in os.environ else set())
     for name in sorted(given):
-        needed = WORKING[name].needs
+        needed = flags[name].needs
         if needed and needed not in present:
             raise InputError(f"--{name} does nothing without {needed}; omit it")
 

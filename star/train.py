@@ -25,7 +25,8 @@ from drhard.flags import FLAGS, add_flags
 from drhard.hard_json import open_pool
 from drhard.hub import find_checkpoint
 from drhard.strategies import STRATEGIES
-from drhard.trainer_flags import add_trainer_flags, check_needs, trainer_words
+from drhard.trainer_flags import VALIDATION, WORKING, add_trainer_flags, check_needs, trainer_words
+from drhard.validation import Validation
 
 MINING = ("--search_memory_gb", "--not_faiss_cuda")
 
@@ -41,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args(trainer_words(sys.argv[1:]))
     if not args.do_train:
         raise InputError("nothing to do: give --do_train")
-    check_needs(args)
+    check_needs(args, WORKING | VALIDATION)
     mined = STRATEGIES[args.negatives].mined
     if args.hardneg_path is not None and not mined:
         raise InputError(f"--negatives {args.negatives} does not use --hardneg_path; omit one of the two")
@@ -63,6 +64,7 @@ def main() -> None:
     collection = Collection(flags.preprocess_dir, flags.max_query_length, flags.max_doc_length)
     relevant, documents = collection.relevant("train"), len(collection.passages)
     pool = open_pool(STRATEGIES[flags.negatives], flags.hardneg_path, relevant, documents)
+    validation = Validation.from_flags(flags, collection, documents)
     checkpoint = find_checkpoint(flags.init_path)
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
@@ -75,7 +77,7 @@ def main() -> None:
     args = trainer_arguments(flags)
     set_seed(args.seed)
     model = load_encoder(flags.init_path, True, flags.pooling, flags.normalize)
-    data = StaticInput(collection, relevant, pool)
+    data = StaticInput(collection, relevant, pool, validation)
     with sole_writer(args.output_dir) if args.process_index == 0 else nullcontext():
         training = StaticTraining.open(model, data, flags, args, tokenizer_from=checkpoint)
         if training.finished:
@@ -92,6 +94,8 @@ def main() -> None:
         )
         training.run()
     print(f"Wrote {flags.output_dir}")
+    if validation is not None:
+        print(validation.report(training.output_dir))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "sample",
         "setup",
         "startup",
+        "validation",
         "walkthrough",
         "your_retriever",
     ),

@@ -20,11 +20,13 @@ from helpers import (
     WORDS,
     call_script,
     embed_texts,
+    refused,
     save_plain,
     save_tiny,
     save_vocabulary,
     snapshot,
     write_collection,
+    write_qrels,
 )
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
@@ -235,3 +237,95 @@ def with_robertadot(folder: Path) -> Path:
     start = save_tiny(folder / "start")
     save_encoder(load_encoder(start), folder / "saved", start)
     return folder / "saved"
+
+
+PROMPTS = ("--query_prompt", "find: ", "--passage_prompt", "text: ")
+
+
+@pytest.fixture
+def prompted(tmp_path: Path) -> Path:
+    """A data root whose tokens have prompts, for the plain encoder beside it."""
+    dataset = tmp_path / "root" / "passage" / "dataset"
+    dataset.mkdir(parents=True)
+    (dataset / "collection.tsv").write_text("".join(f"{row}\tword{row} is a thing\n" for row in range(12)))
+    for name in ("queries.train.tsv", "queries.dev.small.tsv"):
+        (dataset / name).write_text("".join(f"{query}\tword{query}\n" for query in range(6)))
+    for name in ("qrels.train.tsv", "qrels.dev.small.tsv"):
+        write_qrels(dataset / name, {query: [query] for query in range(6)})
+    plain = save_plain(tmp_path / "plain", "bert")
+    given = ("--data_type", "passage", "--data_root", tmp_path / "root", "--model_name_or_path", plain, "--threads", 1)
+    call_script("preprocess.py", *given, "--max_seq_length", 32, "--max_query_length", 16, *PROMPTS)
+    return tmp_path
+
+
+def test_a_trained_checkpoint_keeps_the_prompts_of_its_texts(prompted: Path) -> None:
+    """STAR on a plain encoder, ADORE on that, and the export of both: sentence-transformers puts the prompts."""
+    preprocess = prompted / "root" / "passage" / "preprocess"
+    star = ["--do_train", "--no_cuda", "--max_steps", 1, "--report_to", "none", "--negatives", "in-batch"]
+    lengths = ["--max_query_length", 16, "--max_doc_length", 32]
+    pooled = ["--init_path", prompted / "plain", "--pooling", "mean"]
+    call_script(
+        "star/train.py", *pooled, *star, *lengths, "--preprocess_dir", preprocess, "--output_dir", prompted / "s"
+    )
+    told = {"query": "find: ", "passage": "text: "}
+    assert load_encoder(prompted / "s").prompts == told
+
+    data = ["--data_type", "passage", "--data_root", prompted / "root", "--mode", "dev", "--topk", 5, "--no_cuda"]
+    call_script("star/inference.py", *data, *lengths, "--model_dir", prompted / "s", "--output_dir", prompted / "run")
+    train_adore(prompted / "s", prompted / "run", preprocess, prompted / "adore")
+    assert load_encoder(prompted / "adore" / "epoch-1").prompts == told
+    models = ["--query_model", prompted / "adore" / "epoch-1", "--document_model", prompted / "s"]
+    assert_exported_with_prompts(models, prompted / "run", prompted / "exported")
+
+
+def test_adore_on_a_plain_encoder_exports_with_its_pooling_and_prompts(prompted: Path) -> None:
+    """The plain document encoder says neither. The query encoder, which learned from its embeddings, does."""
+    preprocess, pooled = prompted / "root" / "passage" / "preprocess", ["--pooling", "mean", "--normalize"]
+    data = ["--data_type", "passage", "--data_root", prompted / "root", "--mode", "dev", "--topk", 5, "--no_cuda"]
+    lengths = ["--max_query_length", 16, "--max_doc_length", 32]
+    plain = prompted / "plain"
+    call_script("star/inference.py", *data, *lengths, "--model_dir", plain, *pooled, "--output_dir", prompted / "run")
+    train_adore(plain, prompted / "run", preprocess, prompted / "adore", *pooled)
+    models = ["--query_model", prompted / "adore" / "epoch-1", "--document_model", plain]
+    assert_exported_with_prompts(models, prompted / "run", prompted / "exported")
+
+
+def train_adore(start: Path, run: Path, preprocess: Path, folder: Path, *more: object) -> None:
+    given = ["--init_path", start, "--pembed_path", run / "passages.memmap", "--preprocess_dir", preprocess, *more]
+    given += ["--neg_topk", 5, "--num_train_epochs", 1, "--warmup_steps", 0, "--max_seq_length", 16]
+    call_script("adore/train.py", *given, "--model_save_dir", folder, "--log_dir", folder / "log")
+
+
+def assert_exported_with_prompts(models: list[object], run: Path, exported: Path) -> None:
+    call_script("export.py", *models, "--output_dir", exported)
+    model = SentenceTransformer(str(exported), device="cpu")
+    assert model.prompts == {"query": "find: ", "document": "text: "}
+    passages = np.fromfile(run / "passages.memmap", dtype=np.float32).reshape(12, -1)
+    found = model.encode_document([f"word{row} is a thing" for row in range(12)])
+    np.testing.assert_allclose(found, passages, atol=1e-5)
+
+
+def test_texts_with_another_prompt_are_refused(prompted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = SentenceTransformer(str(prompted / "plain"), device="cpu", prompts={"query": "ask: ", "document": ""})
+    other.save(str(prompted / "other"))
+    data = ["--data_type", "passage", "--data_root", prompted / "root", "--mode", "dev", "--topk", 5, "--no_cuda"]
+    lengths = ["--max_query_length", 16, "--max_doc_length", 32]
+    message = refused(
+        "star/inference.py",
+        *data,
+        *lengths,
+        "--model_dir",
+        prompted / "other",
+        "--output_dir",
+        prompted / "x",
+        capsys=capsys,
+    )
+    assert "with the query prompt 'find: ', the model's is 'ask: '" in message
+
+
+def test_a_model_whose_prompts_are_empty_takes_any(prompted: Path) -> None:
+    """sentence-transformers writes empty prompts for models that never had one."""
+    SentenceTransformer(str(prompted / "plain"), device="cpu").save(str(prompted / "none"))
+    told = json.loads((prompted / "none" / "config_sentence_transformers.json").read_text())["prompts"]
+    assert told == {"query": "", "document": ""}
+    assert not load_encoder(prompted / "none").prompts

@@ -15,6 +15,7 @@ from drhard.adore import AdoreInput, AdoreTraining
 from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.adore_state import STATE_FILE, write_state
 from drhard.checkpoints import MINING_FOLDER, RECORD_FILE, keep_newest, open_training
+from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.files import sole_writer
@@ -23,7 +24,6 @@ from drhard.model_folder import save_encoder
 from drhard.provenance import write_seal
 from drhard.qrels import read_relevant
 from drhard.sampling import TrainingDataset
-from drhard.tokens import TokenMemmap, query_name
 from drhard.trainer import StaticTrainer
 
 import huggingface_hub
@@ -115,7 +115,7 @@ def adore(
     index = StoppingIndex(vectors, at, stop)
     relevant = read_relevant(collection / "train-qrel.tsv")
     data = AdoreInput(
-        queries=TokenMemmap.open(collection, query_name("train"), 8),
+        collection=Collection(collection, 8),
         relevant={row: pids for row, pids in relevant.items() if row < given.queries},
         documents=vectors,
         index=index,
@@ -930,6 +930,10 @@ def test_a_finished_adore_run_again_says_so(
 
 
 SHARED_SETTINGS = {  # of the same names, for both trainings
+    "eval_split",
+    "eval_steps",
+    "metric",
+    "early_stopping_patience",
     "learning_rate",
     "weight_decay",
     "adam_epsilon",

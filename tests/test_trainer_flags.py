@@ -10,7 +10,17 @@ from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.errors import InputError
 from drhard.numbers import Range
 from drhard.trainer_arguments import trainer_arguments
-from drhard.trainer_flags import DATA, FORMER, OWN, REFUSED, SCHEDULES, WORKING, add_trainer_flags, outcome
+from drhard.trainer_flags import (
+    DATA,
+    FORMER,
+    OWN,
+    REFUSED,
+    SCHEDULES,
+    VALIDATION,
+    WORKING,
+    add_trainer_flags,
+    outcome,
+)
 
 import pytest
 from helpers import parse_flags
@@ -153,8 +163,9 @@ def test_numbers_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) ->
 
 
 def needs(name: str) -> list[object]:
-    needed = (WORKING | OWN | DATA)[name].needs
-    return [needed, 2] if needed.startswith("--") else []
+    needed = (WORKING | OWN | DATA | VALIDATION)[name].needs
+    value = {"--eval_split": "dev", "--report_to": "none"}.get(needed, 2)
+    return [needed, value] if needed.startswith("--") else []
 
 
 REFUSED_TOGETHER = {
@@ -233,13 +244,18 @@ def test_what_decides_the_outcome_is_recorded() -> None:
         "adam_beta1": ["0.8"],
         "adam_beta2": ["0.8"],
         "adam_epsilon": ["0.1"],
+        "eval_split": ["dev"],
+        "metric": ["RR@3"],
     }
-    tables = (DATA | OWN, WORKING)
-    begun = [outcome(values, flags) for values, flags in zip(star(), tables, strict=True)]
-    for name, flag in (DATA | OWN | WORKING).items():
+
+    def outcomes(*given: object) -> list[dict[str, object]]:
+        tables = (DATA | OWN | VALIDATION, WORKING)
+        return [outcome(values, flags) for values, flags in zip(star(*given), tables, strict=True)]
+
+    for name, flag in (DATA | OWN | VALIDATION | WORKING).items():
         if flag.outcome and name not in ("bf16", "fp16"):
-            parsed = star(f"--{name}", *other.get(name, ["3"]))
-            found = [outcome(values, flags) for values, flags in zip(parsed, tables, strict=True)]
+            begun = outcomes(*needs(name))
+            found = outcomes(*needs(name), f"--{name}", *other.get(name, ["3"]))
             changed = [key for one, two in zip(begun, found, strict=True) for key in one if one[key] != two[key]]
             assert changed == [name]
 
@@ -263,6 +279,8 @@ ADORE_NUMBERS = {
     "model_gpu_index": -1,
     "faiss_gpu_index": -1,
     "faiss_omp_num_threads": 0,
+    "eval_steps": 0,
+    "early_stopping_patience": 0,
 }
 
 
@@ -275,7 +293,7 @@ def test_adores_numbers_out_of_range_are_refused(capsys: pytest.CaptureFixture[s
         assert f"argument --{name}: " in capsys.readouterr().err
 
 
-PLACES = ("index_path", "pooling", "normalize", "score_scale")  # and settings that are ours
+PLACES = ("index_path", "pooling", "normalize", "score_scale", "eval_split")  # and settings that are ours
 
 
 def test_the_published_flags_of_adore_are_all_numbers_or_places() -> None:
@@ -301,13 +319,16 @@ ADORE_DEFAULTS = {  # published, but for --metric_cut
 }
 
 
+NO_VALIDATION = {"eval_split": None, "metric": "RR@10", "eval_steps": None, "early_stopping_patience": None}
+
+
 def test_adores_settings_are_its_flags() -> None:
     left_out = AdoreSettings.from_flags(parse_flags("adore/train.py", *ADORE))
-    assert vars(left_out) == vars(AdoreSettings()) == ADORE_DEFAULTS
+    assert vars(left_out) == vars(AdoreSettings()) == ADORE_DEFAULTS | NO_VALIDATION
     given = [f"--{name}={number}" for number, name in enumerate(ADORE_DEFAULTS, start=3) if name != "adam_epsilon"]
     settings = AdoreSettings.from_flags(parse_flags("adore/train.py", *ADORE, "--adam_epsilon=0.5", *given))
     numbers = dict(zip(ADORE_DEFAULTS, range(3, 15), strict=True))
-    assert vars(settings) == numbers | {"adam_epsilon": 0.5}
+    assert vars(settings) == numbers | {"adam_epsilon": 0.5} | NO_VALIDATION
     output = AdoreOutput.from_flags(
         parse_flags("adore/train.py", *ADORE, "--save_steps=7"), tokenizer_from=Path("here")
     )
