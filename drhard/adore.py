@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.adore_state import STATE_FILE, WAY_OUT, read_state, write_state
@@ -370,14 +370,14 @@ class AdoreTraining:
         for pattern in ("epoch-*", "checkpoint-*"):
             remove_unfinished(folder, pattern)
         if not self.state_path.exists():
-            if any(folder.glob("epoch-*")) or any(folder.glob("checkpoint-*")):
+            if any(any(folder.glob(pattern)) for pattern in ("epoch-*", "checkpoint-*", BEST_FOLDER)):
                 raise InputError(f"{folder}: has checkpoints of another training; {WAY_OUT}")
             return
         state = read_state(self.state_path)
         check_record(folder, state["record"], self.record, WAY_OUT)
         self.step = state["step"]
-        for step, value in state["evaluations"]:
-            cast(Validation, self.data.validation).add(step, value)
+        if self.data.validation is not None:
+            self.data.validation.resume(state["evaluations"], folder)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -72,7 +72,16 @@ def open_training(
         if reason:
             raise InputError(f"{asked}: cannot resume from this checkpoint: {reason}")
         return asked
-    return _newest_whole(checkpoints, record) if checkpoints else None
+    if checkpoints:
+        return _newest_whole(checkpoints, record)
+    remove_best(output_dir)
+    return None
+
+
+def remove_best(output_dir: Path) -> None:
+    """Remove the best model of a training that starts over."""
+    if (output_dir / BEST_FOLDER).is_dir():
+        remove_folder(output_dir / BEST_FOLDER)
 
 
 def keep_newest(output_dir: Path, step: int, limit: int | None) -> None:

@@ -106,12 +106,10 @@ class Validating(TrainerCallback):
     def __init__(self, validation: Validation, evaluate: Callable[[], float]):
         self.validation, self.evaluate = validation, evaluate
 
-    def resume(self, state: TrainerState) -> None:
-        """Take over the evaluations that a checkpoint knows."""
+    def resume(self, state: TrainerState, folder: Path) -> None:
+        """Take over the evaluations that a checkpoint knows, in the ``folder`` of the training."""
         name = f"eval_{self.validation.name}"
-        for entry in state.log_history:
-            if name in entry:
-                self.validation.add(entry["step"], entry[name])
+        self.validation.resume([(entry["step"], entry[name]) for entry in state.log_history if name in entry], folder)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measure the last step too."""
@@ -178,7 +176,7 @@ class StaticTrainer(Trainer):
         """
         state = TrainerState.load_from_json(str(checkpoint / STATE_FILE)) if checkpoint else None
         if state and self.validating:
-            self.validating.resume(state)
+            self.validating.resume(state, Path(self.args.output_dir))
             self.args.eval_on_start = False
         stopped_early = self.validating is not None and self.validating.validation.is_exhausted
         if state and (state.global_step >= state.max_steps or stopped_early):  # the Trainer would take another step

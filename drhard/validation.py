@@ -3,11 +3,13 @@
 This module is light to import, so a wrong measure or split is reported before torch is loaded.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from drhard.collection import Collection
 from drhard.errors import InputError
+from drhard.files import read_object
 from drhard.metrics import measure_queries, parse_measures
 from drhard.qrels import read_grades
 from drhard.runs import Ranking
@@ -61,6 +63,7 @@ class Validation:
         collection.relevant(self.split, passages)  # refuses rows that do not exist
         self._judged = read_grades(collection.qrels_path(self.split))
         self.evaluations: list[Evaluation] = []
+        self._kept: Evaluation | None = None  # that of the best model, or of the model before the training
 
     @classmethod
     def from_flags(cls, flags: ValidationFlags, collection: Collection, passages: int) -> "Validation | None":
@@ -79,15 +82,38 @@ class Validation:
         )
         return float(measure_queries([self._measure], run, self._judged)[self.name].mean())
 
+    def resume(self, evaluations: Iterable[tuple[int, float]], folder: Path) -> None:
+        """Take over the evaluations that a stopped training made.
+
+        Its best model may be of a later step than the state that it resumes from. It stays the best until another
+        model scores more.
+
+        Args:
+            folder: the folder of the training.
+
+        Raises:
+            InputError: the file beside the best model is damaged.
+        """
+        self.evaluations = [Evaluation(step, value) for step, value in evaluations]
+        told = [self.best] if self.evaluations else []
+        path = folder / BEST_FOLDER / EVALUATION_FILE
+        if path.exists():
+            content = read_object(path, {"step": int, "value": float}, "delete the folder")
+            told.append(Evaluation(content["step"], content["value"]))
+        self._kept = max(told, key=_value, default=None)
+
     def add(self, step: int, value: float) -> bool:
         """Note an evaluation. Return whether it is the best so far."""
         self.evaluations.append(Evaluation(step, value))
-        return self.best is self.evaluations[-1]
+        if self._kept is not None and value <= self._kept.value:
+            return False
+        self._kept = self.evaluations[-1]
+        return True
 
     @property
     def best(self) -> Evaluation:
         """The evaluation with the greatest value, the first one in a tie."""
-        return max(self.evaluations, key=lambda evaluation: evaluation.value)
+        return max(self.evaluations, key=_value)
 
     @property
     def is_exhausted(self) -> bool:
@@ -98,7 +124,8 @@ class Validation:
 
     def notes(self) -> dict[str, dict[str, object]]:
         """Return the file that says what the best model scored: its name and its content."""
-        best = self.best
+        best = self._kept
+        assert best is not None
         return {EVALUATION_FILE: {"split": self.split, "measure": self.name, "value": best.value, "step": best.step}}
 
     def report(self, folder: Path) -> str:
@@ -107,10 +134,15 @@ class Validation:
         Args:
             folder: the folder of the training.
         """
-        best, first = self.best, self.evaluations[0]
+        best, first = self._kept, self.evaluations[0]
+        assert best is not None
         if best.step == 0:
             return f"No evaluation beat the model before the training: {self.name} {best.value:.4f} on {self.split}"
         return (
             f"Wrote {folder / BEST_FOLDER}: the best model, {self.name} {best.value:.4f} on {self.split} after step "
             f"{best.step} ({first.value:.4f} before the training)"
         )
+
+
+def _value(evaluation: Evaluation) -> float:
+    return evaluation.value

@@ -80,7 +80,7 @@ def test_the_measure_is_that_of_trec_eval(folder: Path, tmp_path: Path, metric: 
 @given(some.lists(some.sampled_from([0.1, 0.2, 0.3]), min_size=1, max_size=12), some.integers(1, 4))
 def test_the_best_is_the_first_of_the_greatest_and_patience_counts_from_it(values: list[float], patience: int) -> None:
     validation = object.__new__(Validation)
-    validation.evaluations, validation.patience = [], patience
+    validation.evaluations, validation.patience, validation._kept = [], patience, None
     best, since = -1.0, 0
     for step, value in enumerate(values):
         new = value > best
@@ -88,6 +88,20 @@ def test_the_best_is_the_first_of_the_greatest_and_patience_counts_from_it(value
         best, since = (value, 0) if new else (best, since + 1)
         assert validation.is_exhausted == (since >= patience)
     assert validation.best == Evaluation(values.index(max(values)), max(values))
+
+
+def test_a_best_model_ahead_of_the_state_stays_the_best(tmp_path: Path) -> None:
+    """On a GPU, a repeated step may score less than it did before the training was stopped."""
+    (tmp_path / BEST_FOLDER).mkdir()
+    (tmp_path / BEST_FOLDER / EVALUATION_FILE).write_text(json.dumps({"step": 3, "value": 0.7}))
+    validation = object.__new__(Validation)
+    validation.split, validation.name, validation.patience = "dev", "RR@3", None
+    validation.resume([(0, 0.1), (1, 0.4), (2, 0.3)], tmp_path)
+    assert [validation.add(3, 0.6), validation.add(4, 0.7)] == [False, False]
+    assert validation.notes()[EVALUATION_FILE]["step"] == 3
+    assert "RR@3 0.7000 on dev after step 3 (0.1000 before" in validation.report(tmp_path)
+    assert validation.add(5, 0.8)
+    assert validation.notes()[EVALUATION_FILE]["step"] == 5
 
 
 def test_without_patience_a_training_never_stops_early() -> None:
@@ -241,6 +255,15 @@ def test_star_stopped_in_an_evaluation_goes_on(
     star(folder, tmp_path, *SPLIT, "--eval_steps", 2, "--save_strategy", "no")  # it starts over
     assert evaluations(tmp_path / "log") == evaluations(measured / "log")
     assert not (tmp_path / "models" / "evaluation").exists()
+
+
+def test_the_best_of_another_training_is_removed(folder: Path, tmp_path: Path) -> None:
+    """A training that was stopped before its first checkpoint may start over with other settings."""
+    best = tmp_path / "models" / BEST_FOLDER
+    best.mkdir(parents=True)
+    (best / EVALUATION_FILE).write_text(json.dumps({"step": 3, "value": 1.0}))
+    star(folder, tmp_path, *SPLIT, *STILL[:2])
+    assert not best.exists()
 
 
 STILL = ("--learning_rate", 1e-12, "--early_stopping_patience", 2)  # no evaluation beats the first
