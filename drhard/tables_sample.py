@@ -57,8 +57,8 @@ class Start:
 
     Attributes:
         family: what a report calls its rows together.
-        folder: the folder of the model. Its runs have the same.
-        tokens: the folder of its tokens.
+        folder: the name of the model's folder, and of its runs' folder.
+        tokens: the name of its tokens' folder.
         place: the step that puts the model there.
         tokenize: the step that makes its tokens.
         mine: the step that mines hard negatives with it.
@@ -159,7 +159,7 @@ STAR = Static(WARM_UP, "star", "star", batch=16)
 IN_BATCH_LARGE = Static(WARM_UP, "in-batch-large", "in-batch", batch=128, rate="2e-3", steps=400)
 STAR_LARGE = Static(WARM_UP, "star-large", "star", batch=64, rate="2e-3", steps=400)
 
-# A model that everyone uses. Each of its static trainings encodes 3,200 documents.
+# A model that everyone uses. Each of its static trainings encodes 3,200 documents. The settings are provisional.
 MINILM = Start(
     family="Starting from MiniLM",
     folder="minilm",
