@@ -7,7 +7,8 @@
     python reproduce.py report sample --output_dir report    # also as report.md, report.json and report.html
 
 The models of the paper's rows are the published checkpoints; --from scratch trains them instead. The sample's models
-are always trained. The commands and the expected values are in drhard/tables_msmarco.py and drhard/tables_sample.py.
+are always trained, from the sample's own small model or from all-MiniLM-L6-v2. The commands and the expected values are
+in drhard/tables_msmarco.py and drhard/tables_sample.py.
 """
 
 import argparse
@@ -71,9 +72,10 @@ def main() -> None:
 
 
 def list_rows(tables: Mapping[str, Table]) -> None:
-    for table in tables.values():
-        for row in table.rows.values():
-            print(f"{row.id:32}  from {' or '.join(row.trials)}")
+    rows = [row for table in tables.values() for row in table.rows.values()]
+    width = max(len(row.id) for row in rows)
+    for row in rows:
+        print(f"{row.id:{width}}  from {' or '.join(row.trials)}")
 
 
 def find_steps(tables: Mapping[str, Table], wanted: str, origin: str | None) -> list[Step]:

@@ -57,9 +57,14 @@ class Measure:
     measure: str  # its name in ir_measures
 
 
+def expect(measures: Iterable[str], values: tuple[float, ...] | None) -> dict[str, float]:
+    """Return the expected values of a row by the keys of its measures; none for None, if nothing was measured yet."""
+    return {} if values is None else dict(zip(measures, values, strict=True))
+
+
 @dataclass(frozen=True)
 class Question:
-    """A claim of the paper, as a question about two rows."""
+    """A claim of the paper, as a question about two rows. It belongs to the family of the first."""
 
     question: str
     row: str
@@ -80,12 +85,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table."""
+    """A row of a table.
+
+    Attributes:
+        expected: values by the keys of the table's measures; none if they were not measured yet.
+        trials: by origin, CHECKPOINT or SCRATCH; the first is the default.
+        qrels: by mode.
+        family: what a report calls this row together with others, such as those that start from the same model. One
+            correction of p-values covers the questions about a family. Its learning curves share a picture.
+    """
 
     table: str
     name: str
-    expected: Mapping[str, float]  # by the keys of the table's measures
-    trials: Mapping[str, tuple[Trial, ...]]  # by origin, CHECKPOINT or SCRATCH; the first is the default
+    expected: Mapping[str, float]
+    trials: Mapping[str, tuple[Trial, ...]]
+    qrels: Mapping[str, Path]
+    family: str = ""
     note: str = ""
 
     @property
@@ -108,7 +123,6 @@ class Table:
     measures: Mapping[str, Measure]  # the first one answers the questions
     ok: float  # how far below the expected value a measured one may be to count as OK
     close: float  # the same for close; anything lower fails
-    qrels: Mapping[str, Path]  # by mode
     rows: Mapping[str, Row]
     questions: tuple[Question, ...] = ()
     gains: tuple[str, str] | None = None  # a row and a baseline to compare query by query

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Row, Step, Table, Trial, make_step, unquote
+from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Row, Step, Table, Trial, expect, make_step, unquote
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class PaperRow:
     Attributes:
         base: the static training. The row shows it, or ADORE trained on top of it.
         adore: the folder of ADORE's model. None for a row without ADORE.
-        expected: the published values, in the order of the table's measures.
+        expected: the published values, in the order of the table's measures; None if there are none.
     """
 
     name: str
     base: Static
     adore: str | None
-    expected: tuple[float, float, float]
+    expected: tuple[float, float, float] | None
     note: str = ""
 
 
@@ -315,17 +315,18 @@ def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Tab
     """
     places = [Place(task, origin, data_root, faiss_gpus) for origin in (CHECKPOINT, SCRATCH)]
     measures = dict(zip(("mrr", "r100", "ndcg10"), task.measures, strict=True))
+    qrels = {mode: data_root / task.type / "preprocess" / f"{mode}-qrel.tsv" for mode in ("dev", "test")}
     rows = [
         Row(
             table=task.type,
             name=row.name,
-            expected=dict(zip(measures, row.expected, strict=True)),
+            expected=expect(measures, row.expected),
             trials={at.origin: (make_trial(at, row),) for at in places},
+            qrels=qrels,
             note=row.note,
         )
         for row in task.rows
     ]
-    preprocess = data_root / task.type / "preprocess"
     return Table(
         name=task.type,
         title=task.title,
@@ -333,7 +334,6 @@ def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Tab
         measures=measures,
         ok=0.0005,
         close=0.003,
-        qrels={mode: preprocess / f"{mode}-qrel.tsv" for mode in ("dev", "test")},
         rows={row.name: row for row in rows},
         gains=("ADORE (STAR)", "STAR"),
     )

