@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from drhard.report import by_family
-
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -83,17 +81,15 @@ def draw_table(table: dict[str, Any]) -> list[Picture]:
     pictures = []
     if any(row["trials"] for row in table["rows"]):
         pictures.append(_draw_rows(table))
-    for family, rows in by_family(table["rows"]):
-        for kind in CURVES:
-            curves = [
-                (row["name"], trial["curves"][kind.tag])
-                for row in rows
-                for trial in row["trials"]
-                if kind.tag in trial["curves"] and kind.unless not in trial["curves"]
-            ]
-            if curves:
-                caption = f"{kind.caption} {family}." if family else kind.caption
-                pictures.append((caption, _to_svg(3.6, partial(_plot_curves, curves=curves, kind=kind))))
+    for kind in CURVES:
+        curves = [
+            (row["name"], trial["curves"][kind.tag])
+            for row in table["rows"]
+            for trial in row["trials"]
+            if kind.tag in trial["curves"] and kind.unless not in trial["curves"]
+        ]
+        if curves:
+            pictures.append((kind.caption, _to_svg(3.6, partial(_plot_curves, curves=curves, kind=kind))))
     if table["gains"]:
         pictures.append(_draw_gains(table["gains"]))
     return pictures
@@ -104,13 +100,7 @@ def _draw_rows(table: dict[str, Any]) -> Picture:
     caption = f"{name} of each row; a line for the 95 % interval of the mean over seeds, a dot for each seed."
     if any(row["values"][key]["expected"] is not None for row in table["rows"]):
         caption += " The black mark is the expected value."
-    return caption, _to_svg(1.24 + 0.34 * _places(table)[-1], partial(_plot_rows, table=table, key=key))
-
-
-def _places(table: dict[str, Any]) -> list[float]:
-    """Return the place of each row from the top, with gaps between families."""
-    families = [family for family, _ in by_family(table["rows"])]
-    return [place + 0.6 * families.index(row["family"]) for place, row in enumerate(table["rows"])]
+    return caption, _to_svg(0.9 + 0.34 * len(table["rows"]), partial(_plot_rows, table=table, key=key))
 
 
 def _draw_gains(gains: dict[str, Any]) -> Picture:
@@ -134,12 +124,12 @@ def _to_svg(height: float, plot: Callable[[Axes], None]) -> str:
 
 
 def _colour(name: str) -> str:
-    return ADORE if "ADORE" in name else OTHER if name in UNTRAINED else STATIC
+    return ADORE if name.startswith("ADORE") else OTHER if name in UNTRAINED else STATIC
 
 
 def _plot_rows(axes: Axes, table: dict[str, Any], key: str) -> None:
-    rows, places = table["rows"], _places(table)
-    for place, row in zip(places, rows, strict=True):
+    rows = table["rows"]
+    for place, row in enumerate(rows):
         value = row["values"][key]
         if value["measured"] is not None:
             axes.barh(place, value["measured"], height=0.62, color=_colour(row["name"]), alpha=0.75)
@@ -153,8 +143,8 @@ def _plot_rows(axes: Axes, table: dict[str, Any], key: str) -> None:
     shown = [value for value in shown if value is not None]
     least, most = min(shown), max(shown)
     axes.set_xlim(max(0, least - 0.35 * (most - least) - 0.02), most + 0.03)
-    axes.set_yticks(places, [row["name"] for row in rows])
-    axes.set_ylim(places[-1] + 0.6, -0.6)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.invert_yaxis()
     axes.set_xlabel(f"{table['measures'][key]} (the axis does not begin at 0)", loc="right")
     axes.grid(axis="x", alpha=0.3)
 

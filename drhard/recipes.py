@@ -64,7 +64,7 @@ def expect(measures: Iterable[str], values: tuple[float, ...] | None) -> dict[st
 
 @dataclass(frozen=True)
 class Question:
-    """A claim of the paper, as a question about two rows. It belongs to the family of the first."""
+    """A claim of the paper, as a question about two rows."""
 
     question: str
     row: str
@@ -85,22 +85,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
-
-    Attributes:
-        expected: values by the keys of the table's measures; none if they were not measured yet.
-        trials: by origin, CHECKPOINT or SCRATCH; the first is the default.
-        qrels: by mode.
-        family: what a report calls this row together with others, such as those that start from the same model. One
-            correction of p-values covers the questions about a family. Its learning curves share a picture.
-    """
+    """A row of a table."""
 
     table: str
     name: str
-    expected: Mapping[str, float]
-    trials: Mapping[str, tuple[Trial, ...]]
-    qrels: Mapping[str, Path]
-    family: str = ""
+    expected: Mapping[str, float]  # by the keys of the table's measures; none if they were not measured yet
+    trials: Mapping[str, tuple[Trial, ...]]  # by origin, CHECKPOINT or SCRATCH; the first is the default
     note: str = ""
 
     @property
@@ -123,6 +113,7 @@ class Table:
     measures: Mapping[str, Measure]  # the first one answers the questions
     ok: float  # how far below the expected value a measured one may be to count as OK
     close: float  # the same for close; anything lower fails
+    qrels: Mapping[str, Path]  # by mode
     rows: Mapping[str, Row]
     questions: tuple[Question, ...] = ()
     gains: tuple[str, str] | None = None  # a row and a baseline to compare query by query

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from drhard.pictures import draw_table
-from drhard.report import by_family
 
 import jinja2
 
@@ -31,20 +30,18 @@ def _text_of_table(table: dict[str, Any]) -> list[str]:
     lines = [f"{table['name']}: {table['title']}", ""]
     lines.append(" " * width + "".join(f"  {name:>32}" for name in measures.values()))
     lines.append(" " * width + columns * len(measures))
-    for number, (_, related) in enumerate(by_family(rows)):
-        lines += [""] if number else []
-        for row in related:
-            cells = [
-                f"  {_number(value['expected']):>8} {_number(value['measured']):>8} "
-                f"{_number(value['difference'], '+'):>8} {value['status']:5}"
-                for value in row["values"].values()
-            ]
-            lines.append(f"{row['name']:{width}}{''.join(cells)}".rstrip())
+    for row in rows:
+        cells = [
+            f"  {_number(value['expected']):>8} {_number(value['measured']):>8} "
+            f"{_number(value['difference'], '+'):>8} {value['status']:5}"
+            for value in row["values"].values()
+        ]
+        lines.append(f"{row['name']:{width}}{''.join(cells)}".rstrip())
     lines += [f"  {row['name']}: {row['note']}" for row in rows if row["note"]]
     lines += [f"  {name}, {digests}" for name, digests in _provenance(table)]
-    for family, questions in by_family(table["questions"]):
-        lines += ["", *_heading(family, questions)]
-        lines += [f"{asked['question']} {asked['answer']}: {_evidence(table, asked)}" for asked in questions]
+    if table["questions"]:
+        lines.append("")
+        lines += [f"{asked['question']} {asked['answer']}: {_evidence(table, asked)}" for asked in table["questions"]]
     return lines
 
 
@@ -68,10 +65,11 @@ def _markdown_of_table(table: dict[str, Any]) -> list[str]:
             cells += [_number(value["expected"]), _with_interval(value)]
             cells += [_number(value["difference"], "+"), value["status"]]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    for family, questions in by_family(table["questions"]):
-        lines += ["", *(f"{heading}\n" for heading in _heading(family, questions))]
-        lines += ["| question | answer | evidence |", "|---|---|---|"]
-        lines += [f"| {asked['question']} | {asked['answer']} | {_evidence(table, asked)} |" for asked in questions]
+    if table["questions"]:
+        lines += ["", "| question | answer | evidence |", "|---|---|---|"]
+        lines += [
+            f"| {asked['question']} | {asked['answer']} | {_evidence(table, asked)} |" for asked in table["questions"]
+        ]
     notes = [f"{row['name']}: {row['note']}." for row in table["rows"] if row["note"]]
     trials = [f"- {name}, {digests}" for name, digests in _provenance(table)]
     lines += ["", *notes] if notes else []
@@ -90,11 +88,7 @@ def render_html(report: dict[str, Any]) -> str:
         table
         | {
             "pictures": draw_table(table),
-            "families": [rows for _, rows in by_family(table["rows"])],
-            "answers": [
-                (_heading(family, questions), [(asked, _evidence(table, asked)) for asked in questions])
-                for family, questions in by_family(table["questions"])
-            ],
+            "evidence": [_evidence(table, asked) for asked in table["questions"]],
             "provenance": _provenance(table),
         }
         for table in report["tables"]
@@ -130,12 +124,6 @@ def _provenance(table: dict[str, Any]) -> list[tuple[str, str]]:
             runs = ", ".join(f"{mode} run {run['sha256'][:12]}" for mode, run in trial["runs"].items())
             lines.append((row["name"], f"{ORIGINS[row['origin']]}: {seed}{model}{runs}"))
     return lines
-
-
-def _heading(family: str, questions: list[dict[str, Any]]) -> list[str]:
-    """Return the line above the questions about a family; none for a table without families."""
-    count = "1 question" if len(questions) == 1 else f"{len(questions)} questions"
-    return [f"{family}, p-values corrected for {count}:"] if family else []
 
 
 def _evidence(table: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from drhard.metrics import measure_run, parse_measures
 from drhard.model_folder import load_encoder
 from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
-from drhard.recipes import Question, Row, Table, Trial
+from drhard.recipes import Row, Table, Trial
 from drhard.significance import compare, holm, mean_interval
 
 import numpy as np
@@ -117,14 +117,13 @@ def measure_table(table: Table) -> list[MeasuredRow]:
     Raises:
         InputError: as :func:`make_report`.
     """
-    qrels = {path for row in table.rows.values() for path in row.qrels.values()}
-    judged = {path: read_grades(path) for path in sorted(qrels) if path.exists()}
+    judged = {mode: read_grades(path) for mode, path in table.qrels.items() if path.exists()}
     rows = []
     for row in table.rows.values():
         measured = []
         for origin, trials in row.trials.items():
             found = [
-                _measure(table, row, trial, judged)
+                _measure(table, trial, judged)
                 for trial in trials
                 if all(path.exists() for path in trial.runs.values()) and _made_by_its_model(trial)
             ]
@@ -134,15 +133,14 @@ def measure_table(table: Table) -> list[MeasuredRow]:
     return rows
 
 
-def _measure(table: Table, row: Row, trial: Trial, judged: dict[Path, Grades]) -> MeasuredTrial:
+def _measure(table: Table, trial: Trial, judged: dict[str, Grades]) -> MeasuredTrial:
     queries: dict[str, np.ndarray] = {}
     for mode, path in trial.runs.items():
-        qrels = row.qrels[mode]
-        if qrels not in judged:
-            raise InputError(f"{qrels}: no such file, but {path} exists; run preprocess.py")
+        if mode not in judged:
+            raise InputError(f"{table.qrels[mode]}: no such file, but {path} exists; run preprocess.py")
         keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
         measures = parse_measures([measure.measure for measure in keys.values()])
-        values, coverage = measure_run(measures, path, qrels, judged[qrels])
+        values, coverage = measure_run(measures, path, table.qrels[mode], judged[mode])
         if coverage.missing:
             log.warning("%s", coverage)
         queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
@@ -197,7 +195,6 @@ def _report_row(table: Table, measured: MeasuredRow) -> dict[str, Any]:
     return {
         "id": measured.row.id,
         "name": measured.name,
-        "family": measured.row.family,
         "note": _note(measured),
         "origin": measured.origin,
         "values": {key: _report_value(table, measured, key) for key in table.measures},
@@ -248,27 +245,11 @@ def _note(measured: MeasuredRow) -> str:
 def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, Any]]:
     """Answer the table's questions by paired tests over queries. A query's value is its mean over the seeds.
 
-    For each measure, Holm's method corrects the p-values over the questions about a family of rows. The first measure
-    gives the answer. Questions about rows that were not measured are skipped.
-
-    Returns:
-        The questions with their answers, family by family.
+    For each measure, Holm's method corrects the p-values over the questions. The first measure gives the answer.
+    Questions about rows that were not measured are skipped.
     """
     measured = _whole_rows(rows)
-    families: dict[str, list[Question]] = {}
-    for question in table.questions:
-        if {question.row, question.than} <= measured.keys():
-            families.setdefault(table.rows[question.row].family, []).append(question)
-    return [
-        answer
-        for family, questions in families.items()
-        for answer in _answer_family(table, family, questions, measured)
-    ]
-
-
-def _answer_family(
-    table: Table, family: str, questions: list[Question], measured: dict[str, MeasuredRow]
-) -> list[dict[str, Any]]:
+    questions = [question for question in table.questions if {question.row, question.than} <= measured.keys()]
     evidence = {
         key: _compare_pairs([(measured[question.row], measured[question.than]) for question in questions], key)
         for key in table.measures
@@ -276,7 +257,6 @@ def _answer_family(
     first = next(iter(table.measures))
     return [
         {
-            "family": family,
             "question": question.question,
             "row": question.row,
             "than": question.than,
@@ -285,14 +265,6 @@ def _answer_family(
         }
         for number, question in enumerate(questions)
     ]
-
-
-def by_family(content: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return the rows or the questions of a reported table, grouped by their families."""
-    families: dict[str, list[dict[str, Any]]] = {}
-    for one in content:
-        families.setdefault(one["family"], []).append(one)
-    return list(families.items())
 
 
 def _compare_pairs(pairs: list[tuple[MeasuredRow, MeasuredRow]], key: str) -> list[dict[str, Any]]:

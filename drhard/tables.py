@@ -13,7 +13,7 @@ from pathlib import Path
 
 from drhard.recipes import Table
 from drhard.tables_msmarco import DOC_TASK, PASSAGE_TASK, msmarco_table
-from drhard.tables_sample import sample_table
+from drhard.tables_sample import minilm_table, sample_table
 
 
 def all_tables(data_root: Path | None = None, faiss_gpus: Sequence[int] = ()) -> dict[str, Table]:
@@ -24,5 +24,6 @@ def all_tables(data_root: Path | None = None, faiss_gpus: Sequence[int] = ()) ->
         faiss_gpus: the GPUs that MS MARCO's commands search on; empty for the CPU.
     """
     root = data_root or Path("data")
-    tables = (msmarco_table(PASSAGE_TASK, root, faiss_gpus), msmarco_table(DOC_TASK, root, faiss_gpus), sample_table())
+    paper = [msmarco_table(task, root, faiss_gpus) for task in (PASSAGE_TASK, DOC_TASK)]
+    tables = (*paper, sample_table(), minilm_table())
     return {table.name: table for table in tables}

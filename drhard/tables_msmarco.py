@@ -315,18 +315,17 @@ def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Tab
     """
     places = [Place(task, origin, data_root, faiss_gpus) for origin in (CHECKPOINT, SCRATCH)]
     measures = dict(zip(("mrr", "r100", "ndcg10"), task.measures, strict=True))
-    qrels = {mode: data_root / task.type / "preprocess" / f"{mode}-qrel.tsv" for mode in ("dev", "test")}
     rows = [
         Row(
             table=task.type,
             name=row.name,
             expected=expect(measures, row.expected),
             trials={at.origin: (make_trial(at, row),) for at in places},
-            qrels=qrels,
             note=row.note,
         )
         for row in task.rows
     ]
+    preprocess = data_root / task.type / "preprocess"
     return Table(
         name=task.type,
         title=task.title,
@@ -334,6 +333,7 @@ def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Tab
         measures=measures,
         ok=0.0005,
         close=0.003,
+        qrels={mode: preprocess / f"{mode}-qrel.tsv" for mode in ("dev", "test")},
         rows={row.name: row for row in rows},
         gains=("ADORE (STAR)", "STAR"),
     )

@@ -310,7 +310,7 @@ def test_a_row_of_a_table(tmp_path: Path) -> None:
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     path = tmp_path / "drhard" / "tables_sample.py"
     table = path.read_text()
-    row = next(line for line in table.splitlines(keepends=True) if 'make_row(WARM_UP, "STAR",' in line)
+    row = next(line for line in table.splitlines(keepends=True) if 'row("STAR",' in line)
     path.write_text(table.replace(row, row + row.replace('"STAR"', '"STAR, mine"')))
     for words in (["show"], ["run", "--dry_run"]):
         ended = run_script(str(tmp_path / "reproduce.py"), *words, "sample:STAR, mine", cwd=tmp_path)

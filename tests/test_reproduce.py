@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shlex
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -63,9 +62,9 @@ def test_all_published_rows_are_there_with_their_values() -> None:
     )
     names = {"BM25", "Warm-up", "In-Batch Neg", "Rand Neg", "Hard only", "STAR"}
     names |= {f"ADORE ({base})" for base in ("In-Batch Neg", "Rand Neg", "STAR")}
-    names |= {"MiniLM", "MiniLM, In-Batch Neg", "MiniLM, STAR"}
-    names |= {"MiniLM, ADORE", "MiniLM, ADORE (In-Batch Neg)", "MiniLM, ADORE (STAR)"}
     assert names <= set(tables["sample"].rows)
+    static = {"BM25", "MiniLM", "In-Batch Neg", "STAR"}
+    assert set(tables["minilm"].rows) == static | {f"ADORE ({base})" for base in ("MiniLM", "In-Batch Neg", "STAR")}
 
 
 @pytest.mark.parametrize("table", all_tables().values(), ids=lambda table: table.name)
@@ -76,14 +75,7 @@ def test_tables_refer_to_rows_and_measures_that_exist(table: Table) -> None:
     for name, row in table.rows.items():
         assert (row.table, row.name) == (table.name, name)
         assert row.expected.keys() in (set(), table.measures.keys())
-        assert row.qrels.keys() == {measure.mode for measure in table.measures.values()}
-
-
-def test_the_sample_asks_about_each_start_model_apart() -> None:
-    """Eight questions are corrected together, as for the published p-values, whatever is asked about MiniLM."""
-    table = all_tables()["sample"]
-    asked = [(table.rows[question.row].family, table.rows[question.than].family) for question in table.questions]
-    assert Counter(asked) == {("Starting from Warm-up",) * 2: 8, ("Starting from MiniLM",) * 2: 5}
+    assert table.qrels.keys() == {measure.mode for measure in table.measures.values()}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:60])
@@ -204,7 +196,7 @@ python adore/inference.py --model_dir data/doc/scratch/trained_models/adore-star
     "table, row, commands",
     [
         ("sample", "STAR", STAR_ON_THE_SAMPLE),
-        ("sample", "MiniLM, ADORE", ADORE_ON_MINILM),
+        ("minilm", "ADORE (MiniLM)", ADORE_ON_MINILM),
         ("doc", "ADORE (STAR)", ADORE_ON_DOCUMENTS),
     ],
     ids=["sample", "minilm", "doc"],
@@ -267,11 +259,10 @@ def tiny_table(expected: float = 0.5, a: str = "A", log_dirs: str = "logs/none")
         )
         for seed in (1, 2)
     )
-    qrels = {mode: Path(f"work/{mode}-qrel.tsv") for mode in ("dev", "test")}
     rows = (
-        Row("tiny", a, {"mrr": expected}, {SCRATCH: trials_of_a}, qrels, note="" if a == "A" else a),
-        Row("tiny", "B", {}, {SCRATCH: tuple(trial("B", seed, one(seed), bad) for seed in (1, 2))}, qrels),
-        Row("tiny", "C", {}, {SCRATCH: (trial("C", None, idle),)}, qrels),
+        Row("tiny", a, {"mrr": expected}, {SCRATCH: trials_of_a}, note="" if a == "A" else a),
+        Row("tiny", "B", {}, {SCRATCH: tuple(trial("B", seed, one(seed), bad) for seed in (1, 2))}),
+        Row("tiny", "C", {}, {SCRATCH: (trial("C", None, idle),)}),
     )
     return Table(
         name="tiny",
@@ -283,6 +274,7 @@ def tiny_table(expected: float = 0.5, a: str = "A", log_dirs: str = "logs/none")
         },
         ok=0.0005,
         close=0.003,
+        qrels={mode: Path(f"work/{mode}-qrel.tsv") for mode in ("dev", "test")},
         rows={row.name: row for row in rows},
         questions=(Question("Is A better than B?", a, "B"),),
         gains=(a, "B"),
@@ -535,41 +527,7 @@ def test_report_of_nothing_is_a_report() -> None:
         page = render(report)
         assert "ADORE (Rand Neg)" in page
         assert "0.6580" in page
-        assert "MiniLM, ADORE (In-Batch Neg)" in page
-
-
-def test_families_are_corrected_and_shown_apart(project: Path) -> None:
-    write_measured(project)
-    for row in ("A", "B"):
-        with SummaryWriter(str(project / "logs" / f"{row}-1")) as writer:
-            writer.add_scalar("train/loss", 0.5, 1)
-    table = tiny_table(log_dirs="logs/A")
-    a, b, _ = table.rows.values()
-    twins = [replace(row, name=f"{row.name} twin", family="The twins") for row in (a, b)]
-    table = replace(
-        table,
-        rows={row.name: row for row in (replace(a, family="The first"), replace(b, family="The first"), *twins)},
-        questions=(
-            Question("Is A better?", "A", "B"),
-            Question("Is A's twin better?", "A twin", "B twin"),
-            Question("Is B better?", "B", "A"),
-        ),
-    )
-    report = make_report([table])
-    asked = {one["question"]: one for one in report["tables"][0]["questions"]}
-    assert list(asked) == ["Is A better?", "Is B better?", "Is A's twin better?"]
-    for test in ("t_test", "randomization"):
-        first, twin = (asked[name]["measures"]["mrr"][test] for name in ("Is A better?", "Is A's twin better?"))
-        assert 0 < first == pytest.approx(2 * twin)  # two questions about the first family, one about the twins
-    pages = [render(report) for render in (render_text, render_markdown, render_html)]
-    for page in pages:
-        first, twins_at = (
-            page.index(f"{family}, p-values corrected for {count}:")
-            for family, count in (("The first", "2 questions"), ("The twins", "1 question"))
-        )
-        assert first < page.index("Is B better?") < twins_at
-    for family in ("The first", "The twins"):
-        assert f"<figcaption>Loss of the static trainings, for each seed. {family}.</figcaption>" in pages[2]
+        assert "ADORE (MiniLM)" in page
 
 
 def test_a_row_without_seeds_is_compared_with_each_seed(project: Path) -> None:

@@ -97,10 +97,11 @@ def test_results_are_those_of_the_runs(tmp_path: Path) -> None:
         assert f"{row['name']:14}{0.25:12.3f}{0.5:12.3f}{0.315:14.3f}" in printed
 
 
-def test_committed_table_is_the_one_expected_and_the_documented_one() -> None:
-    report = json.loads((SAMPLE / "results" / "report.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name, folder", [("sample", "results")])
+def test_committed_table_is_the_one_expected_and_the_documented_one(name: str, folder: str) -> None:
+    report = json.loads((SAMPLE / folder / "report.json").read_text(encoding="utf-8"))
     [table] = report["tables"]
-    expected = all_tables()["sample"]
+    expected = all_tables()[name]
     documented = RESULTS.read_text(encoding="utf-8")
     assert [row["name"] for row in table["rows"]] == [name for name, row in expected.rows.items() if row.expected]
     for row in table["rows"]:
