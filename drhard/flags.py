@@ -80,13 +80,13 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "default": None,
             "dest": "negative_ranks",
             "metavar": "FIRST-LAST",
-            "help": "keep only the hard negatives of these ranks, counted from 1 without relevant passages (1-200)",
+            "help": "hard negatives to keep, by rank, counted from 1 without the relevant passages (1-200)",
         },
         "--relative_margin": {
             "type": MARGIN,
             "default": None,
             "dest": "relative_margin",
-            "help": "keep only hard negatives that score lower than each relevant passage of their query, by at least "
+            "help": "keep only hard negatives that score lower than each relevant passage of the query, by at least "
             "this share of its score, such as 0.05 (none: keep all)",
         },
     }

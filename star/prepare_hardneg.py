@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
             "choices": JUDGED_MODES,
             "help": "which queries; star/train.py needs those of train",
         },
-        topk={"default": None, "help": f"negatives for each query: N is --negative_ranks 1-N ({MINED})"},
+        topk={"default": None, "help": f"negatives for each query; the same as --negative_ranks 1-N ({MINED})"},
     )
     parser.add_argument("--retriever", choices=("dense", "bm25"), default="dense", help="the retriever (dense)")
     parser.add_argument("--model_dir", help="the dense retriever; default: {data_root}/{type}/warmup")
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--b", type=FRACTION, help="BM25's b (MS MARCO passage, tuned: 0.68; doc: 0.4)")
     args = parser.parse_args()
     if args.topk is not None and args.negative_ranks is not None:
-        raise InputError("--topk N is --negative_ranks 1-N; omit one of the two")
+        raise InputError("--topk N is the same as --negative_ranks 1-N; omit one of the two")
     args.selection = Selection.from_flags(args, args.topk or MINED)
     return args
 

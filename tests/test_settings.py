@@ -99,7 +99,7 @@ def test_what_is_mined_is_in_the_selection(capsys: pytest.CaptureFixture[str]) -
     ):
         assert parse("star/prepare_hardneg.py", *more).selection == selection
     for topk in ("200", "7"):
-        with pytest.raises(InputError, match="^--topk N is --negative_ranks 1-N; omit one of the two$"):
+        with pytest.raises(InputError, match="^--topk N is the same as --negative_ranks 1-N; omit one of the two$"):
             parse("star/prepare_hardneg.py", "--topk", topk, "--negative_ranks", "10-50")
     for ranks in ("10", "0-5", "9-3", "a-b"):
         with pytest.raises(SystemExit) as ended:
