@@ -208,18 +208,39 @@ def chosen_by_sentence_transformers(
     return chosen
 
 
+def embed_and_judge(seed: int) -> tuple[Embedded, Results, dict[int, list[int]]]:
+    """A model, its ranking of 50 documents, and two relevant documents for each query, not all of them ranked high.
+
+    For a query with fewer relevant documents than another, sentence-transformers looks a little deeper than range_max.
+    """
+    model, random = Embedded(seed), np.random.default_rng(seed)
+    scores = model.queries @ model.documents.T
+    order = np.argsort(-scores, axis=1)
+    relevant = {query: order[query, random.choice(40, 2, replace=False)].tolist() for query in range(QUERIES)}
+    rows = order[:, :50]
+    return model, Results(np.take_along_axis(scores, rows, 1), rows), relevant
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("ranks", "margin"), [("1-20", None), ("4-20", None), ("7-7", None), ("1-20", 0), ("1-40", 0.05), ("1-30", 0.3)]
 )
 def test_each_setting_is_that_of_sentence_transformers(seed: int, ranks: str, margin: float | None) -> None:
-    """With as many relevant passages for each query: for those with fewer, it looks a little deeper than asked."""
-    model, random = Embedded(seed), np.random.default_rng(seed)
-    scores = model.queries @ model.documents.T
-    order = np.argsort(-scores, axis=1)
-    relevant = {query: order[query, random.choice(40, 2, replace=False)].tolist() for query in range(QUERIES)}
+    model, found, relevant = embed_and_judge(seed)
     selection = Selection(Ranks.parse(ranks), margin)
-    rows = order[:, : selection.ranks.last + 10]
-    hard, removed = choose_negatives(Results(np.take_along_axis(scores, rows, 1), rows), relevant, selection)
+    depth = selection.ranks.last + 10  # as mining searches; some relevant documents are not found
+    hard, removed = choose_negatives(Results(*(of[:, :depth] for of in found)), relevant, selection)
     assert as_lists(hard) == chosen_by_sentence_transformers(model, relevant, selection)
     assert hard.total > 10 and (removed > 10 or margin is None)
+
+
+def test_both_settings_together_are_not_those_of_sentence_transformers() -> None:
+    """There, range_min skips passages that the margin leaves."""
+    model, found, relevant = embed_and_judge(seed=0)
+    below, _ = choose_negatives(found, relevant, Selection(Ranks(1, 30), 0.05))
+    theirs = chosen_by_sentence_transformers(model, relevant, Selection(Ranks(4, 30), 0.05))
+    assert theirs == {query: rows[3:] for query, rows in as_lists(below).items()}
+    best, _ = choose_negatives(found, relevant, Selection(Ranks(1, 3)))
+    ours, _ = choose_negatives(found, relevant, Selection(Ranks(4, 30), 0.05))
+    assert as_lists(ours) != theirs
+    assert as_lists(ours) == {query: [row for row in rows if row not in best[query]] for query, rows in below.items()}
