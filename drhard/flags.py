@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from drhard.msmarco import CORPORA, MODES
-from drhard.numbers import COUNT, LENGTH, NATURAL, SEARCH_GB
+from drhard.numbers import COUNT, LENGTH, MARGIN, NATURAL, SEARCH_GB, Ranks
 
 FLAT = "Flat"  # the value of --index_factory for an exact search
 SEARCH_MEMORY_GB = 2.0  # the default of --search_memory_gb
@@ -74,6 +74,21 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--index_path": {"type": Path, "help": "file of a faiss index; built if it does not exist"},
         "--nprobe": {"type": COUNT, "help": "lists of an inverted file (IVF) to search (the index's own; new: 1)"},
         "--ef_search": {"type": COUNT, "help": "width of the search in a graph (HNSW) (the index's own; new: 16)"},
+        # Choosing hard negatives among the passages that a search finds
+        "--negative_ranks": {
+            "type": Ranks.parse,
+            "default": None,
+            "dest": "negative_ranks",
+            "metavar": "FIRST-LAST",
+            "help": "hard negatives to keep, by rank, counted from 1 without the relevant passages (1-200)",
+        },
+        "--relative_margin": {
+            "type": MARGIN,
+            "default": None,
+            "dest": "relative_margin",
+            "help": "keep only hard negatives that score lower than each relevant passage of the query, by at least "
+            "this share of its score, such as 0.05 (none: keep all)",
+        },
     }
 )
 RETRIEVAL = (
@@ -88,6 +103,7 @@ RETRIEVAL = (
 )
 ENCODER = ("--pooling", "--normalize")
 PRECISION = ("--fp16", "--bf16")  # mutually exclusive
+SELECTION = ("--negative_ranks", "--relative_margin")
 INDEX = ("--search_memory_gb", "--index_factory", "--index_path", "--nprobe", "--ef_search")
 
 

@@ -14,7 +14,7 @@ from drhard.collection import Collection
 from drhard.errors import InputError, shorten
 from drhard.index import RESULTS_AT_ONCE
 from drhard.msmarco import Bm25Parameters, Corpus
-from drhard.negatives import HardNegatives, exclude_relevant
+from drhard.negatives import HardNegatives, Selection, choose_negatives
 from drhard.results import Results, results_path, search_on_disk
 from drhard.texts import read_passage_texts, read_query_texts
 
@@ -38,20 +38,22 @@ class Mined(NamedTuple):
 
 @contextmanager
 def mine_hard_negatives(
-    retriever: "Retriever", collection: Collection, mode: str, folder: Path, topk: int
+    retriever: "Retriever", collection: Collection, mode: str, folder: Path, selection: Selection
 ) -> Iterator[Mined]:
-    """Mine the ``topk`` best passages of each query that are not judged relevant to it (section 4.1 of the paper).
+    """Mine the best passages of each query that are not judged relevant to it (section 4.1 of the paper).
 
     Args:
         folder: where embeddings are written; see :meth:`drhard.retrieval.Retriever.retrieve`.
+        selection: which of the passages to keep.
 
     Raises:
-        InputError: as :meth:`drhard.retrieval.Retriever.retrieve`, or there are too few passages.
+        InputError: as :meth:`drhard.retrieval.Retriever.retrieve`; or there are too few passages, or ``selection``
+            leaves no query a hard negative.
     """
     relevant = collection.relevant(mode)
-    depth = _depth(relevant, len(collection.passages), topk)
+    depth = _depth(relevant, len(collection.passages), selection.ranks.last)
     with retriever.retrieve(collection, mode, folder, depth) as found:
-        yield _mined(found, relevant, topk)
+        yield _mined(found, relevant, selection)
 
 
 @contextmanager
@@ -61,22 +63,26 @@ def mine_bm25_negatives(
     collection: Collection,
     mode: str,
     folder: Path,
-    topk: int,
+    selection: Selection,
     parameters: Bm25Parameters,
 ) -> Iterator[Mined]:
     """Mine hard negatives with BM25, as the paper's warm-up needs them.
 
-    A query gets fewer than ``topk`` if fewer passages share a word with it.
+    A query gets fewer if too few passages share a word with it.
 
     Args:
         dataset: the folder of the texts.
         collection: what preprocess.py made of them.
         folder: where a stopped search leaves its results, and resumes.
+        selection: which of the passages to keep.
+
+    Raises:
+        InputError: the texts are not those of the collection; or as :func:`mine_hard_negatives`.
     """
     passages = collection.passages
     queries = read_query_texts(corpus, dataset, collection, mode)
     relevant = collection.relevant(mode, queries=len(queries))
-    depth = _depth(relevant, len(passages), topk)
+    depth = _depth(relevant, len(passages), selection.ranks.last)
     documents = read_passage_texts(corpus, dataset, collection)
 
     # Imported here: bm25s takes a second to load, and missing texts should be told before that.
@@ -100,17 +106,32 @@ def mine_bm25_negatives(
                 len(queries),
                 shorten(queries[without[0]]),
             )
-        yield _mined(found, relevant, topk)
+        yield _mined(found, relevant, selection)
 
 
 def _depth(relevant: Mapping[int, Sequence[int]], count: int, topk: int) -> int:
     """Return how many passages to find for a query, so that ``topk`` of them are not relevant."""
     most = max(map(len, relevant.values()))
     if topk + most > count:
-        raise InputError(f"cannot mine {topk} negatives (--topk) from {count} passages; lower it")
+        raise InputError(f"cannot mine {topk} negatives (--topk or --negative_ranks) from {count} passages; lower it")
     return min(topk + max(EXTRA, most), count)
 
 
-def _mined(found: Results, relevant: Mapping[int, Sequence[int]], topk: int) -> Mined:
-    hard = exclude_relevant(found.rows, relevant, topk)
-    return Mined(hard, found.scores[:, : topk + EXTRA], found.rows[:, : topk + EXTRA])
+def _mined(found: Results, relevant: Mapping[int, Sequence[int]], selection: Selection) -> Mined:
+    hard, removed = choose_negatives(found, relevant, selection)
+    lacking = np.isin(np.fromiter(relevant, dtype=np.int64), hard.find_empty())
+    if selection.margin is not None:
+        log.info(
+            "the relative margin removed %d of %d hard negatives (%.1f %%); %d of %d queries keep none",
+            removed,
+            removed + hard.total,
+            100 * removed / max(1, removed + hard.total),
+            lacking.sum(),
+            len(lacking),
+        )
+    if lacking.all() and not selection.plain:
+        # Raised while the results of the search are on disk, so that the next call can use them.
+        lower = "" if selection.margin is None else "a lower --relative_margin or "
+        raise InputError(f"no query has a hard negative ({selection.outcome()}); give {lower}other --negative_ranks")
+    shown = selection.ranks.last + EXTRA
+    return Mined(hard, found.scores[:, :shown], found.rows[:, :shown])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from dataclasses import dataclass
 
 from drhard.errors import InputError
@@ -69,4 +70,26 @@ EPSILON = Range(0, 1, whole=False, above=True)  # keeps a quotient finite
 NORM = Range(0, 1e12, whole=False, above=True)  # the norm at which a gradient is clipped
 SCALE = Range(0, 1e4, whole=False, above=True)  # a factor of scores
 FRACTION = Range(0, 1, whole=False)  # a share of a whole
+MARGIN = Range(0, 0.999999, whole=False)  # between a negative and a relevant passage, as a share of the latter's score
 SEARCH_GB = Range(0.5, 1e6, whole=False)  # memory for one pass of a search on the CPU
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks from ``first`` to ``last``, both included, counted from 1. Use ``type=Ranks.parse`` in argparse."""
+
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> Ranks:
+        """Parse ``FIRST-LAST``. Raises ArgumentTypeError, which argparse reports."""
+        numbers = re.fullmatch("([0-9]{1,10})-([0-9]{1,10})", text)
+        if numbers:
+            ranks = cls(int(numbers[1]), int(numbers[2]))
+            if COUNT.least <= ranks.first <= ranks.last <= COUNT.most:
+                return ranks
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a range of ranks such as 10-200, counted from 1")
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"

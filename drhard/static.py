@@ -14,7 +14,8 @@ from drhard.errors import InputError
 from drhard.files import digest_file, remove_folder, write_json
 from drhard.hard_json import HARD_FILE, read_hard_negatives, write_hard_negatives
 from drhard.mining import mine_hard_negatives
-from drhard.negatives import HardNegatives, keep_queries_with_negatives
+from drhard.negatives import MINED, HardNegatives, Selection, keep_queries_with_negatives
+from drhard.numbers import Ranks
 from drhard.provenance import find_difference, is_unchanged, read_sealed_step, read_stamp, write_stamp
 from drhard.retrieval import Retriever
 from drhard.sampling import Collator, TrainingDataset
@@ -28,7 +29,6 @@ from drhard.validation import Validation
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
-MINED = 200  # hard negatives to mine for each query if none are given; prepare_hardneg.py's default
 # Fields of the record that decide which hard negatives are mined.
 MINED_FROM = ("init_path", "config", "queries", "documents", "max_query_length", "max_doc_length", "judgements")
 
@@ -78,6 +78,7 @@ class StaticTraining:
         self.model, self.flags, self.args, self.tokenizer_from = model, flags, args, tokenizer_from
         self.strategy = STRATEGIES[flags.negatives]
         self.searching = SearchSettings.from_flags(flags, flags.no_cuda)
+        self.selection = Selection.from_flags(flags, self._topk)
         self.output_dir = Path(args.output_dir)
         self.hard_path = self.output_dir / HARD_FILE
         self.record = self._make_record(data.relevant)
@@ -119,7 +120,7 @@ class StaticTraining:
             InputError: as :func:`drhard.mining.mine_hard_negatives`.
         """
         folder = self.output_dir / MINING_FOLDER
-        with mine_hard_negatives(self._retriever, self.collection, "train", folder, self._topk) as mined:
+        with mine_hard_negatives(self._retriever, self.collection, "train", folder, self.selection) as mined:
             write_hard_negatives(self.hard_path, mined.hard)
             write_stamp(self.hard_path, self._mined_from() | {"sha256": digest_file(self.hard_path)})
         self._draw_from(mined.hard)
@@ -177,18 +178,24 @@ class StaticTraining:
     # Resuming
 
     def _make_record(self, relevant: Mapping[int, Sequence[int]]) -> dict[str, Any]:
-        given = self.flags.hardneg_path
-        mined = "mined with --init_path" if self.strategy.mined else None
         return {
             **make_record(self.model, self.collection.queries("train"), relevant, StaticTrainer.loss),
             **outcome(self.flags, {**DATA, **OWN, **VALIDATION}),
             **outcome(self.args, WORKING),
             "score_scale": choose_scale(self.model, self.flags.score_scale),
             "documents": self.collection.passages.digest(),
-            "hard negatives": digest_file(given) if given else mined,
+            "hard negatives": self._name_negatives(),
             "train_batch_size": self.args.train_batch_size,
             "world_size": self.args.world_size,
         }
+
+    def _name_negatives(self) -> str | None:
+        """Return where the hard negatives come from, for the record. None if the training has none."""
+        if not self.strategy.mined:
+            return None
+        if self.flags.hardneg_path:
+            return digest_file(self.flags.hardneg_path)
+        return "mined with --init_path" + (f", {self._chosen}" if self._chosen else "")
 
     def _resume(self) -> None:
         """Find the checkpoint to start from, and hard negatives that were mined. Process 0 decides for all."""
@@ -220,7 +227,12 @@ class StaticTraining:
     def _topk(self) -> int:
         return min(MINED, len(self.collection.passages) // 2)
 
+    @property
+    def _chosen(self) -> str | None:
+        """The ranks and the margin of the hard negatives to mine; None if no flag changes them."""
+        return None if self.selection == Selection(Ranks(1, self._topk)) else self.selection.outcome()
+
     def _mined_from(self) -> dict[str, Any]:
         """Return what decides which hard negatives are mined, for the stamp of ``hard.json``."""
         decides = {name: self.record[name] for name in MINED_FROM}
-        return decides | {"topk": self._topk, "index": self.searching.outcome()}
+        return decides | {"topk": self._chosen or self._topk, "index": self.searching.outcome()}

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import InputError, command
-from drhard.flags import ENCODER, FLAT, INDEX, PRECISION, RETRIEVAL, add_flags
+from drhard.flags import ENCODER, FLAT, INDEX, PRECISION, RETRIEVAL, SELECTION, add_flags
 from drhard.hard_json import HARD_FILE, write_hard_negatives
 from drhard.hub import find_checkpoint
 from drhard.mining import Mined, mine_bm25_negatives, mine_hard_negatives
 from drhard.msmarco import CORPORA, JUDGED_MODES, Bm25Parameters
+from drhard.negatives import MINED, Selection
 from drhard.numbers import FRACTION, RATE
 from drhard.runs import digest_ids, run_path, write_run
 
@@ -31,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     add_flags(
         parser,
         *RETRIEVAL,
+        *SELECTION,
         *ENCODER,
         "--not_faiss_cuda",
         "--no_cuda",
@@ -41,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
             "choices": JUDGED_MODES,
             "help": "which queries; star/train.py needs those of train",
         },
-        topk={"default": 200, "help": "negatives for each query (%(default)s)"},
+        topk={"default": None, "help": f"negatives for each query; the same as --negative_ranks 1-N ({MINED})"},
     )
     parser.add_argument("--retriever", choices=("dense", "bm25"), default="dense", help="the retriever (dense)")
     parser.add_argument("--model_dir", help="the dense retriever; default: {data_root}/{type}/warmup")
@@ -50,7 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--k1", type=RATE, help="BM25's k1 (MS MARCO passage, tuned: 0.82; doc: 0.9)")
     parser.add_argument("--b", type=FRACTION, help="BM25's b (MS MARCO passage, tuned: 0.68; doc: 0.4)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.topk is not None and args.negative_ranks is not None:
+        raise InputError("--topk N is the same as --negative_ranks 1-N; omit one of the two")
+    args.selection = Selection.from_flags(args, args.topk or MINED)
+    return args
 
 
 @command
@@ -82,9 +88,9 @@ def with_bm25(
         )
     corpus = CORPORA[args.data_type]
     k1, b = corpus.bm25.k1 if args.k1 is None else args.k1, corpus.bm25.b if args.b is None else args.b
-    print(f"Mining {args.topk} hard negatives for each {args.mode} query with BM25, k1 {k1}, b {b}")
+    print(f"Mining {args.selection} for each {args.mode} query with BM25, k1 {k1}, b {b}")
     parameters = Bm25Parameters(k1, b)
-    return mine_bm25_negatives(corpus, root / "dataset", collection, args.mode, output_dir, args.topk, parameters)
+    return mine_bm25_negatives(corpus, root / "dataset", collection, args.mode, output_dir, args.selection, parameters)
 
 
 def with_encoder(
@@ -105,10 +111,10 @@ def with_encoder(
     encoding = EncodingSettings.from_flags(args)
     retriever = Retriever(model, encoding, SearchSettings.from_flags(args, args.no_cuda))
     print(
-        f"Mining {args.topk} hard negatives for each of {len(queries)} {args.mode} queries among {len(passages)} "
+        f"Mining {args.selection} for each of {len(queries)} {args.mode} queries among {len(passages)} "
         f"passages, {model_dir} on {encoding.device}"
     )
-    return mine_hard_negatives(retriever, collection, args.mode, output_dir, args.topk)
+    return mine_hard_negatives(retriever, collection, args.mode, output_dir, args.selection)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ from contextlib import nullcontext
 from drhard.collection import Collection
 from drhard.errors import InputError, command
 from drhard.files import sole_writer
-from drhard.flags import FLAGS, add_flags
+from drhard.flags import FLAGS, SELECTION, add_flags
 from drhard.hard_json import open_pool
 from drhard.hub import find_checkpoint
 from drhard.strategies import STRATEGIES
 from drhard.trainer_flags import VALIDATION, WORKING, add_trainer_flags, check_needs, trainer_words
 from drhard.validation import Validation
 
-MINING = ("--search_memory_gb", "--not_faiss_cuda")
+MINING = ("--search_memory_gb", "--not_faiss_cuda", *SELECTION)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -24,6 +24,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "extension",
         "full_size",
         "gpu",
+        "mining",
         "reproduce",
         "resume",
         "sample",

@@ -14,7 +14,8 @@ from drhard.errors import InputError
 from drhard.ids import write_ids
 from drhard.mining import Mined, mine_bm25_negatives
 from drhard.msmarco import CORPORA, Bm25Parameters
-from drhard.negatives import HardNegatives
+from drhard.negatives import HardNegatives, Selection
+from drhard.numbers import Ranks
 from drhard.qrels import read_relevant
 from drhard.runs import read_run
 from drhard.texts import read_passage_texts, read_query_texts
@@ -208,7 +209,7 @@ def test_texts_that_are_not_the_preprocessed_ones(root: Path, name: str, content
 # Negatives
 
 
-def mine(root: Path, topk: int) -> Mined:
+def mine(root: Path, topk: int, first: int = 1, margin: float | None = None) -> Mined:
     folder = root / "mined"
     with mine_bm25_negatives(
         CORPORA["passage"],
@@ -216,7 +217,7 @@ def mine(root: Path, topk: int) -> Mined:
         Collection(root / "preprocess"),
         "train",
         folder,
-        topk,
+        Selection(Ranks(first, topk), margin),
         Bm25Parameters(0.9, 0.4),
     ) as mined:
         return Mined(mined.hard, np.array(mined.scores), np.array(mined.rows))
@@ -233,6 +234,17 @@ def test_negatives_are_the_best_that_are_not_relevant(root: Path) -> None:
     assert rows.shape == scores.shape == (4, 6)
     assert rows.tolist() == [[0, *[-1] * 5], [1, 2, 3, -1, -1, -1], [2, 3, *[-1] * 4], [-1] * 6]
     assert as_lists(mine(root, 1).hard) == {0: [], 1: [1], 2: [2], 3: []}
+
+
+def test_negatives_of_some_ranks_below_the_margin(root: Path) -> None:
+    """Query 0 finds its relevant passage alone, query 3 finds nothing."""
+    assert as_lists(mine(root, 3, first=2).hard) == {0: [], 1: [3], 2: [], 3: []}
+    # Passage 1 scores more than 2, which is relevant to query 1; 3 scores as much. For query 2, 2 and 3 are alike.
+    assert as_lists(mine(root, 3, margin=0).hard) == {0: [], 1: [3], 2: [2], 3: []}
+    with pytest.raises(InputError, match=r"^no query has a hard negative \(ranks 1-3, margin 0.05\); give a lower "):
+        mine(root, 3, margin=0.05)
+    with pytest.raises(InputError, match=r"^no query has a hard negative \(ranks 3-3\); give other --negative_ranks$"):
+        mine(root, 3, first=3)
 
 
 def test_queries_that_find_nothing_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -323,7 +335,9 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
     )
     for more in (("--nprobe", 3), ("--index_factory", "SQ8")):
         assert "does not use --index_factory, --index_path" in refused(script, *arguments, *more, capsys=capsys)
-    assert "cannot mine 200 negatives (--topk) from 6 passages" in refused(script, *arguments, capsys=capsys)
+    assert "cannot mine 200 negatives (--topk or --negative_ranks) from 6 passages" in refused(
+        script, *arguments, capsys=capsys
+    )
     (root / "passage/dataset/collection.tsv").unlink()
     assert "collection.tsv: no such file" in refused(script, *arguments, "--topk", 3, capsys=capsys)
     assert not (root / "passage/bm25_retrieve").exists()

@@ -42,6 +42,11 @@ TOKENS = {PASSAGES: 512}  # width of a row; 64 of a query
 IN_PROSE = (  # documented in sentences
     "python star/train.py --do_train --max_query_length 24 --max_doc_length 120 --init_path ./data/passage/warmup "
     "--preprocess_dir ./data/passage/preprocess --output_dir ./mined/models --logging_dir ./mined/log",
+    "python star/train.py --do_train --max_query_length 24 --max_doc_length 120 --init_path ./data/passage/warmup "
+    "--preprocess_dir ./data/passage/preprocess --output_dir ./chosen/models --logging_dir ./chosen/log "
+    "--negative_ranks 10-200 --relative_margin 0.05",
+    "python star/prepare_hardneg.py --data_type passage --mode train --negative_ranks 10-1000 --relative_margin 0.05",
+    "python star/prepare_hardneg.py --data_type doc --mode train --retriever bm25 --negative_ranks 10-200",
     *(
         f"python star/inference.py --data_type {data_type} --mode {mode} --topk 1000 --search_memory_gb 20"
         for data_type in CORPORA

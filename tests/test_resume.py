@@ -440,21 +440,26 @@ def star_arguments(star_input: Path, folder: Path, *more: object) -> list[object
 
 
 def stop_star(monkeypatch: pytest.MonkeyPatch, star_input: Path, folder: Path, steps: int, *more: object) -> None:
+    """Run star/train.py with :func:`star_arguments` and press Ctrl-C after so many steps."""
+    stop_after(monkeypatch, folder, steps, *star_arguments(star_input, folder, *more))
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, folder: Path, steps: int, *arguments: object) -> None:
     """Run star/train.py and press Ctrl-C after so many steps."""
     taken = 0
     train = StaticTrainer.training_step
 
-    def counted(self: StaticTrainer, *arguments: object, **options: object) -> torch.Tensor:
+    def counted(self: StaticTrainer, *of_step: object, **options: object) -> torch.Tensor:
         nonlocal taken
         if taken == steps:
             raise KeyboardInterrupt
         taken += 1
-        return train(self, *arguments, **options)
+        return train(self, *of_step, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(StaticTrainer, "training_step", counted)
         with pytest.raises(SystemExit) as ended:
-            call_script("star/train.py", *star_arguments(star_input, folder, *more))
+            call_script("star/train.py", *arguments)
     assert ended.value.code == 130
     assert not (folder / "models" / "config.json").exists()  # not a finished model
 
@@ -774,6 +779,47 @@ def test_star_stopped_after_mining_mines_only_once(
     train("--init_path", star_input / "other")
     assert searches == 4
     assert hard.read_bytes() != mined
+    shutil.rmtree(tmp_path / "models")
+    train()
+    train("--negative_ranks", f"1-{DOCUMENTS // 2}")  # what it mines by default
+    assert (searches, hard.read_bytes()) == (5, mined)
+    for number, flags in enumerate((["--negative_ranks", "3-9"], ["--relative_margin", 0], []), start=6):
+        for _ in range(2):  # again only once
+            train(*flags)
+            assert searches == number
+            assert (hard.read_bytes() == mined) == (not flags)
+
+
+MINED_WITH = {  # flags: what the record and the stamp of hard.json say
+    (): ("mined with --init_path", DOCUMENTS // 2),
+    ("--negative_ranks", "3-9"): ("mined with --init_path, ranks 3-9", "ranks 3-9"),
+    ("--relative_margin", 0): ("mined with --init_path, ranks 1-15, margin 0.0", "ranks 1-15, margin 0.0"),
+    ("--relative_margin", 0.01): ("mined with --init_path, ranks 1-15, margin 0.01", "ranks 1-15, margin 0.01"),
+}
+
+
+@pytest.mark.parametrize("flags", MINED_WITH)
+def test_star_with_another_margin_or_other_ranks_is_refused(
+    star_input: Path,
+    tmp_path: Path,
+    flags: tuple[object, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop_after(monkeypatch, tmp_path, 3, *mining_arguments(star_input, tmp_path, *FIVE, *flags))
+    recorded, stamped = MINED_WITH[flags]
+    models = tmp_path / "models"
+    assert json.loads((models / RECORD_FILE).read_text())["hard negatives"] == recorded
+    assert json.loads((models / "hard.json.json").read_text())["topk"] == stamped
+    before = snapshot(models)
+    for others in MINED_WITH.keys() - {flags}:
+        message = refused("star/train.py", *mining_arguments(star_input, tmp_path, *FIVE, *others), capsys=capsys)
+        said = f"the training there was begun with hard negatives {recorded}, not {MINED_WITH[others][0]}; give --over"
+        assert said in message
+    assert snapshot(models) == before
+    call_script("star/train.py", *mining_arguments(star_input, tmp_path, *FIVE, *flags))
+    call_script("star/train.py", *mining_arguments(star_input, tmp_path / "unbroken", *FIVE, *flags))
+    assert equal(model_of(tmp_path), model_of(tmp_path / "unbroken"))
 
 
 def test_starting_over_leaves_given_hard_negatives_alone(star_input: Path, tmp_path: Path) -> None:

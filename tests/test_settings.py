@@ -2,7 +2,10 @@
 
 from argparse import ArgumentParser, Namespace
 
+from drhard.errors import InputError
 from drhard.flags import FLAGS, FLAT, INDEX, SEARCH_MEMORY_GB, add_flags
+from drhard.negatives import Selection
+from drhard.numbers import Ranks
 from drhard.settings import EncodingSettings, SearchSettings
 
 import pytest
@@ -14,7 +17,7 @@ ADORE = ["--model_dir", "m", "--output_dir", "o", "--preprocess_dir", "p", "--mo
 LENGTHS = ["--max_query_length", "--max_doc_length"]
 SCRIPTS = {
     "star/inference.py": (PASSAGE, [*LENGTHS, "--eval_batch_size", "--faiss_gpus"]),
-    "star/prepare_hardneg.py": (PASSAGE, [*LENGTHS, "--eval_batch_size", "--k1", "--b"]),
+    "star/prepare_hardneg.py": (PASSAGE, [*LENGTHS, "--eval_batch_size", "--k1", "--b", "--relative_margin"]),
     "adore/inference.py": (ADORE, ["--max_seq_length", "--pergpu_eval_batch_size", "--faiss_gpus"]),
 }
 SEARCHED = ["--topk", "--search_memory_gb", "--nprobe", "--ef_search"]
@@ -36,7 +39,7 @@ def test_numbers_without_sense_are_refused_with_the_flags(script: str, capsys: p
             assert f"argument {flag}: " in message and " is not a" in message and "number from" in message
 
 
-MAY_BE_0 = ("--faiss_gpus", "--k1", "--b")
+MAY_BE_0 = ("--faiss_gpus", "--k1", "--b", "--relative_margin")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -49,7 +52,10 @@ def test_what_is_left_out_is_what_the_settings_have(script: str) -> None:
     encoding = EncodingSettings.from_flags(parse(script, "--no_cuda"))
     batch_size = 128 if script == "star/prepare_hardneg.py" else 32
     assert encoding == EncodingSettings(batch_size, torch.device("cpu"), torch.float32)
-    assert flags.topk == (200 if script == "star/prepare_hardneg.py" else 100)
+    if script == "star/prepare_hardneg.py":
+        assert flags.selection == Selection(Ranks(1, 200))
+    else:
+        assert flags.topk == 100
 
 
 def test_every_flag_ends_in_the_settings() -> None:
@@ -82,6 +88,25 @@ def test_mining_searches_on_the_cpu_where_it_is_asked_to() -> None:
     for more, no_cuda in ((["--not_faiss_cuda"], False), (["--no_cuda"], True)):
         searching = SearchSettings.from_flags(parse("star/prepare_hardneg.py", *more), no_cuda)
         assert searching.gpus is not None and not searching.gpus
+
+
+def test_what_is_mined_is_in_the_selection(capsys: pytest.CaptureFixture[str]) -> None:
+    for more, selection in (
+        (["--topk", "7"], Selection(Ranks(1, 7))),
+        (["--negative_ranks", "10-50"], Selection(Ranks(10, 50))),
+        (["--relative_margin", "0"], Selection(Ranks(1, 200), 0)),
+        (["--topk", "7", "--relative_margin", "0.05"], Selection(Ranks(1, 7), 0.05)),
+    ):
+        assert parse("star/prepare_hardneg.py", *more).selection == selection
+    for topk in ("200", "7"):
+        with pytest.raises(InputError, match="^--topk N is the same as --negative_ranks 1-N; omit one of the two$"):
+            parse("star/prepare_hardneg.py", "--topk", topk, "--negative_ranks", "10-50")
+    for ranks in ("10", "0-5", "9-3", "a-b"):
+        with pytest.raises(SystemExit) as ended:
+            parse("star/prepare_hardneg.py", "--negative_ranks", ranks)
+        assert ended.value.code == 2
+        message = f"error: argument --negative_ranks: '{ranks}' is not a range of ranks such as 10-200, counted from 1"
+        assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
 def test_half_precision_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:

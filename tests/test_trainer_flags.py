@@ -186,6 +186,10 @@ REFUSED_TOGETHER = {
     "--negatives random --hardneg_path hard.json": "--negatives random does not use --hardneg_path",
     "--hardneg_path hard.json --search_memory_gb 3": "--search_memory_gb is for mining, and this command mines nothing",
     "--negatives in-batch --not_faiss_cuda": "--not_faiss_cuda is for mining, and this command mines nothing",
+    "--hardneg_path hard.json --negative_ranks 2-9": "--negative_ranks is for mining, and this command mines nothing",
+    "--negatives random --relative_margin 0": "--relative_margin is for mining, and this command mines nothing",
+    "--negative_ranks 10": "argument --negative_ranks: '10' is not a range of ranks such as 10-200, counted from 1",
+    "--relative_margin 1": "argument --relative_margin: '1' is not a number from 0 to 0.999999",
 }
 
 
