@@ -178,13 +178,13 @@ MINILM = Start(
         f"--output_dir {WORK}/minilm_retrieve",
     ),
     optimizer="adamw",
-    adore=Adore(rate="5e-5", warmup=50, epochs=3),
+    adore=Adore(rate="5e-5", warmup=50, epochs=1),
 )
 MINILM_FLAGS = "--save_steps 50 --logging_steps 10"
 MINILM_IN_BATCH = Static(
-    MINILM, "minilm-in-batch", "in-batch", batch=32, rate="5e-5", steps=100, warmup=10, flags=MINILM_FLAGS
+    MINILM, "minilm-in-batch", "in-batch", batch=32, rate="1e-4", steps=100, warmup=10, flags=MINILM_FLAGS
 )
-MINILM_STAR = Static(MINILM, "minilm-star", "star", batch=16, rate="5e-5", steps=100, warmup=10, flags=MINILM_FLAGS)
+MINILM_STAR = Static(MINILM, "minilm-star", "star", batch=16, rate="1e-4", steps=100, warmup=10, flags=MINILM_FLAGS)
 
 
 def retrieve_bm25(mode: str) -> Step:
