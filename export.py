@@ -109,8 +109,8 @@ def export_embeddings(args: argparse.Namespace) -> None:
         export_faiss(args.faiss, embeddings)
         print(f"Wrote {args.faiss}")
     if args.flex:
-        pids = Collection(args.preprocess_dir).pids()
-        export_flex(args.flex, embeddings, args.embeddings, pids, CORPORA[args.data_type].pid_prefix)
+        pids = Collection(args.preprocess_dir).official_pids(CORPORA[args.data_type].pid_prefix)
+        export_flex(args.flex, embeddings, args.embeddings, pids)
         print(f"Wrote {args.flex}")
 
 

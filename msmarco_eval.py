@@ -3,7 +3,8 @@
     python msmarco_eval.py REFERENCE RUN [CUT]      # MRR@CUT, default 10
     python msmarco_eval.py REFERENCE RUN doc        # MRR@100 on official document ids (D123)
 
-REFERENCE is a qrels file. RUN is a file of qid, pid and rank. Both have our rows, or both have official ids.
+REFERENCE is a qrels file. RUN is a file of qid, pid and rank. Both have our rows, or both have official ids, which are
+numbers or texts.
 """
 
 import argparse
@@ -13,8 +14,8 @@ from drhard.errors import command
 from drhard.metrics import Coverage, mean_reciprocal_rank
 from drhard.msmarco import DOC, PASSAGE
 from drhard.numbers import COUNT
-from drhard.qrels import read_relevant
-from drhard.runs import read_run
+from drhard.qrels import has_names, read_relevant, read_relevant_names
+from drhard.runs import read_ranked, read_run
 
 DOC_CUT = 100
 
@@ -29,9 +30,15 @@ def main() -> None:
     cut, pid_prefix = (DOC_CUT, DOC.pid_prefix) if args.cut == DOC.name else (args.cut, PASSAGE.pid_prefix)
 
     print("Eval Started", flush=True)
-    relevant = read_relevant(args.reference, pid_prefix)
-    coverage = Coverage(args.run, args.reference, relevant, {f"MRR@{cut}": cut})
-    mrr = mean_reciprocal_rank(coverage.count(read_run(args.run, pid_prefix)), relevant, cut)
+    cuts = {f"MRR@{cut}": cut}
+    if not pid_prefix and has_names(args.reference):
+        names = read_relevant_names(args.reference)
+        coverage = Coverage(args.run, args.reference, names, cuts)
+        mrr = mean_reciprocal_rank(coverage.count(read_ranked(args.run)), names, cut)
+    else:
+        relevant = read_relevant(args.reference, pid_prefix)
+        coverage = Coverage(args.run, args.reference, relevant, cuts)
+        mrr = mean_reciprocal_rank(coverage.count(read_run(args.run, pid_prefix)), relevant, cut)
     coverage.check()
     print(coverage, file=sys.stderr)
     print("#####################")

@@ -1,7 +1,7 @@
 """Tokenize a collection and its queries into memmaps.
 
-Reads MS MARCO's files in {data_root}/{passage,doc}/dataset (NAME or NAME.gz) and writes
-{data_root}/{passage,doc}/preprocess:
+Reads MS MARCO's files in {data_root}/{passage,doc}/dataset (NAME or NAME.gz), or what import_collection.py wrote
+there. Writes {data_root}/{passage,doc}/preprocess:
 
     python preprocess.py --data_type 1      # passages
     python preprocess.py --data_type 0      # documents
@@ -11,11 +11,12 @@ import argparse
 import os
 from pathlib import Path
 
+from drhard.dataset import EMPTY_TEXTS, find_corpus
 from drhard.errors import command
 from drhard.model_tokenizer import open_tokenizer
 from drhard.msmarco import CORPORA
 from drhard.numbers import COUNT, LENGTH
-from drhard.preprocessing import EMPTY_TEXTS, Lengths, preprocess
+from drhard.preprocessing import Lengths, preprocess
 from drhard.workers import WORKERS
 
 DATA_TYPES = {"0": "doc", "1": "passage"} | {name: name for name in CORPORA}
@@ -49,8 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--empty_texts",
         choices=EMPTY_TEXTS,
-        default="refuse",
-        help="refuse empty texts, skip them and their judgements, or keep them as rows without words (refuse)",
+        help="refuse empty texts, skip them and their judgements, or keep them as rows that no search finds (refuse; "
+        "for an imported collection, what was chosen then)",
     )
     return parser.parse_args()
 
@@ -58,8 +59,8 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
-    corpus = CORPORA[DATA_TYPES[args.data_type]]
-    root = args.data_root / corpus.name
+    root = args.data_root / DATA_TYPES[args.data_type]
+    corpus = find_corpus(CORPORA[root.name], root / "dataset")
     print(f"Tokenizing {root / 'dataset'} with {args.model_name_or_path}, {args.threads} processes")
     tokenizer = open_tokenizer(args.model_name_or_path, args.own_tokenizer)
     given = {"query": args.query_prompt, "passage": args.passage_prompt}

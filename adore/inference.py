@@ -57,14 +57,15 @@ def main() -> None:
     encoding, searching = EncodingSettings.from_flags(args), SearchSettings.from_flags(args)
     documents = open_document_embeddings(args.dmemmap_path, model.output_embedding_size, collection)
     encoding.check(model, queries)
-    searching.check(args.topk, *documents.shape)
+    left_out = collection.left_out
+    searching.check(args.topk, len(documents) - len(left_out), documents.shape[1])
     print(
         f"Retrieving {args.topk} of {len(documents)} passages for {len(queries)} queries, "
         f"{args.model_dir} on {encoding.device}"
     )
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     embeddings = encoding.encode(model, queries, query_path)
-    with search_embeddings(embeddings, documents, searching, results, args.topk) as found:
+    with search_embeddings(embeddings, documents, searching, results, args.topk, left_out) as found:
         write_run(run, found.scores, found.rows, digest_ids(collection, args.mode))
     print(f"Wrote {query_path}")
     print(f"Wrote {run}")

@@ -68,11 +68,11 @@ def main() -> None:
     validation = Validation.from_flags(settings, collection, len(documents))
     deepest = max(settings.neg_topk, validation.depth if validation else 0)
     searching = replace(SearchSettings.from_flags(args), progress=False)
-    searching.check(deepest, *documents.shape)
+    searching.check(deepest, len(documents) - len(collection.left_out), documents.shape[1])
     if not searching.gpus:
         documents = read_if_it_fits(documents)
     with sole_writer(output.model_save_dir):
-        index = searching.open(documents, deepest)
+        index = searching.open(documents, deepest, collection.left_out)
         data = AdoreInput(collection, relevant, documents, index, searching.outcome(), validation)
         training = AdoreTraining.open(model.to(device), data, settings, output)
         if training.finished:

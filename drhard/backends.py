@@ -26,8 +26,12 @@ class Backend(Protocol):
     def check(self, k: int, count: int, dim: int) -> None:
         """Raise InputError if the index cannot find the ``k`` best of ``count`` documents of ``dim`` dimensions."""
 
-    def open(self, documents: np.ndarray, k: int) -> Index:
-        """Return an index of ``documents`` (N, dim) float32 that finds up to the ``k`` best."""
+    def open(self, documents: np.ndarray, k: int, left_out: np.ndarray) -> Index:
+        """Return an index of ``documents`` (N, dim) float32 that finds up to the ``k`` best.
+
+        Args:
+            left_out: (n,) int64 rows that it must not find, ascending.
+        """
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,14 @@ class ExactBackend:
         if self.gpus:
             check_gpus(self.gpus, k)
 
-    def open(self, documents: np.ndarray, k: int) -> Index:
+    def open(self, documents: np.ndarray, k: int, left_out: np.ndarray) -> Index:
         """See :meth:`Backend.open`. Raises InputError if a GPU cannot hold its part of the documents."""
         gpus = self.gpus
         if gpus is None:
             gpus = find_gpus_with_room(documents.nbytes) if k <= GPU_TOPK else ()
         if gpus:
-            return open_on_gpus(documents, gpus, self.progress)
-        return ExactIndex(documents, self.progress, self.memory_gb)
+            return open_on_gpus(documents, gpus, self.progress, left_out)
+        return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,6 @@ class CompressedBackend:
         else:
             check_factory(self.factory, dim, self.parameters, bool(self.gpus))
 
-    def open(self, documents: np.ndarray, k: int) -> Index:
+    def open(self, documents: np.ndarray, k: int, left_out: np.ndarray) -> Index:
         """See :meth:`Backend.open`. Raises InputError as :func:`drhard.compressed.open_compressed`."""
-        return open_compressed(documents, self.factory, self.path, self.parameters, self.gpus, self.progress)
+        return open_compressed(documents, self.factory, self.path, self.parameters, self.gpus, self.progress, left_out)

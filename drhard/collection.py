@@ -3,7 +3,10 @@
 from functools import cached_property
 from pathlib import Path
 
-from drhard.ids import read_ids
+from drhard.dataset import list_splits
+from drhard.errors import InputError
+from drhard.ids import Numbers, read_ids
+from drhard.names import Names, OfficialIds, names_path
 from drhard.qrels import read_relevant_rows
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
@@ -29,15 +32,36 @@ class Collection:
         return TokenMemmap.open(self.folder, PASSAGES, self.max_doc_length)
 
     @property
+    def left_out(self) -> np.ndarray:
+        """The passage rows that no search finds, since their texts are empty: (n,) int64, ascending."""
+        return self.passages.empty if self.has_passages else np.empty(0, dtype=np.int64)
+
+    def count_found(self) -> int:
+        """Return the number of passages that a search can find."""
+        return len(self.passages) - len(self.left_out)
+
+    @property
     def has_passages(self) -> bool:
         """Whether the folder holds the tokens of the passages. A search of given embeddings works without them."""
         return (self.folder / f"{PASSAGES}.memmap").exists()
 
     def queries(self, mode: str) -> TokenMemmap:
-        """Return the tokens of a mode's queries. Raises InputError as :meth:`drhard.tokens.TokenMemmap.open`."""
+        """Return the tokens of a mode's queries.
+
+        Raises InputError as :meth:`drhard.tokens.TokenMemmap.open`; if the mode is missing, it lists those that exist.
+        """
         if mode not in self._queries:
+            splits = self.splits()
+            if splits and mode not in splits:
+                path = self.folder / f"{query_name(mode)}.memmap"
+                raise InputError(f"{path}: no such file; of the splits, {list_splits(splits)}")
             self._queries[mode] = TokenMemmap.open(self.folder, query_name(mode), self.max_query_length)
         return self._queries[mode]
+
+    def splits(self) -> list[str]:
+        """Return the modes whose queries the folder holds, sorted."""
+        suffix = f"{query_name('')}.memmap"
+        return sorted(path.name.removesuffix(suffix) for path in self.folder.glob(f"*{suffix}"))
 
     def relevant(self, mode: str, passages: int | None = None, queries: int | None = None) -> dict[int, list[int]]:
         """Return query row -> relevant passage rows, in the order of the qrels.
@@ -46,8 +70,13 @@ class Collection:
             passages, queries: their numbers. Give them if the folder may lack the tokens.
 
         Raises:
-            InputError: as :func:`drhard.qrels.read_relevant_rows`.
+            InputError: as :func:`drhard.qrels.read_relevant_rows`; if the mode has no judgements, it lists those that
+                have.
         """
+        if not self.qrels_path(mode).exists():
+            judged = [split for split in self.splits() if self.qrels_path(split).exists()]
+            if judged:
+                raise InputError(f"{self.qrels_path(mode)}: no such file; of the judged splits, {list_splits(judged)}")
         passages = len(self.passages) if passages is None else passages
         queries = len(self.queries(mode)) if queries is None else queries
         return read_relevant_rows(self.qrels_path(mode), queries, passages)
@@ -59,6 +88,25 @@ class Collection:
     def qids(self, mode: str) -> np.ndarray:
         """Return the official id of each query row, (rows,) int64. Raises as :func:`drhard.ids.read_ids`."""
         return read_ids(self.qids_path(mode))
+
+    def official_pids(self, prefix: str = "") -> OfficialIds:
+        """Return the official ids of the passage rows, as runs spell them.
+
+        Args:
+            prefix: the prefix of numeric ids, "D" for MS MARCO doc. Ids that are texts have none.
+
+        Raises:
+            InputError: as :func:`drhard.ids.read_ids` or :class:`drhard.names.Names`.
+        """
+        return self._official(PASSAGES, self.pids_path, prefix)
+
+    def official_qids(self, mode: str) -> OfficialIds:
+        """Return the official ids of a mode's query rows. Raises InputError as :meth:`official_pids`."""
+        return self._official(query_name(mode), self.qids_path(mode), "")
+
+    def _official(self, name: str, path: Path, prefix: str) -> OfficialIds:
+        base = self.folder / name
+        return Names(base) if names_path(base).exists() else Numbers(read_ids(path), prefix)
 
     def has_ids(self, mode: str) -> bool:
         """Return whether both files of official ids exist."""

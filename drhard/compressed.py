@@ -16,6 +16,7 @@ from drhard.errors import InputError
 from drhard.faiss_index import FaissIndex
 from drhard.files import require_file, write_whole_file
 from drhard.flags import FLAT
+from drhard.index import NO_ROWS, part_of, restore_rows
 from drhard.provenance import (
     check_made_from,
     digest_sample,
@@ -44,6 +45,7 @@ def open_compressed(
     parameters: Mapping[str, int],
     gpus: Sequence[int] = (),
     progress: bool = False,
+    left_out: np.ndarray = NO_ROWS,
 ) -> FaissIndex:
     """Read a faiss index from a file, or build it.
 
@@ -55,19 +57,20 @@ def open_compressed(
         parameters: search parameters by faiss's names: ``nprobe``, ``efSearch``.
         gpus: where to search; on the CPU if empty.
         progress: show a bar over the queries of a search.
+        left_out: (n,) int64 rows of documents that the index leaves out, ascending.
 
     Raises:
         InputError: faiss cannot build the index, the file is damaged or was built from other documents, or the index
             does not have one of the parameters.
     """
     if path is None:
-        index = build(documents, factory)
+        index = build(documents, factory, left_out=left_out)
     elif path.exists() or factory == FLAT:
-        index = _read(require_file(path, "give --index_factory to build it"), documents, factory)
+        index = _read(require_file(path, "give --index_factory to build it"), documents, factory, left_out)
     else:
-        index = _build_at(path, documents, factory)
+        index = _build_at(path, documents, factory, left_out)
     set_parameters(index, parameters, str(path or f"--index_factory {factory}"))
-    return FaissIndex([_to_gpus(index, gpus) if gpus else index], progress)
+    return FaissIndex([_to_gpus(index, gpus) if gpus else index], progress, left_out=left_out)
 
 
 def check_factory(factory: str, dim: int, parameters: Mapping[str, int], on_gpus: bool) -> None:
@@ -98,12 +101,19 @@ def set_parameters(index: Any, parameters: Mapping[str, int], name: str) -> None
             raise InputError(f"{name}: this index does not use {flag}; omit it") from None
 
 
-def build(documents: np.ndarray, factory: str, training_rows: int = TRAINING_ROWS, block_rows: int = BLOCK_ROWS) -> Any:
+def build(
+    documents: np.ndarray,
+    factory: str,
+    training_rows: int = TRAINING_ROWS,
+    block_rows: int = BLOCK_ROWS,
+    left_out: np.ndarray = NO_ROWS,
+) -> Any:
     """Build a faiss index of ``documents``, (N, dim) float32.
 
     Args:
         training_rows: the most documents to learn the codes from, spread over all.
         block_rows: documents added at a time.
+        left_out: (n,) int64 rows of documents that are not added, ascending.
 
     Raises:
         InputError: faiss cannot build such an index of so many documents, or a number is not finite.
@@ -114,7 +124,7 @@ def build(documents: np.ndarray, factory: str, training_rows: int = TRAINING_ROW
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            rows = spread(count, training_rows)
+            rows = restore_rows(spread(count - len(left_out), training_rows), left_out)
             log.info("training an index %s on %d documents", factory, len(rows))
             index.train(np.ascontiguousarray(documents[rows]))
     except RuntimeError as error:
@@ -122,7 +132,8 @@ def build(documents: np.ndarray, factory: str, training_rows: int = TRAINING_ROW
     with tqdm(total=count, unit="doc", unit_scale=True, desc=f"indexing {factory}") as bar:
         for first, block in read_blocks(documents, block_rows):
             check_finite(block, first, name_source(documents, "the documents"))
-            index.add(block)
+            absent = part_of(left_out, first, len(block))
+            index.add(np.delete(block, absent, axis=0) if len(absent) else block)
             bar.update(len(block))
     return index
 
@@ -132,12 +143,12 @@ def _reason(error: RuntimeError) -> str:
     return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: .*? failed: )?", "", str(error).strip().splitlines()[0])
 
 
-def _build_at(path: Path, documents: np.ndarray, factory: str) -> Any:
+def _build_at(path: Path, documents: np.ndarray, factory: str, left_out: np.ndarray) -> Any:
     """Build an index and write it to ``path``. Building takes long, so the file is claimed first."""
     import faiss
 
     with write_whole_file(path) as file:
-        index = build(documents, factory)
+        index = build(documents, factory, left_out=left_out)
         digest = hashlib.sha256()
 
         def write(data: bytes) -> int:
@@ -146,15 +157,15 @@ def _build_at(path: Path, documents: np.ndarray, factory: str) -> Any:
 
         writer: Any = faiss  # its stubs lack this class
         faiss.write_index(index, writer.PyCallbackIOWriter(write))
-        write_stamp(path, _stamp(documents, factory) | {"sha256": digest.hexdigest()})
+        write_stamp(path, _stamp(documents, factory, left_out) | {"sha256": digest.hexdigest()})
     log.info("wrote %s", path)
     return index
 
 
-def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
+def _read(path: Path, documents: np.ndarray, factory: str, left_out: np.ndarray) -> Any:
     import faiss
 
-    expected = _stamp(documents, factory)
+    expected = _stamp(documents, factory, left_out)
     found = read_stamp(path, dict.fromkeys(expected, str), {"sha256": str})
     if found is not None and not is_unchanged(path, found):
         raise InputError(
@@ -165,10 +176,11 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
         index = faiss.read_index(str(path))
     except (RuntimeError, MemoryError):
         raise InputError(f"{path}: faiss cannot read an index in it") from None
-    count, dim = documents.shape
+    count, dim = len(documents) - len(left_out), documents.shape[1]
     if (index.ntotal, index.d) != (count, dim):
         raise InputError(
             f"{path}: holds {index.ntotal} documents of {index.d} dimensions, the embeddings are {count} x {dim}"
+            + (f" without {len(left_out)} empty texts" if len(left_out) else "")
         )
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{path}: searches by distance; build an index of inner products")
@@ -184,8 +196,11 @@ def _read(path: Path, documents: np.ndarray, factory: str) -> Any:
     return index
 
 
-def _stamp(documents: np.ndarray, factory: str) -> dict[str, str]:
-    return {"factory": factory, "vectors": digest_sample(documents)}
+def _stamp(documents: np.ndarray, factory: str, left_out: np.ndarray) -> dict[str, str]:
+    vectors = digest_sample(documents)
+    if len(left_out):
+        vectors = f"{vectors}-{hashlib.sha256(left_out.tobytes()).hexdigest()}"
+    return {"factory": factory, "vectors": vectors}
 
 
 def check_kind(index: Any, name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
 from drhard.flags import SEARCH_MEMORY_GB
-from drhard.index import check_queries, check_topk, join_passes
+from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
 from drhard.onednn import as_filters, products
 from drhard.prefetch import prefetch
 from drhard.topk import ADDED, ADDED_TIMES, TopK
@@ -31,6 +31,7 @@ class ExactIndex:
             the size of the collection. Queries that do not fit are searched in further passes.
         block_rows: documents read at a time.
         query_rows: most queries multiplied with a tile at a time.
+        left_out: (n,) int64 rows that no search finds, ascending.
     """
 
     def __init__(
@@ -40,23 +41,25 @@ class ExactIndex:
         memory_gb: float = SEARCH_MEMORY_GB,
         block_rows: int = BLOCK_ROWS,
         query_rows: int = QUERY_ROWS,
+        left_out: np.ndarray = NO_ROWS,
     ):
         self.documents = documents
         self.progress = progress
         self.memory_gb = memory_gb
         self.block_rows, self.query_rows = block_rows, query_rows
+        self.left_out = left_out
         self._finite = False  # whether a pass has checked all documents
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`drhard.index.Index.search`. Also raises InputError if a document is not finite."""
-        check_topk(k, len(self.documents))
+        check_topk(k, len(self.documents) - len(self.left_out))
         return join_passes(self.passes(queries, k), len(queries), k)
 
     def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See :meth:`drhard.index.Index.passes`. Raises InputError as :meth:`search`."""
         count, dim = self.documents.shape
         check_queries(queries, dim)
-        check_topk(k, count)
+        check_topk(k, count - len(self.left_out))
         together = self.count_together(k)
         starts = range(0, len(queries), together)
         with tqdm(
@@ -95,8 +98,12 @@ class ExactIndex:
         for first_row, block in prefetch(read_blocks(self.documents, self.block_rows)):
             for start in range(0, len(block), tile_rows):
                 tile = torch.from_numpy(block[start : start + tile_rows])
+                absent = part_of(self.left_out, first_row + start, len(tile))
                 for filters, best in groups:
-                    best.add(products(tile, filters).numpy(), first_row + start)
+                    of_tile = products(tile, filters).numpy()
+                    if len(absent):
+                        of_tile[absent] = -np.inf
+                    best.add(of_tile, first_row + start)
             if not self._finite:
                 check_finite(block, first_row, name_source(self.documents, "the documents"))
             bar.update(len(block))

@@ -15,6 +15,7 @@ from drhard.faiss_index import require_faiss
 from drhard.files import write_json, write_whole_file, write_whole_folder, write_whole_text
 from drhard.hub import CONFIG_FILE
 from drhard.model_folder import let_all_read, write_encoder, write_tokenizer
+from drhard.names import OfficialIds
 from drhard.sentence_files import MODULES_FILE
 from drhard.sentence_modules import SentenceModules, write_length, write_parts, write_router
 
@@ -131,15 +132,14 @@ _COUNT = struct.Struct("<Q")
 _ROWS_AT = 8  # in the header: four letters of the type, then the dimensions, int32
 
 
-def export_flex(folder: Path, embeddings: np.ndarray, source: Path, pids: np.ndarray, prefix: str) -> None:
+def export_flex(folder: Path, embeddings: np.ndarray, source: Path, pids: OfficialIds) -> None:
     """Write a FlexIndex of pyterrier_dr: ``vecs.f4``, ``docnos.npids``, ``pt_meta.json``.
 
     ``vecs.f4`` is a hard link to ``source`` where the disk allows one. Otherwise it is a copy.
 
     Args:
         embeddings: (rows, dim) float32, the content of ``source``.
-        pids: (rows,) official ids.
-        prefix: what stands in front of the ids, such as "D".
+        pids: the official id of each row.
 
     Raises:
         InputError: npids is not installed, the ids are of another collection, or the disk is full.
@@ -157,7 +157,7 @@ def export_flex(folder: Path, embeddings: np.ndarray, source: Path, pids: np.nda
         if not (unfinished / "vecs.f4").exists():
             shutil.copyfile(source, unfinished / "vecs.f4")
         with Lookup.builder(unfinished / "docnos.npids") as docnos:
-            for pid in tqdm(pids.tolist(), desc="docnos", unit="id"):
-                docnos.add(f"{prefix}{pid}")
+            for row in tqdm(range(len(pids)), desc="docnos", unit="id"):
+                docnos.add(*pids.take([row]))
         meta = {"type": "dense_index", "format": "flex", "vec_size": embeddings.shape[1], "doc_count": len(embeddings)}
         write_json(unfinished / "pt_meta.json", meta)

@@ -12,7 +12,7 @@ from typing import Any
 
 from drhard.devices import explain_no_gpu, require_gpu
 from drhard.errors import InputError
-from drhard.index import RESULTS_AT_ONCE, check_queries, check_topk
+from drhard.index import NO_ROWS, RESULTS_AT_ONCE, check_queries, check_topk, part_of, restore_rows
 from drhard.vectors import check_finite, name_source
 
 import numpy as np
@@ -35,10 +35,18 @@ class FaissIndex:
         shards: faiss indexes (inner product), in the order of their rows; a single one on the CPU.
         progress: show a bar over the queries of :meth:`passes`.
         results_at_once: the most results that :meth:`passes` yields together, for any k.
+        left_out: (n,) int64 rows that the shards lack, ascending.
     """
 
-    def __init__(self, shards: Sequence[Any], progress: bool = False, results_at_once: int = RESULTS_AT_ONCE):
+    def __init__(
+        self,
+        shards: Sequence[Any],
+        progress: bool = False,
+        results_at_once: int = RESULTS_AT_ONCE,
+        left_out: np.ndarray = NO_ROWS,
+    ):
         self.shards = shards
+        self.left_out = left_out
         self.progress = progress
         self.results_at_once = results_at_once
         self._first_rows = np.cumsum([0, *(shard.ntotal for shard in shards)])
@@ -75,7 +83,7 @@ class FaissIndex:
             axis=1,
         )
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        return np.take_along_axis(scores, order, 1), restore_rows(np.take_along_axis(rows, order, 1), self.left_out)
 
     def _warn(self, fewer: int, queries: int, k: int) -> None:
         if fewer:
@@ -88,8 +96,10 @@ class FaissIndex:
             )
 
 
-def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = False) -> FaissIndex:
-    """Split the documents into an exact faiss index on each GPU.
+def open_on_gpus(
+    documents: np.ndarray, gpus: Sequence[int], progress: bool = False, left_out: np.ndarray = NO_ROWS
+) -> FaissIndex:
+    """Split the documents into an exact faiss index on each GPU. Those in rows ``left_out`` are not found.
 
     Raises InputError if a GPU does not exist, lacks memory, or faiss cannot use it.
     """
@@ -108,15 +118,17 @@ def open_on_gpus(documents: np.ndarray, gpus: Sequence[int], progress: bool = Fa
         shard: Any = faiss.GpuIndexFlatIP(resources, dim, config)
         shard.resources = resources  # keeps them alive as long as the index
         check_finite(documents[first:last], int(first), name_source(documents, "the documents"))
+        absent = part_of(left_out, int(first), int(last - first))
         try:
-            shard.add(documents[first:last])  # in one call: faiss copies what it has whenever it makes room
+            part = np.delete(documents[first:last], absent, axis=0) if len(absent) else documents[first:last]
+            shard.add(part)  # in one call: faiss copies what it has whenever it makes room
         except RuntimeError:
             size_gb = (last - first) * dim * 4 / 1e9
             raise InputError(
                 f"GPU {gpu} cannot hold its {size_gb:.1f} GB of embeddings; name more GPUs, or search on the CPU"
             ) from None
         shards.append(shard)
-    return FaissIndex(shards, progress)
+    return FaissIndex(shards, progress, left_out=left_out)
 
 
 def find_gpus_with_room(size: int) -> list[int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from drhard.msmarco import CORPORA, MODES
+from drhard.dataset import parse_split
+from drhard.msmarco import CORPORA
 from drhard.numbers import COUNT, LENGTH, MARGIN, NATURAL, SEARCH_GB, Ranks
 
 FLAT = "Flat"  # the value of --index_factory for an exact search
@@ -37,7 +38,11 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--data_type": {"choices": CORPORA, "required": True},
         "--data_root": {"type": Path, "default": Path("./data"), "help": "default: ./data"},
         "--preprocess_dir": {"type": Path, "help": "default: {data_root}/{type}/preprocess"},
-        "--mode": {"choices": MODES, "required": True, "help": "which queries"},
+        "--mode": {
+            "type": parse_split,
+            "required": True,
+            "help": "which queries: train, dev, test, lead or another split",
+        },
         "--topk": _count(100, "documents to retrieve for each query"),
         # Encoding
         "--pooling": {"choices": POOLINGS, "help": POOLING_HELP},

@@ -5,7 +5,7 @@ MS MARCO's file has 800 MB on one line, so it is read in parts of whole entries.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -175,17 +175,20 @@ def _shown(text: bytes) -> str:
     return repr(text[:40].decode("utf-8", "replace"))
 
 
-def open_pool(strategy: Strategy, path: Path | None, relevant: Iterable[int], documents: int) -> Pool | None:
+def open_pool(
+    strategy: Strategy, path: Path | None, relevant: Iterable[int], documents: int, left_out: Sequence[int] = ()
+) -> Pool | None:
     """Return the negatives of a static training: given hard negatives, or all documents. None if they must be mined.
 
     Args:
         path: ``hard.json``, if it is given.
         relevant: query rows.
         documents: the number of documents.
+        left_out: the rows of empty texts, which are not drawn.
 
     Raises:
         InputError: as :func:`read_hard_negatives`.
     """
     if path is not None:
         return read_hard_negatives(path, relevant, documents)
-    return None if strategy.mined else AnyDocument(documents)
+    return None if strategy.mined else AnyDocument(documents, left_out)

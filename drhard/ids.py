@@ -5,10 +5,12 @@ proven to be a dict of small integers. A small interpreter reads all others. It 
 nothing else.
 """
 
+import hashlib
 import pickle
 import pickletools
 import re
 from array import array
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,29 @@ def write_ids(path: str | Path, ids: np.ndarray) -> None:
             entries["value"] = np.arange(start, start + len(part))
             file.write(b"(" + entries.tobytes() + b"u")
         file.write(b".")
+
+
+class Numbers:
+    """Official ids that are numbers. See :class:`drhard.names.OfficialIds`.
+
+    Args:
+        ids: (rows,) int64.
+        prefix: what stands in front of each number, such as "D".
+    """
+
+    def __init__(self, ids: np.ndarray, prefix: str = ""):
+        self.ids, self.prefix = ids, prefix
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> list[str]:
+        """Return the ids of ``rows``, with their prefix."""
+        return [f"{self.prefix}{number}" for number in self.ids[rows].tolist()]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the numbers."""
+        return hashlib.sha256(np.ascontiguousarray(self.ids, dtype="<i8").data).hexdigest()
 
 
 Pairs = tuple[np.ndarray, np.ndarray]  # ids and rows, both (entries,) int64

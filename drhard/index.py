@@ -12,11 +12,12 @@ from drhard.vectors import check_finite, name_source
 
 import numpy as np
 
+NO_ROWS = np.empty(0, dtype=np.int64)  # rows to leave out: none
 RESULTS_AT_ONCE = 1 << 22  # results of one pass, for an index without a memory limit of its own: 50 MB
 
 
 class Index(Protocol):
-    """Documents that can be searched by inner product.
+    """Documents that can be searched by inner product, but for those that it leaves out, such as empty texts.
 
     A query gets its k greatest inner products, greatest first. Among equal scores, the smaller row comes first. In an
     exact index this also decides which of the documents that tie for the last place are returned. A compressed index
@@ -28,7 +29,7 @@ class Index(Protocol):
 
         Args:
             queries: (Q, dim) float32, finite.
-            k: 1 to the number of documents.
+            k: 1 to the number of documents that are not left out.
 
         Returns:
             Scores (Q, k) float32, greatest first, and rows (Q, k) int64. If a compressed index finds fewer than k
@@ -43,6 +44,25 @@ class Index(Protocol):
 
         The caller stores each part. Memory use therefore does not grow with the number of queries.
         """
+
+
+def restore_rows(rows: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """Return the rows among all documents of ``rows`` that were counted without those left out.
+
+    Args:
+        rows: int64; -1 stays.
+        left_out: (n,) int64, ascending.
+    """
+    before = np.searchsorted(left_out - np.arange(len(left_out)), rows, side="right")
+    restored: np.ndarray = np.where(rows < 0, -1, rows + before)
+    return restored
+
+
+def part_of(left_out: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Return which of ``count`` documents from row ``first`` on are left out, counted from ``first``."""
+    start, end = np.searchsorted(left_out, (first, first + count))
+    part: np.ndarray = left_out[start:end] - first
+    return part
 
 
 def check_topk(k: int, count: int) -> None:

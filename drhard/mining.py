@@ -51,7 +51,7 @@ def mine_hard_negatives(
             leaves no query a hard negative.
     """
     relevant = collection.relevant(mode)
-    depth = _depth(relevant, len(collection.passages), selection.ranks.last)
+    depth = _depth(relevant, collection.count_found(), selection.ranks.last)
     with retriever.retrieve(collection, mode, folder, depth) as found:
         yield _mined(found, relevant, selection)
 
@@ -82,7 +82,7 @@ def mine_bm25_negatives(
     passages = collection.passages
     queries = read_query_texts(corpus, dataset, collection, mode)
     relevant = collection.relevant(mode, queries=len(queries))
-    depth = _depth(relevant, len(passages), selection.ranks.last)
+    depth = _depth(relevant, collection.count_found(), selection.ranks.last)
     documents = read_passage_texts(corpus, dataset, collection)
 
     # Imported here: bm25s takes a second to load, and missing texts should be told before that.

@@ -36,7 +36,7 @@ def parse_id(field: str, prefix: str, where: str) -> int:
 def _hint(field: str, prefix: str) -> str:
     """Return the end of the message about a bad id: what to do."""
     if _V2_ID.match(field):
-        return "; MS MARCO v2's ids are texts: number its texts 0, 1, 2, … and keep a table to translate runs back"
+        return "; MS MARCO v2's ids are texts: import_collection.py takes its files"
     number = parse_number(field.strip().removeprefix(prefix).lstrip("+0 "))
     return "" if number is None else f"; write {prefix}{number} in all files"
 
@@ -121,6 +121,7 @@ class Bm25Parameters(NamedTuple):
     b: float
 
 
+NOT_TUNED = Bm25Parameters(0.9, 0.4)
 Parser = Callable[[str, str], tuple[int, str]]  # (line, what to call it in errors) -> (official id, text)
 
 
@@ -135,6 +136,9 @@ class Corpus:
         parse: the parser of a line of ``collection``.
         modes: the files of each mode.
         bm25: BM25's parameters for this collection.
+        names: whether its ids are only numbers of lines, and a table beside each file has the official ids: see
+            :mod:`drhard.names`.
+        empty_texts: what preprocess.py does with empty texts, unless a flag says otherwise.
     """
 
     name: str
@@ -143,6 +147,8 @@ class Corpus:
     parse: Parser
     modes: dict[str, QueryFiles]
     bm25: Bm25Parameters
+    names: bool = False
+    empty_texts: str = "refuse"
 
 
 PASSAGE = Corpus(
@@ -169,8 +175,6 @@ DOC = Corpus(
         "test": QueryFiles("msmarco-test2019-queries.tsv", "2019qrels-docs.txt"),
         "lead": QueryFiles("docleaderboard-queries.tsv", None),
     },
-    bm25=Bm25Parameters(0.9, 0.4),  # not tuned
+    bm25=NOT_TUNED,
 )
 CORPORA = {corpus.name: corpus for corpus in (PASSAGE, DOC)}
-MODES = tuple(PASSAGE.modes)
-JUDGED_MODES = tuple(mode for mode, files in PASSAGE.modes.items() if files.qrels is not None)

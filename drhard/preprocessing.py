@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drhard.collection import Collection
+from drhard.dataset import names_of
 from drhard.errors import InputError
 from drhard.files import (
     decode_line,
@@ -28,9 +29,10 @@ from drhard.files import (
 from drhard.ids import write_ids
 from drhard.model_tokenizer import Tokenizer
 from drhard.msmarco import Corpus, find_source_file, parse_id, parse_query
+from drhard.names import Names, copy_names, names_path, offsets_path
 from drhard.numbers import COUNT, LENGTH
 from drhard.qrels import Judgement, read_judgements
-from drhard.tokens import PASSAGES, digest_lengths, query_name
+from drhard.tokens import PASSAGES, digest_lengths, empty_path, query_name
 from drhard.workers import WORKERS, Batch, Rows, Source, open_pool, tokenize
 
 import numpy as np
@@ -41,7 +43,6 @@ log = logging.getLogger(__name__)
 TOKEN_DTYPE = np.dtype(np.int32)
 BATCH_BYTES = 1 << 18  # text for a worker at a time: a few hundred passages, or one long document
 BATCH_TOKENS = 1 << 24  # the largest size of a batch's rows: rows times width
-EMPTY_TEXTS = ("refuse", "skip", "keep")
 # A quick test that accepts most texts that are not empty: a printable ASCII character follows the id.
 _SURELY_TEXT = re.compile(rb"[^\t]*\t *[!-~]")
 
@@ -77,6 +78,7 @@ class _Job:
     workers: int
     tokenizer: str  # the digest of the tokenizer
     empty_texts: str
+    names: bool  # whether the official ids are texts
 
 
 def preprocess(
@@ -85,7 +87,7 @@ def preprocess(
     tokenizer: Tokenizer,
     lengths: Lengths,
     workers: int,
-    empty_texts: str = "refuse",
+    empty_texts: str | None = None,
     target: Path | None = None,
 ) -> list[Path]:
     """Write the ``preprocess`` folder of a collection. Skip the modes whose query file is missing.
@@ -97,7 +99,7 @@ def preprocess(
         target: the folder to write; by default ``preprocess/`` beside ``dataset/``.
         workers: the number of processes that tokenize.
         empty_texts: what to do with empty texts: "refuse" them, "skip" their lines and judgements, or "keep" them as
-            ``<s> </s>``.
+            ``<s> </s>``, which no search finds. None: what ``corpus`` says.
 
     Returns:
         The paths of the memmaps written.
@@ -114,7 +116,7 @@ def preprocess(
     target = target or root / "preprocess"
     with sole_writer(target) as lock, _staged(target / ".partial") as folder:
         with open_pool(workers, tokenizer, lock, folder) as pool:
-            job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts)
+            job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts or corpus.empty_texts, corpus.names)
             prompt, characters = tokenizer.prompts["passage"], lengths.doc_characters
             source = Source(collection, PASSAGES, corpus.parse, prompt, characters, lengths.doc_tokens)
             documents = _write_tokens(job, source, None)
@@ -130,7 +132,7 @@ def preprocess(
                 if mode in judged:
                     rows = _judged_rows(judged[mode], qrels[mode], asked, documents, _RowLookup(asked.ids), row_of_pid)
                     _write_qrels(staged.qrels_path(mode), judged[mode], *rows)
-        _publish(folder, target, [mode for mode in corpus.modes if mode not in queries])
+        _publish(folder, target)
     return [target / f"{name}.memmap" for name in (PASSAGES, *map(query_name, queries))]
 
 
@@ -162,30 +164,44 @@ def _staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _publish(staged: Path, target: Path, absent: list[str]) -> None:
+def _publish(staged: Path, target: Path) -> None:
     """Move the new files to their names.
 
     The old metas are removed first, and the new ones are moved last, that of the passages as the very last. Readers
     refuse a folder without metas, so a run killed in between never leaves a readable mix of two runs.
 
-    Args:
-        absent: the modes without new files. Their earlier files stay if they belong to the same documents.
+    Modes without new files keep their earlier files if those belong to the same documents.
     """
     names = {path.name for path in staged.iterdir()}
-    stale = [path for mode in absent for path in target.glob(f"{mode}-q*") if path.is_file()]
-    if stale and not _same_ids(Collection(staged), Collection(target)):
+    new, old = Collection(staged), Collection(target)
+    absent = [mode for mode in old.splits() if mode not in new.splits()]
+    stale = [path for mode in absent for path in _files_of(target, mode)]
+    if stale and not _same_ids(new, old):
         for path in sorted(stale, key=_meta_last, reverse=True):
             log.warning("%s: removed; it was made with other documents, and its source no longer exists", path)
             path.unlink()
     for name in sorted(filter(_meta_last, names), key=_meta_last, reverse=True):
         (target / name).unlink(missing_ok=True)
+    for name in (PASSAGES, *map(query_name, new.splits())):  # what a collection may have or lack
+        for path in (empty_path(target, name), names_path(target / name), offsets_path(target / name)):
+            path.unlink(missing_ok=True)
     for name in sorted(names, key=_meta_last):
         os.replace(staged / name, target / name)
 
 
+def _files_of(folder: Path, mode: str) -> list[Path]:
+    """Return the files of a mode."""
+    names = [
+        f"{query_name(mode)}{end}" for end in (".memmap", "_length.npy", "_meta", "_empty.npy", ".ids", ".ids.npy")
+    ]
+    of = Collection(folder)
+    paths = [*(folder / name for name in names), of.qids_path(mode), of.qrels_path(mode)]
+    return [path for path in paths if path.is_file()]
+
+
 def _same_ids(new: Collection, old: Collection) -> bool:
     try:
-        return np.array_equal(new.pids(), old.pids())
+        return new.official_pids().digest() == old.official_pids().digest()
     except InputError:  # the old file is missing or damaged
         return False
 
@@ -203,6 +219,7 @@ def _write_tokens(job: _Job, source: Source, keep: set[int] | None) -> _Written:
     with write_whole(job.folder / f"{source.name}.memmap") as memmap:
         parts, left_out = _tokenized(job, source, memmap, keep)
         empty = [number for part in parts for number in part.empty]
+        empty_rows = np.array([row for part in parts for row in part.empty_rows], dtype=np.int64)
         if empty and job.empty_texts == "refuse":
             raise InputError(_about_empty(source.path, empty))
         if not parts:
@@ -216,10 +233,24 @@ def _write_tokens(job: _Job, source: Source, keep: set[int] | None) -> _Written:
     with write_whole_file(job.folder / f"{source.name}_length.npy") as file:
         np.save(file, lengths)
     meta = {"type": TOKEN_DTYPE.name, "total_number": len(ids), "embedding_size": source.width}
+    if len(empty_rows):
+        meta["empty"] = len(empty_rows)
+        with write_whole_file(empty_path(job.folder, source.name)) as file:
+            np.save(file, empty_rows)
+    if job.names:
+        _write_names(job, source, ids)
     largest = max(part.max_token_id for part in parts)
     meta |= {"tokenizer": job.tokenizer, "max_token_id": largest, "prompt": source.prompt}
     write_json(job.folder / f"{source.name}_meta", meta | {"lengths": digest_lengths(lengths)})
     return _Written(ids, left_out, source.path)
+
+
+def _write_names(job: _Job, source: Source, ids: np.ndarray) -> None:
+    """Write the official ids of the rows, which are texts, from the table beside the source."""
+    names = Names(source.path.with_name(names_of(source.path.name.removesuffix(".gz"))))
+    if int(ids.max()) >= len(names):
+        raise InputError(f"{names.path}: has {len(names)} ids, but {source.path} has the number {ids.max()}")
+    copy_names(names, ids, job.folder / source.name)
 
 
 def _tokenized(job: _Job, source: Source, memmap: Path, keep: set[int] | None) -> tuple[list[Rows], set[int]]:

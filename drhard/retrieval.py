@@ -1,5 +1,6 @@
 """Encode a collection and a mode's queries with one encoder, and search."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from drhard.collection import Collection
 from drhard.embeddings import digest_embeddings, write_row_numbers
 from drhard.encoder import Encoder
+from drhard.index import NO_ROWS
 from drhard.results import Results, results_path, search_on_disk
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import TokenMemmap
@@ -26,7 +28,7 @@ class Retriever:
     def check(self, collection: Collection, mode: str, topk: int) -> None:
         """Raise InputError, before the long work, if it must fail."""
         self.encoding.check(self.model, collection.queries(mode), collection.passages)
-        self.searching.check(topk, len(collection.passages), self.model.output_embedding_size)
+        self.searching.check(topk, collection.count_found(), self.model.output_embedding_size)
 
     @contextmanager
     def retrieve(self, collection: Collection, mode: str, folder: Path, topk: int) -> Iterator[Results]:
@@ -44,7 +46,8 @@ class Retriever:
         self.check(collection, mode, topk)
         queries = self._encode(collection.queries(mode), folder)
         passages = self._encode(collection.passages, folder)
-        with search_embeddings(queries, passages, self.searching, results_path(folder, mode), topk) as found:
+        results, left_out = results_path(folder, mode), collection.left_out
+        with search_embeddings(queries, passages, self.searching, results, topk, left_out) as found:
             yield found
 
     def _encode(self, tokens: TokenMemmap, folder: Path) -> np.ndarray:
@@ -55,19 +58,27 @@ class Retriever:
 
 @contextmanager
 def search_embeddings(
-    queries: np.ndarray, documents: np.ndarray, searching: SearchSettings, results: Path, topk: int
+    queries: np.ndarray,
+    documents: np.ndarray,
+    searching: SearchSettings,
+    results: Path,
+    topk: int,
+    left_out: np.ndarray = NO_ROWS,
 ) -> Iterator[Results]:
     """Search ``documents`` (N, dim) for ``queries`` (Q, dim), both float32. The results stay on disk.
 
     Args:
         results: their file; see :func:`drhard.results.search_on_disk`.
+        left_out: (n,) int64 rows of documents that are not found, ascending.
     """
-    index = searching.open(documents, topk)
+    index = searching.open(documents, topk, left_out)
     made_from = {
         "queries": digest_embeddings(queries),
         "documents": digest_embeddings(documents),
         "index": searching.outcome(),
     }
+    if len(left_out):
+        made_from["left_out"] = hashlib.sha256(left_out.tobytes()).hexdigest()
     with search_on_disk(
         results, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)
     ) as found:

@@ -5,26 +5,21 @@ Runs are read query by query. A large run would take many gigabytes of memory.
 
 import errno
 import functools
-import hashlib
 import itertools
-import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Generic, NamedTuple, NoReturn, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
-from drhard.arrays import read_array
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.files import digest_file, partial_path, read_lines, require_file, sync, write_whole_file, write_whole_text
+from drhard.files import partial_path, read_lines, require_file, sync, write_whole_file, write_whole_text
 from drhard.msmarco import parse_id, parse_number, split_fields
-from drhard.provenance import check_made_from, find_difference, is_unchanged, read_stamp, stamp_path, write_stamp
+from drhard.provenance import stamp_path, write_stamp
 
 import numpy as np
-
-log = logging.getLogger(__name__)
 
 PARTS = 64  # temporary files for a run with scattered queries
 RUN_SUFFIX = ".rank.tsv"
@@ -81,11 +76,7 @@ def digest_ids(collection: Collection, mode: str) -> dict[str, str]:
     """
     if not collection.has_ids(mode):
         return {}
-    return {"documents": _digest_ids(collection.pids()), "queries": _digest_ids(collection.qids(mode))}
-
-
-def _digest_ids(ids: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").data).hexdigest()
+    return {"documents": collection.official_pids().digest(), "queries": collection.official_qids(mode).digest()}
 
 
 # Read
@@ -136,6 +127,17 @@ def read_run(path: str | Path, pid_prefix: str = "") -> Iterator[Ranking[int]]:
     Raises:
         InputError: as :func:`read_rankings`; or an id is not a number, or a query's ranks are not 1, 2, 3, …
     """
+    for ranking in read_ranked(path):
+        number = parse_id(ranking.qid, "", f"{path}, line {ranking.lines[0]}")
+        yield Ranking(number, _numbers(path, ranking, pid_prefix), ranking.scores, ranking.lines)
+
+
+def read_ranked(path: str | Path) -> Iterator[Ranking[str]]:
+    """Read a run of ``qid pid rank``. Ids are kept as they are written.
+
+    Raises:
+        InputError: as :func:`read_rankings`; or a query's ranks are not 1, 2, 3, …
+    """
     empty = True
     for qid, lines in _queries(path):
         empty = False
@@ -147,8 +149,7 @@ def read_run(path: str | Path, pid_prefix: str = "") -> Iterator[Ranking[int]]:
             )
         if len(set(ranking.docids)) < len(lines):
             _refuse_again(path, ranking)
-        number = parse_id(qid, "", f"{path}, line {ranking.lines[0]}")
-        yield Ranking(number, _numbers(path, ranking, pid_prefix), ranking.scores, ranking.lines)
+        yield ranking
     if empty:
         raise InputError(f"{path}: the run is empty")
 
@@ -277,132 +278,3 @@ def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 def _qid(line: tuple[int, list[str]]) -> str:
     return line[1][0]
-
-
-# Convert
-
-
-def convert_run(
-    source: Path, target: Path, collection: Collection, mode: str, pid_prefix: str, trec_tag: str | None = None
-) -> bool:
-    """Convert a run in row numbers to official ids.
-
-    Args:
-        collection: the collection that the rows belong to.
-        trec_tag: write TREC's six columns, with this tag. Scores come from the file beside ``source``. Among equal
-            scores, each is lowered by the smallest step of a float32, since trec_eval breaks ties by docid and not by
-            rank. Without that file, scores are 1/rank, with a warning.
-
-    Returns:
-        False if ``target`` already exists, made from the same files with the same settings.
-
-    Raises:
-        InputError: as :func:`read_run`; ``source`` was made with other ids; the collection or the file of scores lacks
-            one of its rows; or ``target`` exists and was made from something else.
-    """
-    pids, qids = collection.pids(), collection.qids(mode)
-    digests = {"documents": _digest_ids(pids), "queries": _digest_ids(qids)}
-    stamp = read_stamp(source, STAMP_FIELDS)
-    if stamp is not None:
-        paths = {"documents": collection.pids_path, "queries": collection.qids_path(mode)}
-        words = {name: f"was made with {name} other than those in {path}" for name, path in paths.items()}
-        check_made_from(source, stamp, digests, words, "name its own --preprocess_dir")
-    scores = score_path(source)
-    made_from = digests | {
-        "run": digest_file(require_file(source)),
-        "scores": digest_file(scores) if trec_tag is not None and scores.exists() else None,
-        "pid_prefix": pid_prefix,
-        "trec_tag": trec_tag,
-    }
-    if target.exists():
-        if _is_made_from(target, made_from):
-            return False
-        _refuse_target(target)
-    with write_whole_text(target) as file:
-        if target.exists():
-            raise InputError(f"{target}: another process has just written it; run the same command again")
-        for line in _converted(source, qids, pids, pid_prefix, trec_tag):
-            file.write(line)
-        file.flush()
-        # The stamp is written first: if this process dies after the run is complete, the next one recognises it.
-        write_stamp(target, made_from | {"output": digest_file(partial_path(target))})
-    return True
-
-
-def _is_made_from(target: Path, made_from: Mapping[str, str | None]) -> bool:
-    text = (str, type(None))
-    stamp = read_stamp(target, {name: text for name in made_from} | {"output": str})
-    return stamp is not None and find_difference(stamp, made_from) is None and is_unchanged(target, stamp, "output")
-
-
-def _refuse_target(target: Path) -> NoReturn:
-    raise InputError(
-        f"{target}: already exists and was made from something else; delete it or name another --output_dir"
-    )
-
-
-def _converted(
-    source: Path, qids: np.ndarray, pids: np.ndarray, pid_prefix: str, trec_tag: str | None
-) -> Iterator[str]:
-    """Yield the lines of the run ``source`` with official ids. ``qids`` (Q,) and ``pids`` (P,) map rows to ids."""
-    scores_of = _Scores.read(source) if trec_tag is not None else None
-    for query_row, rows, _, lines in read_run(source):  # a run that retrieval wrote has rows as ids
-        if query_row >= len(qids):
-            raise InputError(
-                f"{source}, line {lines[0]}: there is no query in row {query_row}; name its own --preprocess_dir"
-            )
-        if max(rows) >= len(pids):
-            row, line = next((row, line) for row, line in zip(rows, lines, strict=True) if row >= len(pids))
-            raise InputError(f"{source}, line {line}: there is no document in row {row}; name its own --preprocess_dir")
-        qid, docids = qids[query_row], [f"{pid_prefix}{pid}" for pid in pids[rows].tolist()]
-        if scores_of is None:
-            yield from (f"{qid}\t{docid}\t{rank}\n" for rank, docid in enumerate(docids, start=1))
-            continue
-        for rank, (docid, score) in enumerate(zip(docids, scores_of(query_row, len(docids)), strict=True), start=1):
-            yield f"{qid} Q0 {docid} {rank} {score:.9g} {trec_tag}\n"
-
-
-class _Scores:
-    """The scores of a run by query row. They descend strictly with the rank.
-
-    Args:
-        path: the file that errors name.
-        scores: (Q, k) float32. None: the scores are 1/rank.
-    """
-
-    def __init__(self, path: Path, scores: np.ndarray | None):
-        self.path = path
-        self._scores = scores
-
-    @classmethod
-    def read(cls, run: Path) -> "_Scores":
-        """Read the scores beside ``run``; log a warning if there are none. Raises InputError if they are damaged."""
-        path = score_path(run)
-        if not path.exists():
-            log.warning("%s: no such file; the scores of the TREC run are 1/rank", path)
-            return cls(path, None)
-        scores = np.array(read_array(path, "run the command that wrote it again"))  # a copy, to change it
-        if scores.ndim != 2 or scores.dtype != np.float32:
-            raise InputError(f"{path}: expected float32 scores of queries x ranks")
-        with np.errstate(over="ignore"):  # faiss gives the least float32 if it finds nothing
-            for rank in range(1, scores.shape[1]):
-                below = np.nextafter(scores[:, rank - 1], np.float32(-np.inf))
-                scores[:, rank] = np.minimum(scores[:, rank], below)
-        return cls(path, scores)
-
-    def __call__(self, query_row: int, count: int) -> list[float]:
-        """Return the scores of the first ``count`` ranks. Raises InputError if the file does not have them."""
-        if self._scores is None:
-            return [1 / rank for rank in range(1, count + 1)]
-        depth = self._scores.shape[1] if query_row < self._scores.shape[0] else 0
-        if count > depth:
-            raise InputError(
-                f"{self.path}: has no score for rank {depth + 1} of query {query_row}; it belongs to another run"
-            )
-        scores = self._scores[query_row, :count]
-        if not np.isfinite(scores).all():
-            raise InputError(
-                f"{self.path}: has scores of query {query_row} that are not finite; run the command that wrote it again"
-            )
-        values: list[float] = scores.tolist()
-        return values

@@ -12,7 +12,7 @@ from drhard.encoder import Encoder, check_tokens
 from drhard.errors import InputError
 from drhard.files import digest_file
 from drhard.flags import FLAT, SEARCH_MEMORY_GB
-from drhard.index import Index
+from drhard.index import NO_ROWS, Index
 from drhard.numbers import COUNT
 from drhard.tokens import TokenMemmap
 
@@ -92,14 +92,17 @@ class SearchSettings:
         if self.exact and self.parameters:
             raise InputError("--nprobe and --ef_search need a compressed index; give --index_factory too")
 
-    def open(self, documents: np.ndarray, k: int) -> Index:
+    def open(self, documents: np.ndarray, k: int, left_out: np.ndarray = NO_ROWS) -> Index:
         """Return an index of ``documents`` (N, dim) float32 that finds up to the ``k`` best.
+
+        Args:
+            left_out: (n,) int64 rows that it must not find, such as those of empty texts, ascending.
 
         Raises:
             InputError: faiss cannot build the index, the file at ``index_path`` was built from other documents, or a
                 GPU cannot hold the index.
         """
-        return self._choose().open(documents, k)
+        return self._choose().open(documents, k, left_out)
 
     def _choose(self) -> Backend:
         if self.exact:

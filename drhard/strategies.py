@@ -5,6 +5,7 @@ Losses and trainers do not depend on them. To add one, make a :class:`Strategy` 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,12 +28,17 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class AnyDocument:
-    """The pool of the whole collection: all ``count`` rows, for every query."""
+    """The pool of the whole collection, for every query: all ``count`` rows but those ``left_out``, ascending."""
 
     count: int
+    left_out: Sequence[int] = ()
 
-    def __getitem__(self, query: int) -> range:
-        return range(self.count)
+    def __getitem__(self, query: int) -> range | np.ndarray:
+        return self._kept if len(self.left_out) else range(self.count)
+
+    @cached_property
+    def _kept(self) -> np.ndarray:
+        return np.delete(np.arange(self.count, dtype=np.int32), self.left_out)
 
 
 @dataclass(frozen=True)

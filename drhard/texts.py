@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drhard.collection import Collection
+from drhard.dataset import list_splits
 from drhard.errors import InputError
 from drhard.files import read_lines
 from drhard.msmarco import Corpus, find_source_file, parse_query
@@ -43,6 +44,8 @@ def _passage_texts(path: Path, corpus: Corpus, collection: Collection) -> Iterat
 
 def read_query_texts(corpus: Corpus, dataset: Path, collection: Collection, mode: str) -> list[str]:
     """Return the texts of a mode's queries in row order. Arguments and errors as in :func:`read_passage_texts`."""
+    if mode not in corpus.modes:
+        raise InputError(f"{dataset}: has no queries of {mode}; {list_splits(corpus.modes)}")
     name = corpus.modes[mode].queries
     path = find_source_file(dataset, name)
     if path is None:

@@ -18,7 +18,8 @@ import numpy as np
 PASSAGES = "passages"
 PREPROCESS_AGAIN = "run preprocess.py again"
 META_FIELDS = {"type": str, "total_number": int, "embedding_size": int}  # published
-OWN_META_FIELDS = {"tokenizer": str, "max_token_id": int, "lengths": str, "prompt": str}  # ours; others lack them
+# Ours; others lack them.
+OWN_META_FIELDS = {"tokenizer": str, "max_token_id": int, "lengths": str, "prompt": str, "empty": int}
 _INTEGERS = re.compile(r"[<>|=]?[iu][1248]|u?int(8|16|32|64)")
 SAMPLE = 200  # rows to check against their lengths
 
@@ -46,6 +47,7 @@ class TokenMemmap:
         tokenizer: the :meth:`drhard.tokenizer.RobertaTokenizer.digest` of its tokenizer; None if the meta lacks it.
         max_token_id: the largest id; None if the meta lacks it.
         prompt: the text that stands in front of each text; None if the meta lacks it.
+        empty: (n,) int64 rows of empty texts, ascending.
         vocabulary: the number of ids that the model knows. Once it is set, each batch is checked.
     """
 
@@ -55,6 +57,7 @@ class TokenMemmap:
         self.tokenizer: str | None = meta.get("tokenizer")
         self.max_token_id: int | None = meta.get("max_token_id")
         self.prompt: str | None = meta.get("prompt")
+        self.empty: np.ndarray = np.empty(0, dtype=np.int64)
         self.vocabulary: int | None = None
         self.lengths: np.ndarray = np.minimum(lengths, max_length)
         self._full_lengths = lengths
@@ -87,6 +90,8 @@ class TokenMemmap:
         tokens = cls(path, memmap, lengths, width if max_length is None else max_length, meta)
         if not tokens._ends_fit() or ("lengths" in meta and meta["lengths"] != tokens._lengths_digest):
             raise InputError(f"{path}: {name}_length.npy has the lengths of other texts; {PREPROCESS_AGAIN}")
+        if meta.get("empty"):
+            tokens.empty = _read_empty(empty_path(Path(folder), name), meta["empty"], rows)
         return tokens
 
     @cached_property
@@ -156,6 +161,21 @@ def _read_lengths(path: Path, rows: int, width: int) -> np.ndarray:
     if lengths.dtype.kind not in "iu" or lengths.min() < 1 or lengths.max() > width:
         raise InputError(f"{path}: holds lengths that are not 1 to {width}; {PREPROCESS_AGAIN}")
     return np.array(lengths)
+
+
+def empty_path(folder: Path, name: str) -> Path:
+    """Return the file of the rows of empty texts, ``{name}_empty.npy``. It exists only if there are any."""
+    return folder / f"{name}_empty.npy"
+
+
+def _read_empty(path: Path, count: int, rows: int) -> np.ndarray:
+    """Read the rows of empty texts, (count,) int64 ascending."""
+    empty = np.array(read_array(path, PREPROCESS_AGAIN))
+    if empty.shape != (count,) or empty.dtype != np.int64 or (np.diff(empty) <= 0).any():
+        raise InputError(f"{path}: expected {count} rows in ascending order; {PREPROCESS_AGAIN}")
+    if empty[0] < 0 or empty[-1] >= rows:
+        raise InputError(f"{path}: names rows that do not exist; {PREPROCESS_AGAIN}")
+    return empty
 
 
 def digest_lengths(lengths: np.ndarray) -> str:

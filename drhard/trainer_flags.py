@@ -12,9 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from drhard.dataset import parse_split
 from drhard.errors import InputError
 from drhard.flags import NORMALIZE_HELP, POOLING_HELP, POOLINGS
-from drhard.msmarco import JUDGED_MODES
 from drhard.numbers import BETA, COUNT, EPSILON, LENGTH, NATURAL, NORM, RATE, SCALE, SEED, Range
 from drhard.strategies import STAR, STRATEGIES
 
@@ -70,13 +70,19 @@ def _outcome(kind: Any, default: Any, help: str, **more: Any) -> Flag:
     return Flag(kind, default, help, outcome=True, **more)
 
 
+def parse_eval_split(text: str) -> str:
+    """Parse the split of a validation. Raises ArgumentTypeError, which argparse reports."""
+    if text == "train":
+        raise argparse.ArgumentTypeError("the queries of train are trained on; name another split")
+    return parse_split(text)
+
+
 VALIDATION: Mapping[str, Flag] = {  # of both trainings; see drhard/validation.py
     "eval_split": _outcome(
-        str,
+        parse_eval_split,
         None,
         "measure the model on the queries of this split during the training, and keep the best in the folder best "
         "(none)",
-        choices=tuple(mode for mode in JUDGED_MODES if mode != "train"),
     ),
     "metric": _outcome(str, "RR@10", "the measure, as trec_eval.py names it; the greatest is the best", needs=SPLIT),
     "early_stopping_patience": _outcome(

@@ -53,6 +53,7 @@ class Rows(NamedTuple):
     lengths: np.ndarray  # (B,) int32
     max_token_id: int
     empty: list[int]  # line numbers of empty texts
+    empty_rows: list[int]  # their rows
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def _end_with_parent() -> None:
 
 def tokenize(batch: Batch) -> Rows:
     """Tokenize a batch and write its rows into the memmap."""
-    source, texts, empty = batch.source, [], []
+    source, texts, empty, empty_rows = batch.source, [], [], []
     ids = np.empty(len(batch.lines), dtype=np.int64)
     path, parse, characters = str(source.path), source.parse, source.characters
     for index, (number, line) in enumerate(zip(batch.numbers, batch.lines, strict=True)):
@@ -132,6 +133,7 @@ def tokenize(batch: Batch) -> Rows:
         cut = text[:characters]
         if not text:
             empty.append(number)
+            empty_rows.append(batch.first_row + index)
         elif cut.isspace():  # published: an IndexError
             cut = text.lstrip()[:characters]
         texts.append(source.prompt + cut)
@@ -144,4 +146,4 @@ def tokenize(batch: Batch) -> Rows:
             data, offset = data[count:], offset + count
     finally:
         os.close(file)
-    return Rows(ids, lengths, int(rows[:, : lengths.max()].max()), empty)
+    return Rows(ids, lengths, int(rows[:, : lengths.max()].max()), empty, empty_rows)

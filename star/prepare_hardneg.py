@@ -16,12 +16,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from drhard.collection import Collection
+from drhard.dataset import find_corpus
 from drhard.errors import InputError, command
 from drhard.flags import ENCODER, FLAT, INDEX, PRECISION, RETRIEVAL, SELECTION, add_flags
 from drhard.hard_json import HARD_FILE, write_hard_negatives
 from drhard.hub import find_checkpoint
 from drhard.mining import Mined, mine_bm25_negatives, mine_hard_negatives
-from drhard.msmarco import CORPORA, JUDGED_MODES, Bm25Parameters
+from drhard.msmarco import CORPORA, Bm25Parameters
 from drhard.negatives import MINED, Selection
 from drhard.numbers import FRACTION, RATE
 from drhard.runs import digest_ids, run_path, write_run
@@ -39,10 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         *INDEX,
         *PRECISION,
         eval_batch_size={"default": 128},
-        mode={
-            "choices": JUDGED_MODES,
-            "help": "which queries; star/train.py needs those of train",
-        },
+        mode={"help": "which queries; they must be judged, and star/train.py needs those of train"},
         topk={"default": None, "help": f"negatives for each query; the same as --negative_ranks 1-N ({MINED})"},
     )
     parser.add_argument("--retriever", choices=("dense", "bm25"), default="dense", help="the retriever (dense)")
@@ -50,8 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, help="default: {data_root}/{type}/warmup_retrieve, or bm25_retrieve for BM25"
     )
-    parser.add_argument("--k1", type=RATE, help="BM25's k1 (MS MARCO passage, tuned: 0.82; doc: 0.9)")
-    parser.add_argument("--b", type=FRACTION, help="BM25's b (MS MARCO passage, tuned: 0.68; doc: 0.4)")
+    parser.add_argument("--k1", type=RATE, help="BM25's k1 (MS MARCO passage, tuned: 0.82; others: 0.9)")
+    parser.add_argument("--b", type=FRACTION, help="BM25's b (MS MARCO passage, tuned: 0.68; others: 0.4)")
     args = parser.parse_args()
     if args.topk is not None and args.negative_ranks is not None:
         raise InputError("--topk N is the same as --negative_ranks 1-N; omit one of the two")
@@ -86,7 +84,7 @@ def with_bm25(
         raise InputError(
             "--retriever bm25 does not use --index_factory, --index_path, --nprobe and --ef_search; omit them"
         )
-    corpus = CORPORA[args.data_type]
+    corpus = find_corpus(CORPORA[args.data_type], root / "dataset")
     k1, b = corpus.bm25.k1 if args.k1 is None else args.k1, corpus.bm25.b if args.b is None else args.b
     print(f"Mining {args.selection} for each {args.mode} query with BM25, k1 {k1}, b {b}")
     parameters = Bm25Parameters(k1, b)

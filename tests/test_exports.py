@@ -12,6 +12,7 @@ from pathlib import Path
 from drhard.encoder import Encoder
 from drhard.errors import InputError
 from drhard.exports import export_encoders, export_faiss, export_flex
+from drhard.ids import Numbers
 from drhard.model_folder import load_encoder, save_encoder
 from drhard.runs import write_run
 
@@ -90,14 +91,14 @@ def test_faiss_reads_the_index_as_if_it_had_written_it(tmp_path: Path, monkeypat
 def test_flex_has_the_official_ids(tmp_path: Path) -> None:
     embeddings = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     embeddings.tofile(tmp_path / "passages.memmap")
-    export_flex(tmp_path / "flex", embeddings, tmp_path / "passages.memmap", np.array([7, 5, 300]), "D")
+    export_flex(tmp_path / "flex", embeddings, tmp_path / "passages.memmap", Numbers(np.array([7, 5, 300]), "D"))
     assert list(Lookup(tmp_path / "flex" / "docnos.npids")) == ["D7", "D5", "D300"]
     meta = json.loads((tmp_path / "flex" / "pt_meta.json").read_text())
     assert meta == {"type": "dense_index", "format": "flex", "vec_size": 4, "doc_count": 3}
     assert (tmp_path / "flex" / "vecs.f4").read_bytes() == embeddings.tobytes()
     assert (tmp_path / "flex" / "vecs.f4").samefile(tmp_path / "passages.memmap")
     with pytest.raises(InputError, match="has 3 rows, but the collection has 2 passages"):
-        export_flex(tmp_path / "other", embeddings, tmp_path / "passages.memmap", np.array([7, 5]), "D")
+        export_flex(tmp_path / "other", embeddings, tmp_path / "passages.memmap", Numbers(np.array([7, 5]), "D"))
     assert not (tmp_path / "other").exists()
 
 

@@ -263,7 +263,8 @@ class SortingBackend:
     def check(self, k: int, count: int, dim: int) -> None:
         assert k <= count
 
-    def open(self, documents: np.ndarray, k: int) -> Sorting:
+    def open(self, documents: np.ndarray, k: int, left_out: np.ndarray) -> Sorting:
+        assert not len(left_out)
         return Sorting(np.array(documents))
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from drhard.errors import InputError
 from drhard.msmarco import (
     CORPORA,
-    MODES,
     find_source_file,
     parse_document,
     parse_id,
@@ -20,7 +19,6 @@ LARGEST = 2**31 - 1  # ids live in int32 files
 
 def test_official_files() -> None:
     passage, doc = CORPORA["passage"], CORPORA["doc"]
-    assert MODES == ("train", "dev", "test", "lead")
     assert (passage.collection, doc.collection) == ("collection.tsv", "msmarco-docs.tsv")
     assert (passage.pid_prefix, doc.pid_prefix) == ("", "D")
     assert {mode: (split.queries, split.qrels) for mode, split in passage.modes.items()} == {
@@ -102,7 +100,11 @@ def test_lines() -> None:
         (parse_passage, "12", "expected 'pid <tab> passage'"),
         (parse_passage, "D12\ttext", "the id 'D12'"),
         (parse_passage, "12\tone\t\ttwo", "expected 'pid <tab> passage', found text after another tab"),
-        (parse_passage, "msmarco_passage_00_0\ttext", "the id .* MS MARCO v2's ids are texts: number its texts"),
+        (
+            parse_passage,
+            "msmarco_passage_00_0\ttext",
+            "the id .* MS MARCO v2's ids are texts: import_collection.py takes",
+        ),
         (parse_document, "msmarco_doc_00_0\tu\tt\tb", "the id 'msmarco_doc_00_0' .* MS MARCO v2's ids are texts"),
         (parse_document, "D07\tu\tt\tb", "the id 'D07' is not 'D' and a whole number .*; write D7 in all files"),
         (parse_document, "D3\turl\ttitle\tbody\tmore", "expected .*, found text after another tab"),

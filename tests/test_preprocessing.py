@@ -272,7 +272,7 @@ def test_a_kill_between_two_names_leaves_nothing_that_can_be_read(
 
         monkeypatch.setattr(drhard.preprocessing.os, "replace", replace)
         with suppress(KeyboardInterrupt):
-            drhard.preprocessing._publish(staged, target, [])
+            drhard.preprocessing._publish(staged, target)
         metas = [path for path in target.glob("*_meta")]
         if killed_after < moves - 3:
             assert not metas

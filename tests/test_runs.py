@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import drhard.runs
+import drhard.conversion
 from drhard import ids
 from drhard.collection import Collection
+from drhard.conversion import convert_run
 from drhard.errors import InputError
 from drhard.files import write_whole_text
-from drhard.runs import Ranking, convert_run, digest_ids, read_rankings, read_run, write_run
+from drhard.runs import Ranking, digest_ids, read_rankings, read_run, write_run
 
 import ir_measures
 import numpy as np
@@ -260,7 +261,7 @@ def test_what_is_converted_already_is_known(tmp_path: Path) -> None:
 def test_a_run_that_another_process_wrote_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = write(tmp_path, "0\t0\t1\n"), tmp_path / "out.tsv"
     ids = write_ids(tmp_path, [100], [10])
-    monkeypatch.setattr(drhard.runs, "write_whole_text", quicker := Quicker(target))
+    monkeypatch.setattr(drhard.conversion, "write_whole_text", quicker := Quicker(target))
     with pytest.raises(InputError, match="another process has just written it"):
         convert_run(source, target, ids, "dev", "")
     assert quicker.ran and target.read_text() == "theirs"

@@ -7,6 +7,7 @@ from helpers import run_without
 
 HEAVY = ("torch", "transformers", "faiss", "scipy", "tensorboard", "accelerate", "bm25s", "pandas", "pyarrow")
 SCRIPTS = (
+    "import_collection.py",
     "preprocess.py",
     "star/prepare_hardneg.py",
     "star/train.py",
@@ -20,6 +21,7 @@ SCRIPTS = (
     "reproduce.py",
 )
 NOWHERE = (
+    "import_collection.py nowhere --data_root out",
     "preprocess.py --data_root nowhere --model_name_or_path ./nowhere",
     "star/prepare_hardneg.py --data_root nowhere --data_type passage --mode train",
     "star/prepare_hardneg.py --data_root nowhere --data_type passage --mode train --retriever bm25",

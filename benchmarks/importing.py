@@ -1,0 +1,134 @@
+"""Importing: import_collection.py on synthetic passages, beside reading the same files.
+
+Reading is done twice: the lines alone, and the lines with their JSON parsed, which each reader of JSONL has to do. All
+take turns. The import runs in a process of its own, whose peak memory is measured.
+
+    python benchmarks/importing.py --passages 10000000 --folder /tmp    # 10 minutes, 9 GB of disk
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from drhard.errors import command
+from drhard.files import write_whole_text
+from drhard.importing import import_collection
+from drhard.sources import FieldNames, read_beir
+
+import numpy as np
+from measuring import arguments, peak_memory_gb, positive, run_apart, save, show, show_machine
+from tqdm import tqdm
+
+WORDS = 20_000
+TEXT_WORDS = (20, 90)  # of a passage: 55 on average, as MS MARCO's
+AT_ONCE = 10_000  # passages made at a time
+QUERIES, JUDGED = 10_000, 20_000
+WAYS = ("lines", "JSON", "import")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = arguments(__doc__)
+    parser.add_argument("--passages", type=positive, default=1_000_000)
+    parser.add_argument("--folder", type=Path, help="for the files; removed at the end (the system's)")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # in a process of its own
+    return parser.parse_args()
+
+
+def write_source(folder: Path, passages: int) -> None:
+    """Write a BEIR folder with string ids, titles, some line breaks and some empty texts."""
+    random = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyzäé"))
+    words = ["".join(random.choice(letters, length)) for length in random.integers(2, 10, WORDS)]
+    (folder / "qrels").mkdir(parents=True)
+    with write_whole_text(folder / "corpus.jsonl") as file:
+        for first in tqdm(range(0, passages, AT_ONCE), desc="passages", unit_scale=AT_ONCE, unit="passage"):
+            for number, text in enumerate(make_texts(random, words, min(AT_ONCE, passages - first)), start=first):
+                record = {"_id": f"doc_{number:08d}", "title": text[:20], "text": text, "metadata": {}}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    with write_whole_text(folder / "queries.jsonl") as file:
+        for number, text in enumerate(make_texts(random, words, QUERIES)):
+            file.write(json.dumps({"_id": f"q{number}", "text": text[:40] or "query"}) + "\n")
+    with write_whole_text(folder / "qrels" / "test.tsv") as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        for row, passage in enumerate(random.integers(0, passages, JUDGED)):
+            file.write(f"q{row % QUERIES}\tdoc_{passage:08d}\t{1 + row // QUERIES}\n")
+
+
+def make_texts(random: np.random.Generator, words: list[str], count: int) -> Iterator[str]:
+    lengths = random.integers(*TEXT_WORDS, count) * (random.random(count) > 0.001)
+    ends = np.cumsum(lengths)
+    drawn = [words[word] for word in (random.zipf(1.3, ends[-1]) % len(words)).tolist()]
+    for start, end in zip(ends - lengths, ends, strict=True):
+        yield ("\n" if end % 10 == 0 else " ").join(drawn[start:end])
+
+
+def run_way(way: str, folder: Path) -> None:
+    """Do the work of ``way``."""
+    corpus = folder / "beir" / "corpus.jsonl"
+    if way == "import":
+        import_collection(read_beir(folder / "beir", FieldNames()), folder / "imported" / "dataset", "keep")
+        return
+    with open(corpus, encoding="utf-8") as file:
+        for line in file:
+            if way == "JSON":
+                json.loads(line)
+
+
+def measure_way(way: str, folder: Path) -> None:
+    """Do the work of ``way``, and print its seconds, CPU seconds and memory."""
+    start, cpu = time.perf_counter(), time.process_time()
+    run_way(way, folder)
+    result = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+    print(json.dumps(result | {"memory_gb": peak_memory_gb()}))
+
+
+def measure(passages: int, folder: Path, rounds: int) -> dict[str, Any]:
+    """Return medians over the rounds, by way."""
+    seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            shutil.rmtree(folder / "imported", ignore_errors=True)
+            seen[way].append(run_apart(__file__, "--way", way, "--folder", folder))
+    rows = []
+    for way, of_rounds in seen.items():
+        times = [one["cpu"] / base["cpu"] for one, base in zip(of_rounds, seen["JSON"], strict=True)]
+        row = {name: statistics.median(one[name] for one in of_rounds) for name in of_rounds[0]}
+        rows.append({"way": way, **row, "of_reading": statistics.median(times)})
+    size = (folder / "beir" / "corpus.jsonl").stat().st_size
+    content = json.loads((folder / "imported" / "dataset" / "import.json").read_text())
+    assert content["passages"] == passages, "passages were lost"
+    return {"passages": passages, "bytes": size, "empty": content["empty_passages"], "ways": rows}
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    if args.way:
+        measure_way(args.way, args.folder)
+        return
+    show_machine()
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="importing-") as name:
+        folder = Path(name)
+        write_source(folder / "beir", args.passages)
+        results = measure(args.passages, folder, args.rounds)
+    names = {"lines": "reading the lines", "JSON": "reading the lines and their JSON", "import": "import_collection.py"}
+    show(
+        f"Importing {args.passages} passages, {results['bytes'] / 1e9:.2f} GB of JSONL:",
+        ["method", "seconds", "CPU seconds", "of reading JSON", "memory (GB)"],
+        [
+            [names[way["way"]], *(way[of] for of in ("seconds", "cpu", "of_reading", "memory_gb"))]
+            for way in results["ways"]
+        ],
+    )
+    save(args.output, results)
+
+
+if __name__ == "__main__":
+    main()

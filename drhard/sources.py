@@ -1,0 +1,425 @@
+"""What import_collection.py can import: a BEIR folder, a data set of ir_datasets, or files of one's own.
+
+A source has the texts of passages, and splits. A split has the texts of queries and, mostly, judgements.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from drhard.errors import InputError
+from drhard.files import digest_file
+from drhard.msmarco import find_source_file
+from drhard.qrels import (
+    DOCUMENT_COLUMNS,
+    GRADE_COLUMNS,
+    QUERY_COLUMNS,
+    NamedJudgement,
+    merge_judgements,
+    parse_grade,
+    read_named_judgements,
+)
+from drhard.records import Field, RecordFile
+
+from tqdm import tqdm
+
+IR_DATASETS = "ir_datasets:"
+IDS = ("_id", "id", "docid", "doc_id", "docno", "pid")
+TITLES = ("title", "headline")
+TEXTS = ("text", "contents", "body", "passage")
+QUERY_IDS = ("_id", "id", "qid", "query_id", "num", "number")
+QUERY_TEXTS = ("text", "query", "question", "title")
+QRELS_FIELDS = tuple(Field(names, "") for names in (QUERY_COLUMNS, DOCUMENT_COLUMNS, GRADE_COLUMNS))
+_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]+")
+
+
+class FieldNames(NamedTuple):
+    """The names of fields that a user gave; None for the usual ones."""
+
+    id: str | None = None
+    title: str | None = None
+    text: str | None = None
+    query_id: str | None = None
+    query_text: str | None = None
+
+    @property
+    def of_passages(self) -> tuple[Field, ...]:
+        """The fields of a passage: id, title, text."""
+        return (
+            _field(self.id, IDS, "--id_field"),
+            _field(self.title, TITLES, "--title_field")._replace(required=self.title is not None),
+            _field(self.text, TEXTS, "--text_field"),
+        )
+
+    @property
+    def of_queries(self) -> tuple[Field, ...]:
+        """The fields of a query: id and text."""
+        return (
+            _field(self.query_id, QUERY_IDS, "--query_id_field"),
+            _field(self.query_text, QUERY_TEXTS, "--query_text_field"),
+        )
+
+
+def _field(name: str | None, usual: tuple[str, ...], flag: str) -> Field:
+    return Field(usual if name is None else (name,), flag)
+
+
+Text = tuple[int, str, str]  # line or row number from 1; official id; text on one line, "" if it is empty
+
+
+class Texts(Protocol):
+    """Passages or queries."""
+
+    @property
+    def name(self) -> str:
+        """What messages call them."""
+
+    @property
+    def size(self) -> int:
+        """The total of the progress bar: bytes, or texts."""
+
+    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[Text]:
+        """Yield the texts in order. Raises InputError for a bad one."""
+
+    def where(self, number: int) -> str:
+        """Return what errors call the text of this number."""
+
+
+class Judgements(Protocol):
+    """The judgements of a split."""
+
+    @property
+    def name(self) -> str:
+        """What messages call them."""
+
+    def read(self) -> Iterator[NamedJudgement]:
+        """Yield the judgements in order, each pair once. Raises InputError for a bad one."""
+
+    def where(self, number: int) -> str:
+        """Return what errors call the judgement of this number."""
+
+
+class Split(NamedTuple):
+    """The queries of a split, and their judgements; None if all queries are kept, judged or not."""
+
+    queries: Sequence[Texts]
+    judgements: Judgements | None
+
+
+class Source(NamedTuple):
+    """A collection to import.
+
+    Attributes:
+        made_from: what tells it from others, in JSON's types.
+    """
+
+    passages: Sequence[Texts]
+    splits: Mapping[str, Split]
+    made_from: dict[str, Any]
+
+
+# Files
+
+
+def put_on_one_line(title: str, text: str) -> str:
+    """Return a text with its title in front, separated by a blank. Each run of line breaks and tabs becomes a blank.
+
+    Raises ValueError if it has half of a character, as JSON can have it.
+    """
+    text = f"{title.strip()} {text.strip()}".strip() if title else text.strip()
+    if not text.isprintable():
+        text.encode("utf-8")
+        text = _BREAKS.sub(" ", text)
+    return text
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of passages or queries.
+
+    Attributes:
+        records: a file with the fields id, title and text, or id and text.
+    """
+
+    records: RecordFile
+
+    @property
+    def name(self) -> str:
+        """See :class:`Texts`."""
+        return str(self.records.path)
+
+    @property
+    def size(self) -> int:
+        """See :class:`Texts`: its bytes."""
+        return self.records.path.stat().st_size
+
+    def where(self, number: int) -> str:
+        """See :class:`Texts`."""
+        return self.records.where(number)
+
+    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[Text]:
+        """See :class:`Texts`."""
+        titled = len(self.records.fields) == 3
+        for number, values in self.records.read(bar):
+            if titled:
+                id_, title, text = values
+            else:
+                (id_, text), title = values, None
+            if type(id_) is not str:
+                id_ = self._id(id_, number)
+            if type(text) is not str or (title is not None and type(title) is not str):
+                title, text = self._string(title, number), self._string(text, number)
+            try:
+                yield number, id_, put_on_one_line(title, text)
+            except UnicodeEncodeError as error:
+                what = repr(error.object[error.start])
+                raise InputError(f"{self.where(number)}: the text has {what}, half of a character") from None
+
+    def _id(self, value: object, number: int) -> str:
+        if type(value) is not int:
+            raise InputError(f"{self.where(number)}: the id is {_shown(value)}, expected a text or a whole number")
+        return str(value)
+
+    def _string(self, value: object, number: int) -> str:
+        if value is not None and type(value) is not str:
+            raise InputError(f"{self.where(number)}: the text is {_shown(value)}, expected a text")
+        return value or ""
+
+
+def _shown(value: object) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+@dataclass(frozen=True)
+class QrelsFile:
+    """A file of judgements: TREC's four columns, three columns with BEIR's header, JSONL, CSV or Parquet."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """See :class:`Judgements`."""
+        return str(self.path)
+
+    @cached_property
+    def _records(self) -> RecordFile | None:
+        """The file as one of records; None for columns without names, or with BEIR's."""
+        records = RecordFile(self.path, QRELS_FIELDS)
+        return None if records.format == "TSV" else records
+
+    def where(self, number: int) -> str:
+        """See :class:`Judgements`."""
+        return self._records.where(number) if self._records else f"{self.path}, line {number}"
+
+    def read(self) -> Iterator[NamedJudgement]:
+        """See :class:`Judgements`."""
+        if self._records is None:
+            return read_named_judgements(self.path)
+        return merge_judgements(self._read_records(self._records), self.where)
+
+    def _read_records(self, records: RecordFile) -> Iterator[NamedJudgement]:
+        for number, values in records.read():
+            qid, docid, grade = (str(value) if type(value) in (int, float) else value for value in values)
+            for value in (qid, docid, grade):
+                if not isinstance(value, str):
+                    raise InputError(f"{self.where(number)}: has {_shown(value)}, expected query, document and grade")
+            yield number, qid, docid, parse_grade(grade.removesuffix(".0"), self.where(number))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return what tells a file from others: its name, size and SHA-256."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest_file(path)}
+
+
+def read_files(
+    corpus: Sequence[Path], queries: Mapping[str, Sequence[Path]], qrels: Mapping[str, Path], fields: FieldNames
+) -> Source:
+    """Return the source of files of one's own.
+
+    Args:
+        corpus: the files of the passages, in order.
+        queries, qrels: split -> its files. A split may lack qrels.
+
+    Raises:
+        InputError: a file is missing, or a split has qrels without queries.
+    """
+    if not queries:
+        raise InputError("there are no queries; give --queries SPLIT=FILE")
+    for split in qrels:
+        if split not in queries:
+            raise InputError(f"--qrels {split}=…: the split {split} has no queries; give --queries {split}=FILE")
+    passages = [TextFile(RecordFile(path, fields.of_passages)) for path in corpus]
+    splits = {}
+    for split, paths in queries.items():
+        texts = [TextFile(RecordFile(path, fields.of_queries)) for path in paths]
+        splits[split] = Split(texts, QrelsFile(qrels[split]) if split in qrels else None)
+    named = [*corpus, *(path for paths in queries.values() for path in paths), *qrels.values()]
+    described = {path: describe_file(path) for path in _existing(named)}
+    made_from = {
+        "corpus": [described[path] for path in corpus],
+        "queries": {split: [described[path] for path in paths] for split, paths in queries.items()},
+        "qrels": {split: described[path] for split, path in qrels.items()},
+        "fields": {name: value for name, value in fields._asdict().items() if value is not None},
+    }
+    return Source(passages, splits, made_from)
+
+
+def _existing(paths: Sequence[Path]) -> dict[Path, None]:
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    return dict.fromkeys(paths)
+
+
+def read_beir(folder: Path, fields: FieldNames) -> Source:
+    """Return the source of a BEIR folder: ``corpus.jsonl``, ``queries.jsonl``, ``qrels/{split}.tsv``, gzipped or not.
+
+    The queries of all splits lie in one file. Those of a split are the ones that its qrels judge.
+
+    Raises:
+        InputError: one of them is missing.
+    """
+    corpus, queries = (find_source_file(folder, f"{name}.jsonl") for name in ("corpus", "queries"))
+    if corpus is None or queries is None:
+        lacking = "corpus.jsonl" if corpus is None else "queries.jsonl"
+        raise InputError(
+            f"{folder / lacking}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv. For "
+            "other files, give --corpus, --queries and --qrels"
+        )
+    qrels = {
+        path.name.removesuffix(".gz").removesuffix(".tsv"): path
+        for pattern in ("*.tsv.gz", "*.tsv")  # an unpacked file comes before a packed one
+        for path in sorted((folder / "qrels").glob(pattern))
+    }
+    if not qrels:
+        raise InputError(f"{folder / 'qrels'}: has no file SPLIT.tsv, such as test.tsv")
+    return read_files([corpus], dict.fromkeys(sorted(qrels), [queries]), qrels, fields)
+
+
+# ir_datasets
+
+
+def read_ir_datasets(names: Sequence[str], fields: FieldNames) -> Source:
+    """Return the source of data sets of ir_datasets, such as ``beir/scifact/test``. Each becomes a split.
+
+    A split is called by what its name has behind that of its documents: ``test``. Texts are those that ir_datasets
+    itself takes for the whole text, with the title in front, unless ``fields`` names others.
+
+    Raises:
+        InputError: ir_datasets is not installed, a data set does not exist or lacks queries, or they have different
+            documents.
+    """
+    try:
+        import ir_datasets
+    except ImportError:
+        raise InputError(
+            f"{IR_DATASETS}{names[0]}: needs the package ir_datasets; install it: pip install ir_datasets"
+        ) from None
+    parents = {name: _documents_of(ir_datasets, name) for name in names}
+    parent = parents[names[0]]
+    for name, other in parents.items():
+        if other != parent:
+            raise InputError(f"{name} has the documents of {other}, not of {parent}; import them one by one")
+    splits = {}
+    for name in names:
+        data = ir_datasets.load(name)
+        if not data.has_queries():
+            raise InputError(_lacks(ir_datasets, name, "queries"))
+        if not data.has_qrels() and len(names) == 1 and name == parent:
+            raise InputError(_lacks(ir_datasets, name, "judgements"))
+        split = name.removeprefix(parent).strip("/").replace("/", "-") or "test"
+        queries = IrTexts(data, name, "queries", fields.query_text)
+        splits[split] = Split([queries], IrJudgements(data, name) if data.has_qrels() else None)
+    passages = IrTexts(ir_datasets.load(parent), parent, "docs", fields.text)
+    given = {name: value for name, value in fields._asdict().items() if value is not None}
+    return Source([passages], splits, {"ir_datasets": list(names), "fields": given})
+
+
+def _documents_of(ir_datasets: Any, name: str) -> str:
+    """Return the data set whose documents ``name`` has."""
+    try:
+        if not ir_datasets.load(name).has_docs():
+            raise InputError(f"{IR_DATASETS}{name}: has no documents")
+    except KeyError:
+        raise InputError(f"{IR_DATASETS}{name}: ir_datasets has no such data set") from None
+    return str(ir_datasets.docs_parent_id(name))
+
+
+def _lacks(ir_datasets: Any, name: str, what: str) -> str:
+    """Return the message about a data set without queries or judgements, which names those below it that have them."""
+    known = [other for other in ir_datasets.registry if other.startswith(f"{name}/")]
+    below = [f"{IR_DATASETS}{other}" for other in known if ir_datasets.load(other).has_qrels()]
+    return f"{IR_DATASETS}{name}: has no {what}" + (f"; give one or more of {', '.join(below)}" if below else "")
+
+
+@dataclass(frozen=True)
+class IrTexts:
+    """The documents or queries of a data set of ir_datasets.
+
+    Attributes:
+        data: the data set.
+        id: its name.
+        kind: "docs" or "queries".
+        field: the field of the texts; None for the text that ir_datasets takes.
+    """
+
+    data: Any
+    id: str
+    kind: str
+    field: str | None
+
+    @property
+    def name(self) -> str:
+        """See :class:`Texts`."""
+        return f"{IR_DATASETS}{self.id}, {self.kind}"
+
+    @property
+    def size(self) -> int:
+        """See :class:`Texts`: the number of texts, 0 if it is not known."""
+        count = getattr(self.data, f"{self.kind}_count", None)  # not every data set has it
+        return int((count and count()) or 0)
+
+    def where(self, number: int) -> str:
+        """See :class:`Texts`."""
+        return f"{self.name}, number {number}"
+
+    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[Text]:
+        """See :class:`Texts`."""
+        texts = self.data.docs_iter() if self.kind == "docs" else self.data.queries_iter()
+        for number, record in enumerate(texts, start=1):
+            words = record.default_text() if self.field is None else getattr(record, self.field, None)
+            if not isinstance(words, str):
+                there = ", ".join(record._fields)
+                raise InputError(f"{self.where(number)}: has no text {self.field or ''!r}; its fields are {there}")
+            yield number, str(record[0]), put_on_one_line("", words)
+            if bar is not None:
+                bar.update()
+
+
+@dataclass(frozen=True)
+class IrJudgements:
+    """The judgements of a data set of ir_datasets."""
+
+    data: Any
+    id: str
+
+    @property
+    def name(self) -> str:
+        """See :class:`Judgements`."""
+        return f"{IR_DATASETS}{self.id}, qrels"
+
+    def where(self, number: int) -> str:
+        """See :class:`Judgements`."""
+        return f"{self.name}, number {number}"
+
+    def read(self) -> Iterator[NamedJudgement]:
+        """See :class:`Judgements`."""
+        judged = (
+            (number, str(qrel.query_id), str(qrel.doc_id), int(qrel.relevance))
+            for number, qrel in enumerate(self.data.qrels_iter(), start=1)
+        )
+        return merge_judgements(judged, self.where)
