@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from drhard.dataset import COLLECTION, IMPORT_FILE, IMPORT_FORMAT, names_of, read_import, split_files
 from drhard.errors import InputError
 from drhard.files import write_json, write_whole_file, write_whole_folder, write_whole_text
-from drhard.names import NameLookup, Names, is_fit, refuse_name, write_names
+from drhard.names import NameLookup, Names, find_unfit, is_fit, refuse_name, write_names
 from drhard.qrels import NamedJudgement
-from drhard.sources import Judgements, Source, Split, Text, Texts
+from drhard.sources import Judgements, Source, Split, TextBlock, Texts
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +24,6 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 LARGEST_SHARE_UNKNOWN = 0.5  # of judgements; above it, the files do not belong together
-_AT_ONCE = 1000  # lines
 
 
 @dataclass(frozen=True)
@@ -122,18 +121,10 @@ def _write_texts(parts: Sequence[Texts], path: Path, empty_texts: str, keep: set
     with write_names(table) as writer, write_whole_file(path) as file:
         for part in parts:
             with tqdm(total=part.size, unit="B", unit_scale=True, desc=f"importing {part.name}", smoothing=0.1) as bar:
-                lines: list[str] = []
-                for text in part.read(bar):
-                    if keep is not None and text[1] not in keep:
-                        continue
-                    line = rows.add(text, part)
-                    if line is not None:
-                        writer.add(text[1])
-                        lines.append(line)
-                        if len(lines) == _AT_ONCE:
-                            file.write("".join(lines).encode())
-                            lines.clear()
-                file.write("".join(lines).encode())
+                for block in part.read(bar):
+                    names, lines = rows.add(block if keep is None else _choose(block, keep), part)
+                    writer.add(names)
+                    file.write("".join(lines).encode())
                 bar.update(part.size - bar.n)
     source = ", ".join(part.name for part in parts)
     if not rows.count:
@@ -146,6 +137,11 @@ def _write_texts(parts: Sequence[Texts], path: Path, empty_texts: str, keep: set
     return _Written(rows.count, rows.empty, rows.skipped, names, lookup, source)
 
 
+def _choose(block: TextBlock, keep: set[str]) -> TextBlock:
+    chosen = [text for text in zip(*block, strict=True) if text[1] in keep]
+    return TextBlock(*map(list, zip(*chosen, strict=True))) if chosen else TextBlock([], [], [])
+
+
 class _Rows:
     """The rows of a file while it is written."""
 
@@ -155,24 +151,31 @@ class _Rows:
         self.skipped: set[str] = set()
         self.hashes = array("q")
 
-    def add(self, text: Text, part: Texts) -> str | None:
-        """Return the line of the next row; None if the text is left out. Raises InputError for a bad id or text."""
-        number, name, words = text
-        if not is_fit(name):
-            refuse_name(name, part.where(number))
-        if not words:
-            if self._empty_texts == "refuse":
-                raise InputError(
-                    f"{part.where(number)}: the text is empty; give --empty_texts skip to leave such texts out, or "
-                    "keep to make rows that no search finds"
-                )
-            self.empty += 1
-            if self._empty_texts == "skip":
-                self.skipped.add(name)
-                return None
-        self.hashes.append(hash(name))
-        self.count += 1
-        return f"{self.count - 1}\t{words}\n"
+    def add(self, block: TextBlock, part: Texts) -> tuple[Sequence[str], list[str]]:
+        """Return the ids and the lines of the next rows. Raises InputError for a bad id or an empty text."""
+        unfit = find_unfit(block.ids)
+        if unfit is not None:
+            refuse_name(block.ids[unfit], part.where(block.numbers[unfit]))
+        if "" in block.texts:
+            block = self._without_empty(block, part)
+        self.hashes.extend(map(hash, block.ids))
+        lines = [f"{row}\t{text}\n" for row, text in enumerate(block.texts, start=self.count)]
+        self.count += len(lines)
+        return block.ids, lines
+
+    def _without_empty(self, block: TextBlock, part: Texts) -> TextBlock:
+        """Count the empty texts, and leave them out if they are skipped. Raises InputError if they are refused."""
+        empty = [place for place, text in enumerate(block.texts) if not text]
+        if self._empty_texts == "refuse":
+            raise InputError(
+                f"{part.where(block.numbers[empty[0]])}: the text is empty; give --empty_texts skip to leave such "
+                "texts out, or keep to make rows that no search finds"
+            )
+        self.empty += len(empty)
+        if self._empty_texts == "keep":
+            return block
+        self.skipped.update(block.ids[place] for place in empty)
+        return _choose(block, set(block.ids) - self.skipped)
 
 
 def _tell_of_empty(source: str, rows: _Rows) -> None:
@@ -182,7 +185,13 @@ def _tell_of_empty(source: str, rows: _Rows) -> None:
 
 def _refuse_twice(parts: Sequence[Texts], name: str) -> None:
     """Raise InputError: two texts have the id ``name``. It reads the texts again, to say where."""
-    places = [part.where(number) for part in parts for number, id_, _ in part.read() if id_ == name]
+    places = [
+        part.where(number)
+        for part in parts
+        for block in part.read()
+        for number, id_ in zip(block.numbers, block.ids, strict=True)
+        if id_ == name
+    ]
     raise InputError(f"{places[1]}: the id {name!r} is already used in {places[0]}; give each text its own id")
 
 

@@ -30,6 +30,13 @@ def is_fit(name: str) -> bool:
     return name != "" and _UNFIT.search(name) is None
 
 
+def find_unfit(names: Sequence[str]) -> int | None:
+    """Return the place of the first of ``names`` that is not fit; None if all are."""
+    if "" not in names and _UNFIT.search("".join(names)) is None:
+        return None
+    return next(place for place, name in enumerate(names) if not is_fit(name))
+
+
 def refuse_name(name: str, where: str) -> NoReturn:
     """Raise InputError, naming ``where``: ``name`` cannot be an official id."""
     unfit = _UNFIT.search(name)
@@ -108,17 +115,20 @@ class Names:
 
 
 class NameWriter:
-    """Writes a table of ids one by one. Use :func:`write_names` to get one."""
+    """Writes a table of ids. Use :func:`write_names` to get one."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self.ends = array("q", [0])
 
-    def add(self, name: str) -> None:
-        """Append the id of the next row. Check it first: see :func:`is_fit`."""
-        line = name.encode("utf-8") + b"\n"
-        self._file.write(line)
-        self.ends.append(self.ends[-1] + len(line))
+    def add(self, names: Sequence[str]) -> None:
+        """Append the ids of the next rows. Check them first: see :func:`find_unfit`."""
+        if not names:
+            return
+        lines = "\n".join(names).encode("utf-8") + b"\n"
+        self._file.write(lines)
+        ends = np.cumsum([len(line) + 1 for line in lines[:-1].split(b"\n")], dtype=np.int64) + self.ends[-1]
+        self.ends.frombytes(ends.tobytes())
 
 
 @contextmanager
@@ -135,8 +145,7 @@ def copy_names(source: Names, rows: np.ndarray, base: Path) -> None:
     """Write the ids of ``rows`` (n,) of ``source``, in their order, as the table of ``base``."""
     with write_names(base) as writer:
         for first in range(0, len(rows), _AT_ONCE):
-            for name in source.take(rows[first : first + _AT_ONCE].tolist()):
-                writer.add(name)
+            writer.add(source.take(rows[first : first + _AT_ONCE].tolist()))
 
 
 class NameLookup:

@@ -3,12 +3,13 @@
 A source has the texts of passages, and splits. A split has the texts of queries and, mostly, judgements.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from drhard.errors import InputError
 from drhard.files import digest_file
@@ -22,7 +23,7 @@ from drhard.qrels import (
     parse_grade,
     read_named_judgements,
 )
-from drhard.records import Field, RecordFile
+from drhard.records import BLOCK_RECORDS, Field, RecordFile
 
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ TEXTS = ("text", "contents", "body", "passage")
 QUERY_IDS = ("_id", "id", "qid", "query_id", "num", "number")
 QUERY_TEXTS = ("text", "query", "question", "title")
 QRELS_FIELDS = tuple(Field(names, "") for names in (QUERY_COLUMNS, DOCUMENT_COLUMNS, GRADE_COLUMNS))
+_HALF = re.compile("[\ud800-\udfff]")
 _BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]+")
 
 
@@ -67,7 +69,18 @@ def _field(name: str | None, usual: tuple[str, ...], flag: str) -> Field:
     return Field(usual if name is None else (name,), flag)
 
 
-Text = tuple[int, str, str]  # line or row number from 1; official id; text on one line, "" if it is empty
+class TextBlock(NamedTuple):
+    """Passages or queries one after another.
+
+    Attributes:
+        numbers: the line or row number of each, from 1.
+        ids: the official ids, not yet checked.
+        texts: each on one line; "" if it is empty.
+    """
+
+    numbers: Sequence[int]
+    ids: Sequence[str]
+    texts: Sequence[str]
 
 
 class Texts(Protocol):
@@ -81,8 +94,8 @@ class Texts(Protocol):
     def size(self) -> int:
         """The total of the progress bar: bytes, or texts."""
 
-    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[Text]:
-        """Yield the texts in order. Raises InputError for a bad one."""
+    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[TextBlock]:
+        """Yield the texts in order, some at a time. Raises InputError for a bad one."""
 
     def where(self, number: int) -> str:
         """Return what errors call the text of this number."""
@@ -124,12 +137,14 @@ class Source(NamedTuple):
 # Files
 
 
-def put_on_one_line(title: str, text: str) -> str:
+def put_on_one_line(title: str | None, text: str | None) -> str:
     """Return a text with its title in front, separated by a blank. Each run of line breaks and tabs becomes a blank.
 
-    Raises ValueError if it has half of a character, as JSON can have it.
+    Raises UnicodeEncodeError if it has half of a surrogate pair, as JSON can have it.
     """
-    text = f"{title.strip()} {text.strip()}".strip() if title else text.strip()
+    text = text.strip() if text else ""
+    if title:
+        text = f"{title.strip()} {text}".strip()
     if not text.isprintable():
         text.encode("utf-8")
         text = _BREAKS.sub(" ", text)
@@ -160,33 +175,46 @@ class TextFile:
         """See :class:`Texts`."""
         return self.records.where(number)
 
-    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[Text]:
+    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[TextBlock]:
         """See :class:`Texts`."""
-        titled = len(self.records.fields) == 3
-        for number, values in self.records.read(bar):
-            if titled:
-                id_, title, text = values
-            else:
-                (id_, text), title = values, None
-            if type(id_) is not str:
-                id_ = self._id(id_, number)
-            if type(text) is not str or (title is not None and type(title) is not str):
-                title, text = self._string(title, number), self._string(text, number)
+        for numbers, (ids, *rest) in self.records.read(bar):
+            titles, texts = rest if len(rest) == 2 else ((None,) * len(ids), *rest)
+            if set(map(type, ids)) != {str}:
+                ids = [self._id(id_, number) for number, id_ in zip(numbers, ids, strict=True)]
+            if not set(map(type, texts)) | set(map(type, titles)) <= {str, type(None)}:
+                self._refuse_kind(numbers, titles, texts)
             try:
-                yield number, id_, put_on_one_line(title, text)
-            except UnicodeEncodeError as error:
-                what = repr(error.object[error.start])
-                raise InputError(f"{self.where(number)}: the text has {what}, half of a character") from None
+                lines = [put_on_one_line(title, text) for title, text in zip(titles, texts, strict=True)]
+            except UnicodeEncodeError:
+                self._refuse_half(numbers, titles, texts)
+            yield TextBlock(numbers, ids, lines)
 
     def _id(self, value: object, number: int) -> str:
+        if type(value) is str:
+            return value
         if type(value) is not int:
             raise InputError(f"{self.where(number)}: the id is {_shown(value)}, expected a text or a whole number")
         return str(value)
 
-    def _string(self, value: object, number: int) -> str:
-        if value is not None and type(value) is not str:
-            raise InputError(f"{self.where(number)}: the text is {_shown(value)}, expected a text")
-        return value or ""
+    def _refuse_kind(self, numbers: Sequence[int], *columns: Sequence[Any]) -> NoReturn:
+        """Raise InputError for the first value that is neither a text nor None."""
+        bad = next(
+            (number, value)
+            for number, *values in zip(numbers, *columns, strict=True)
+            for value in values
+            if value is not None and type(value) is not str
+        )
+        raise InputError(f"{self.where(bad[0])}: the text is {_shown(bad[1])}, expected a text")
+
+    def _refuse_half(self, numbers: Sequence[int], *columns: Sequence[Any]) -> NoReturn:
+        """Raise InputError for the first value with half of a surrogate pair."""
+        bad = next(
+            (number, half[0])
+            for number, *values in zip(numbers, *columns, strict=True)
+            for value in values
+            if value is not None and (half := _HALF.search(value))
+        )
+        raise InputError(f"{self.where(bad[0])}: the text has {bad[1]!r}, half of a character")
 
 
 def _shown(value: object) -> str:
@@ -222,12 +250,13 @@ class QrelsFile:
         return merge_judgements(self._read_records(self._records), self.where)
 
     def _read_records(self, records: RecordFile) -> Iterator[NamedJudgement]:
-        for number, values in records.read():
-            qid, docid, grade = (str(value) if type(value) in (int, float) else value for value in values)
-            for value in (qid, docid, grade):
-                if not isinstance(value, str):
-                    raise InputError(f"{self.where(number)}: has {_shown(value)}, expected query, document and grade")
-            yield number, qid, docid, parse_grade(grade.removesuffix(".0"), self.where(number))
+        for numbers, columns in records.read():
+            for number, *values in zip(numbers, *columns, strict=True):
+                qid, docid, grade = (str(value) if type(value) in (int, float) else value for value in values)
+                for value in (qid, docid, grade):
+                    if type(value) is not str:
+                        raise InputError(f"{self.where(number)}: has {_shown(value)}, expected query, document, grade")
+                yield number, qid, docid, parse_grade(grade.removesuffix(".0"), self.where(number))
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -387,17 +416,24 @@ class IrTexts:
         """See :class:`Texts`."""
         return f"{self.name}, number {number}"
 
-    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[Text]:
+    def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[TextBlock]:
         """See :class:`Texts`."""
-        texts = self.data.docs_iter() if self.kind == "docs" else self.data.queries_iter()
-        for number, record in enumerate(texts, start=1):
-            words = record.default_text() if self.field is None else getattr(record, self.field, None)
-            if not isinstance(words, str):
-                there = ", ".join(record._fields)
-                raise InputError(f"{self.where(number)}: has no text {self.field or ''!r}; its fields are {there}")
-            yield number, str(record[0]), put_on_one_line("", words)
+        records = iter(self.data.docs_iter() if self.kind == "docs" else self.data.queries_iter())
+        number = 1
+        while block := list(itertools.islice(records, BLOCK_RECORDS)):
+            numbers = range(number, number + len(block))
+            texts = [self._text(record, number) for number, record in zip(numbers, block, strict=True)]
+            yield TextBlock(numbers, [str(record[0]) for record in block], texts)
+            number += len(block)
             if bar is not None:
-                bar.update()
+                bar.update(len(block))
+
+    def _text(self, record: Any, number: int) -> str:
+        text = record.default_text() if self.field is None else getattr(record, self.field, None)
+        if not isinstance(text, str):
+            there = ", ".join(record._fields)
+            raise InputError(f"{self.where(number)}: has no text {self.field or ''!r}; its fields are {there}")
+        return put_on_one_line(None, text)
 
 
 @dataclass(frozen=True)

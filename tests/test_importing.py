@@ -297,8 +297,8 @@ def test_fields_by_name(tmp_path: Path) -> None:
 def test_the_table_of_ids(tmp_path: Path) -> None:
     names = [f"d{number % 97}-{number}" for number in range(1000)]
     with write_names(tmp_path / "table") as writer:
-        for name in names:
-            writer.add(name)
+        for first in range(0, 1000, 300):
+            writer.add(names[first : first + 300])
     table = Names(tmp_path / "table")
     assert len(table) == 1000 and list(table) == names and table.take([999, 3]) == [names[999], names[3]]
     lookup = NameLookup.of(names)
@@ -322,8 +322,7 @@ def test_two_ids_with_one_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("damage", ["shorter", "no line end", "not UTF-8"])
 def test_damaged_tables(tmp_path: Path, damage: str) -> None:
     with write_names(tmp_path / "table") as writer:
-        for name in ("one", "two"):
-            writer.add(name)
+        writer.add(["one", "two"])
     content = {"shorter": b"one\n", "no line end": b"one twox", "not UTF-8": b"one\n\xff\xff\xff\n"}[damage]
     (tmp_path / "table.ids").write_bytes(content)
     with pytest.raises(InputError, match="table.ids"):
