@@ -5,11 +5,12 @@ Texts get numbers 0, 1, 2, … in the order of the source. A table beside each f
 """
 
 import logging
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from drhard.dataset import COLLECTION, IMPORT_FILE, IMPORT_FORMAT, names_of, read_import, split_files
 from drhard.errors import InputError
@@ -78,6 +79,8 @@ def import_collection(source: Source, folder: Path, empty_texts: str) -> Importe
             f"{folder}: already exists, and import_collection.py did not write it; name another --data_root"
         )
     with write_whole_folder(folder, last=IMPORT_FILE) as unfinished:
+        if folder.exists():
+            raise InputError(f"{folder}: another process has just written it; run the same command again")
         content = _write(source, unfinished, empty_texts)
         write_json(unfinished / IMPORT_FILE, content | {"made_from": made_from}, indent=1)
     return Imported(folder, content, new=True)
@@ -124,7 +127,10 @@ def _write_texts(parts: Sequence[Texts], path: Path, empty_texts: str, keep: set
                 for block in part.read(bar):
                     names, lines = rows.add(block if keep is None else _choose(block, keep), part)
                     writer.add(names)
-                    file.write("".join(lines).encode())
+                    try:
+                        file.write("".join(lines).encode("utf-8"))
+                    except UnicodeEncodeError:
+                        _refuse_half(block, part)
                 bar.update(part.size - bar.n)
     source = ", ".join(part.name for part in parts)
     if not rows.count:
@@ -140,6 +146,16 @@ def _write_texts(parts: Sequence[Texts], path: Path, empty_texts: str, keep: set
 def _choose(block: TextBlock, keep: set[str]) -> TextBlock:
     chosen = [text for text in zip(*block, strict=True) if text[1] in keep]
     return TextBlock(*map(list, zip(*chosen, strict=True))) if chosen else TextBlock([], [], [])
+
+
+def _refuse_half(block: TextBlock, part: Texts) -> NoReturn:
+    """Raise InputError for the first text with half of a surrogate pair, as JSON can have it."""
+    number, half = next(
+        (number, half[0])
+        for number, text in zip(block.numbers, block.texts, strict=True)
+        if (half := re.search("[\ud800-\udfff]", text))
+    )
+    raise InputError(f"{part.where(number)}: the text has {half!r}, half of a character")
 
 
 class _Rows:

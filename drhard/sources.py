@@ -34,8 +34,8 @@ TEXTS = ("text", "contents", "body", "passage")
 QUERY_IDS = ("_id", "id", "qid", "query_id", "num", "number")
 QUERY_TEXTS = ("text", "query", "question", "title")
 QRELS_FIELDS = tuple(Field(names, "") for names in (QUERY_COLUMNS, DOCUMENT_COLUMNS, GRADE_COLUMNS))
-_HALF = re.compile("[\ud800-\udfff]")
-_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]+")
+_BREAKS = "\n\t\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029"
+_RUNS = re.compile(f"[{_BREAKS}]+")
 
 
 class FieldNames(NamedTuple):
@@ -137,18 +137,18 @@ class Source(NamedTuple):
 # Files
 
 
-def put_on_one_line(title: str | None, text: str | None) -> str:
-    """Return a text with its title in front, separated by a blank. Each run of line breaks and tabs becomes a blank.
-
-    Raises UnicodeEncodeError if it has half of a surrogate pair, as JSON can have it.
-    """
-    text = text.strip() if text else ""
-    if title:
-        text = f"{title.strip()} {text}".strip()
-    if not text.isprintable():
-        text.encode("utf-8")
-        text = _BREAKS.sub(" ", text)
-    return text
+def put_on_one_line(titles: Sequence[str | None], texts: Sequence[str | None]) -> list[str]:
+    """Return each text with its title in front, separated by a blank. A run of line breaks and tabs becomes a blank."""
+    lines = [text.strip() if text else "" for text in texts]
+    if any(titles):
+        lines = [
+            f"{title.strip()} {line}".strip() if title else line for title, line in zip(titles, lines, strict=True)
+        ]
+    together = "".join(lines)
+    for character in _BREAKS:
+        if character in together:  # looking at all texts at once takes a tenth of the time
+            lines = [_RUNS.sub(" ", line) if character in line else line for line in lines]
+    return lines
 
 
 @dataclass(frozen=True)
@@ -183,11 +183,7 @@ class TextFile:
                 ids = [self._id(id_, number) for number, id_ in zip(numbers, ids, strict=True)]
             if not set(map(type, texts)) | set(map(type, titles)) <= {str, type(None)}:
                 self._refuse_kind(numbers, titles, texts)
-            try:
-                lines = [put_on_one_line(title, text) for title, text in zip(titles, texts, strict=True)]
-            except UnicodeEncodeError:
-                self._refuse_half(numbers, titles, texts)
-            yield TextBlock(numbers, ids, lines)
+            yield TextBlock(numbers, ids, put_on_one_line(titles, texts))
 
     def _id(self, value: object, number: int) -> str:
         if type(value) is str:
@@ -205,16 +201,6 @@ class TextFile:
             if value is not None and type(value) is not str
         )
         raise InputError(f"{self.where(bad[0])}: the text is {_shown(bad[1])}, expected a text")
-
-    def _refuse_half(self, numbers: Sequence[int], *columns: Sequence[Any]) -> NoReturn:
-        """Raise InputError for the first value with half of a surrogate pair."""
-        bad = next(
-            (number, half[0])
-            for number, *values in zip(numbers, *columns, strict=True)
-            for value in values
-            if value is not None and (half := _HALF.search(value))
-        )
-        raise InputError(f"{self.where(bad[0])}: the text has {bad[1]!r}, half of a character")
 
 
 def _shown(value: object) -> str:
@@ -423,7 +409,7 @@ class IrTexts:
         while block := list(itertools.islice(records, BLOCK_RECORDS)):
             numbers = range(number, number + len(block))
             texts = [self._text(record, number) for number, record in zip(numbers, block, strict=True)]
-            yield TextBlock(numbers, [str(record[0]) for record in block], texts)
+            yield TextBlock(numbers, [str(record[0]) for record in block], put_on_one_line([], texts))
             number += len(block)
             if bar is not None:
                 bar.update(len(block))
@@ -433,7 +419,7 @@ class IrTexts:
         if not isinstance(text, str):
             there = ", ".join(record._fields)
             raise InputError(f"{self.where(number)}: has no text {self.field or ''!r}; its fields are {there}")
-        return put_on_one_line(None, text)
+        return text
 
 
 @dataclass(frozen=True)

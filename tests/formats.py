@@ -31,7 +31,7 @@ def write_csv(path: Path, rows: Rows) -> None:
 
 def write_tsv(path: Path, rows: Rows) -> None:
     """Without line breaks and tabs in the texts, which the format cannot have."""
-    values = [list(rows[0]), *([put_on_one_line("", str(value)) for value in row.values()] for row in rows)]
+    values = [list(rows[0]), *(put_on_one_line([], [str(value) for value in row.values()]) for row in rows)]
     path.write_text("".join("\t".join(line) + "\n" for line in values), encoding="utf-8")
 
 
@@ -112,7 +112,8 @@ def register(
     """Register ``name`` of ir_datasets with the documents, and a data set below it for each split. Return these."""
     ir_datasets = pytest.importorskip("ir_datasets")
     known = ir_datasets.registry._registered
-    lines = [f"{id_}\t{put_on_one_line(head, words)}\n" for id_, head, words in passages]
+    ids, heads, texts = zip(*passages, strict=True)
+    lines = [f"{id_}\t{line}\n" for id_, line in zip(ids, put_on_one_line(heads, texts), strict=True)]
     (folder / "docs.tsv").write_text("".join(lines), encoding="utf-8")
     (folder / "queries.tsv").write_text("".join(f"{id_}\t{words}\n" for id_, words in queries), encoding="utf-8")
     parent = ir_datasets.create_dataset(folder / "docs.tsv")

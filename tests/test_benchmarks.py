@@ -48,6 +48,14 @@ def test_tokenizing(tmp_path: Path) -> None:
     assert results["tokens"] > 300 * 20
 
 
+def test_importing(tmp_path: Path) -> None:
+    printed, results = run_benchmark("importing", tmp_path, "--passages", 300, "--rounds", 1, "--folder", tmp_path)
+    assert [way["way"] for way in results["ways"]] == ["lines", "JSON", "import"]
+    assert all(way["seconds"] > 0 and way["memory_gb"] > 0 for way in results["ways"])
+    assert "| import_collection.py |" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json"}
+
+
 def test_training(tmp_path: Path) -> None:
     _, results = run_benchmark(
         "training",

@@ -136,6 +136,23 @@ def test_files_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
     assert (folder / "collection.tsv").read_text() == "1\ttext\n"
 
 
+def test_two_imports_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one finishes first."""
+    folder, beir = tmp_path / "dataset", small_beir(tmp_path / "beir")
+    read = drhard.importing.read_import
+
+    def quicker(folder: Path) -> object:
+        found = read(folder)
+        monkeypatch.setattr(drhard.importing, "read_import", read)
+        import_collection(read_beir(beir, FieldNames()), folder, "keep")
+        return found
+
+    monkeypatch.setattr(drhard.importing, "read_import", quicker)
+    with pytest.raises(InputError, match="import_collection.py did not write it|has just written it"):
+        import_collection(read_beir(beir, FieldNames()), folder, "keep")
+    assert texts_of(folder) == WRITTEN
+
+
 def test_a_kill_leaves_nothing(tmp_path: Path) -> None:
     folder, beir = tmp_path / "passage" / "dataset", small_beir(tmp_path / "beir")
     with open(beir / "corpus.jsonl", "a") as file:  # enough to be killed on the way
