@@ -64,7 +64,7 @@ def main() -> None:
     device = choose_device(gpu=args.model_gpu_index)
     documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, collection)
     warn_if_made_by_another(args.pembed_path, model)
-    relevant = collection.relevant("train", len(documents))
+    relevant = collection.relevant_found("train", len(documents))
     validation = Validation.from_flags(settings, collection, len(documents))
     deepest = max(settings.neg_topk, validation.depth if validation else 0)
     searching = replace(SearchSettings.from_flags(args), progress=False)

@@ -1,5 +1,6 @@
 """A collection as preprocess.py writes it: passages, the queries and judgements of each mode, and official ids."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from drhard.qrels import read_relevant_rows
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 class Collection:
@@ -80,6 +83,33 @@ class Collection:
         passages = len(self.passages) if passages is None else passages
         queries = len(self.queries(mode)) if queries is None else queries
         return read_relevant_rows(self.qrels_path(mode), queries, passages)
+
+    def relevant_found(
+        self, mode: str, passages: int | None = None, queries: int | None = None
+    ) -> dict[int, list[int]]:
+        """Return what :meth:`relevant` does, without passages that no search finds, to train with and to mine.
+
+        Queries without any other relevant passage are left out, with a warning.
+
+        Raises:
+            InputError: as :meth:`relevant`; or no query is left.
+        """
+        relevant = self.relevant(mode, passages, queries)
+        if not len(self.left_out):
+            return relevant
+        absent = set(self.left_out.tolist())
+        found = {query: [row for row in rows if row not in absent] for query, rows in relevant.items()}
+        kept = {query: rows for query, rows in found.items() if rows}
+        if not kept:
+            raise InputError(f"{self.qrels_path(mode)}: judges only empty texts relevant")
+        if len(kept) < len(relevant):
+            log.warning(
+                "%s: left out %d of %d queries, to which only empty texts are relevant",
+                self.qrels_path(mode),
+                len(relevant) - len(kept),
+                len(relevant),
+            )
+        return kept
 
     def pids(self) -> np.ndarray:
         """Return the official id of each passage row, (rows,) int64. Raises as :func:`drhard.ids.read_ids`."""

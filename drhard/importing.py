@@ -75,15 +75,20 @@ def import_collection(source: Source, folder: Path, empty_texts: str) -> Importe
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # so that the folder appears at once
     if folder.exists():
-        raise InputError(
-            f"{folder}: already exists, and import_collection.py did not write it; name another --data_root"
-        )
+        _refuse_folder(folder)
     with write_whole_folder(folder, last=IMPORT_FILE) as unfinished:
         if folder.exists():
-            raise InputError(f"{folder}: another process has just written it; run the same command again")
+            _refuse_folder(folder)
         content = _write(source, unfinished, empty_texts)
         write_json(unfinished / IMPORT_FILE, content | {"made_from": made_from}, indent=1)
     return Imported(folder, content, new=True)
+
+
+def _refuse_folder(folder: Path) -> NoReturn:
+    """Raise InputError: the folder appeared, or was there without ``import.json``."""
+    if (folder / IMPORT_FILE).exists():
+        raise InputError(f"{folder}: another process has just written it; run the same command again")
+    raise InputError(f"{folder}: exists, and import_collection.py did not write it; name another --data_root")
 
 
 def _write(source: Source, folder: Path, empty_texts: str) -> dict[str, Any]:
@@ -125,8 +130,8 @@ def _write_texts(parts: Sequence[Texts], path: Path, empty_texts: str, keep: set
         for part in parts:
             with tqdm(total=part.size, unit="B", unit_scale=True, desc=f"importing {part.name}", smoothing=0.1) as bar:
                 for block in part.read(bar):
-                    names, lines = rows.add(block if keep is None else _choose(block, keep), part)
-                    writer.add(names)
+                    ids, lines = rows.add(block if keep is None else _choose(block, keep), part)
+                    writer.add(ids)
                     try:
                         file.write("".join(lines).encode("utf-8"))
                     except UnicodeEncodeError:
@@ -151,9 +156,9 @@ def _choose(block: TextBlock, keep: set[str]) -> TextBlock:
 def _refuse_half(block: TextBlock, part: Texts) -> NoReturn:
     """Raise InputError for the first text with half of a surrogate pair, as JSON can have it."""
     number, half = next(
-        (number, half[0])
+        (number, found[0])
         for number, text in zip(block.numbers, block.texts, strict=True)
-        if (half := re.search("[\ud800-\udfff]", text))
+        if (found := re.search("[\ud800-\udfff]", text))
     )
     raise InputError(f"{part.where(number)}: the text has {half!r}, half of a character")
 

@@ -50,7 +50,7 @@ def mine_hard_negatives(
         InputError: as :meth:`drhard.retrieval.Retriever.retrieve`; or there are too few passages, or ``selection``
             leaves no query a hard negative.
     """
-    relevant = collection.relevant(mode)
+    relevant = collection.relevant_found(mode)
     depth = _depth(relevant, collection.count_found(), selection.ranks.last)
     with retriever.retrieve(collection, mode, folder, depth) as found:
         yield _mined(found, relevant, selection)
@@ -81,7 +81,7 @@ def mine_bm25_negatives(
     """
     passages = collection.passages
     queries = read_query_texts(corpus, dataset, collection, mode)
-    relevant = collection.relevant(mode, queries=len(queries))
+    relevant = collection.relevant_found(mode, queries=len(queries))
     depth = _depth(relevant, collection.count_found(), selection.ranks.last)
     documents = read_passage_texts(corpus, dataset, collection)
 

@@ -163,29 +163,39 @@ def _gather(records: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[Records]:
 
 def _find_fields(file: RecordFile, present: Collection[str], where: str) -> list[str | None]:
     """Return the name of each wanted field among those ``present`` in a record. Raises InputError if one is missing."""
-    found: list[str | None] = []
-    for names, flag, required in file.fields:
-        name = next((name for name in names if name in present), None)
-        if name is None and required:
-            expected = " or ".join(map(repr, names))
+    found = []
+    for field in file.fields:
+        name = _find_field(field, present)
+        if name is None and field.required:
+            expected = " or ".join(map(repr, field.names))
             there = shorten(", ".join(map(repr, present)))
-            raise InputError(f"{where}: has no field {expected}, but {there}" + (f"; give {flag}" if flag else ""))
+            way = f"; give {field.flag}" if field.flag else ""
+            raise InputError(f"{where}: has no field {expected}, but {there}{way}")
         found.append(name)
     return found
 
 
+def _find_field(field: Field, present: Collection[str]) -> str | None:
+    return next((name for name in field.names if name in present), None)
+
+
 def _read_jsonl(file: RecordFile, bar: "tqdm[Any] | None") -> Iterator[Records]:
-    names: list[Any] = []
+    names: list[str | None] = []
     for first, lines in read_line_blocks(file.path, bar):
         numbers, records = _parse_jsonl(file, first, lines)
         if not records:
             continue
         if not names:
             names = _find_fields(file, records[0], file.where(numbers[0]))
-        columns = [[record.get(name) for record in records] for name in names]
-        for name, field, values in zip(names, file.fields, columns, strict=True):
-            if field.required and None in values:
+        if None in names:  # the first records had no title, the next may have one
+            present = dict.fromkeys(name for record in records for name in record)
+            names = [name or _find_field(field, present) for name, field in zip(names, file.fields, strict=True)]
+        columns: list[Sequence[Any]] = []
+        for name, field in zip(names, file.fields, strict=True):
+            values = [record.get(name) for record in records] if name else [None] * len(records)
+            if name and field.required and None in values:
                 _require_field(file, name, numbers, records)
+            columns.append(values)
         yield Records(numbers, columns)
 
 
@@ -195,12 +205,12 @@ def _parse_jsonl(file: RecordFile, first: int, lines: list[str]) -> tuple[Sequen
     json.loads takes half as long again, only to look for blanks around the object.
     """
     try:
-        parsed = [_scan(line, 0) for line in lines]
+        parsed = [_scan(line) for line in lines]
         if all(end == len(line) for (_, end), line in zip(parsed, lines, strict=True)):
             records = [record for record, _ in parsed]
             if set(map(type, records)) == {dict}:
                 return range(first, first + len(lines)), records
-    except (StopIteration, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         pass
     numbers, records = [], []
     for number, line in enumerate(lines, start=first):
@@ -218,7 +228,7 @@ def _parse_jsonl(file: RecordFile, first: int, lines: list[str]) -> tuple[Sequen
     return numbers, records
 
 
-_scan = json.JSONDecoder().scan_once
+_scan = json.JSONDecoder().raw_decode
 
 
 def _require_field(file: RecordFile, name: str, numbers: Sequence[int], records: list[dict[str, Any]]) -> None:

@@ -58,7 +58,7 @@ class Validation:
         self.name = str(self._measure)
         if "cutoff" not in self._measure.params:
             raise InputError(f"--metric {flags.metric}: give a measure with a cut, such as RR@10 or nDCG@10")
-        self.depth = min(int(self._measure.params["cutoff"]), passages)
+        self.depth = min(int(self._measure.params["cutoff"]), passages - len(collection.left_out))
         self.queries = collection.queries(self.split)
         collection.relevant(self.split, passages)  # refuses rows that do not exist
         self._judged = read_grades(collection.qrels_path(self.split))

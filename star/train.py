@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     flags = parse_arguments()
     collection = Collection(flags.preprocess_dir, flags.max_query_length, flags.max_doc_length)
-    relevant, documents = collection.relevant("train"), len(collection.passages)
+    relevant, documents = collection.relevant_found("train"), len(collection.passages)
     left_out = collection.left_out.tolist()
     pool = open_pool(STRATEGIES[flags.negatives], flags.hardneg_path, relevant, documents, left_out)
     validation = Validation.from_flags(flags, collection, documents)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from drhard.sources import put_on_one_line
 
+import ir_datasets
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 Passages = Sequence[tuple[str, str, str]]  # id, title, text
@@ -36,8 +39,7 @@ def write_tsv(path: Path, rows: Rows) -> None:
 
 
 def write_parquet(path: Path, rows: Rows) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
 
 
 FORMATS: dict[str, Callable[[Path, Rows], None]] = {
@@ -110,7 +112,6 @@ def register(
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[str]:
     """Register ``name`` of ir_datasets with the documents, and a data set below it for each split. Return these."""
-    ir_datasets = pytest.importorskip("ir_datasets")
     known = ir_datasets.registry._registered
     ids, heads, texts = zip(*passages, strict=True)
     lines = [f"{id_}\t{line}\n" for id_, line in zip(ids, put_on_one_line(heads, texts), strict=True)]

@@ -87,6 +87,15 @@ def test_files_of_every_format_give_the_same(tmp_path: Path, kind: str) -> None:
     assert texts_of(tmp_path / "dataset") == WRITTEN
 
 
+def test_a_title_may_first_come_later(tmp_path: Path) -> None:
+    rows = [{"id": "a", "text": "one"}, {"id": "b", "title": "Two", "text": "two"}, {"id": "c", "text": "three"}]
+    write_jsonl(tmp_path / "corpus.jsonl", rows)
+    (tmp_path / "queries.tsv").write_text("q\twhat\n")
+    source = read_files([tmp_path / "corpus.jsonl"], {"new": [tmp_path / "queries.tsv"]}, {}, FieldNames())
+    import_collection(source, tmp_path / "dataset", "keep")
+    assert (tmp_path / "dataset" / "collection.tsv").read_text() == "0\tone\n1\tTwo two\n2\tthree\n"
+
+
 def test_ir_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set that is registered here."""
     register(tmp_path, "mine", PASSAGES, QUERIES, QRELS, monkeypatch)
@@ -148,7 +157,7 @@ def test_two_imports_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return found
 
     monkeypatch.setattr(drhard.importing, "read_import", quicker)
-    with pytest.raises(InputError, match="import_collection.py did not write it|has just written it"):
+    with pytest.raises(InputError, match="another process has just written it; run the same command again"):
         import_collection(read_beir(beir, FieldNames()), folder, "keep")
     assert texts_of(folder) == WRITTEN
 

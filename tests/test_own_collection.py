@@ -264,6 +264,28 @@ def test_mining_does_not_pick_them(imported: Path, models: Path, tmp_path: Path,
     assert set(hard) == {"0", "1"} and all(EMPTY not in rows for rows in hard.values())
 
 
+def test_trainings_do_not_learn_from_them(imported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copy = shutil.copytree(imported / "root/passage/preprocess", tmp_path / "copy")
+    assert Collection(copy).relevant_found("train") == {0: [0, 4], 1: [1]}  # without the empty row 2
+    (copy / "train-qrel.tsv").write_text(f"0\t0\t{EMPTY}\t1\n1\t0\t{EMPTY}\t1\n1\t0\t3\t1\n")
+    assert Collection(copy).relevant("train") == {0: [EMPTY], 1: [EMPTY, 3]}
+    assert Collection(copy).relevant_found("train") == {1: [3]}
+    assert "left out 1 of 2 queries, to which only empty texts are relevant" in caplog.text
+    (copy / "train-qrel.tsv").write_text(f"0\t0\t{EMPTY}\t1\n")
+    with pytest.raises(InputError, match="judges only empty texts relevant"):
+        Collection(copy).relevant_found("train")
+
+
+def test_a_margin_does_not_look_for_them(imported: Path, models: Path, tmp_path: Path) -> None:
+    """A query with an empty relevant passage keeps its negatives below those of its other relevant passages."""
+    given = (*PLACE, "--mode", "train", "--output_dir", tmp_path, "--model_dir", models, *LENGTHS, "--no_cuda")
+    must_run("star/prepare_hardneg.py", *given, "--topk", 20, cwd=imported)
+    most = json.loads((tmp_path / "hard.json").read_text())
+    must_run("star/prepare_hardneg.py", *given, "--negative_ranks", "1-20", "--relative_margin", 0.0, cwd=imported)
+    hard = json.loads((tmp_path / "hard.json").read_text())
+    assert set(hard["0"]) <= set(most["0"]) and sum(map(len, hard.values()))
+
+
 def test_random_negatives_are_not_empty() -> None:
     pool = open_pool(RANDOM, None, [0], 10, [2, 9])
     assert pool is not None and list(pool[0]) == [0, 1, 3, 4, 5, 6, 7, 8]

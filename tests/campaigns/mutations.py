@@ -87,6 +87,10 @@ TARGETS = {
         Target("cvt-back-trec", "run/dev.rank.tsv", TEXT, QUICK),
         Target("cvt-back-trec", "run/dev.score.npy", NPY, QUICK),
         # Texts
+        Target("import", "beir/corpus.jsonl", TEXT, QUICK),
+        Target("import", "beir/queries.jsonl", TEXT, QUICK),
+        Target("import", "beir/qrels/test.tsv", TEXT, QUICK),
+        Target("import", f"{DATASET}/import.json", JSON, QUICK, "done"),
         Target("preprocess-passage", f"{DATASET}/collection.tsv", TEXT, 2),
         Target("preprocess-passage", f"{DATASET}/collection.tsv.gz", GZIP),
         Target("preprocess-passage", f"{DATASET}/queries.train.tsv", TEXT),

@@ -184,6 +184,7 @@ SCRIPTS = {
             {"data/doc/dataset": "base/doc", "base": "base/vocabulary"},
             workers=True,
         ),
+        Script("import", "import_collection.py", ("beir",), {"beir": "base/beir"}),
         Script("star-inference", "star/inference.py", _encode("dev"), TOKENS | {MODEL: "base/model"}),
         Script("mine-dense", "star/prepare_hardneg.py", _encode("train"), STAR_INPUTS),
         Script(
@@ -329,6 +330,7 @@ def write_base(folder: Path, size: Size) -> None:
         save_vocabulary(save_tiny(folder / name, seed, dropout=0.1, num_hidden_layers=1))
     relevant = _write_corpus(folder / "passage", PASSAGE, size.passages, size.queries, dice)
     _write_corpus(folder / "doc", DOC, size.documents, size.queries, dice)
+    _write_beir(folder / "beir", size, dice)
     (folder / "other").mkdir()  # a run in rows that finds the relevant passages at random ranks
     run = []
     for row, found in enumerate(relevant):
@@ -336,6 +338,20 @@ def write_base(folder: Path, size: Size) -> None:
         rows[dice.integers(20)] = found
         run += [f"{row}\t{pid}\t{rank}" for rank, pid in enumerate(dict.fromkeys(rows), start=1)]
     _write_lines(folder / "other" / "dev.rank.tsv", run)
+
+
+def _write_beir(folder: Path, size: Size, dice: Any) -> None:
+    """Write a BEIR folder with random texts, a few of them empty."""
+    words = TEXT.split()
+    (folder / "qrels").mkdir(parents=True)
+    texts = [" ".join(dice.choice(words, dice.integers(0, 9))) for _ in range(size.passages)]
+    rows = [{"_id": f"d{number:04}é", "title": text[:9], "text": text} for number, text in enumerate(texts)]
+    _write_lines(folder / "corpus.jsonl", map(json.dumps, rows))
+    _write_lines(
+        folder / "queries.jsonl", (json.dumps({"_id": f"q{n}", "text": f"query {n}"}) for n in range(size.queries))
+    )
+    judged = [f"q{n}\t{rows[dice.integers(len(rows))]['_id']}\t1" for n in range(size.queries)]
+    _write_lines(folder / "qrels" / "test.tsv", ["query-id\tcorpus-id\tscore", *judged])
 
 
 def _write_corpus(folder: Path, corpus: Any, count: int, queries: int, dice: Any) -> list[int]:
