@@ -76,6 +76,8 @@ class SentenceModules:
         max_seq_length: the length at which texts are cut; None: the longest that the encoder takes.
         lower_case: texts are lower-cased before they are tokenized.
         prompts: "query" and "passage" -> the text that stands in front of each. A side may be unknown.
+        model_args: arguments for building the encoder. Built without its pooler, transformers does not warn that the
+            pooler's weights are missing, as they are in our checkpoints.
     """
 
     folder: Path
@@ -84,6 +86,7 @@ class SentenceModules:
     max_seq_length: int | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
+    model_args: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def normalized(self) -> bool:
@@ -221,8 +224,9 @@ def write_parts(folder: Path, prefix: str, size: int, modules: SentenceModules) 
 
 def write_length(folder: Path, modules: SentenceModules) -> None:
     """Write what sentence-transformers asks for beside the config of an encoder."""
-    length = {"max_seq_length": modules.max_seq_length, "do_lower_case": modules.lower_case}
-    write_json(folder / LENGTH_FILE, length, indent=2)
+    told = {"max_seq_length": modules.max_seq_length, "do_lower_case": modules.lower_case}
+    arguments = {"model_args": modules.model_args} if modules.model_args else {}
+    write_json(folder / LENGTH_FILE, told | arguments, indent=2)
 
 
 def write_prompts(folder: Path, modules: SentenceModules) -> None:

@@ -85,6 +85,13 @@ def test_sentence_transformers_gives_the_same_embeddings(tmp_path: Path, kind: s
     folder = save_plain(tmp_path / "plain", kind)
     save_encoder(load_encoder(folder, pooling="mean", normalize=True), tmp_path / "saved", folder)
     assert_same_as_sentence_transformers(tmp_path / "saved")
+    assert_builds_no_pooler(tmp_path / "saved")
+
+
+def assert_builds_no_pooler(folder: Path) -> None:
+    """Its weights are not in our checkpoints. transformers would warn that they are missing."""
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    assert not any("pooler" in name for name, _ in model.named_parameters())
 
 
 def assert_same_as_sentence_transformers(folder: Path) -> None:
@@ -119,6 +126,7 @@ def test_robertadot_is_the_same_in_sentence_transformers(tmp_path: Path) -> None
     start = save_vocabulary(save_tiny(tmp_path / "start"))
     save_encoder(load_encoder(start), tmp_path / "saved", start)
     assert_same_as_sentence_transformers(tmp_path / "saved")
+    assert_builds_no_pooler(tmp_path / "saved")
 
 
 def test_saving_into_a_folder_replaces_its_modules(tmp_path: Path) -> None:
@@ -300,6 +308,7 @@ def assert_exported_with_prompts(models: list[object], run: Path, exported: Path
     call_script("export.py", *models, "--output_dir", exported)
     model = SentenceTransformer(str(exported), device="cpu")
     assert model.prompts == {"query": "find: ", "document": "text: "}
+    assert_builds_no_pooler(exported)
     passages = np.fromfile(run / "passages.memmap", dtype=np.float32).reshape(12, -1)
     found = model.encode_document([f"word{row} is a thing" for row in range(12)])
     np.testing.assert_allclose(found, passages, atol=1e-5)
