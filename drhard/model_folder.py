@@ -89,7 +89,7 @@ def _refuse_pooling(folder: Path, pooling: str | None, normalize: bool, what: st
 
 
 def _load_robertadot(folder: Path, fresh_head: bool) -> RobertaDot:
-    config = read_config(folder)
+    config = read_config(folder, untyped="roberta")  # published checkpoints name no type
     weights = read_weights(folder, architecture_of(config))
     check_sizes(folder, config, weights)
     head, size = weights.get("embeddingHead.weight"), embedding_size(config)
