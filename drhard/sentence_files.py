@@ -26,6 +26,13 @@ _TEXTS_ONLY = {  # what sentence-transformers writes for encoders of texts; othe
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
+    **dict.fromkeys(("model_args", "model_kwargs"), {"add_pooling_layer": False}),  # embeddings come from no pooler
+}
+_PROMPTS_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "prompts": dict,
+    "default_prompt_name": (str, type(None)),
+    "model_type": str,
+    "truncate_dim": (int, type(None)),
 }
 NO_PROMPTS: Mapping[str, str] = MappingProxyType({"query": "", "passage": ""})
 NAMES = {"query": ("query",), "passage": ("document", "passage", "corpus")}  # the first that exists, as encode_document
@@ -113,8 +120,7 @@ def read_prompts(folder: Path) -> dict[str, str]:
     path = folder / PROMPTS_FILE
     if not path.exists():
         return {}
-    fields = {"prompts": dict, "default_prompt_name": (str, type(None)), "model_type": str}
-    content = read_object(path, {}, optional=fields | {"truncate_dim": (int, type(None))})
+    content = read_object(path, {}, optional=_PROMPTS_FIELDS)
     if content.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         raise InputError(f"{path}: model_type is {shorten(content['model_type'])}, expected {MODEL_TYPE}")
     if content.get("truncate_dim") is not None:
