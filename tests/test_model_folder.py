@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from drhard.sentence_modules import Dense as Head
 from drhard.sentence_modules import Normalize as Normalized
 from drhard.sentence_modules import SentenceModules
 from drhard.settings import EncodingSettings
+from drhard.trainer import StaticTrainer
 
 import numpy as np
 import pytest
@@ -167,6 +169,48 @@ def test_every_kind_trains_with_star_and_adore(tmp_path: Path, kind: str) -> Non
     call_script("adore/train.py", *given[:2], "--init_path", tmp_path / "star", *adore, *places)
     assert load_encoder(tmp_path / "adore" / "epoch-1").fingerprint() != trained.fingerprint()
     assert_same_as_sentence_transformers(tmp_path / "adore" / "epoch-1")
+
+
+def test_a_stopped_training_of_an_encoder_with_heads_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights of the backbone and those of each head are in files of their own."""
+    folder, preprocess = with_modules(tmp_path), write_collection(tmp_path / "pre", vocabulary=WORDS)
+    star = [
+        "--do_train",
+        "--no_cuda",
+        "--max_steps",
+        6,
+        "--save_steps",
+        2,
+        "--report_to",
+        "none",
+        "--max_doc_length",
+        16,
+    ]
+    star += ["--preprocess_dir", preprocess, "--init_path", folder, "--max_query_length", 8, "--negatives", "in-batch"]
+    star += ["--per_device_train_batch_size", 4, "--warmup_steps", 0, "--learning_rate", 1e-2]
+    call_script("star/train.py", *star, "--output_dir", tmp_path / "whole")
+
+    def stop(trainer: StaticTrainer, *_: object) -> None:
+        keep(trainer, *_)
+        if trainer.state.global_step == 4:
+            raise KeyboardInterrupt
+
+    keep = StaticTrainer._save_checkpoint
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(StaticTrainer, "_save_checkpoint", stop)
+        call_script("star/train.py", *star, "--output_dir", tmp_path / "stopped")
+    call_script("star/train.py", *star, "--output_dir", tmp_path / "stopped")
+    assert "resuming from" in capsys.readouterr().out
+    for name in ("model", "2_Dense/model", "3_LayerNorm/model"):
+        files = [tmp_path / run / f"{name}.safetensors" for run in ("whole", "stopped")]
+        assert files[0].read_bytes() == files[1].read_bytes() != (folder / f"{name}.safetensors").read_bytes()
+
+    head = tmp_path / "stopped" / "2_Dense" / "model.safetensors"
+    shutil.copy(folder / "2_Dense" / "model.safetensors", head)
+    sentence = refused("star/train.py", *star, "--output_dir", tmp_path / "stopped", capsys=capsys)
+    assert "has a finished model, but 2_Dense/model.safetensors is damaged" in sentence
 
 
 def test_checkpointing_that_transformers_cannot_do_is_one_sentence(tmp_path: Path) -> None:

@@ -257,9 +257,9 @@ def _compare_with_theirs(world: World, script: Script, folder: Path, outcome: Ou
 
 
 def _names_a_file(sentence: str, folder: Path) -> bool:
-    """Return whether an error starts with the path of a file or folder, or of one that is missing in a folder."""
+    """Return whether an error starts with the path of a file or folder, or of one that is missing in a model's."""
     path = re.match(r"error: (.*?)(: |, line )", sentence)
-    return path is not None and (folder / path[1]).parent.exists()
+    return path is not None and (folder / path[1]).parent.parent.exists()
 
 
 def _prepare(target: Target) -> Callable[[], None]:
