@@ -151,7 +151,7 @@ MODERNBERT = Architecture(
         "rope_parameters": ((dict, type(None)), None),
         "layer_types": ((list, type(None)), None),
     },
-    otherwise={},
+    otherwise={"rope_scaling": None},
     layer=re.compile(r"layers\.(\d+)\."),
     pooler=False,
     names={"hidden_act": "hidden_activation"},

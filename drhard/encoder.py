@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from drhard.errors import InputError
-from drhard.pretrained import find_longest_sequence
+from drhard.pretrained import architecture_of, find_longest_sequence
 from drhard.sentence_modules import SentenceModules
 from drhard.tokens import PASSAGES, TokenMemmap
 
@@ -65,6 +65,11 @@ class Encoder(nn.Module):
     def longest_sequence(self) -> int:
         """The most tokens that the model takes."""
         return find_longest_sequence(self.config)
+
+    @property
+    def model_args(self) -> dict[str, object]:
+        """The arguments with which transformers builds the backbone without a pooler."""
+        return {"add_pooling_layer": False} if architecture_of(self.config).pooler else {}
 
     def undecayed(self) -> set[str]:
         """Return the names of the parameters that get no weight decay: biases, and the weights of norms."""

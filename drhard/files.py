@@ -16,11 +16,12 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
@@ -213,10 +214,11 @@ def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
         InputError: another process is writing ``folder``, or the disk is full or fails.
     """
     folder = Path(folder)
-    there = folder.is_dir()
-    unfinished = folder / ".partial" if there else partial_path(folder)
-    lock = unfinished.with_name(f"{unfinished.name}.lock")
+    unfinished = folder / ".partial" if folder.is_dir() else partial_path(folder)
+    lock = _lock_path(unfinished)
     with disk_faults(folder):
+        if folder.is_dir():
+            _remove_left(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with claim(lock, folder):
             try:
@@ -226,12 +228,11 @@ def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
                 entries = sorted(unfinished.iterdir(), key=lambda path: (path.name == last, path.name))
                 for path in unfinished.rglob("*"):
                     sync(path)
-                if there:
+                if folder.is_dir():  # now: another process may have made it since
                     if last:
                         (folder / last).unlink(missing_ok=True)
                     for path in entries:
-                        if (folder / path.name).is_dir():
-                            remove_folder(folder / path.name)
+                        remove_folder(folder / path.name)
                         os.replace(path, folder / path.name)
                 else:
                     os.replace(unfinished, folder)
@@ -240,6 +241,19 @@ def write_whole_folder(folder: str | Path, last: str = "") -> Iterator[Path]:
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 lock.unlink(missing_ok=True)
+
+
+def _lock_path(unfinished: Path) -> Path:
+    return unfinished.with_name(f"{unfinished.name}.lock")
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what a process left that was killed as it gave ``folder`` its name."""
+    lock = _lock_path(partial_path(folder))
+    if lock.exists():
+        with suppress(InputError), claim(lock, folder):  # an InputError: another process is there
+            shutil.rmtree(partial_path(folder), ignore_errors=True)
+            lock.unlink()
 
 
 def remove_unfinished(folder: Path, pattern: str) -> None:
@@ -251,10 +265,14 @@ def remove_unfinished(folder: Path, pattern: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder. It is renamed first, so that a half-removed folder is never taken for a whole one."""
+    """Remove a folder if it exists, and what a killed process left of it.
+
+    It is renamed first, so that a half-removed folder is never taken for a whole one.
+    """
     shutil.rmtree(partial_path(folder), ignore_errors=True)
-    os.replace(folder, partial_path(folder))
-    shutil.rmtree(partial_path(folder), ignore_errors=True)
+    if folder.is_dir():
+        os.replace(folder, partial_path(folder))
+        shutil.rmtree(partial_path(folder), ignore_errors=True)
 
 
 class _Counted:
@@ -417,7 +435,11 @@ def read_json(path: str | Path, name: str | None = None, hint: str = "") -> Any:
     if path.is_dir():
         raise InputError(f"{name}: is a folder; a JSON file is expected")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_finite)
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_once, parse_constant=_finite)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()  # half a pair is no text: a UnicodeEncodeError
+        return content
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else shorten(error)
         raise InputError(f"{name}: not a JSON file ({reason}){hint}") from None
@@ -447,6 +469,7 @@ def check_fields(
             raise InputError(f"{where}: the field {field!r} is {_shown(content[field])}, expected {expected}{hint}")
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _KINDS = {
     dict: "an object",
     list: "a list",

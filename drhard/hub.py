@@ -15,11 +15,12 @@ from drhard.errors import InputError, reason_of
 CONFIG_FILE = "config.json"
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (VOCAB_FILE, MERGES_FILE)  # of the published tokenizer
 ALL_TOKENIZER_FILES = (  # of transformers' tokenizers
     *TOKENIZER_FILES,
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",

@@ -8,7 +8,7 @@ from pathlib import Path
 from drhard.encoder import Encoder, check_finite
 from drhard.errors import InputError, reason_of
 from drhard.files import write_json, write_whole_folder, write_whole_text
-from drhard.hub import ALL_TOKENIZER_FILES, CONFIG_FILE, TOKENIZER_FILES, find_checkpoint
+from drhard.hub import ALL_TOKENIZER_FILES, CONFIG_FILE, SAFETENSORS_FILE, TOKENIZER_FILES, find_checkpoint
 from drhard.model_tokenizer import define_published, is_published, load_tokenizer
 from drhard.pooled import PooledEncoder
 from drhard.pretrained import (
@@ -20,7 +20,14 @@ from drhard.pretrained import (
     read_weights,
 )
 from drhard.roberta_dot import HEAD, RobertaDot, embedding_size
-from drhard.sentence_files import MODULES_FILE, find_transformer, read_prompts
+from drhard.sentence_files import (
+    LENGTH_FILE,
+    MODULES_FILE,
+    PROMPTS_FILE,
+    find_transformer,
+    read_module_list,
+    read_prompts,
+)
 from drhard.sentence_modules import Normalize, SentenceModules, read_modules
 from drhard.tokenizer import RobertaTokenizer
 
@@ -89,7 +96,7 @@ def _refuse_pooling(folder: Path, pooling: str | None, normalize: bool, what: st
 
 
 def _load_robertadot(folder: Path, fresh_head: bool) -> RobertaDot:
-    config = read_config(folder)
+    config = read_config(folder, untyped="roberta")  # published checkpoints name no type
     weights = read_weights(folder, architecture_of(config))
     check_sizes(folder, config, weights)
     head, size = weights.get("embeddingHead.weight"), embedding_size(config)
@@ -154,6 +161,15 @@ def save_encoder(
         for name, content in (notes or {}).items():
             write_json(unfinished / name, content, indent=1)
         let_all_read(unfinished)
+
+
+def list_model_files(folder: Path) -> list[str]:
+    """Return the names of the files that :func:`save_encoder` wrote into ``folder``, without the notes."""
+    own = (CONFIG_FILE, SAFETENSORS_FILE, MODULES_FILE, LENGTH_FILE, PROMPTS_FILE, *ALL_TOKENIZER_FILES)
+    paths = [folder / name for name in own if (folder / name).is_file()]
+    for _, place in read_module_list(folder)[1:]:
+        paths += place.iterdir()
+    return [str(path.relative_to(folder)) for path in paths]
 
 
 def let_all_read(folder: Path) -> None:

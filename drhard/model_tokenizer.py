@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from tokenizers.normalizers import Lowercase, Normalizer
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 SPECIALS = 2  # special tokens of a text: one in front, one behind
+LARGEST_ID = 2**22 - 1  # the tokenizers library takes memory for every id up to the largest
 
 
 class Tokenizer(Protocol):
@@ -45,23 +47,31 @@ class ModelTokenizer:
     Args:
         definition: the content of ``tokenizer.json``.
         prompts: see :class:`Tokenizer`.
+        name: what to call it in errors: the folder of the model.
 
     Raises:
-        InputError: it does not put one special token in front of a text and one behind.
+        InputError: it does not put one special token in front of a text and one behind, or gives a token a type.
     """
 
-    def __init__(self, definition: str, prompts: Mapping[str, str] = NO_PROMPTS):
-        self._definition, self.prompts = definition, prompts
-        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+    def __init__(self, definition: str, prompts: Mapping[str, str] = NO_PROMPTS, name: str = "tokenizer.json"):
+        self._definition, self.prompts, self._name = definition, prompts, name
+        with _library_errors(name):
+            self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            empty, text = self._tokenizer.encode_batch(["", "a"])
         self._width = 0
-        added = len(self._tokenizer.encode("").ids)
+        added = len(empty.ids)
         if added != SPECIALS:
-            raise InputError(f"the tokenizer adds {added} special tokens to a text, expected {SPECIALS}")
+            raise InputError(f"{name}: its tokenizer adds {added} special tokens to a text, expected {SPECIALS}")
+        ends = [1, *[0] * (len(text.ids) - SPECIALS), 1]
+        if text.special_tokens_mask != ends:
+            raise InputError(f"{name}: its tokenizer does not put one special token in front of a text and one behind")
+        if any(text.type_ids):
+            raise InputError(f"{name}: its tokenizer gives tokens a type other than 0; this cannot be used")
 
-    def __reduce__(self) -> tuple[type["ModelTokenizer"], tuple[str, dict[str, str]]]:
-        return ModelTokenizer, (self._definition, dict(self.prompts))
+    def __reduce__(self) -> tuple[type["ModelTokenizer"], tuple[str, dict[str, str], str]]:
+        return ModelTokenizer, (self._definition, dict(self.prompts), self._name)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "ModelTokenizer":
@@ -72,17 +82,17 @@ class ModelTokenizer:
         """
         from transformers import AutoTokenizer
 
-        try:
+        with _library_errors(folder):
             loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             backend = loaded.backend_tokenizer
-        except Exception as error:  # transformers raises errors of many types
-            raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason_of(error)})") from None
+            largest = max(backend.get_vocab().values(), default=0)
+        if largest > LARGEST_ID:
+            raise InputError(f"{folder}: its tokenizer has the token id {largest}; at most {LARGEST_ID} can be used")
+        if loaded.truncation_side != "right":
+            raise InputError(f"{folder}: its tokenizer cuts the start of long texts; only their end can be cut")
         if read_length(folder)[1] and not _has_lowercase(backend.normalizer):
             backend.normalizer = NormalizerSequence([Lowercase(), *filter(None, [backend.normalizer])])
-        try:
-            return cls(backend.to_str())
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
+        return cls(backend.to_str(), name=str(folder))
 
     def digest(self) -> str:
         """Return the SHA-256 of the definition."""
@@ -97,7 +107,9 @@ class ModelTokenizer:
             self._width = width
         rows = np.zeros((len(texts), width), dtype=np.int32)
         lengths = np.zeros(len(texts), dtype=np.int32)
-        for place, encoding in enumerate(self._tokenizer.encode_batch_fast(list(texts))):
+        with _library_errors(self._name):
+            encodings = self._tokenizer.encode_batch_fast(list(texts))
+        for place, encoding in enumerate(encodings):
             ids = encoding.ids
             rows[place, : len(ids)] = ids
             lengths[place] = len(ids)
@@ -158,6 +170,22 @@ def open_tokenizer(name_or_path: str, own_tokenizer: bool = False) -> Tokenizer:
         raise InputError(f"{folder}: has no tokenizer")
     tokenizer.prompts = read_prompts(folder) or NO_PROMPTS
     return tokenizer
+
+
+@contextmanager
+def _library_errors(name: object) -> Iterator[None]:
+    """Turn an error of the tokenizers library or of transformers into an InputError. They are of many types.
+
+    A panic of the library is no Exception.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{name}: its tokenizer cannot be used ({reason_of(error)})") from None
 
 
 def _has_lowercase(normalizer: Normalizer | None) -> bool:

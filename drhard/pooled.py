@@ -54,7 +54,13 @@ class PooledEncoder(Encoder):
     def describe(self) -> SentenceModules:
         """See :meth:`drhard.encoder.Encoder.describe`."""
         length = min(self.modules_read.max_seq_length or self.longest_sequence, self.longest_sequence)
-        return replace(self.modules_read, heads=tuple(self.heads), max_seq_length=length, prompts=self.prompts)
+        return replace(
+            self.modules_read,
+            heads=tuple(self.heads),
+            max_seq_length=length,
+            prompts=self.prompts,
+            model_args=self.model_args,
+        )
 
     def save(self, folder: Path) -> None:
         """See :meth:`drhard.encoder.Encoder.save`."""

@@ -28,8 +28,11 @@ _UNUSED = re.compile(
 )
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
+def read_config(folder: Path, untyped: str | None = None) -> PreTrainedConfig:
     """Read ``config.json``. Keep only the fields that decide the embeddings.
+
+    Args:
+        untyped: the type of a model whose config names none.
 
     Returns:
         The config of transformers' class for its ``model_type``, one of :data:`ARCHITECTURES`.
@@ -41,7 +44,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     if not path.is_file():
         raise InputError(f"{folder}: {CONFIG_FILE} is missing; a checkpoint is {CONFIG_FILE} and weights")
     refuse_stand_in(path)
-    model_type = read_object(path, {}, _HINT, {"model_type": str}).get("model_type", "roberta")
+    model_type = read_object(path, {}, _HINT, {"model_type": str}).get("model_type", untyped)
+    if model_type is None:
+        raise InputError(f"{path}: the field 'model_type' is missing; {_HINT}")
     if model_type not in ARCHITECTURES:
         raise InputError(
             f"{folder}: is a checkpoint of type {model_type[:40]!r} ({CONFIG_FILE}, model_type); "

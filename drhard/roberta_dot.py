@@ -60,7 +60,9 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):
     def describe(self) -> SentenceModules:
         """See :meth:`drhard.encoder.Encoder.describe`."""
         heads = (Dense(self.embeddingHead), self.norm)
-        return SentenceModules(Path(), "cls", heads, self.longest_sequence, prompts=self.prompts)
+        return SentenceModules(
+            Path(), "cls", heads, self.longest_sequence, prompts=self.prompts, model_args=self.model_args
+        )
 
     def save(self, folder: Path) -> None:
         """See :meth:`drhard.encoder.Encoder.save`. sentence-transformers reads the head from modules of its own."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drhard.errors import InputError
+from drhard.errors import InputError, shorten
 from drhard.files import read_object, write_json
 from drhard.numbers import DIM
 from drhard.pretrained import check_names_and_shapes, read_all_weights
@@ -27,6 +27,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 MODE_FIELDS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+OTHER_MODE_FIELDS = tuple(
+    f"pooling_mode_{mode}" for mode in ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+)
+POOLING_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "embedding_dimension": int,
+    "word_embedding_dimension": int,  # its name before release 6
+    "pooling_mode": (str, list),
+    **dict.fromkeys((*MODE_FIELDS.values(), *OTHER_MODE_FIELDS), bool),
+    "include_prompt": bool,
+}
 ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": nn.Identity,
     "torch.nn.modules.activation.Tanh": nn.Tanh,
@@ -76,6 +86,8 @@ class SentenceModules:
         max_seq_length: the length at which texts are cut; None: the longest that the encoder takes.
         lower_case: texts are lower-cased before they are tokenized.
         prompts: "query" and "passage" -> the text that stands in front of each. A side may be unknown.
+        model_args: arguments for building the encoder. Built without its pooler, transformers does not warn that the
+            pooler's weights are missing, as they are in our checkpoints.
     """
 
     folder: Path
@@ -84,6 +96,7 @@ class SentenceModules:
     max_seq_length: int | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
+    model_args: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def normalized(self) -> bool:
@@ -121,9 +134,12 @@ def read_modules(folder: Path) -> SentenceModules:
 
 def _read_pooling(path: Path) -> tuple[str, int, bool]:
     """Return the pooling, the size of what it pools, and whether it pools the prompt too."""
-    content = read_object(path, {})
+    content = read_object(path, {}, optional=POOLING_FIELDS)
+    unknown = sorted(content.keys() - POOLING_FIELDS)
+    if unknown:
+        raise InputError(f"{path}: {shorten(unknown[0])} is not known, and may change the pooling")
     size = content.get("embedding_dimension", content.get("word_embedding_dimension"))
-    if not isinstance(size, int):
+    if size is None:
         raise InputError(f"{path}: the field 'word_embedding_dimension' is missing")
     DIM.check(f"{path}: the dimensions", size)
     told = content.get("pooling_mode")
@@ -131,14 +147,15 @@ def _read_pooling(path: Path) -> tuple[str, int, bool]:
     if modes is None:
         modes = [name for name, on in content.items() if name.startswith("pooling_mode_") and on is True]
         modes = [{field: mode for mode, field in MODE_FIELDS.items()}.get(name, name) for name in modes]
-    if len(modes) != 1 or modes[0] not in MODE_FIELDS:
+    if len(modes) != 1 or modes[0] not in tuple(MODE_FIELDS):
         raise InputError(f"{path}: the pooling is {' and '.join(map(str, modes))[:80]}; only cls or mean can be used")
     return modes[0], size, content.get("include_prompt") is not False
 
 
 def _read_dense(folder: Path, size: int) -> nn.Module:
     path = folder / "config.json"
-    content = read_object(path, {"in_features": int, "out_features": int}, optional={"bias": bool})
+    optional = {"bias": bool, "activation_function": str}
+    content = read_object(path, {"in_features": int, "out_features": int}, optional=optional)
     activation = content.get("activation_function", "torch.nn.modules.activation.Tanh")
     if activation not in ACTIVATIONS or content.get("use_residual") or _elsewhere(content):
         raise InputError(
@@ -148,8 +165,8 @@ def _read_dense(folder: Path, size: int) -> nn.Module:
     DIM.check(f"{path}: out_features", content["out_features"])
     if content["in_features"] != size:
         raise InputError(f"{path}: in_features is {content['in_features']}, but the module before gives {size}")
-    linear = nn.Linear(size, content["out_features"], bias=content.get("bias", True))
-    head = Dense(linear, ACTIVATIONS[activation]())
+    with torch.device("meta"):  # no memory, until the weights turn out to have these sizes
+        head = Dense(nn.Linear(size, content["out_features"], content.get("bias", True)), ACTIVATIONS[activation]())
     _load(head, folder)
     return head
 
@@ -170,6 +187,9 @@ def _read_layer_norm(folder: Path, size: int) -> nn.Module:
 
 
 def _read_normalize(folder: Path, size: int) -> nn.Module:
+    path = folder / "config.json"
+    if path.exists() and _elsewhere(read_object(path, {})):
+        raise InputError(f"{path}: only the sentence embedding can be normalized")
     return Normalize()
 
 
@@ -180,7 +200,8 @@ def _load(head: nn.Module, folder: Path, prefix: str = "") -> None:
     """Load the weights of a head. Raises InputError if they do not fit."""
     weights = {name.removeprefix(prefix): weight for name, weight in read_all_weights(folder).items()}
     check_names_and_shapes(folder, weights, head.state_dict(), ())
-    head.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    # Copied, not mapped: the file may be rewritten while the model is in use.
+    head.load_state_dict({name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}, assign=True)
 
 
 # Write
@@ -221,8 +242,9 @@ def write_parts(folder: Path, prefix: str, size: int, modules: SentenceModules) 
 
 def write_length(folder: Path, modules: SentenceModules) -> None:
     """Write what sentence-transformers asks for beside the config of an encoder."""
-    length = {"max_seq_length": modules.max_seq_length, "do_lower_case": modules.lower_case}
-    write_json(folder / LENGTH_FILE, length, indent=2)
+    told = {"max_seq_length": modules.max_seq_length, "do_lower_case": modules.lower_case}
+    arguments = {"model_args": modules.model_args} if modules.model_args else {}
+    write_json(folder / LENGTH_FILE, told | arguments, indent=2)
 
 
 def write_prompts(folder: Path, modules: SentenceModules) -> None:

@@ -26,6 +26,7 @@ from drhard.trainer_flags import DATA, OWN, VALIDATION, WORKING, outcome
 from drhard.training import Events, choose_scale, make_record
 from drhard.validation import Validation
 
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
@@ -120,7 +121,9 @@ class StaticTraining:
             InputError: as :func:`drhard.mining.mine_hard_negatives`.
         """
         folder = self.output_dir / MINING_FOLDER
-        with mine_hard_negatives(self._retriever, self.collection, "train", folder, self.selection) as mined:
+        with mine_hard_negatives(
+            self._make_retriever(torch.float32), self.collection, "train", folder, self.selection
+        ) as mined:
             write_hard_negatives(self.hard_path, mined.hard)
             write_stamp(self.hard_path, self._mined_from() | {"sha256": digest_file(self.hard_path)})
         self._draw_from(mined.hard)
@@ -155,17 +158,20 @@ class StaticTraining:
         )
         trainer.complete(self.start)
 
-    @property
-    def _retriever(self) -> Retriever:
-        encoding = EncodingSettings(self.args.per_device_eval_batch_size, self.args.device)
+    def _make_retriever(self, dtype: torch.dtype) -> Retriever:
+        encoding = EncodingSettings(self.args.per_device_eval_batch_size, self.args.device, dtype)
         return Retriever(self.model, encoding, self.searching)
 
     def _evaluate(self) -> float:
-        """Encode the collection with the present model, search it, and return the measure of the validation."""
+        """Encode the collection with the present model, search it, and return the measure of the validation.
+
+        The model computes in the precision of the training.
+        """
         assert self.validation is not None
-        folder = self.output_dir / EVALUATION_FOLDER
+        split, depth, folder = self.validation.split, self.validation.depth, self.output_dir / EVALUATION_FOLDER
+        dtype = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else torch.float32
         remove_embeddings_of_others(folder, self.model)
-        with self._retriever.retrieve(self.collection, self.validation.split, folder, self.validation.depth) as found:
+        with self._make_retriever(dtype).retrieve(self.collection, split, folder, depth) as found:
             value = self.validation.measure(found.rows)
         remove_folder(folder)
         return value

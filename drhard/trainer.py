@@ -7,13 +7,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-from drhard.checkpoints import MODEL_FILES, STATE_FILE, checkpoint_folder, keep_newest
+from drhard.checkpoints import STATE_FILE, checkpoint_folder, keep_newest
 from drhard.encoder import Encoder, embed_in_chunks
 from drhard.files import partial_path, remove_folder, write_whole_folder
-from drhard.hub import TOKENIZER_FILES
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
-from drhard.model_folder import save_encoder
+from drhard.model_folder import list_model_files, load_encoder, save_encoder
 from drhard.provenance import write_seal
 from drhard.sampling import TrainingDataset
 from drhard.training import Events, check_loss, check_trained, group_parameters, warn_of_long_warmup
@@ -190,8 +189,7 @@ class StaticTrainer(Trainer):
         self.save_model()
         if self.args.should_save:
             folder = Path(self.args.output_dir)
-            names = [name for name in (*MODEL_FILES, *TOKENIZER_FILES) if (folder / name).is_file()]
-            write_seal(folder, self.state.global_step, self.record, names)
+            write_seal(folder, self.state.global_step, self.record, list_model_files(folder))
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -254,6 +252,11 @@ class StaticTrainer(Trainer):
         """Write a checkpoint folder for ``from_pretrained``. Raises InputError if a weight is not finite."""
         if self.args.should_save:
             self._save_encoder(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load the weights of a checkpoint. The Trainer itself does not find those of heads, which have own files."""
+        weights = load_encoder(resume_from_checkpoint).state_dict()
+        self.accelerator.unwrap_model(model or self.model).load_state_dict(weights)
 
     def _save_encoder(self, folder: Path, notes: Mapping[str, object] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)

@@ -81,13 +81,9 @@ def open_pool(workers: int, tokenizer: Tokenizer, lock: BinaryIO, folder: Path) 
     ):
         terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            # The workers inherit the blocked signals, so that only the parent handles Ctrl-C.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-            try:
+            with _stops_delayed():
                 for _ in range(workers):  # each call starts a worker
                     pool.submit(os.getpid)
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
             yield pool
         except BrokenProcessPool:
             # Python before 3.11.5 would wait forever for a batch that is still on its way to the worker (gh-94777).
@@ -102,6 +98,26 @@ def open_pool(workers: int, tokenizer: Tokenizer, lock: BinaryIO, folder: Path) 
         finally:
             signal.signal(signal.SIGTERM, terminate)
             pickled.unlink(missing_ok=True)
+
+
+@contextmanager
+def _stops_delayed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM act when the block ends. A worker would print a traceback if its start were cut short.
+
+    The workers inherit the blocked signals, so that only the parent handles Ctrl-C. Blocking alone does not keep them
+    from the parent: a thread of a library may receive a signal, and Python then calls the handler in this thread.
+    """
+    stops, noted = (signal.SIGINT, signal.SIGTERM), []
+    handlers = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in stops}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 _tokenizer: Tokenizer

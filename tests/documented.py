@@ -19,6 +19,7 @@ SCRIPTS = (  # of the walk-through
     "cvt_back.py",
 )
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+OWN_COLLECTION, YOUR_RETRIEVER = ROOT / "docs" / "own-collection.md", ROOT / "docs" / "your-retriever.md"
 WALKTHROUGH, RESULTS = ROOT / "docs" / "walkthrough.md", ROOT / "docs" / "results.md"
 DOCUMENTS = (  # all Markdown that is written by hand
     README,
@@ -69,10 +70,10 @@ def in_document(path: Path) -> list[Printed]:
 
 
 def in_documents() -> list[Printed]:
-    """The commands of README.md, then of docs/*.md, without two pages that have tests of their own."""
-    own = ("own-collection.md", "your-retriever.md")
-    pages = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in own]
-    return [command for path in (README, *pages) for command in in_document(path)]
+    """The commands of README.md, then of docs/*.md, without those of two pages that have tests of their own."""
+    theirs = {command.words for page in (YOUR_RETRIEVER, OWN_COLLECTION) for command in in_document(page)}
+    pages = (README, *sorted((ROOT / "docs").glob("*.md")))
+    return [command for path in pages for command in in_document(path) if command.words not in theirs]
 
 
 def in_scripts() -> list[Printed]:

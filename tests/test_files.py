@@ -28,6 +28,7 @@ from drhard.files import (
     write_json,
     write_whole,
     write_whole_file,
+    write_whole_folder,
     write_whole_text,
 )
 from drhard.ids import LARGEST_ID, read_ids, write_ids
@@ -293,6 +294,35 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
     assert os.listdir(folder) == []
 
 
+def test_what_a_killed_writer_left_of_a_folder_is_removed(tmp_path: Path) -> None:
+    """A process was killed after it gave a folder its name, or after it moved an old subfolder out of the way."""
+    folder = tmp_path / "model"
+    (folder / "1_Pooling.partial").mkdir(parents=True)
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial.lock").touch()
+    with write_whole_folder(folder) as unfinished:
+        (unfinished / "1_Pooling").mkdir()
+    assert sorted(tmp_path.rglob("*")) == [folder, folder / "1_Pooling"]
+
+
+def test_the_folder_of_another_writer_stays(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    lock = tmp_path / "model.partial.lock"
+    with claim(lock, lock), write_whole_folder(tmp_path / "model"):
+        pass
+    assert lock.exists()
+
+
+def test_a_folder_that_appears_while_it_is_written_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with write_whole_folder(folder, last="a") as unfinished:
+        (unfinished / "a").write_text("new")
+        folder.mkdir()
+        (folder / "a").write_text("old")
+    assert (folder / "a").read_text() == "new"
+    assert os.listdir(tmp_path) == ["model"]
+
+
 HOLD = """
 import sys, time
 from drhard.files import claim
@@ -459,6 +489,7 @@ def test_output_on_a_terminal_that_knows_ascii_alone() -> None:
         ('{"rows": ' + "[" * 100_000 + "}", "nested too deep"),
         ('{"rows": 1', "not a JSON file"),
         ('{"rows": 1, "name": 2}', "the field 'name' is 2, expected a text"),
+        ('{"rows": 1, "name": "\\ud800"}', "surrogates not allowed"),
     ],
 )
 def test_an_object_that_is_not_what_it_should_be(tmp_path: Path, content: str, reason: str) -> None:
@@ -468,6 +499,11 @@ def test_an_object_that_is_not_what_it_should_be(tmp_path: Path, content: str, r
         read_object(path, {"rows": int}, "make it anew", optional={"name": str})
     assert str(raised.value).startswith(f"{path}: ")
     assert str(raised.value).endswith("; make it anew")
+
+
+def test_json_takes_whole_surrogate_pairs(tmp_path: Path) -> None:
+    (tmp_path / "pair.json").write_text('{"text": "\\ud83d\\ude00 \\\\ud800"}')
+    assert read_object(tmp_path / "pair.json", {"text": str}) == {"text": "\U0001f600 \\ud800"}
 
 
 def test_json_takes_a_byte_order_mark_and_other_fields(tmp_path: Path) -> None:

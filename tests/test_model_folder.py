@@ -1,6 +1,8 @@
 """Any encoder, there and back: transformers and sentence-transformers give the same embeddings for our folders."""
 
 import json
+import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,13 @@ from drhard.collection import Collection
 from drhard.encoder import Encoder
 from drhard.errors import InputError
 from drhard.model_folder import load_encoder, save_encoder
+from drhard.numbers import DIM
 from drhard.pooled import PooledEncoder
+from drhard.sentence_modules import Dense as Head
+from drhard.sentence_modules import Normalize as Normalized
+from drhard.sentence_modules import SentenceModules
 from drhard.settings import EncodingSettings
+from drhard.trainer import StaticTrainer
 
 import numpy as np
 import pytest
@@ -30,9 +37,8 @@ from helpers import (
 )
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
-from transformers import (
-    AutoModel,
-)
+from torch import nn
+from transformers import AutoModel
 
 LONGEST = {"roberta": 38, "xlm-roberta": 38, "mpnet": 38}  # of 40 positions; the pad id takes two
 
@@ -85,6 +91,13 @@ def test_sentence_transformers_gives_the_same_embeddings(tmp_path: Path, kind: s
     folder = save_plain(tmp_path / "plain", kind)
     save_encoder(load_encoder(folder, pooling="mean", normalize=True), tmp_path / "saved", folder)
     assert_same_as_sentence_transformers(tmp_path / "saved")
+    assert_builds_no_pooler(tmp_path / "saved")
+
+
+def assert_builds_no_pooler(folder: Path) -> None:
+    """Its weights are not in our checkpoints. transformers would warn that they are missing."""
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    assert not any("pooler" in name for name, _ in model.named_parameters())
 
 
 def assert_same_as_sentence_transformers(folder: Path) -> None:
@@ -119,6 +132,7 @@ def test_robertadot_is_the_same_in_sentence_transformers(tmp_path: Path) -> None
     start = save_vocabulary(save_tiny(tmp_path / "start"))
     save_encoder(load_encoder(start), tmp_path / "saved", start)
     assert_same_as_sentence_transformers(tmp_path / "saved")
+    assert_builds_no_pooler(tmp_path / "saved")
 
 
 def test_saving_into_a_folder_replaces_its_modules(tmp_path: Path) -> None:
@@ -157,6 +171,48 @@ def test_every_kind_trains_with_star_and_adore(tmp_path: Path, kind: str) -> Non
     assert_same_as_sentence_transformers(tmp_path / "adore" / "epoch-1")
 
 
+def test_a_stopped_training_of_an_encoder_with_heads_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights of the backbone and those of each head are in files of their own."""
+    folder, preprocess = with_modules(tmp_path), write_collection(tmp_path / "pre", vocabulary=WORDS)
+    star = [
+        "--do_train",
+        "--no_cuda",
+        "--max_steps",
+        6,
+        "--save_steps",
+        2,
+        "--report_to",
+        "none",
+        "--max_doc_length",
+        16,
+    ]
+    star += ["--preprocess_dir", preprocess, "--init_path", folder, "--max_query_length", 8, "--negatives", "in-batch"]
+    star += ["--per_device_train_batch_size", 4, "--warmup_steps", 0, "--learning_rate", 1e-2]
+    call_script("star/train.py", *star, "--output_dir", tmp_path / "whole")
+
+    def stop(trainer: StaticTrainer, *_: object) -> None:
+        keep(trainer, *_)
+        if trainer.state.global_step == 4:
+            raise KeyboardInterrupt
+
+    keep = StaticTrainer._save_checkpoint
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(StaticTrainer, "_save_checkpoint", stop)
+        call_script("star/train.py", *star, "--output_dir", tmp_path / "stopped")
+    call_script("star/train.py", *star, "--output_dir", tmp_path / "stopped")
+    assert "resuming from" in capsys.readouterr().out
+    for name in ("model", "2_Dense/model", "3_LayerNorm/model"):
+        files = [tmp_path / run / f"{name}.safetensors" for run in ("whole", "stopped")]
+        assert files[0].read_bytes() == files[1].read_bytes() != (folder / f"{name}.safetensors").read_bytes()
+
+    head = tmp_path / "stopped" / "2_Dense" / "model.safetensors"
+    shutil.copy(folder / "2_Dense" / "model.safetensors", head)
+    sentence = refused("star/train.py", *star, "--output_dir", tmp_path / "stopped", capsys=capsys)
+    assert "has a finished model, but 2_Dense/model.safetensors is damaged" in sentence
+
+
 def test_checkpointing_that_transformers_cannot_do_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--gradient_checkpointing is not supported for mpnet; omit it, or save mem"):
         load_encoder(save_plain(tmp_path, "mpnet"), pooling="cls").activation_checkpointing_enable()
@@ -175,18 +231,23 @@ def test_weight_decay_spares_biases_and_norms(tmp_path: Path) -> None:
 
 
 def with_modules(folder: Path, **change: object) -> Path:
-    save_encoder(load_encoder(save_plain(folder / "plain", "bert"), pooling="mean"), folder / "saved", folder / "plain")
+    plain = load_encoder(save_plain(folder / "plain", "bert"), pooling="mean")
+    heads = [Head(nn.Linear(16, 12)), nn.LayerNorm(12), Normalized()]
+    model = PooledEncoder(plain.backbone, SentenceModules(folder / "plain", "mean", heads))
+    save_encoder(model, folder / "saved", folder / "plain")
+    places = {"pooling": "1_Pooling/config", "dense": "2_Dense/config", "normalize": "4_Normalize/config"}
     for name, content in change.items():
-        path = folder / "saved" / {"pooling": "1_Pooling/config.json"}.get(name, f"{name}.json")
+        path = folder / "saved" / f"{places.get(name, name)}.json"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
     return folder / "saved"
 
 
 def module(kind: str, path: str, package: str = "sentence_transformers.models") -> dict[str, object]:
-    return {"idx": 0, "name": "0", "path": path, "type": f"{package}.{kind}"}
+    return {"idx": 0, "name": path or "0", "path": path, "type": f"{package}.{kind}"}
 
 
 POOL = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
+DENSE = {"in_features": 16, "out_features": 12}
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no list": ({"modules": {}}, "expected a list of modules"),
     "no JSON": ({"modules": "x"}, "not a JSON file"),
@@ -213,6 +274,35 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     ),
     "a prompt that is no text": ({"config_sentence_transformers": {"prompts": {"query": 1}}}, "expected a text"),
     "a length of 0": ({"sentence_bert_config": {"max_seq_length": 0}}, "max_seq_length is 0"),
+    "two of one name": (
+        {"modules": [module("Transformer", ""), module("Pooling", "1_Pooling") | {"name": "0"}]},
+        "two modules have the same name",
+    ),
+    "pooling that is no text": ({"pooling": POOL | {"pooling_mode": [["mean"]]}}, "the pooling is .'mean'.; only"),
+    "a number for true": ({"pooling": POOL | {"include_prompt": 0}}, "'include_prompt' is 0, expected true or false"),
+    "more in the pooling": ({"pooling": POOL | {"weights": [1]}}, "weights is not known"),
+    "an activation in a list": (
+        {"dense": DENSE | {"activation_function": []}},
+        "'activation_function' is .., expected",
+    ),
+    "normalized tokens": ({"normalize": {"module_input_name": "token_embeddings"}}, "only the sentence embedding"),
+    "another layer": (
+        {"sentence_bert_config": {"modality_config": {"text": {"method_output_name": ["hidden_states", 1]}}}},
+        "modality_config is .*this cannot be used",
+    ),
+    "another task": ({"sentence_bert_config": {"transformer_task": "fill-mask"}}, "transformer_task is fill-mask"),
+    "another config": ({"sentence_bert_config": {"config_args": {"hidden_act": "relu"}}}, "config_args is"),
+    "another length for queries": ({"sentence_bert_config": {"query_length": 8}}, "query_length is 8"),
+    "another kind of model": (
+        {"config_sentence_transformers": {"model_type": "SparseEncoder"}},
+        "SparseEncoder, expected",
+    ),
+    "truncated": ({"config_sentence_transformers": {"truncate_dim": 3}}, "truncate_dim is 3"),
+    "half a character": (
+        {"config_sentence_transformers": '{"prompts": {"query": "\\ud800"}}'},
+        "surrogates not allowed",
+    ),
+    "no type of model": ({"config": {"vocab_size": 60}}, "'model_type' is missing"),
 }
 
 
@@ -222,6 +312,34 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path: Path, case: str) -> None:
     folder = with_modules(tmp_path, **change)
     with pytest.raises(InputError, match=complaint):
         load_encoder(folder)
+
+
+def test_a_dense_layer_takes_no_memory_before_its_weights_have_its_size(tmp_path: Path) -> None:
+    """A gigabyte, and a second to draw its numbers."""
+    sizes = {"in_features": DIM.most, "out_features": DIM.most}
+    folder = with_modules(tmp_path, pooling=POOL | {"word_embedding_dimension": DIM.most}, dense=sizes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="the shape of linear.bias is .12,., but config.json asks for"):
+        load_encoder(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def test_the_length_is_read_where_sentence_transformers_writes_it(tmp_path: Path) -> None:
+    folder = save_plain(tmp_path / "plain", "bert")
+    theirs = SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16, "mean")], device="cpu")
+    theirs.max_seq_length = 20
+    theirs.save(str(tmp_path / "theirs"))
+    ours = load_encoder(tmp_path / "theirs")
+    save_encoder(ours, tmp_path / "ours", tmp_path / "theirs")
+    assert SentenceTransformer(str(tmp_path / "ours"), device="cpu").max_seq_length == 20
+
+
+def test_files_of_former_names_are_read(tmp_path: Path) -> None:
+    folder = with_modules(tmp_path)
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / "sentence_roberta_config.json").write_text('{"max_seq_length": 12, "do_lower_case": true}')
+    modules = load_encoder(folder).describe()
+    assert (modules.max_seq_length, modules.lower_case) == (12, True)
 
 
 def test_pooling_is_asked_for_once(tmp_path: Path) -> None:
@@ -300,6 +418,7 @@ def assert_exported_with_prompts(models: list[object], run: Path, exported: Path
     call_script("export.py", *models, "--output_dir", exported)
     model = SentenceTransformer(str(exported), device="cpu")
     assert model.prompts == {"query": "find: ", "document": "text: "}
+    assert_builds_no_pooler(exported)
     passages = np.fromfile(run / "passages.memmap", dtype=np.float32).reshape(12, -1)
     found = model.encode_document([f"word{row} is a thing" for row in range(12)])
     np.testing.assert_allclose(found, passages, atol=1e-5)

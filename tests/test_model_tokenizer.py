@@ -1,7 +1,10 @@
 """Tokenizers of models: the ids of transformers, in rows; the published tokenizer as transformers reads it."""
 
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from drhard.errors import InputError
 from drhard.model_tokenizer import ModelTokenizer, define_published, is_published, load_tokenizer
@@ -15,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+Change = Callable[[Any], None]  # of the content of a file
 PUBLISHED = RobertaTokenizer(vocabulary()[0], list(vocabulary()[1]), do_lower_case=True)
 
 
@@ -59,12 +63,82 @@ def test_a_tokenizer_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None
     bare = word_pieces(60)
     bare.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing("$A [SEP]", None, [("[SEP]", 3)])
     bare.save_pretrained(tmp_path / "bare")
-    with pytest.raises(InputError, match="the tokenizer adds 1 special tokens to a text, expected 2"):
+    with pytest.raises(InputError, match="bare: its tokenizer adds 1 special tokens to a text, expected 2"):
         ModelTokenizer.from_pretrained(tmp_path / "bare")
     word_pieces(60).save_pretrained(tmp_path / "damaged")
     (tmp_path / "damaged" / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="damaged: its tokenizer cannot be loaded"):
+    with pytest.raises(InputError, match="damaged: its tokenizer cannot be used"):
         ModelTokenizer.from_pretrained(tmp_path / "damaged")
+
+
+def ends(*names: str) -> Change:
+    return lambda content: content["post_processor"].update(
+        single=[{"Sequence" if name == "A" else "SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    )
+
+
+def change(*path: str | int, to: object) -> Change:
+    def apply(content: Any) -> None:
+        for name in path[:-1]:
+            content = content[name]
+        content[path[-1]] = to
+
+    return apply
+
+
+DAMAGED: dict[str, tuple[str, Change, str]] = {
+    "both ends in front": ("tokenizer", ends("[CLS]", "[SEP]", "A"), "does not put one special token in front"),
+    "types": ("tokenizer", change("post_processor", "single", 1, "Sequence", "type_id", to=1), "a type other than 0"),
+    "an id for a table of 4 GB": ("tokenizer", change("model", "vocab", "rhine", to=2**31), "the token id 2147483648"),
+    "cut in front": ("tokenizer_config", change("truncation_side", to="left"), "cuts the start of long texts"),
+    "also in its definition": (
+        "tokenizer",
+        change("truncation", to={"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}),
+        "cuts the start of long texts",
+    ),
+    "a length of a word": ("tokenizer_config", change("model_max_length", to="long"), "'model_max_length' is"),
+    "no length": ("tokenizer_config", change("model_max_length", to=0), "model_max_length is 0, expected a whole"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path: Path, case: str) -> None:
+    name, damage, complaint = DAMAGED[case]
+    word_pieces(60).save_pretrained(tmp_path)
+    path = tmp_path / f"{name}.json"
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=complaint) as raised:
+        ModelTokenizer.from_pretrained(tmp_path)
+    assert str(raised.value).startswith(str(tmp_path))
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_one_sentence(tmp_path: Path) -> None:
+    pieces = word_pieces(60)
+    content = json.loads(pieces.backend_tokenizer.to_str())
+    content["model"]["unk_token"] = "missing"
+    content["model"]["vocab"]["a"] = 40
+    tokenizer = pickle.loads(pickle.dumps(ModelTokenizer(json.dumps(content), name="folder")))  # as in a worker
+    with pytest.raises(InputError, match="folder: its tokenizer cannot be used .WordLevel error: Missing .UNK. token"):
+        tokenizer.encode_rows(["rhine", "unknown"], 9)
+
+
+def test_a_panic_of_the_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        pass
+
+    class Panicking:
+        def encode_batch_fast(self, _: object) -> None:
+            raise PanicException("index out of bounds")
+
+        def enable_truncation(self, _: int) -> None:
+            pass
+
+    tokenizer = ModelTokenizer(word_pieces(60).backend_tokenizer.to_str(), name="folder")
+    monkeypatch.setattr(tokenizer, "_tokenizer", Panicking())
+    with pytest.raises(InputError, match="folder: its tokenizer cannot be used .index out of bounds"):
+        tokenizer.encode_rows(["a"], 9)
 
 
 def test_which_tokenizer_a_folder_has(tmp_path: Path) -> None:

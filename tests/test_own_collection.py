@@ -400,7 +400,7 @@ def test_every_command_of_the_page_runs_after_those_before_it(tmp_path: Path, mo
         register(tmp_path, "beir/scifact", PASSAGES, QUERIES, qrels, monkeypatch)
     fewer = {"star/prepare_hardneg.py": ["--topk", "5"], "star/inference.py": ["--topk", "33"]}
     fewer |= {"adore/train.py": ["--neg_topk", "20"], "adore/inference.py": ["--topk", "33"]}
-    for command in documented.in_document(ROOT / "docs" / "own-collection.md"):
+    for command in documented.in_document(documented.OWN_COLLECTION):
         assert command.script is not None, command.where
         if "ir_datasets" in " ".join(command.words) and not have_ir_datasets:
             continue
@@ -417,6 +417,6 @@ def test_every_command_of_the_page_runs_after_those_before_it(tmp_path: Path, mo
 
 
 def test_names_of_fields_on_the_page() -> None:
-    page = (ROOT / "docs" / "own-collection.md").read_text(encoding="utf-8")
+    page = (documented.OWN_COLLECTION).read_text(encoding="utf-8")
     for names in (IDS, TITLES, TEXT_NAMES, QUERY_IDS, QUERY_TEXTS):
         assert f"| {', '.join(f'`{name}`' for name in names)}" in page

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -97,12 +98,17 @@ def test_results_are_those_of_the_runs(tmp_path: Path) -> None:
         assert f"{row['name']:14}{0.25:12.3f}{0.5:12.3f}{0.315:14.3f}" in printed
 
 
-@pytest.mark.parametrize("name, folder", [("sample", "results")])
-def test_committed_table_is_the_one_expected_and_the_documented_one(name: str, folder: str) -> None:
+@pytest.mark.parametrize(
+    "name, folder, title",
+    [("sample", "results", "## The sample"), ("minilm", "results/minilm", "## all-MiniLM-L6-v2")],
+    ids=["sample", "minilm"],
+)
+def test_committed_table_is_the_one_expected_and_the_documented_one(name: str, folder: str, title: str) -> None:
     report = json.loads((SAMPLE / folder / "report.json").read_text(encoding="utf-8"))
     [table] = report["tables"]
     expected = all_tables()[name]
-    documented = RESULTS.read_text(encoding="utf-8")
+    documented = re.split("^(?=## )", RESULTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    [documented] = [section for section in documented if section.startswith(f"{title}\n")]
     assert [row["name"] for row in table["rows"]] == [name for name, row in expected.rows.items() if row.expected]
     for row in table["rows"]:
         seeds = [trial["seed"] for trial in row["trials"]]

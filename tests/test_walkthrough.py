@@ -12,7 +12,7 @@ from pathlib import Path
 import documented
 import pytest
 import torch
-from documented import README, WALKTHROUGH, Printed
+from documented import README, WALKTHROUGH, YOUR_RETRIEVER, Printed
 from helpers import call_script, load_script
 
 SIZES = {  # appended
@@ -104,9 +104,15 @@ def test_every_command_of_the_walkthrough_runs_after_those_before_it() -> None:
 
 
 def check_readme(commands: list[Printed], made_by: dict[Path, Printed]) -> None:
-    """README's commands are some of these, and what one of them names was downloaded or made by one before it."""
+    """README's commands are some of these, and what one of them names was downloaded or made by one before it.
+
+    Those about one's own model are all the commands of docs/your-retriever.md, in its order. That page has a test.
+    """
     lines, so_far = {command.words for command in commands}, set()
-    for command in ours(documented.in_document(README)):
+    theirs = [command.words for command in documented.in_document(YOUR_RETRIEVER)]
+    printed = documented.in_document(README)
+    assert [command.words for command in printed if command.words in theirs] == theirs
+    for command in ours([command for command in printed if command.words not in theirs]):
         assert command.words in lines, command
         so_far.add(command.words)
         for word in command.words:

@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from drhard.workers import _stops_delayed
 
 import pytest
 from helpers import ROOT, TEXTS, save_vocabulary, snapshot, the_error
@@ -94,3 +97,29 @@ def test_no_process_is_left_behind(large: Path, what: str) -> None:
     else:
         assert process.returncode == 130
         assert stderr.splitlines()[-1] == "stopped; run the same command again to resume"
+
+
+def test_a_stop_that_a_thread_receives_waits_for_the_start_of_the_workers() -> None:
+    """Threads of libraries do not block signals. Python calls the handler in the main thread all the same."""
+    steps, begun, done = [], threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: (begun.set(), done.wait()))  # made before the signals are blocked
+    thread.start()
+    begun.wait()
+    try:
+        with pytest.raises(KeyboardInterrupt), _stops_delayed():
+            signal.pthread_kill(thread.ident, signal.SIGINT)
+            time.sleep(0.2)
+            steps.append("started")
+    finally:
+        done.set()
+        thread.join()
+    assert steps == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_stop_of_the_process_waits_too() -> None:
+    steps = []
+    with pytest.raises(KeyboardInterrupt), _stops_delayed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        steps.append("started")
+    assert steps == ["started"]

@@ -13,7 +13,6 @@ import pytest
 from helpers import ROOT, SIZES, call_script, save_plain
 from sentence_transformers import SentenceTransformer
 
-PAGE = ROOT / "docs" / "your-retriever.md"
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 FEW = {  # appended
     "star/train.py": ("--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu"),
@@ -49,7 +48,7 @@ def test_every_command_of_the_page_runs_after_those_before_it(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     plain = SentenceTransformer(str(save_plain(tmp_path / "plain", "bert")), device="cpu")  # with mean pooling
     plain.save(str(tmp_path / NAME))
-    copied, *commands = documented.in_document(PAGE)
+    copied, *commands = documented.in_document(documented.YOUR_RETRIEVER)
     assert copied.words == (
         "mkdir",
         "-p",

@@ -2,14 +2,16 @@
 
     python tests/campaigns/mutations.py --count 20000
 
-A script may end with exit code 0 and a sensible result, or with exit code 2 and one sentence. Everything else is a
-finding: a traceback, another exit code, a signal, numbers that are not finite, or more memory or time than a tiny file
-needs. A script must not start a program, or change a file outside the working folder. The seed and its number decide
-a case.
+A script may end with exit code 0 and a sensible result, or with exit code 2 and one sentence that names a file.
+Everything else is a finding: a traceback, another exit code, a signal, numbers that are not finite, or more memory or
+time than a tiny file needs. A script must not start a program, or change a file outside the working folder. What it
+makes of a sentence-transformers folder must be the same as before, or what sentence-transformers makes of the damaged
+folder. The seed and its number decide a case.
 """
 
 import atexit
 import hashlib
+import importlib
 import json
 import multiprocessing
 import random
@@ -23,14 +25,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from campaign import Campaign, Campaigner, Case, Finding, Outcome, end, parse_arguments
-from mutators import BYTES, FLOATS, GZIP, HTTP, JSON, NPY, PICKLE, SAFETENSORS, TAR, TEXT, ZIP, Mutator, mutate
-from processes import OUTSIDE, Ended, Hanging, Limits, Running, reap
+from mutators import (
+    BYTES,
+    FLOATS,
+    GZIP,
+    HTTP,
+    JSON,
+    MODEL_JSON,
+    NPY,
+    PICKLE,
+    SAFETENSORS,
+    TAR,
+    TEXT,
+    ZIP,
+    Mutator,
+    mutate,
+)
+from processes import OUTSIDE, PROJECT, Ended, Hanging, Limits, Running, Way, reap, start
 from scripts_under_test import (
     EMBEDDINGS,
     MODEL,
     PREPROCESS,
     SCRIPTS,
     SMALL,
+    WARMUP,
     Script,
     World,
     logs_of,
@@ -43,6 +61,7 @@ MORE_MEMORY = 3 << 30
 SECONDS = 60
 SAMPLE = 1 / 50  # share of the real cases that also start a new process; it takes a hundred times as long
 MEMORY = "out of memory"
+REFUSED = "sentence-transformers refuses"
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,7 @@ class Target:
         state: "" for a working folder with only the inputs, "done" if the script has ended there, "stopped" if it was
             stopped in the middle.
         weight: its frequency relative to the others.
+        model: the file is part of a sentence-transformers folder. sentence-transformers is asked what it makes of it.
     """
 
     script: str
@@ -60,6 +80,7 @@ class Target:
     mutators: tuple[Mutator, ...]
     weight: float = 1
     state: str = ""
+    model: bool = False
 
     @property
     def name(self) -> str:
@@ -71,6 +92,31 @@ DATASET = "data/passage/dataset"
 DOCS = "data/doc/dataset"
 BIN = "pytorch_model.bin"
 QUICK, SLOW = 10, 0.5
+
+# The files of a sentence-transformers folder, those of its tokenizer first
+TOKENIZER = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer.json")
+TOKENIZER = (*TOKENIZER, "tokenizer_config.json", "config.json")
+HEADS = tuple(f"{folder}/config.json" for folder in ("1_Pooling", "2_Dense", "3_LayerNorm", "4_Normalize"))
+WEIGHTS = tuple(f"{folder}model.safetensors" for folder in ("", "2_Dense/", "3_LayerNorm/"))
+FOLDERS = {  # of a model, by the script that reads it
+    "preprocess-sentence": "base",
+    "inference-sentence": MODEL,
+    "star-train-measured": WARMUP,
+    "adore-train-measured": MODEL,
+    "export": MODEL,
+    "export-router": MODEL,
+}
+SENTENCE_TARGETS = [
+    Target(
+        script,
+        f"{folder}/{name}",
+        SAFETENSORS if name in WEIGHTS else MODEL_JSON,
+        SLOW if "train" in script else 1,
+        model=True,
+    )
+    for script, folder in FOLDERS.items()
+    for name in (TOKENIZER if script == "preprocess-sentence" else (*TOKENIZER, *HEADS, *WEIGHTS))
+]
 
 TARGETS = {
     target.name: target
@@ -155,12 +201,15 @@ TARGETS = {
         Target("download", "collection.tar.gz", TAR, 8),
         Target("download", "msmarco-docs.tsv.gz", GZIP, 5),
         Target("download", "answer", HTTP, 8),
+        *SENTENCE_TARGETS,
     )
 }
 
 
 def mutations(world: World, names: list[str]) -> Campaign:
     """Return the campaign over the targets ``names``."""
+    if any(TARGETS[name].model for name in names):
+        importlib.import_module("sentence_transformers")  # before the forks
     templates = Templates(world, names)
     weights = [TARGETS[name].weight for name in names]
 
@@ -177,6 +226,8 @@ def mutations(world: World, names: list[str]) -> Campaign:
         limits = Limits(more_memory=MORE_MEMORY)
         running = world.start(script, case.folder, limits=limits, confine=True, prepare=_prepare(target))
         ended = _judge(case, running, outcome, target)
+        if outcome.result == "accepted" and target.model:
+            _compare_with_theirs(world, script, case.folder, outcome)
         if sample and ended:
             outcome.findings += _differs(ended, world.run(script, twin, real=True))
             reap()
@@ -192,6 +243,27 @@ def _differs(fork: Ended, real: Ended) -> list[Finding]:
     if (fork.code, the_error(fork.stderr)) == (real.code, the_error(real.stderr)):
         return []
     return [Finding("a process of its own ends otherwise", f"{fork.describe()}\n---\n{real.describe()}")]
+
+
+def _compare_with_theirs(world: World, script: Script, folder: Path, outcome: Outcome) -> None:
+    """Add a finding if sentence-transformers makes something else of the damaged folder than a script did.
+
+    If it refuses the folder, the script must have made the same as of the undamaged one.
+    """
+    theirs = PROJECT / "tests" / "campaigns" / "their_embeddings.py"
+    arguments = [script.name, str(world.root / "base" / "passage")]
+    way = Way(limits=Limits(more_memory=MORE_MEMORY))
+    ended = start(theirs, arguments, folder, logs_of(folder) / "theirs", way).wait(SECONDS)
+    same = all(problem.endswith("is left over") for problem in world.compare(script, folder))
+    if ended.code and not (REFUSED in ended.stderr and same):
+        outcome.result = "differs"
+        outcome.findings.append(Finding(f"not as sentence-transformers: {signature(ended)}", ended.describe()))
+
+
+def _names_a_file(sentence: str, folder: Path) -> bool:
+    """Return whether an error starts with the path of a file or folder, or of one that is missing in a model's."""
+    path = re.match(r"error: (.*?)(: |, line )", sentence)
+    return path is not None and (folder / path[1]).parent.parent.exists()
 
 
 def _prepare(target: Target) -> Callable[[], None]:
@@ -231,7 +303,9 @@ def _judge(case: Case, running: Running, outcome: Outcome, target: Target) -> En
         kind = nonsense(case.folder, ended, case.folder / target.path)
     elif ended.code == 2 and sentence:
         outcome.result = "refused"
-        kind = f"takes more than {MORE_MEMORY >> 30} GB: {sentence[:100]}" if MEMORY in sentence else None
+        kind = f"more than {MORE_MEMORY >> 30} GB, {sentence[:100]}" if MEMORY in sentence else None
+        if not kind and target.model and not _names_a_file(sentence, case.folder):
+            kind = f"names no file: {sentence[:150]}"
     else:
         kind = signature(ended)
         outcome.result = (
@@ -246,7 +320,7 @@ def _judge(case: Case, running: Running, outcome: Outcome, target: Target) -> En
     if kind:
         outcome.findings.append(Finding(kind, ended.describe()))
         if outcome.result in ("accepted", "refused"):
-            outcome.result = "nonsense" if ended.code == 0 else "memory"
+            outcome.result = "nonsense" if ended.code == 0 else "memory" if MEMORY in kind else "no file"
     if left:
         outcome.findings.append(Finding("processes left", "\n".join(left)))
     return ended

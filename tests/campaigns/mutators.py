@@ -447,6 +447,28 @@ JSON: tuple[Mutator, ...] = (
     other_encoding,
 )
 
+STRANGER = "stranger"  # a module of code in a model's folder, which nobody may import
+_CLASS = f"{STRANGER}.Stranger"
+CODE = {
+    "auto_map": {"AutoConfig": _CLASS, "AutoModel": _CLASS, "AutoTokenizer": [_CLASS, _CLASS]},
+    "trust_remote_code": True,
+    "model_args": {"trust_remote_code": True},
+    "tokenizer_args": {"trust_remote_code": True},
+    **dict.fromkeys(("type", "tokenizer_class", "processor_class", "activation_function", "model_type"), _CLASS),
+}
+
+
+def json_code(content: bytes, dice: Dice) -> bytes:
+    """Name code of the folder, as models with code of their own do."""
+    document = json.loads(content)
+    part = dice.choice(document) if isinstance(document, list) else document
+    for field in dice.sample(list(CODE), dice.randint(1, 3)):
+        part[field] = CODE[field]
+    return json.dumps(document).encode()
+
+
+MODEL_JSON: tuple[Mutator, ...] = (*JSON, json_code, json_code)
+
 # Inside
 
 

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from mutators import STRANGER
 from processes import PROJECT, Ended, Running, Way, end_with_parent, start
 
 Digests = dict[str, str]  # path in a folder -> digest of the file's content
@@ -35,7 +36,8 @@ class Script:
     """A command of the project.
 
     Attributes:
-        inputs: path in the working folder -> path in the world, ``base/...`` or ``NAME/...`` of another script.
+        inputs: path in the working folder -> path in the world, ``base/...``, ``sentence/...`` or ``NAME/...`` of
+            another script.
         leaves: patterns of further files that a stopped run may leave, beside those of all scripts.
         prints: whether its output is its result.
         workers: whether it starts processes.
@@ -51,9 +53,8 @@ class Script:
 
     @property
     def needs(self) -> list[str]:
-        """The other scripts that write its inputs."""
-        origins = (path.split("/")[0] for path in self.inputs.values())
-        return [name for name in dict.fromkeys(origins) if name != "base"]
+        """What writes its inputs: other scripts, and names of :data:`BASES`."""
+        return list(dict.fromkeys(path.split("/")[0] for path in self.inputs.values()))
 
 
 def _star(*flags: str) -> tuple[str, ...]:
@@ -119,6 +120,11 @@ def _adore(*flags: str) -> tuple[str, ...]:
     )
 
 
+def _export(query: str, document: str) -> tuple[str, ...]:
+    run = ["--run", f"{EMBEDDINGS}/dev.rank.tsv", "--qrels", f"{PREPROCESS}/dev-qrel.tsv"]
+    return ("--query_model", query, "--document_model", document, "--output_dir", "out/exported", *run)
+
+
 def _retrieve(mode: str, *flags: str) -> tuple[str, ...]:
     return (
         "--model_dir",
@@ -155,6 +161,14 @@ _CVT_BACK = (
 COMPRESSED = ("--index_factory", "IVF8,SQ8", "--index_path", "out/index.faiss")
 CONVERT = {PREPROCESS: TOKENS[PREPROCESS], "run": f"star-inference/{EMBEDDINGS}"}
 CHECKPOINTS = ("out/models/checkpoint-*",)  # the Trainer writes into them; those that are not whole are skipped
+
+# With a sentence-transformers folder as the model, and trainings that measure it
+SENTENCE_TOKENS = {PREPROCESS: f"preprocess-sentence/{PREPROCESS}"}
+SENTENCE_INPUTS = SENTENCE_TOKENS | {MODEL: "sentence/model"}
+SENTENCE_EMBEDDINGS = {EMBEDDINGS: f"inference-sentence/{EMBEDDINGS}"}
+# All ranks count, so that the value changes with the weights. "best" and "evaluation" are written during a training.
+MEASURED = ("--eval_split", "dev", "--metric", "nDCG@5000")
+BEST = ("out/models/best/*", "out/models/evaluation/*")
 
 SCRIPTS = {
     script.name: script
@@ -268,6 +282,45 @@ SCRIPTS = {
             workers=True,
         ),
         Script(
+            "preprocess-sentence",
+            "preprocess.py",
+            ("--model_name_or_path", "base", "--max_seq_length", "8", "--max_query_length", "6", "--threads", "1"),
+            {"data/passage/dataset": "base/passage", "base": "sentence/model"},
+            workers=True,
+        ),
+        Script("inference-sentence", "star/inference.py", _encode("dev"), SENTENCE_INPUTS),
+        Script(
+            "star-train-measured",
+            "star/train.py",
+            # With this seed, each of three evaluations finds a better model in the large world.
+            _star(*MEASURED, "--eval_steps", "6", "--negatives", "in-batch", "--seed", "3", "--learning_rate", "1e-2"),
+            SENTENCE_TOKENS | {WARMUP: "sentence/model"},
+            leaves=(*CHECKPOINTS, *BEST),
+        ),
+        Script(
+            "adore-train-measured",
+            "adore/train.py",
+            _adore(*MEASURED, "--eval_steps", "3"),
+            SENTENCE_INPUTS | SENTENCE_EMBEDDINGS,
+            leaves=("out/models/training_state.pt", *BEST),
+        ),
+        Script("export", "export.py", _export(MODEL, MODEL), SENTENCE_INPUTS | SENTENCE_EMBEDDINGS),
+        Script(
+            "export-router",
+            "export.py",
+            _export("runs/adore/epoch-3", MODEL),
+            SENTENCE_INPUTS | SENTENCE_EMBEDDINGS | {"runs/adore": "adore-train-measured/out/models"},
+        ),
+        Script(
+            "export-embeddings",
+            "export.py",
+            (
+                *["--embeddings", f"{EMBEDDINGS}/passages.memmap", "--preprocess_dir", PREPROCESS],
+                *["--faiss", "out/index.faiss", "--flex", "out/flex"],
+            ),
+            TOKENS | {EMBEDDINGS: f"star-inference/{EMBEDDINGS}"},
+        ),
+        Script(
             "download",
             "download_data.py",
             ("--manifest", "downloads.json"),
@@ -354,6 +407,25 @@ def _write_beir(folder: Path, size: Size, dice: Any) -> None:
     _write_lines(folder / "qrels" / "test.tsv", ["query-id\tcorpus-id\tscore", *judged])
 
 
+def write_sentence(folder: Path, size: Size) -> None:
+    """Write ``model``, a folder that sentence-transformers itself makes, with prompts and heads. Call it as write_base.
+
+    It holds a module of code too, which stops whoever imports it outside its folder.
+    """
+    sys.path.append(str(PROJECT / "tests"))
+    import torch
+    from helpers import save_plain
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
+
+    plain = save_plain(folder / "plain", "bert")
+    torch.manual_seed(5)
+    modules = [Transformer(str(plain)), Pooling(16, "mean"), Dense(16, 12), LayerNorm(12), Normalize()]
+    prompts = {"query": "is ", "document": "text: "}
+    SentenceTransformer(modules=modules, device="cpu", prompts=prompts).save(str(folder / "model"))
+    (folder / "model" / f"{STRANGER}.py").write_text('import os\nos.system("true")\n')
+
+
 def _write_corpus(folder: Path, corpus: Any, count: int, queries: int, dice: Any) -> list[int]:
     """Write the official files of a collection with random texts; return the row relevant to each dev query."""
     words, prefix = TEXT.split(), corpus.pid_prefix
@@ -385,6 +457,9 @@ def _write_corpus(folder: Path, corpus: Any, count: int, queries: int, dice: Any
         if mode == "dev":
             relevant = [rows[0] for rows in judged.values()]
     return relevant
+
+
+BASES = {"base": write_base, "sentence": write_sentence}
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -519,16 +594,14 @@ class World:
 
     def make(self, names: Iterable[str], watch: Callable[[Path, Running], int] | None = None) -> None:
         """Make the unbroken runs of the scripts ``names`` and of those whose files they read."""
-        names = list(names)
-        if any((SCRIPTS | OTHERS)[name].inputs for name in names) and not (self.root / "base").exists():
-            (self.root / "base").mkdir(parents=True)
-            _in_a_fork(lambda: write_base(self.root / "base", self.size))
-            write_downloads(self.root / "base", serve(self.root / "base" / "site"))
         for name in names:
             self._make(name, watch)
 
     def _make(self, name: str, watch: Callable[[Path, Running], int] | None) -> None:
         if name in self.unbroken:
+            return
+        if name in BASES:
+            self._make_base(name)
             return
         script = (SCRIPTS | OTHERS)[name]
         for needed in script.needs:
@@ -544,6 +617,15 @@ class World:
         files = snapshot(folder)
         stdout = ended.stdout.replace(str(folder), "")
         self.unbroken[name] = Unbroken(files, stdout, ended.seconds, ended.file_events or 0, used, watched)
+
+    def _make_base(self, name: str) -> None:
+        folder = self.root / name
+        if folder.exists():
+            return
+        folder.mkdir(parents=True)
+        _in_a_fork(lambda: BASES[name](folder, self.size))
+        if name == "base":
+            write_downloads(folder, serve(folder / "site"))
 
     def check(self) -> None:
         """Raise RuntimeError if the world has changed since the last check. All cases read it."""
