@@ -5,7 +5,7 @@ from pathlib import Path
 
 from drhard.ids import read_ids
 from drhard.qrels import read_relevant_rows
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.tokens import PASSAGES, TokenMemmap, query_name, read_meta
 
 import numpy as np
 
@@ -38,6 +38,15 @@ class Collection:
         if mode not in self._queries:
             self._queries[mode] = TokenMemmap.open(self.folder, query_name(mode), self.max_query_length)
         return self._queries[mode]
+
+    def find_query_prompt(self) -> str:
+        """Return the text in front of each query, as the first meta of queries has it; empty if none names it.
+
+        Raises:
+            InputError: a meta is damaged.
+        """
+        metas = (read_meta(path)[0] for path in sorted(self.folder.glob(f"{query_name('*')}_meta")))
+        return next((str(meta["prompt"]) for meta in metas if "prompt" in meta), "")
 
     def relevant(self, mode: str, passages: int | None = None, queries: int | None = None) -> dict[int, list[int]]:
         """Return query row -> relevant passage rows, in the order of the qrels.

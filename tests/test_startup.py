@@ -18,6 +18,7 @@ SCRIPTS = (
     "cvt_back.py",
     "download_data.py",
     "reproduce.py",
+    "search.py",
 )
 NOWHERE = (
     "preprocess.py --data_root nowhere --model_name_or_path ./nowhere",
@@ -34,6 +35,7 @@ NOWHERE = (
     "cvt_back.py --input_dir nowhere --preprocess_dir nowhere --output_dir out --mode dev --dataset passage",
     "download_data.py --manifest nowhere",
     "reproduce.py run nowhere",
+    "search.py --data_root nowhere",
 )
 
 
