@@ -30,7 +30,7 @@ from drhard.files import require_file
 from drhard.flags import ENCODER, INDEX, add_flags
 from drhard.hub import find_checkpoint
 from drhard.known_queries import KnownQueries
-from drhard.msmarco import CORPORA, JUDGED_MODES, MODES
+from drhard.msmarco import CORPORA
 from drhard.numbers import LENGTH, PORT
 from drhard.passage_texts import open_passage_texts
 
@@ -48,8 +48,17 @@ STAR_QUERY, ADORE_QUERY = 32, 64  # tokens of a query in star/inference.py and a
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, "--data_type", "--data_root", "--preprocess_dir", data_type={"required": False})
-    parser.set_defaults(data_type="passage")
+    add_flags(
+        parser,
+        "--data_type",
+        "--data_root",
+        "--preprocess_dir",
+        "--topk",
+        "--mode",
+        data_type={"required": False, "default": "passage", "help": "default: passage"},
+        topk={"default": 10},
+        mode={"required": False, "help": "look for the query among these alone (all with judgements)"},
+    )
     models = parser.add_argument_group("the models")
     models.add_argument("--model_dir", help="default: {data_root}/{type}/trained_models/star")
     models.add_argument("--query_model", help="the encoder of queries, such as ADORE's (--model_dir)")
@@ -66,9 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     add_flags(parser, *ENCODER, "--no_cuda", "--faiss_gpus", *INDEX)
     queries = parser.add_argument_group("the queries")
     queries.add_argument("--query", help="one query, instead of typing")
-    queries.add_argument("--mode", choices=MODES, help="mark judgements of these queries alone (all judged modes)")
     queries.add_argument("--qid", help="the query of --mode with this official id, instead of typing")
-    add_flags(parser, "--topk", topk={"default": 10})
     queries.add_argument("--json", action="store_true", help="print one JSON object for each query, and nothing else")
     queries.add_argument("--http", type=PORT, metavar="PORT", help="serve a page at this port of 127.0.0.1 (0: any)")
     args = parser.parse_args()
@@ -99,6 +106,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_arguments()
     corpus, root = CORPORA[args.data_type], args.data_root / args.data_type
+    dataset = root / "dataset"
     collection = Collection(args.preprocess_dir or root / "preprocess")
     require_file(collection.pids_path, "preprocess.py writes it")
     retrievers = choose_models(args, root)
@@ -107,9 +115,6 @@ def main() -> None:
         for name in (models["documents"], models["queries"]):
             find_checkpoint(name)
     listener = open_port(args.http)
-    texts = open_passage_texts(corpus, root / "dataset", collection)
-    if texts is None:
-        log.warning("%s: no such file; ids and scores are shown without texts", root / "dataset" / corpus.collection)
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.devices import choose_device
@@ -121,9 +126,12 @@ def main() -> None:
     length = args.max_query_length or (ADORE_QUERY if adore else STAR_QUERY)
     device, searching = choose_device(args.no_cuda), SearchSettings.from_flags(args)
     searchers = open_searchers(of, collection, length, device, searching, args.topk)
-    known = KnownQueries(corpus, root / "dataset", collection, [args.mode] if args.mode else JUDGED_MODES)
-    passages = Passages(corpus, collection, texts)
-    search = PassageSearch(searchers, passages, known, args.topk)
+    pids = collection.pids()
+    texts = open_passage_texts(corpus, dataset, collection.folder, pids)
+    if texts is None:
+        log.warning("%s: no such file; ids and scores are shown without texts", dataset / corpus.collection)
+    passages = Passages(corpus.pid_prefix, pids, texts)
+    search = PassageSearch(searchers, passages, KnownQueries(corpus, dataset, collection, args.mode), args.topk)
     if listener is not None:
         serve_page(search, listener)
         return
@@ -165,9 +173,11 @@ def typed_lines(prompt: str) -> Iterator[str]:
     """Yield the lines that are typed, with history, until an empty one or Ctrl-D."""
     with suppress(ModuleNotFoundError):  # Python without it has no history
         import_module("readline")
-    with suppress(EOFError):
+    try:
         while (line := input(prompt)).strip():
             yield line
+    except EOFError:
+        print(end="\n" if prompt else "")
 
 
 def show(answer: "Answer", as_json: bool) -> None:

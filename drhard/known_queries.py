@@ -1,12 +1,11 @@
 """Find a typed query among the queries of a collection, by its text or its id, with its judgements."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.msmarco import Corpus, find_source_file
+from drhard.msmarco import Corpus, find_source_file, parse_number
 from drhard.qrels import read_judgements
 from drhard.texts import read_query_texts
 
@@ -29,15 +28,16 @@ class KnownQuery:
 
 
 class KnownQueries:
-    """The queries of some modes of a collection. Each file is read on first use, and its errors are raised then.
+    """The queries of a collection. Each file is read on first use, and its errors are raised then.
 
     Args:
         dataset: the folder of the texts.
-        modes: a text that several modes have is found in the first of them.
+        mode: the mode in which a text is looked for; None for all with judgements, in their order.
     """
 
-    def __init__(self, corpus: Corpus, dataset: Path, collection: Collection, modes: Sequence[str]):
-        self._corpus, self._dataset, self._collection, self._modes = corpus, dataset, collection, modes
+    def __init__(self, corpus: Corpus, dataset: Path, collection: Collection, mode: str | None = None):
+        self._corpus, self._dataset, self._collection = corpus, dataset, collection
+        self._modes = [mode] if mode else [mode for mode, files in corpus.modes.items() if files.qrels is not None]
         self._texts: dict[str, list[str]] = {}
         self._places: dict[str, tuple[str, int]] | None = None  # text without case and surplus blanks -> mode, row
         self._judged: dict[str, np.ndarray] = {}
@@ -58,9 +58,9 @@ class KnownQueries:
 
     def get(self, mode: str, qid: str) -> KnownQuery:
         """Return the query with the official id ``qid``. Raises InputError if there is none, or as :meth:`find`."""
-        qids = self._collection.qids(mode)
-        rows = np.flatnonzero(qids == int(qid)) if qid.isascii() and qid.isdigit() and len(qid) < 19 else []
-        if len(rows) == 0:
+        number = parse_number(qid)
+        rows: np.ndarray = np.flatnonzero(self._collection.qids(mode) == number)
+        if number is None or len(rows) == 0:
             raise InputError(f"{self._collection.qids_path(mode)}: has no query with the id {qid[:40]!r}")
         return self._known(mode, int(rows[0]))
 

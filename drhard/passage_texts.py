@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from drhard.arrays import read_array
-from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.files import decode_line, write_whole_file
 from drhard.msmarco import Corpus, find_source_file
@@ -63,7 +62,7 @@ class PassageTexts:
         return text.replace("<sep>", "\n")
 
 
-def open_passage_texts(corpus: Corpus, dataset: Path, collection: Collection) -> PassageTexts | None:
+def open_passage_texts(corpus: Corpus, dataset: Path, folder: Path, pids: np.ndarray) -> PassageTexts | None:
     """Open the texts of a collection. Find the offsets first if that was not done before; progress is shown.
 
     Finding them takes one pass over the texts, and 8 bytes of memory for each passage. The offsets of a gzipped
@@ -71,7 +70,8 @@ def open_passage_texts(corpus: Corpus, dataset: Path, collection: Collection) ->
 
     Args:
         dataset: the folder of the texts.
-        collection: what preprocess.py made of them; the folder in which the offsets are kept.
+        folder: the preprocess folder, in which the offsets are kept.
+        pids: (rows,) int64, the official ids of the passages.
 
     Returns:
         The texts; None if ``dataset`` has none.
@@ -83,8 +83,8 @@ def open_passage_texts(corpus: Corpus, dataset: Path, collection: Collection) ->
     source = find_source_file(dataset, corpus.collection)
     if source is None:
         return None
-    pids, path = collection.pids(), collection.folder / OFFSETS_FILE
-    lines = collection.folder / COPY_FILE if source.suffix == ".gz" else source
+    path = folder / OFFSETS_FILE
+    lines = folder / COPY_FILE if source.suffix == ".gz" else source
     stamp = {
         "source": source.name,
         "bytes": source.stat().st_size,

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from drhard.index import Index
 from drhard.known_queries import KnownQueries, KnownQuery
 from drhard.model_folder import load_encoder, load_encoder_beside
 from drhard.model_tokenizer import Tokenizer, open_tokenizer
-from drhard.msmarco import Corpus
 from drhard.passage_texts import PassageTexts
 from drhard.settings import SearchSettings
+from drhard.tokens import PREPROCESS_AGAIN
 
 import numpy as np
 import torch
@@ -31,19 +31,12 @@ class QueryEncoder:
 
     Args:
         prompt: the text in front of each query.
-        max_length: the number of tokens at which queries are cut.
-
-    Raises:
-        InputError: the model takes fewer tokens.
+        max_length: the number of tokens at which queries are cut, if the model takes as many.
     """
 
     def __init__(self, model: Encoder, tokenizer: Tokenizer, prompt: str, max_length: int):
-        if max_length > model.longest_sequence:
-            raise InputError(
-                f"--max_query_length is {max_length}, the model takes at most {model.longest_sequence} tokens"
-            )
         self._model, self._tokenizer = model, tokenizer
-        self._prompt, self._max_length = prompt, max_length
+        self._prompt, self._max_length = prompt, min(max_length, model.longest_sequence)
 
     def tokenize(self, query: str) -> np.ndarray:
         """Return the token ids (L,) int64. Raises InputError if the model does not know one."""
@@ -167,21 +160,20 @@ class Passages:
     """The official ids of the passages, and their texts.
 
     Args:
+        prefix: the prefix of the ids, "D" for MS MARCO doc.
+        pids: (rows,) int64, the ids without it.
         texts: None if they are missing.
-
-    Raises:
-        InputError: the ids are missing or damaged.
     """
 
-    def __init__(self, corpus: Corpus, collection: Collection, texts: PassageTexts | None):
-        self._prefix, self._pids, self._texts = corpus.pid_prefix, collection.pids(), texts
+    def __init__(self, prefix: str, pids: np.ndarray, texts: PassageTexts | None):
+        self._prefix, self._pids, self._texts = prefix, pids, texts
 
     def __len__(self) -> int:
         return len(self._pids)
 
-    def official_id(self, row: int) -> str:
-        """Return the official id of the passage in ``row``."""
-        return f"{self._prefix}{self._pids[row]}"
+    def official_ids(self, rows: Sequence[int]) -> list[str]:
+        """Return the official ids of ``rows``."""
+        return [f"{self._prefix}{pid}" for pid in self._pids[list(rows)].tolist()]
 
     def texts(self, rows: Sequence[int]) -> Sequence[str | None]:
         """Return the texts of ``rows``. Raises InputError as :meth:`PassageTexts.read`."""
@@ -226,21 +218,32 @@ class PassageSearch:
 
     def _answer(self, query: str, known: KnownQuery | None) -> Answer:
         grades = known.grades if known else {}
+        if max(grades, default=0) >= len(self._passages):
+            raise InputError(
+                f"the {known and known.mode} judgements name passage {max(grades)}, there are {len(self._passages)}; "
+                f"{PREPROCESS_AGAIN}"
+            )
         found = [self._search(searcher, query) for searcher in self._searchers]
         rankings = []
         for place, (rows, scores, seconds) in enumerate(found):
             others = found[1 - place][0] if len(found) > 1 else []
-            other_rank = {row: rank for rank, row in enumerate(others, start=1)}
-            shown = rows[: self._topk]
-            hits = [
-                Hit(rank, self._passages.official_id(row), score, text, grades.get(row), other_rank.get(row))
-                for rank, (row, score, text) in enumerate(
-                    zip(shown, scores, self._passages.texts(shown), strict=False), start=1
-                )
-            ]
-            rankings.append(Ranking(self._searchers[place].name, seconds, hits))
-        relevant = [self._passages.official_id(row) for row, grade in grades.items() if grade > 0]
+            hits = self._hits(rows[: self._topk], scores, grades, others)
+            rankings.append(Ranking(self.names[place], seconds, hits))
+        relevant = self._passages.official_ids([row for row, grade in grades.items() if grade > 0])
         return Answer(query, known, relevant, rankings, self._depth)
+
+    def _hits(
+        self, rows: Sequence[int], scores: Sequence[float], grades: Mapping[int, int], others: Sequence[int]
+    ) -> list[Hit]:
+        """Return the passages in ``rows``; ``others`` are the rows that the other model found."""
+        other_rank = {row: rank for rank, row in enumerate(others, start=1)}
+        columns = zip(
+            rows, self._passages.official_ids(rows), scores, self._passages.texts(rows), strict=False
+        )  # there may be more scores
+        return [
+            Hit(rank, pid, score, text, grades.get(row), other_rank.get(row))
+            for rank, (row, pid, score, text) in enumerate(columns, start=1)
+        ]
 
     def _search(self, searcher: Searcher, query: str) -> tuple[list[int], list[float], float]:
         start = time.perf_counter()

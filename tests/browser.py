@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ SECONDS = 120  # for an answer of the browser
 def find_browser() -> str | None:
     """The path of a browser; None if there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class CallFailed(Exception):
+    """The browser does not do what it was told, for instance since the page is being left."""
 
 
 class Browser:
@@ -39,7 +43,8 @@ class Browser:
         while True:
             answer = self._next()
             if answer.get("id") == self._number:
-                assert "error" not in answer, answer
+                if "error" in answer:
+                    raise CallFailed(answer["error"]["message"])
                 return answer["result"]
 
     def _next(self) -> Any:
@@ -66,9 +71,12 @@ class Browser:
     def wait(self, condition: str) -> None:
         """Wait until an expression of JavaScript is true."""
         end = time.monotonic() + SECONDS
-        while not self.value(condition):
-            assert time.monotonic() < end, condition
+        while time.monotonic() < end:
+            with suppress(CallFailed):  # as one page follows another
+                if self.value(condition):
+                    return
             time.sleep(0.1)
+        raise AssertionError(condition)
 
     def value(self, expression: str) -> Any:
         """The value of an expression of JavaScript in the page."""

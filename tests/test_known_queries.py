@@ -11,8 +11,6 @@ from drhard.msmarco import PASSAGE
 import numpy as np
 import pytest
 
-MODES = ("train", "dev", "test")
-
 
 @pytest.fixture
 def known(tmp_path: Path) -> KnownQueries:
@@ -30,7 +28,7 @@ def known(tmp_path: Path) -> KnownQueries:
         write_ids(folder / f"{mode}-qid2offset.pickle", np.array(qids))
         if judgements is not None:
             (folder / f"{mode}-qrel.tsv").write_text(judgements)
-    return KnownQueries(PASSAGE, dataset, Collection(folder), MODES)
+    return KnownQueries(PASSAGE, dataset, Collection(folder))
 
 
 def test_a_text_is_found_whatever_its_case_and_blanks(known: KnownQueries) -> None:

@@ -5,10 +5,8 @@ import json
 from pathlib import Path
 
 from drhard import passage_texts
-from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.files import claim_partial
-from drhard.ids import write_ids
 from drhard.msmarco import DOC, PASSAGE, Corpus
 from drhard.passage_texts import COPY_FILE, OFFSETS_FILE, PassageTexts, open_passage_texts
 
@@ -33,8 +31,7 @@ def write_source(root: Path, lines: str = LINES, corpus: Corpus = PASSAGE, zippe
 def opened(root: Path, pids: tuple[int, ...] = PIDS, corpus: Corpus = PASSAGE) -> PassageTexts:
     folder = root / "preprocess"
     folder.mkdir(exist_ok=True)
-    write_ids(folder / "pid2offset.pickle", np.array(pids))
-    texts = open_passage_texts(corpus, root / "dataset", Collection(folder))
+    texts = open_passage_texts(corpus, root / "dataset", folder, np.array(pids))
     assert texts is not None
     return texts
 
@@ -105,7 +102,7 @@ def test_texts_that_were_not_preprocessed_are_refused(tmp_path: Path, lines: str
     write_source(tmp_path, lines)
     with pytest.raises(InputError, match=complaint):
         opened(tmp_path)
-    assert [path.name for path in (tmp_path / "preprocess").iterdir()] == ["pid2offset.pickle"]
+    assert not list((tmp_path / "preprocess").iterdir())
 
 
 @pytest.mark.parametrize("change", [("Étoile", "Etoile "), ("12\t", "21\t")], ids=["moved", "another id"])
@@ -132,4 +129,4 @@ def test_one_process_at_a_time_finds_them(tmp_path: Path) -> None:
 
 
 def test_without_texts_there_is_nothing_to_open(tmp_path: Path) -> None:
-    assert open_passage_texts(PASSAGE, tmp_path / "nowhere", Collection(tmp_path)) is None
+    assert open_passage_texts(PASSAGE, tmp_path / "nowhere", tmp_path, np.array(PIDS)) is None

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from io import StringIO
 from itertools import takewhile
@@ -265,7 +266,6 @@ EMBEDDINGS = str(SAMPLE / "evaluate" / "star" / "passages.memmap")
         (("--model_dir", ADORE), f"{EMBEDDINGS}: was not made by {ADORE}"),
         (("--model_dir", ADORE, "--query_model", STAR), f"{EMBEDDINGS}: was not made by {ADORE}"),
         (("--embeddings", "nowhere"), "nowhere: no such file or folder; star/inference.py writes it"),
-        (("--max_query_length", 4000), "--max_query_length is 4000, the model takes at most"),
         (("--topk", 301), "cannot return the 301 best of 300 documents"),
         (("--mode", "dev", "--qid", "nobody"), "has no query with the id 'nobody'"),
         (("--qid", "1"), "--qid needs --mode"),
@@ -285,6 +285,18 @@ def test_what_cannot_be_searched_is_told(
         save_vocabulary(Path("tiny"))
     query = () if {"--query", "--qid", "--http"} & set(flags) else ("--query", "lake")
     assert complaint in refused(SCRIPT, "--data_root", "runs/sample", *flags, *query, capsys=capsys)
+
+
+def test_judgements_of_other_passages_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    preprocess = shutil.copytree(folder / SAMPLE / "preprocess", tmp_path / "preprocess")
+    (preprocess / "dev-qrel.tsv").write_text("0\t0\t300\t1\n")
+    qid = str(Collection(preprocess).qids("dev")[0])
+    flags = ("--data_root", "runs/sample", "--preprocess_dir", preprocess, "--mode", "dev", "--qid", qid)
+    complaint = refused(SCRIPT, *flags, capsys=capsys)
+    assert "the dev judgements name passage 300, there are 300; run preprocess.py again" in complaint
 
 
 def test_packages_that_the_page_needs_are_named(
