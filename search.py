@@ -18,6 +18,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,6 +34,8 @@ from drhard.known_queries import KnownQueries
 from drhard.msmarco import CORPORA
 from drhard.numbers import LENGTH, PORT
 from drhard.passage_texts import open_passage_texts
+
+import numpy as np
 
 if TYPE_CHECKING:
     from socket import socket
@@ -115,6 +118,8 @@ def main() -> None:
         for name in (models["documents"], models["queries"]):
             find_checkpoint(name)
     listener = open_port(args.http)
+    reader = ThreadPoolExecutor(1)
+    reading = reader.submit(read_collection, collection)  # while torch is imported
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.devices import choose_device
@@ -125,8 +130,8 @@ def main() -> None:
     adore = args.query_model or args.compare_query_model
     length = args.max_query_length or (ADORE_QUERY if adore else STAR_QUERY)
     device, searching = choose_device(args.no_cuda), SearchSettings.from_flags(args)
+    pids = reading.result()
     searchers = open_searchers(of, collection, length, device, searching, args.topk)
-    pids = collection.pids()
     texts = open_passage_texts(corpus, dataset, collection.folder, pids)
     if texts is None:
         log.warning("%s: no such file; ids and scores are shown without texts", dataset / corpus.collection)
@@ -139,6 +144,13 @@ def main() -> None:
         print(f"Searching {len(passages)} passages, {' and '.join(search.names)} on {device}")
     for answer in answers(search, args):
         show(answer, args.json)
+
+
+def read_collection(collection: Collection) -> np.ndarray:
+    """Open the tokens of the passages, if they are there, and return the official ids (rows,) int64."""
+    if collection.has_passages:
+        collection.passages.digest()  # which the collection then keeps
+    return collection.pids()
 
 
 def choose_models(args: argparse.Namespace, root: Path) -> list[dict[str, str | Path]]:

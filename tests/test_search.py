@@ -172,6 +172,16 @@ def test_two_models_show_each_other_s_ranks(folder: Path) -> None:
     assert same["rankings"][0]["passages"] == same["rankings"][1]["passages"]
 
 
+def test_a_compressed_index_is_built_once(folder: Path, tmp_path: Path) -> None:
+    index = ("--index_factory", "SQ8", "--index_path", tmp_path / "SQ8.index")
+    [exact] = asked(folder, "--query", "city in italy")
+    for flags in (index, index[2:]):
+        [answer] = asked(folder, "--query", "city in italy", *flags)
+        one, other = (ranked["rankings"][0]["passages"] for ranked in (exact, answer))
+        assert one[0]["pid"] == other[0]["pid"]
+        assert one[0]["score"] == pytest.approx(other[0]["score"], rel=0.01)
+
+
 def test_piped_queries_give_an_object_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", StringIO("city in italy\n\nlake\tin africa\r\n"))
     answers = asked(folder)
