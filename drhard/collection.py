@@ -9,7 +9,7 @@ from drhard.errors import InputError
 from drhard.ids import Numbers, read_ids
 from drhard.names import Names, OfficialIds, names_path
 from drhard.qrels import read_relevant_rows
-from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.tokens import PASSAGES, TokenMemmap, query_name, read_meta
 
 import numpy as np
 
@@ -65,6 +65,15 @@ class Collection:
         """Return the modes whose queries the folder holds, sorted."""
         suffix = f"{query_name('')}.memmap"
         return sorted(path.name.removesuffix(suffix) for path in self.folder.glob(f"*{suffix}"))
+
+    def find_query_prompt(self) -> str:
+        """Return the text in front of each query, as the first meta of queries has it; empty if none names it.
+
+        Raises:
+            InputError: a meta is damaged.
+        """
+        metas = (read_meta(path)[0] for path in sorted(self.folder.glob(f"{query_name('*')}_meta")))
+        return next((str(meta["prompt"]) for meta in metas if "prompt" in meta), "")
 
     def relevant(self, mode: str, passages: int | None = None, queries: int | None = None) -> dict[int, list[int]]:
         """Return query row -> relevant passage rows, in the order of the qrels.

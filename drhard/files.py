@@ -518,14 +518,21 @@ def read_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int,
     Raises:
         InputError: the file is missing or damaged, or a line is not UTF-8.
     """
+    for number, line in enumerate(read_raw_lines(path, name), start=1):
+        yield number, decode_line(line, name or str(path), number)
+
+
+def read_raw_lines(path: str | Path, name: str | None = None) -> Iterator[bytes]:
+    """Yield the lines of a file, gzipped or not, with their ends. Arguments and errors as in :func:`read_lines`."""
     name = name or str(path)
     if require_file(path).is_dir():
         raise InputError(f"{name}: is a folder; a text file is expected")
     number = 0
     with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
         try:
-            for number, line in enumerate(file, start=1):
-                yield number, decode_line(line, name, number)
+            for line in file:
+                yield line
+                number += 1
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{name}: damaged after line {number} ({error})") from None
 

@@ -128,7 +128,7 @@ def _by_row(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         raise ValueError(f"the id {wrong} is not from 0 to {LARGEST_ID}")
     if (table < 0).any():
         raise ValueError("a row appears twice")
-    ordered = np.sort(table)
+    ordered = table if (table[1:] > table[:-1]).all() else np.sort(table)  # MS MARCO's are in order: no need to sort
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(twice):
         raise ValueError(f"the id {ordered[twice[0]]} appears twice")

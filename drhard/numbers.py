@@ -72,6 +72,7 @@ SCALE = Range(0, 1e4, whole=False, above=True)  # a factor of scores
 FRACTION = Range(0, 1, whole=False)  # a share of a whole
 MARGIN = Range(0, 0.999999, whole=False)  # between a negative and a relevant passage, as a share of the latter's score
 SEARCH_GB = Range(0.5, 1e6, whole=False)  # memory for one pass of a search on the CPU
+PORT = Range(0, 65535)  # of TCP; 0 is any free one
 
 
 @dataclass(frozen=True)

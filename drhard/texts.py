@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from drhard.collection import Collection
 from drhard.dataset import list_splits
 from drhard.errors import InputError
-from drhard.files import read_lines
+from drhard.files import decode_line, read_lines, read_raw_lines
 from drhard.msmarco import Corpus, find_source_file, parse_query
 from drhard.tokens import PREPROCESS_AGAIN
+
+import numpy as np
+
+CHUNK = 1 << 16  # ids that are Python's integers at a time: 8.8 million of them take 300 MB
 
 
 def read_passage_texts(corpus: Corpus, dataset: Path, collection: Collection) -> Iterator[str]:
@@ -24,22 +29,46 @@ def read_passage_texts(corpus: Corpus, dataset: Path, collection: Collection) ->
     """
     path = find_source_file(dataset, corpus.collection)
     if path is None:
-        raise InputError(f"{dataset / corpus.collection}: no such file; BM25 reads the texts themselves")
-    return _passage_texts(path, corpus, collection)
+        raise InputError(f"{dataset / corpus.collection}: no such file; the texts themselves are needed")
+    pids = collection.pids()
+    if len(pids) != len(collection.passages):
+        raise InputError(
+            f"{collection.pids_path}: has {len(pids)} passages, {len(collection.passages)} were preprocessed; "
+            f"{PREPROCESS_AGAIN}"
+        )
+    return (passage.text.replace("<sep>", " ") for passage in read_passages(path, corpus, pids))
 
 
-def _passage_texts(path: Path, corpus: Corpus, collection: Collection) -> Iterator[str]:
-    pids, count = collection.pids().tolist(), len(collection.passages)
-    row = 0
-    for number, line in read_lines(path):
-        pid, text = corpus.parse(line, f"{path}, line {number}")
-        if row < len(pids) and pid == pids[row]:
-            row += 1
-            yield text.replace("<sep>", " ")
+class Passage(NamedTuple):
+    """The line of a passage in the file of the collection."""
+
+    line: bytes
+    offset: int  # where the line begins in the file once it is uncompressed, in bytes
+    text: str
+
+
+def read_passages(path: Path, corpus: Corpus, pids: np.ndarray) -> Iterator[Passage]:
+    """Yield the passages in row order.
+
+    Args:
+        path: the file of the collection, gzipped or not.
+        pids: (rows,) int64, the official ids of the passages that preprocess.py found in it.
+
+    Raises:
+        InputError: as its lines are read: one is bad, or preprocess.py read another collection.
+    """
+    ids = (pid for start in range(0, len(pids), CHUNK) for pid in pids[start : start + CHUNK].tolist())
+    row, offset, expected = 0, 0, next(ids, None)
+    for number, line in enumerate(read_raw_lines(path), start=1):
+        pid, text = corpus.parse(decode_line(line, path, number), f"{path}, line {number}")
+        if pid == expected:
+            yield Passage(line, offset, text)
+            row, expected = row + 1, next(ids, None)
         elif text:  # preprocess.py may skip empty texts
             raise InputError(f"{path}, line {number}: is not the passage preprocessed as row {row}; {PREPROCESS_AGAIN}")
-    if not row == len(pids) == count:
-        raise InputError(f"{path}: has {row} passages, {count} were preprocessed; {PREPROCESS_AGAIN}")
+        offset += len(line)
+    if row != len(pids):
+        raise InputError(f"{path}: has {row} passages, {len(pids)} were preprocessed; {PREPROCESS_AGAIN}")
 
 
 def read_query_texts(corpus: Corpus, dataset: Path, collection: Collection, mode: str) -> list[str]:
@@ -49,7 +78,7 @@ def read_query_texts(corpus: Corpus, dataset: Path, collection: Collection, mode
     name = corpus.modes[mode].queries
     path = find_source_file(dataset, name)
     if path is None:
-        raise InputError(f"{dataset / name}: no such file; BM25 reads the texts themselves")
+        raise InputError(f"{dataset / name}: no such file; the texts themselves are needed")
     qids = collection.qids(mode)
     row_of_qid = {qid: row for row, qid in enumerate(qids.tolist())}
     texts: dict[int, str] = {}

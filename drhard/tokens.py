@@ -78,7 +78,7 @@ class TokenMemmap:
         if max_length is not None and max_length < 2:
             raise InputError(f"a length of {max_length} leaves no room for <s> and </s>")
         path = require_file(Path(folder) / f"{name}.memmap", "preprocess.py writes it")
-        meta, dtype = _read_meta(Path(folder) / f"{name}_meta")
+        meta, dtype = read_meta(Path(folder) / f"{name}_meta")
         rows, width = meta["total_number"], meta["embedding_size"]
         if path.stat().st_size != rows * width * dtype.itemsize:
             raise InputError(
@@ -142,8 +142,8 @@ class TokenMemmap:
         return f"{self._lengths_digest}-{digest_sample(self._tokens)}"
 
 
-def _read_meta(path: Path) -> tuple[dict[str, Any], np.dtype]:
-    """Read ``{name}_meta``. Return its content and the type it names."""
+def read_meta(path: Path) -> tuple[dict[str, Any], np.dtype]:
+    """Read ``{name}_meta``. Return its content and the type it names. Raises InputError if it is damaged."""
     meta = read_object(path, META_FIELDS, PREPROCESS_AGAIN, OWN_META_FIELDS)
     if _INTEGERS.fullmatch(meta["type"]) is None:
         raise InputError(f"{path}: {meta['type'][:40]!r} is not an integer type of NumPy; {PREPROCESS_AGAIN}")

@@ -1,10 +1,12 @@
 """Small things that several test modules make: a vocabulary, an encoder, token memmaps, processes."""
 
+import gzip
 import importlib.util
 import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -218,6 +220,19 @@ def write_qrels(path: Path, relevant: Mapping[int, Iterable[int]]) -> Path:
     """Write qrels in rows, all of grade 1."""
     path.write_text("".join(f"{qid}\t0\t{pid}\t1\n" for qid, pids in relevant.items() for pid in pids))
     return path
+
+
+def write_sample(folder: Path) -> None:
+    """The sample with 300 passages, and the queries that are judged for them."""
+    shutil.copytree(ROOT / "data" / "sample" / "passage" / "dataset", folder)
+    with gzip.open(folder / "collection.tsv.gz", "rt") as file:
+        lines = [line for line, _ in zip(file, range(300), strict=False)]
+    with gzip.open(folder / "collection.tsv.gz", "wt") as file:
+        file.writelines(lines)
+    pids = {line.split("\t")[0] for line in lines}
+    for path in folder.glob("*qrels*"):
+        kept = [line for line in path.read_text().splitlines(keepends=True) if line.split()[2] in pids]
+        path.write_text("".join(kept))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -178,7 +178,7 @@ def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
 @pytest.mark.parametrize(
     "name, content, complaint",
     [
-        ("collection.tsv", None, r"collection\.tsv: no such file; BM25 reads the texts"),
+        ("collection.tsv", None, r"collection\.tsv: no such file; the texts themselves are needed"),
         ("collection.tsv", "30\tone\n", r"collection\.tsv: has 1 passages, 6 were preprocessed"),
         (
             "collection.tsv",
@@ -192,7 +192,7 @@ def test_texts_come_in_the_order_of_their_rows(root: Path) -> None:
         ),
         ("collection.tsv", "", r"collection\.tsv: has 0 passages, 6 were preprocessed"),
         ("collection.tsv", "30\tone\n2 two\n", r"collection\.tsv, line 2: expected"),
-        ("queries.train.tsv", None, r"queries\.train\.tsv: no such file; BM25 reads the texts"),
+        ("queries.train.tsv", None, r"queries\.train\.tsv: no such file; the texts themselves are needed"),
         ("queries.train.tsv", "5\tx\n7\ty\n", r"queries\.train\.tsv: lacks 2 of the preprocessed queries"),
         ("queries.train.tsv", "five\tx\n", r"queries\.train\.tsv, line 1: the id 'five'"),
     ],

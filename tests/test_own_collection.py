@@ -27,7 +27,6 @@ import pytest
 import pytrec_eval
 from formats import KINDS, register, write_beir, write_files, write_jsonl
 from helpers import (
-    ROOT,
     SIZES,
     TEXTS,
     call_script,

@@ -19,6 +19,7 @@ SCRIPTS = (
     "cvt_back.py",
     "download_data.py",
     "reproduce.py",
+    "search.py",
 )
 NOWHERE = (
     "import_collection.py nowhere --data_root out",
@@ -36,6 +37,7 @@ NOWHERE = (
     "cvt_back.py --input_dir nowhere --preprocess_dir nowhere --output_dir out --mode dev --dataset passage",
     "download_data.py --manifest nowhere",
     "reproduce.py run nowhere",
+    "search.py --data_root nowhere",
 )
 
 

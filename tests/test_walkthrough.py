@@ -27,6 +27,7 @@ ELSEWHERE = (  # what sets up, and what other tests run
     "bash run_tests.sh",
     "python benchmarks/",
     "python reproduce.py",
+    "python search.py",
     "python tests/campaigns",
 )
 QUERIES = {"train": 40, "dev": 100, "test": 5}  # judged, of 500 documents; enough for two runs to differ

@@ -4,13 +4,11 @@ The model is a folder of sentence-transformers with random weights, under the na
 is a part of the sample.
 """
 
-import gzip
-import shutil
 from pathlib import Path
 
 import documented
 import pytest
-from helpers import ROOT, SIZES, call_script, save_plain
+from helpers import SIZES, call_script, save_plain, write_sample
 from sentence_transformers import SentenceTransformer
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -28,19 +26,6 @@ def small(words: tuple[str, ...]) -> list[str]:
         longest if before in LENGTHS and int(word) > int(longest) else word
         for before, word in zip(("", *words), words, strict=False)
     ]
-
-
-def write_sample(folder: Path) -> None:
-    """The sample with 300 passages, and the queries that are judged for them."""
-    shutil.copytree(ROOT / "data" / "sample" / "passage" / "dataset", folder)
-    with gzip.open(folder / "collection.tsv.gz", "rt") as file:
-        lines = [line for line, _ in zip(file, range(300), strict=False)]
-    with gzip.open(folder / "collection.tsv.gz", "wt") as file:
-        file.writelines(lines)
-    pids = {line.split("\t")[0] for line in lines}
-    for path in folder.glob("*qrels*"):
-        kept = [line for line in path.read_text().splitlines(keepends=True) if line.split()[2] in pids]
-        path.write_text("".join(kept))
 
 
 @pytest.mark.usefixtures("capsys")
