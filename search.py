@@ -26,12 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drhard.collection import Collection
+from drhard.dataset import find_corpus
 from drhard.errors import InputError, command
 from drhard.files import require_file
 from drhard.flags import ENCODER, INDEX, add_flags
 from drhard.hub import find_checkpoint
+from drhard.ids import Numbers
 from drhard.known_queries import KnownQueries
 from drhard.msmarco import CORPORA
+from drhard.names import OfficialIds
 from drhard.numbers import LENGTH, PORT
 from drhard.passage_texts import open_passage_texts
 
@@ -108,8 +111,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 @command
 def main() -> None:
     args = parse_arguments()
-    corpus, root = CORPORA[args.data_type], args.data_root / args.data_type
+    root = args.data_root / args.data_type
     dataset = root / "dataset"
+    corpus = find_corpus(CORPORA[args.data_type], dataset)
     collection = Collection(args.preprocess_dir or root / "preprocess")
     require_file(collection.pids_path, "preprocess.py writes it")
     retrievers = choose_models(args, root)
@@ -119,7 +123,7 @@ def main() -> None:
             find_checkpoint(name)
     listener = open_port(args.http)
     reader = ThreadPoolExecutor(1)
-    reading = reader.submit(read_collection, collection)  # while torch is imported
+    reading = reader.submit(read_ids, collection, corpus.pid_prefix)  # while torch is imported
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.devices import choose_device
@@ -130,12 +134,12 @@ def main() -> None:
     adore = args.query_model or args.compare_query_model
     length = args.max_query_length or (ADORE_QUERY if adore else STAR_QUERY)
     device, searching = choose_device(args.no_cuda), SearchSettings.from_flags(args)
-    pids = reading.result()
+    pids, official = reading.result()
     searchers = open_searchers(of, collection, length, device, searching, args.topk)
     texts = open_passage_texts(corpus, dataset, collection.folder, pids)
     if texts is None:
         log.warning("%s: no such file; ids and scores are shown without texts", dataset / corpus.collection)
-    passages = Passages(corpus.pid_prefix, pids, texts)
+    passages = Passages(official, texts)
     search = PassageSearch(searchers, passages, KnownQueries(corpus, dataset, collection, args.mode), args.topk)
     if listener is not None:
         serve_page(search, listener)
@@ -146,11 +150,12 @@ def main() -> None:
         show(answer, args.json)
 
 
-def read_collection(collection: Collection) -> np.ndarray:
-    """Open the tokens of the passages, if they are there, and return the official ids (rows,) int64."""
+def read_ids(collection: Collection, prefix: str) -> tuple[np.ndarray, OfficialIds]:
+    """Open the tokens of the passages, if there are any. Return the number, (rows,) int64, and official id of each."""
     if collection.has_passages:
         collection.passages.digest()  # which the collection then keeps
-    return collection.pids()
+    official = collection.official_pids(prefix)
+    return (official.ids if isinstance(official, Numbers) else collection.pids()), official
 
 
 def choose_models(args: argparse.Namespace, root: Path) -> list[dict[str, str | Path]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from drhard.errors import InputError
 from drhard.files import require_file, write_whole_file
-from drhard.msmarco import LARGEST_ID
+from drhard.msmarco import LARGEST_ID, parse_number
 
 import numpy as np
 
@@ -107,7 +107,13 @@ class Numbers:
 
     def take(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of ``rows``, with their prefix."""
-        return [f"{self.prefix}{number}" for number in self.ids[rows].tolist()]
+        return [f"{self.prefix}{number}" for number in self.ids[list(rows)].tolist()]
+
+    def find(self, name: str) -> int:
+        """See :meth:`drhard.names.OfficialIds.find`."""
+        number = parse_number(name.removeprefix(self.prefix)) if name.startswith(self.prefix) else None
+        rows: np.ndarray = np.flatnonzero(self.ids == number)
+        return int(rows[0]) if len(rows) else -1  # no row has None
 
     def digest(self) -> str:
         """Return the SHA-256 of the numbers."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from drhard.collection import Collection
 from drhard.errors import InputError
-from drhard.msmarco import Corpus, find_source_file, parse_number
+from drhard.msmarco import Corpus, find_source_file
+from drhard.names import OfficialIds
 from drhard.qrels import read_judgements
 from drhard.texts import read_query_texts
 
@@ -38,6 +39,7 @@ class KnownQueries:
     def __init__(self, corpus: Corpus, dataset: Path, collection: Collection, mode: str | None = None):
         self._corpus, self._dataset, self._collection = corpus, dataset, collection
         self._modes = [mode] if mode else [mode for mode, files in corpus.modes.items() if files.qrels is not None]
+        self._ids: dict[str, OfficialIds] = {}
         self._texts: dict[str, list[str]] = {}
         self._places: dict[str, tuple[str, int]] | None = None  # text without case and surplus blanks -> mode, row
         self._judged: dict[str, np.ndarray] = {}
@@ -58,20 +60,24 @@ class KnownQueries:
 
     def get(self, mode: str, qid: str) -> KnownQuery:
         """Return the query with the official id ``qid``. Raises InputError if there is none, or as :meth:`find`."""
-        number = parse_number(qid)
-        rows: np.ndarray = np.flatnonzero(self._collection.qids(mode) == number)
-        if number is None or len(rows) == 0:
-            raise InputError(f"{self._collection.qids_path(mode)}: has no query with the id {qid[:40]!r}")
-        return self._known(mode, int(rows[0]))
+        row = self._ids_of(mode).find(qid)
+        if row < 0:
+            raise InputError(f"{self._collection.folder}: has no {mode} query with the id {qid[:40]!r}")
+        return self._known(mode, row)
 
     def _known(self, mode: str, row: int) -> KnownQuery:
         judged = self._judged_in(mode)
         grades = {int(passage): int(grade) for _, passage, grade in judged[judged[:, 0] == row]}
-        return KnownQuery(mode, str(self._collection.qids(mode)[row]), self._texts_of(mode)[row], grades)
+        return KnownQuery(mode, self._ids_of(mode).take([row])[0], self._texts_of(mode)[row], grades)
 
     def _has_texts(self, mode: str) -> bool:
         source = find_source_file(self._dataset, self._corpus.modes[mode].queries)
         return source is not None and self._collection.qids_path(mode).exists()
+
+    def _ids_of(self, mode: str) -> OfficialIds:
+        if mode not in self._ids:
+            self._ids[mode] = self._collection.official_qids(mode)
+        return self._ids[mode]
 
     def _texts_of(self, mode: str) -> list[str]:
         if mode not in self._texts:

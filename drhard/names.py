@@ -63,6 +63,9 @@ class OfficialIds(Protocol):
     def take(self, rows: Sequence[int]) -> list[str]:
         """Return the ids of ``rows``, as a run spells them."""
 
+    def find(self, name: str) -> int:
+        """Return the row of the id that a run spells ``name``, -1 if there is none."""
+
     def digest(self) -> str:
         """Return a digest that tells these ids from others."""
 
@@ -108,6 +111,14 @@ class Names:
     def take(self, rows: Sequence[int]) -> list[str]:
         """See :meth:`OfficialIds.take`. Raises InputError if the file is damaged."""
         return [self[row] for row in rows]
+
+    def find(self, name: str) -> int:
+        """See :meth:`OfficialIds.find`. It reads the file; :class:`NameLookup` finds many ids faster."""
+        line = f"{name}\n".encode(errors="replace")
+        if self._bytes[: len(line)] == line:
+            return 0
+        place = self._bytes.find(b"\n" + line)
+        return -1 if place < 0 else int(np.searchsorted(self.offsets, place + 1))
 
     def digest(self) -> str:
         """See :meth:`OfficialIds.digest`: the SHA-256 of the file."""

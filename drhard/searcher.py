@@ -15,6 +15,7 @@ from drhard.index import Index
 from drhard.known_queries import KnownQueries, KnownQuery
 from drhard.model_folder import load_encoder, load_encoder_beside
 from drhard.model_tokenizer import Tokenizer, open_tokenizer
+from drhard.names import OfficialIds
 from drhard.passage_texts import PassageTexts
 from drhard.settings import SearchSettings
 from drhard.tokens import PREPROCESS_AGAIN
@@ -104,20 +105,22 @@ class Searcher:
     Attributes:
         name: what to call it.
         count: the number of passages.
+        depth: how many of them to search for.
     """
 
     name: str
     encoder: QueryEncoder
     index: Index
     count: int
+    depth: int
 
-    def search(self, query: str, k: int) -> tuple[list[int], list[float]]:
-        """Return the rows and the scores of up to ``k`` passages, best first.
+    def search(self, query: str) -> tuple[list[int], list[float]]:
+        """Return the rows and the scores of up to ``depth`` passages, best first.
 
         Raises:
             InputError: as :meth:`QueryEncoder.tokenize` and :meth:`drhard.index.Index.search`.
         """
-        scores, rows = self.index.search(self.encoder.embed(query), k)
+        scores, rows = self.index.search(self.encoder.embed(query), self.depth)
         found = rows[0] >= 0  # a compressed index may find fewer
         return rows[0][found].tolist(), scores[0][found].tolist()
 
@@ -139,41 +142,39 @@ def open_searchers(
     Raises:
         InputError: as :meth:`Models.load`, :meth:`SearchSettings.check` and :meth:`SearchSettings.open`.
     """
+    left_out = collection.left_out
     indexes: dict[Path, Index] = {}
     searchers = []
     for of in models:
         encoder, embeddings = of.load(collection, max_length, device)
+        found = len(embeddings) - len(left_out)
+        # A comparison of two models looks for a passage in more ranks than are shown.
+        depth = min(max(topk, COMPARED), found) if len(models) > 1 else topk
         if of.embeddings not in indexes:
-            searching.check(topk, *embeddings.shape)
+            searching.check(topk, found, embeddings.shape[1])
             shown = replace(searching, progress=searching.progress and embeddings.nbytes > LONG_SEARCH)
-            indexes[of.embeddings] = shown.open(embeddings, _depth(topk, len(models), len(embeddings)))
-        searchers.append(Searcher(of.queries, encoder, indexes[of.embeddings], len(embeddings)))
+            indexes[of.embeddings] = shown.open(embeddings, depth, left_out)
+        searchers.append(Searcher(of.queries, encoder, indexes[of.embeddings], len(embeddings), depth))
     return searchers
-
-
-def _depth(topk: int, models: int, count: int) -> int:
-    """Return how many passages each model searches for, of ``count``: more than it shows if rankings are compared."""
-    return min(max(topk, COMPARED), count) if models > 1 else topk
 
 
 class Passages:
     """The official ids of the passages, and their texts.
 
     Args:
-        prefix: the prefix of the ids, "D" for MS MARCO doc.
-        pids: (rows,) int64, the ids without it.
+        ids: of all rows.
         texts: None if they are missing.
     """
 
-    def __init__(self, prefix: str, pids: np.ndarray, texts: PassageTexts | None):
-        self._prefix, self._pids, self._texts = prefix, pids, texts
+    def __init__(self, ids: OfficialIds, texts: PassageTexts | None):
+        self._ids, self._texts = ids, texts
 
     def __len__(self) -> int:
-        return len(self._pids)
+        return len(self._ids)
 
     def official_ids(self, rows: Sequence[int]) -> list[str]:
         """Return the official ids of ``rows``."""
-        return [f"{self._prefix}{pid}" for pid in self._pids[list(rows)].tolist()]
+        return self._ids.take(rows)
 
     def texts(self, rows: Sequence[int]) -> Sequence[str | None]:
         """Return the texts of ``rows``. Raises InputError as :meth:`PassageTexts.read`."""
@@ -201,7 +202,6 @@ class PassageSearch:
                 raise InputError(f"{searcher.name}: has {searcher.count} embeddings for {len(passages)} passages")
         self.names = [searcher.name for searcher in searchers]
         self._searchers, self._passages, self._known, self._topk = searchers, passages, known, topk
-        self._depth = _depth(topk, len(searchers), len(passages))
         self._lock = threading.Lock()
 
     def ask(self, query: str) -> Answer:
@@ -230,7 +230,7 @@ class PassageSearch:
             hits = self._hits(rows[: self._topk], scores, grades, others)
             rankings.append(Ranking(self.names[place], seconds, hits))
         relevant = self._passages.official_ids([row for row, grade in grades.items() if grade > 0])
-        return Answer(query, known, relevant, rankings, self._depth)
+        return Answer(query, known, relevant, rankings, self._searchers[0].depth)
 
     def _hits(
         self, rows: Sequence[int], scores: Sequence[float], grades: Mapping[int, int], others: Sequence[int]
@@ -247,5 +247,5 @@ class PassageSearch:
 
     def _search(self, searcher: Searcher, query: str) -> tuple[list[int], list[float], float]:
         start = time.perf_counter()
-        rows, scores = searcher.search(query, self._depth)
+        rows, scores = searcher.search(query)
         return rows, scores, time.perf_counter() - start

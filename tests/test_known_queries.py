@@ -47,7 +47,7 @@ def test_a_query_is_found_by_its_id(known: KnownQueries) -> None:
 
 @pytest.mark.parametrize("qid", ["9", "nobody", "-2", "²", "9" * 30, ""])
 def test_an_id_that_no_query_has_is_refused(known: KnownQueries, qid: str) -> None:
-    with pytest.raises(InputError, match=r"dev-qid2offset.pickle: has no query with the id"):
+    with pytest.raises(InputError, match=r"preprocess: has no dev query with the id"):
         known.get("dev", qid)
 
 

@@ -221,6 +221,27 @@ def test_another_collection_in_the_same_place_leaves_no_ids_behind(
     assert Collection(folder).official_pids("D").take([3]) == ["D3"] and not len(Collection(folder).left_out)
 
 
+def test_search_shows_them(imported: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    infer(imported, models)
+    shutil.copytree(models, imported / "root/passage/trained_models/star", dirs_exist_ok=True)
+    save_vocabulary(imported / "root/passage/trained_models/star")
+    given = ("search.py", "--data_root", "root", "--topk", 33, "--no_cuda", "--mode", "test")
+    answer = json.loads(must_run(*given, "--json", "--qid", "007", cwd=imported))
+    assert answer["query"] == "what is a star"
+    assert answer["known"] == {"mode": "test", "qid": "007", "relevant": ["MED-10", "d002"]}
+    found = answer["rankings"][0]["passages"]
+    assert {hit["pid"] for hit in found} == {id_ for id_, _, _ in PASSAGES} - {PASSAGES[EMPTY][0]}
+    assert {hit["pid"]: hit["grade"] for hit in found if hit["grade"]} == {"MED-10": 1, "d002": 3}
+    texts = {hit["pid"]: hit["text"] for hit in found}
+    assert texts["007"] == "The Rhine is a river that rises in the alps"
+    known = json.loads(must_run(*given, "--json", "--query", "A  TEXT", cwd=imported))["known"]
+    assert known == {"mode": "test", "qid": "ñ", "relevant": ["d003"]}
+    place = ("--data_root", imported / "root", "--mode", "test")
+    assert "has no test query with the id 'q'" in refused("search.py", *place, "--qid", "q", capsys=capsys)
+    message = refused("search.py", *place, "--query", "a", "--topk", 34, capsys=capsys)
+    assert "cannot return the 34 best of 33 documents" in message
+
+
 # Empty texts are never retrieved
 
 

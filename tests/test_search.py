@@ -277,7 +277,7 @@ EMBEDDINGS = str(SAMPLE / "evaluate" / "star" / "passages.memmap")
         (("--model_dir", ADORE, "--query_model", STAR), f"{EMBEDDINGS}: was not made by {ADORE}"),
         (("--embeddings", "nowhere"), "nowhere: no such file or folder; star/inference.py writes it"),
         (("--topk", 301), "cannot return the 301 best of 300 documents"),
-        (("--mode", "dev", "--qid", "nobody"), "has no query with the id 'nobody'"),
+        (("--mode", "dev", "--qid", "nobody"), "has no dev query with the id 'nobody'"),
         (("--qid", "1"), "--qid needs --mode"),
         (("--mode", "dev", "--qid", "1", "--query", "x"), "--query and --qid exclude each other"),
         (("--query", " "), "--query is empty"),
