@@ -16,7 +16,7 @@ from pathlib import Path
 
 from drhard.dataset import EMPTY_TEXTS, parse_split
 from drhard.errors import InputError, command
-from drhard.importing import import_collection
+from drhard.importing import append_passages, import_collection
 from drhard.msmarco import CORPORA
 from drhard.sources import IR_DATASETS, FieldNames, Source, read_beir, read_files, read_ir_datasets
 
@@ -28,6 +28,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data_root", type=Path, default=Path("./data"), help="default: ./data")
     parser.add_argument("--data_type", choices=CORPORA, default="passage", help="folder under --data_root (passage)")
+    parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add the passages, and new splits, to the collection that was imported there; its row numbers stay",
+    )
     files = parser.add_argument_group("your own files")
     files.add_argument("--corpus", type=Path, nargs="+", metavar="FILE", help="passages, in this order")
     files.add_argument(
@@ -69,8 +74,8 @@ def main() -> None:
     args = parse_arguments()
     folder = args.data_root / args.data_type / "dataset"
     source = find_source(args)
-    print(f"Importing {', '.join(args.source) or ', '.join(map(str, args.corpus))}")
-    imported = import_collection(source, folder, args.empty_texts)
+    print(f"{'Appending' if args.append else 'Importing'} {', '.join(args.source) or ', '.join(map(str, args.corpus))}")
+    imported = (append_passages if args.append else import_collection)(source, folder, args.empty_texts)
     print(f"{'Wrote' if imported.new else 'Already there:'} {imported.folder}: {imported}")
 
 
@@ -80,6 +85,8 @@ def find_source(args: argparse.Namespace) -> Source:
     if bool(args.source) == bool(args.corpus):
         raise InputError("give either SOURCE or --corpus")
     if args.corpus:
+        if not (args.queries or args.append):
+            raise InputError("there are no queries; give --queries SPLIT=FILE")
         return read_files(args.corpus, group(args.queries, "--queries"), only(args.qrels, "--qrels"), fields)
     if args.queries or args.qrels:
         raise InputError("--queries and --qrels belong to --corpus; a BEIR folder and ir_datasets have their own")

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from drhard.dataset import COLLECTION, IMPORT_FILE, IMPORT_FORMAT, names_of, read_import, split_files
+from drhard.dataset import COLLECTION, IMPORT_FILE, IMPORT_FORMAT, end_of, names_of, read_import, split_files
 from drhard.errors import InputError
-from drhard.files import write_json, write_whole_file, write_whole_folder, write_whole_text
+from drhard.files import sole_writer, write_json, write_whole_file, write_whole_folder, write_whole_text
+from drhard.growth import finish_growth, grow_files, is_growing, prepare_growth, prepared_in
 from drhard.names import NameLookup, Names, find_unfit, is_fit, refuse_name, write_names
-from drhard.qrels import NamedJudgement
+from drhard.qrels import NamedJudgement, read_named_judgements
 from drhard.sources import Judgements, Source, Split, TextBlock, Texts
 
 import numpy as np
@@ -64,6 +65,9 @@ def import_collection(source: Source, folder: Path, empty_texts: str) -> Importe
             is writing the folder, or the disk is full.
     """
     made_from = source.made_from | {"empty_texts": empty_texts}
+    if is_growing(prepared_in(folder)):
+        with sole_writer(folder):
+            finish_growth(prepared_in(folder))
     there = read_import(folder)
     if there is not None:
         if there["made_from"] != made_from:
@@ -79,9 +83,84 @@ def import_collection(source: Source, folder: Path, empty_texts: str) -> Importe
     with write_whole_folder(folder, last=IMPORT_FILE) as unfinished:
         if folder.exists():
             _refuse_folder(folder)
-        content = _write(source, unfinished, empty_texts)
-        write_json(unfinished / IMPORT_FILE, content | {"made_from": made_from}, indent=1)
+        passages = _write_texts(source.passages, unfinished / COLLECTION, empty_texts, None)
+        splits = {
+            name: _write_split(split, name, unfinished, empty_texts, passages) for name, split in source.splits.items()
+        }
+        content = _write_import(unfinished, passages, splits, made_from)
     return Imported(folder, content, new=True)
+
+
+def append_passages(source: Source, folder: Path, empty_texts: str) -> Imported:
+    """Append passages, and splits, to a collection that was imported from files.
+
+    Those that it has already are left out; if there are no others, nothing is done. The files are then those that an
+    import of all gives. Row numbers stay. Judgements of earlier splits are kept if their passages are there now.
+
+    Args:
+        source, folder, empty_texts: as in :func:`import_collection`.
+
+    Raises:
+        InputError: as :func:`import_collection`; or the collection was not imported, not from files or with other
+            settings, or has a split of the same name with other files.
+    """
+    if not (folder / IMPORT_FILE).is_file():
+        raise InputError(f"{folder}: has no imported collection; import one first, without --append")
+    with sole_writer(folder), prepare_growth(prepared_in(folder)) as prepared:
+        content = read_import(folder)
+        assert content is not None
+        made_from = _join(folder, content["made_from"], source.made_from | {"empty_texts": empty_texts})
+        if made_from == content["made_from"]:
+            return Imported(folder, content, new=False)
+        had = content["made_from"]["corpus"]
+        parts = [
+            part
+            for part, described in zip(source.passages, source.made_from["corpus"], strict=True)
+            if described not in had
+        ]
+        passages = _reopen(folder, COLLECTION, content["passages"])._replace(
+            empty=content["empty_passages"], parts=content["parts"]
+        )
+        ends: dict[str, int] = {}
+        if parts:
+            ends = {COLLECTION: end_of(passages.parts).bytes, passages.names.path.name: passages.names.bytes}
+            passages = _write_texts(parts, prepared / COLLECTION, empty_texts, None, passages)
+        splits = {name: _judge_again(split, name, folder, passages) for name, split in content["splits"].items()}
+        for name, split in source.splits.items():
+            if name not in splits:
+                splits[name] = _write_split(split, name, prepared, empty_texts, passages)
+        content = _write_import(prepared, passages, splits, made_from)
+        grow_files(prepared, ends, IMPORT_FILE)
+    return Imported(folder, content, new=True)
+
+
+def _join(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the collection in ``folder`` is made from once ``new`` is appended.
+
+    Raises:
+        InputError: ``new`` cannot be appended.
+    """
+    if "corpus" not in old or "corpus" not in new:
+        raise InputError(
+            f"{folder}: only files can be appended, and only to a collection imported from files; import all documents "
+            "into another --data_root"
+        )
+    if new["empty_texts"] != old["empty_texts"]:
+        raise InputError(f"{folder}: was imported with --empty_texts {old['empty_texts']}; give it again")
+    if new["fields"] != old["fields"]:
+        flags = " ".join(f"--{name}_field {value}" for name, value in old["fields"].items())
+        raise InputError(f"{folder}: was imported with {flags or 'the usual names of fields'}; give the same")
+    for split, files in new["queries"].items():
+        if split in old["queries"] and (
+            files != old["queries"][split] or new["qrels"].get(split) != old["qrels"].get(split)
+        ):
+            raise InputError(f"{folder}: has a split {split} made from other files; give the new one another name")
+    return {
+        **old,
+        "corpus": old["corpus"] + [described for described in new["corpus"] if described not in old["corpus"]],
+        "queries": old["queries"] | new["queries"],
+        "qrels": old["qrels"] | new["qrels"],
+    }
 
 
 def _refuse_folder(folder: Path) -> NoReturn:
@@ -91,16 +170,20 @@ def _refuse_folder(folder: Path) -> NoReturn:
     raise InputError(f"{folder}: exists, and import_collection.py did not write it; name another --data_root")
 
 
-def _write(source: Source, folder: Path, empty_texts: str) -> dict[str, Any]:
-    """Write all files but ``import.json``. Return its content."""
-    passages = _write_texts(source.passages, folder / COLLECTION, empty_texts, None)
-    splits = {name: _write_split(split, name, folder, empty_texts, passages) for name, split in source.splits.items()}
-    return {
+def _write_import(
+    folder: Path, passages: "_Written", splits: Mapping[str, Any], made_from: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write ``import.json``. Return its content."""
+    content = {
         "format": IMPORT_FORMAT,
         "passages": passages.rows,
         "empty_passages": passages.empty,
+        "parts": passages.parts,
         "splits": splits,
+        "made_from": made_from,
     }
+    write_json(folder / IMPORT_FILE, content, indent=1)
+    return content
 
 
 class _Written(NamedTuple):
@@ -108,6 +191,7 @@ class _Written(NamedTuple):
 
     rows: int
     empty: int
+    parts: list[dict[str, int]]  # the passages and bytes of each file
     skipped: set[str]  # official ids of empty texts
     names: Names
     lookup: NameLookup
@@ -117,17 +201,36 @@ class _Written(NamedTuple):
         """Return the row of an official id, -1 if it is not there."""
         return self.lookup.find(name, self.names)
 
+    def behind(self, before: "_Written") -> "_Written":
+        """Return these texts, which continue those ``before``, together with them."""
+        return self._replace(
+            empty=before.empty + self.empty, parts=before.parts + self.parts, source=f"{before.source}, {self.source}"
+        )
 
-def _write_texts(parts: Sequence[Texts], path: Path, empty_texts: str, keep: set[str] | None) -> _Written:
+
+def _reopen(folder: Path, file: str, rows: int) -> _Written:
+    """Return texts that an earlier import wrote. Raises InputError if the table of their ids is damaged."""
+    names = Names(folder / names_of(file))
+    if len(names) != rows:
+        raise InputError(f"{names.path}: has {len(names)} ids, but {IMPORT_FILE} says {rows}; import again")
+    return _Written(rows, 0, [], set(), names, NameLookup.of(names), str(folder / file))
+
+
+def _write_texts(
+    parts: Sequence[Texts], path: Path, empty_texts: str, keep: set[str] | None, before: _Written | None = None
+) -> _Written:
     """Write ``path``, a line ``row <tab> text`` for each text, and the table of official ids beside it.
 
     Args:
         keep: the ids of the texts to keep; None for all.
+        before: the texts that these continue. ``path`` and the table get only what comes behind those.
     """
     table = path.with_name(names_of(path.name))
-    rows = _Rows(empty_texts)
-    with write_names(table) as writer, write_whole_file(path) as file:
+    rows = _Rows(empty_texts, before)
+    first, sizes = rows.count, []
+    with write_names(table, before and before.names) as writer, write_whole_file(path) as file:
         for part in parts:
+            count, place = rows.count, file.tell()
             with tqdm(total=part.size, unit="B", unit_scale=True, desc=f"importing {part.name}", smoothing=0.1) as bar:
                 for block in part.read(bar):
                     ids, lines = rows.add(block if keep is None else _choose(block, keep), part)
@@ -137,20 +240,25 @@ def _write_texts(parts: Sequence[Texts], path: Path, empty_texts: str, keep: set
                     except UnicodeEncodeError:
                         _refuse_half(block, part)
                 bar.update(part.size - bar.n)
+            sizes.append({"passages": rows.count - count, "bytes": file.tell() - place})
     source = ", ".join(part.name for part in parts)
-    if not rows.count:
+    if rows.count == first:
         raise InputError(f"{source}: " + ("holds no text" if keep is None else "none of its queries is judged"))
-    names, lookup = Names(table), NameLookup(np.frombuffer(rows.hashes, dtype=np.int64))
+    _tell_of_empty(source, rows)
+    names, lookup = Names(table, before and before.names), NameLookup(np.frombuffer(rows.hashes, dtype=np.int64))
     twice = lookup.find_twice(names)
     if twice is not None:
-        _refuse_twice(parts, twice)
-    _tell_of_empty(source, rows)
-    return _Written(rows.count, rows.empty, rows.skipped, names, lookup, source)
+        _refuse_twice(parts, twice, before)
+    written = _Written(rows.count, rows.empty, sizes, rows.skipped, names, lookup, source)
+    return written if before is None else written.behind(before)
 
 
 def _choose(block: TextBlock, keep: set[str]) -> TextBlock:
-    chosen = [text for text in zip(*block, strict=True) if text[1] in keep]
-    return TextBlock(*map(list, zip(*chosen, strict=True))) if chosen else TextBlock([], [], [])
+    return _block([text for text in zip(*block, strict=True) if text[1] in keep])
+
+
+def _block(texts: list[tuple[int, str, str]]) -> TextBlock:
+    return TextBlock(*map(list, zip(*texts, strict=True))) if texts else TextBlock([], [], [])
 
 
 def _refuse_half(block: TextBlock, part: Texts) -> NoReturn:
@@ -164,13 +272,16 @@ def _refuse_half(block: TextBlock, part: Texts) -> NoReturn:
 
 
 class _Rows:
-    """The rows of a file while it is written."""
+    """The rows of a file while it is written, behind those of ``before``."""
 
-    def __init__(self, empty_texts: str):
+    def __init__(self, empty_texts: str, before: _Written | None):
         self._empty_texts = empty_texts
         self.count, self.empty = 0, 0
         self.skipped: set[str] = set()
         self.hashes = array("q")
+        if before is not None:
+            self.count = before.rows
+            self.hashes.frombytes(before.lookup.hashes.tobytes())
 
     def add(self, block: TextBlock, part: Texts) -> tuple[Sequence[str], list[str]]:
         """Return the ids and the lines of the next rows. Raises InputError for a bad id or an empty text."""
@@ -196,7 +307,7 @@ class _Rows:
         if self._empty_texts == "keep":
             return block
         self.skipped.update(block.ids[place] for place in empty)
-        return _choose(block, set(block.ids) - self.skipped)
+        return _block([text for text in zip(*block, strict=True) if text[2]])
 
 
 def _tell_of_empty(source: str, rows: _Rows) -> None:
@@ -204,9 +315,11 @@ def _tell_of_empty(source: str, rows: _Rows) -> None:
         log.warning("%s: %s %d empty texts", source, "skipped" if rows.skipped else "kept", rows.empty)
 
 
-def _refuse_twice(parts: Sequence[Texts], name: str) -> None:
+def _refuse_twice(parts: Sequence[Texts], name: str, before: _Written | None) -> None:
     """Raise InputError: two texts have the id ``name``. It reads the texts again, to say where."""
-    places = [
+    row = -1 if before is None else before.find(name)
+    places = [] if before is None or row < 0 else [f"row {row} of {before.source}"]
+    places += [
         part.where(number)
         for part in parts
         for block in part.read()
@@ -227,25 +340,50 @@ def _write_split(split: Split, name: str, folder: Path, empty_texts: str, passag
         raise InputError(f"{split.judgements.name}: holds no judgement")
     queries = _write_texts(split.queries, folder / files.queries, empty_texts, {qid for _, qid, _, _ in judged})
     assert files.qrels is not None
-    kept = _write_qrels(folder / files.qrels, split.judgements, judged, queries, passages)
+    written = _write_qrels(folder / files.qrels, judged, queries, passages)
+    _tell_of_left_out(split.judgements, len(judged), written)
     _write_official_qrels(folder / f"{name}.qrels", judged, split.judgements)
     return {
         "queries": queries.rows,
         "empty_queries": queries.empty,
-        "judgements": kept,
-        "left_out": len(judged) - kept,
+        "judgements": written.kept,
+        "left_out": len(judged) - written.kept,
     }
 
 
-def _write_qrels(
-    path: Path, source: Judgements, judged: Sequence[NamedJudgement], queries: _Written, passages: _Written
-) -> int:
-    """Write the judgements in numbers. Leave out those of texts that are not there. Return how many were written.
+def _judge_again(split: dict[str, Any], name: str, folder: Path, passages: _Written) -> dict[str, Any]:
+    """Write the judgements of an earlier split again if some were left out: their passages may be there now.
 
-    Raises:
-        InputError: most of them name texts that are not there.
+    Args:
+        split: what ``import.json`` says of it.
+        folder: the collection.
+
+    Returns:
+        What ``import.json`` says of it now.
     """
-    unknown: list[tuple[int, str]] = []  # number of the judgement, what it names
+    if not split.get("left_out"):
+        return split
+    files = split_files(name, judged=True)
+    assert files.qrels is not None
+    queries = _reopen(folder, files.queries, split["queries"])
+    judged = list(read_named_judgements(folder / f"{name}.qrels"))
+    kept = _write_qrels(prepared_in(folder) / files.qrels, judged, queries, passages).kept
+    if kept > split["judgements"]:
+        log.info("%s: %d judgements more name passages that are there", name, kept - split["judgements"])
+    return {**split, "judgements": kept, "left_out": len(judged) - kept}
+
+
+class _Judged(NamedTuple):
+    """Judgements that were written."""
+
+    kept: int
+    of_empty: int  # left out: their texts are empty and were skipped
+    unknown: list[tuple[int, str]]  # left out: the number of the judgement, and what it names
+
+
+def _write_qrels(path: Path, judged: Sequence[NamedJudgement], queries: _Written, passages: _Written) -> _Judged:
+    """Write the judgements in numbers. Leave out those of texts that are not there."""
+    unknown: list[tuple[int, str]] = []
     kept, of_empty = 0, 0
     query_rows: dict[str, int] = {}
     with write_whole_text(path) as file:
@@ -261,16 +399,21 @@ def _write_qrels(
             else:
                 what, of = ("query", queries) if query < 0 else ("document", passages)
                 unknown.append((number, f"{what} {qid if query < 0 else docid} is not in {of.source}"))
-    if of_empty:
-        log.warning("%s: left out %d judgements of empty texts", source.name, of_empty)
+    return _Judged(kept, of_empty, unknown)
+
+
+def _tell_of_left_out(source: Judgements, count: int, written: _Judged) -> None:
+    """Warn of judgements that were left out, of ``count``. Raises InputError if most name texts that are not there."""
+    if written.of_empty:
+        log.warning("%s: left out %d judgements of empty texts", source.name, written.of_empty)
+    unknown = written.unknown
     if unknown:
-        first = f"{len(unknown)} of {len(judged)} judgements name texts that are not there; the first, " + (
+        first = f"{len(unknown)} of {count} judgements name texts that are not there; the first, " + (
             f"{source.where(unknown[0][0]).rpartition(', ')[2]}: the {unknown[0][1]}"
         )
-        if len(unknown) > LARGEST_SHARE_UNKNOWN * len(judged):
+        if len(unknown) > LARGEST_SHARE_UNKNOWN * count:
             raise InputError(f"{source.name}: {first}; do these files belong together?")
         log.warning("%s: left out what cannot be found: %s", source.name, first)
-    return kept
 
 
 def _write_official_qrels(path: Path, judged: Sequence[NamedJudgement], source: Judgements) -> None:

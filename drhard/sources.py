@@ -262,8 +262,6 @@ def read_files(
     Raises:
         InputError: a file is missing, or a split has qrels without queries.
     """
-    if not queries:
-        raise InputError("there are no queries; give --queries SPLIT=FILE")
     for split in qrels:
         if split not in queries:
             raise InputError(f"--qrels {split}=…: the split {split} has no queries; give --queries {split}=FILE")

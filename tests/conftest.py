@@ -51,6 +51,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "exports",
         "faiss_index",
         "files",
+        "growth",
         "hard_json",
         "hub",
         "importing",

@@ -1,0 +1,338 @@
+"""Passages that are appended: the same files as if all had been there at once, whenever a process is killed."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import drhard.growth
+from drhard.dataset import find_corpus, read_import
+from drhard.errors import InputError
+from drhard.files import sole_writer
+from drhard.growth import GROWTH_FILE, finish_growth, grow_files, prepare_growth, prepared_in
+from drhard.importing import Imported, append_passages, import_collection
+from drhard.msmarco import PASSAGE
+from drhard.sources import FieldNames, Source, read_beir, read_files, read_ir_datasets
+
+import pytest
+from formats import register, write_beir, write_jsonl
+from helpers import TEXTS, no_larger_files_than, snapshot
+
+FILES = {  # of passages: id and text
+    "a": [("007", "the river rhine"), ("MED-10", "a star is a ball"), ("Ü-ñ", "")],
+    "b": [("d0", ""), ("日本", "where the river ends"), ("0", "a text of the alps")],
+    "c": [*((f"c{number}", f"{TEXTS[number % 4]} {number}") for number in range(30)), ("last", "")],
+}
+QUERIES = [("q1", "where is the river rhine"), ("ñ", "what is a star"), ("none", "not judged")]
+JUDGED = {  # more than half of the first name passages of the first file
+    "test": [
+        ("q1", "007", 2),
+        ("q1", "c7", 1),
+        ("ñ", "MED-10", 1),
+        ("ñ", "日本", 3),
+        ("q1", "Ü-ñ", 1),
+        ("ñ", "007", 0),
+    ],
+    "train": [("ñ", "007", 1), ("q1", "MED-10", 1)],
+    "new": [("q1", "c1", 1), ("q1", "MED-10", 2), ("ñ", "none", 1)],
+}
+FIELDS = FieldNames()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """The sources."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for name, rows in FILES.items():
+        write_jsonl(folder / f"{name}.jsonl", [{"_id": id_, "title": "", "text": text} for id_, text in rows])
+    (folder / "queries.tsv").write_text("".join(f"{id_}\t{text}\n" for id_, text in QUERIES), encoding="utf-8")
+    for split, judged in JUDGED.items():
+        lines = [f"{qid} 0 {docid} {grade}\n" for qid, docid, grade in judged]
+        (folder / f"{split}.qrels").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def source(files: Path, names: str, splits: tuple[str, ...] = (), fields: FieldNames = FIELDS) -> Source:
+    corpus = [files / f"{name}.jsonl" for name in names]
+    queries = dict.fromkeys(splits, [files / "queries.tsv"])
+    return read_files(corpus, queries, {split: files / f"{split}.qrels" for split in splits}, fields)
+
+
+def append(files: Path, folder: Path, names: str, splits: tuple[str, ...] = (), empty_texts: str = "keep") -> Imported:
+    return append_passages(source(files, names, splits), folder, empty_texts)
+
+
+def imported(files: Path, folder: Path, names: str, splits: tuple[str, ...], empty_texts: str = "keep") -> Path:
+    import_collection(source(files, names, splits), folder, empty_texts)
+    return folder
+
+
+# Kills
+
+
+def steps_of(action: Callable[[], object], folder: Path) -> Iterator[int]:
+    """Kill ``action`` before each of its changes to the files under ``folder``, once before each. Yield the number.
+
+    The folder must be as before when the caller asks for the next.
+    """
+    for step in range(1, 1000):
+        pid = os.fork()
+        if pid == 0:
+            _die_at(step, folder)
+            try:
+                action()
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSIGNALED(status):
+            return
+        yield step
+
+
+def _die_at(step: int, folder: Path) -> None:
+    left = step
+
+    def heed(event: str, arguments: tuple) -> None:
+        nonlocal left
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if not (writes or event in ("os.rename", "os.remove", "os.truncate", "os.rmdir", "os.mkdir")):
+            return
+        if str(arguments[0]).startswith(str(folder)):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(heed)
+
+
+@pytest.fixture
+def half_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be killed in the middle of each copy too."""
+
+    def copy(source: BinaryIO, target: BinaryIO, _: int) -> None:
+        content = source.read()
+        target.write(content[: len(content) // 2])
+        target.flush()
+        sys.audit("os.truncate", target.name)
+        target.write(content[len(content) // 2 :])
+
+    monkeypatch.setattr(drhard.growth.shutil, "copyfileobj", copy)
+
+
+def restore(kept: Path, folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+
+
+def without_unfinished(content: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in content.items() if ".partial" not in name and name != ".lock"}
+
+
+# Files
+
+
+def write_growth(folder: Path) -> None:
+    """Half of a growth: the caller gives it its place."""
+    (folder / "rows").write_text("old")
+    (folder / "size").write_text("3")
+    with prepare_growth(prepared_in(folder)) as prepared:
+        (prepared / "rows").write_text("er")
+        (prepared / "size").write_text("5")
+        (prepared / "another").write_text("x")
+        grow_files(prepared, {"rows": 3}, "size")
+
+
+def test_files_grow(tmp_path: Path) -> None:
+    write_growth(tmp_path)
+    assert snapshot(tmp_path) == {"rows": b"older", "size": b"5", "another": b"x"}
+    assert not prepared_in(tmp_path).exists()
+
+
+@pytest.mark.usefixtures("half_copied")
+def test_a_killed_growth_is_finished_or_undone(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    states = set()
+    for _ in steps_of(lambda: write_growth(folder), folder):
+        found = snapshot(folder)
+        whole = (found.get("rows"), found.get("size")) in ((b"old", b"3"), (b"older", b"5"))
+        with prepare_growth(prepared_in(folder)):
+            pass
+        after = snapshot(folder)
+        states.add((whole, after.get("size")))
+        if after.get("size") == b"5":
+            assert after == {"rows": b"older", "size": b"5", "another": b"x"}
+        shutil.rmtree(folder)
+        folder.mkdir()
+    assert (False, b"5") in states and (True, b"3") in states
+
+
+def test_a_file_that_was_cut_is_refused(tmp_path: Path) -> None:
+    prepared = prepared_in(tmp_path)
+    prepared.mkdir()
+    (tmp_path / "rows").write_text("ol")
+    (prepared / "rows").write_text("er")
+    (prepared / "size").write_text("5")
+    with pytest.raises(InputError, match="rows: is shorter than the 3 bytes that it had"):
+        grow_files(prepared, {"rows": 3}, "size")
+
+
+# Importing
+
+
+@pytest.mark.parametrize("empty_texts", ["keep", "skip"])
+def test_appended_passages_are_as_if_imported_at_once(files: Path, tmp_path: Path, empty_texts: str) -> None:
+    folder = imported(files, tmp_path / "grown", "a", ("test", "train"), empty_texts)
+    assert (folder / "qrels.test.tsv").read_text().count("\n") == (4 if empty_texts == "keep" else 3)
+    assert append(files, folder, "b", (), empty_texts).new
+    once = imported(files, tmp_path / "two", "ab", ("test", "train"), empty_texts)
+    assert snapshot(folder) == snapshot(once)
+    assert append(files, folder, "c", ("new",), empty_texts).new
+    once = imported(files, tmp_path / "three", "abc", ("test", "train", "new"), empty_texts)
+    assert snapshot(folder) == snapshot(once)
+    content = read_import(folder)
+    assert content is not None and content["splits"]["test"]["left_out"] == (0 if empty_texts == "keep" else 1)
+    assert not import_collection(source(files, "abc", ("test", "train", "new")), folder, empty_texts).new
+
+
+def test_the_same_again_does_nothing(files: Path, tmp_path: Path) -> None:
+    folder = imported(files, tmp_path / "grown", "a", ("train",))
+    append(files, folder, "b")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for names, splits in (("b", ()), ("ab", ("train",)), ("a", ())):
+        assert not append(files, folder, names, splits).new
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_of_several_files_the_new_ones_are_appended(files: Path, tmp_path: Path) -> None:
+    folder = imported(files, tmp_path / "grown", "a", ("train",))
+    append(files, folder, "abc")
+    append(files, folder, "b", ("test",))  # nothing but a new split
+    assert snapshot(folder) == snapshot(imported(files, tmp_path / "once", "abc", ("train", "test")))
+
+
+def test_a_beir_folder_is_appended(files: Path, tmp_path: Path) -> None:
+    """It brings a split; the split of the first folder is unchanged."""
+    first = write_beir(
+        tmp_path / "first", [(id_, "", text) for id_, text in FILES["a"]], QUERIES, {"train": JUDGED["train"]}
+    )
+    second = write_beir(
+        tmp_path / "second", [(id_, "", text) for id_, text in FILES["c"]], QUERIES, {"new": JUDGED["new"]}
+    )
+    import_collection(read_beir(first, FIELDS), tmp_path / "grown", "keep")
+    append_passages(read_beir(second, FIELDS), tmp_path / "grown", "keep")
+    corpus, qrels = [folder / "corpus.jsonl" for folder in (first, second)], ("train", "new")
+    queries = {"train": [first / "queries.jsonl"], "new": [second / "queries.jsonl"]}
+    judged = {split: folder / "qrels" / f"{split}.tsv" for split, folder in zip(qrels, (first, second), strict=True)}
+    import_collection(read_files(corpus, queries, judged, FIELDS), tmp_path / "once", "keep")
+    assert snapshot(tmp_path / "grown") == snapshot(tmp_path / "once")
+
+
+def test_what_cannot_be_appended(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = imported(files, tmp_path / "grown", "a", ("train",))
+    before = snapshot(folder)
+    (files / "twice.jsonl").write_text('{"_id": "new", "text": "x"}\n{"_id": "Ü-ñ", "text": "y"}\n', encoding="utf-8")
+    (files / "within.jsonl").write_text('{"_id": "n", "text": "x"}\n{"_id": "n", "text": "y"}\n')
+    (files / "empty.jsonl").write_text("")
+    register(tmp_path, "more", [("z", "", "text")], QUERIES, {"test": [("q1", "z", 1)]}, monkeypatch)
+    for given, complaint in (
+        ((source(files, "b"), "skip"), "was imported with --empty_texts keep; give it again"),
+        (
+            (source(files, "b", (), FieldNames(text="text")), "keep"),
+            "was imported with the usual names of fields; give",
+        ),
+        ((read_ir_datasets(["more/test"], FIELDS), "keep"), "only files can be appended, and only to a collection"),
+        (
+            (read_files([files / "twice.jsonl"], {}, {}, FIELDS), "keep"),
+            r"twice.jsonl, line 2: the id 'Ü-ñ' is already used in row 2 of .*collection\.tsv",
+        ),
+        (
+            (read_files([files / "within.jsonl"], {}, {}, FIELDS), "keep"),
+            "line 2: the id 'n' is already used in .*line 1",
+        ),
+        ((read_files([files / "empty.jsonl"], {}, {}, FIELDS), "keep"), "empty.jsonl: holds no text"),
+        (
+            (read_files([files / "b.jsonl"], {"train": [files / "queries.tsv"]}, {}, FIELDS), "keep"),
+            "has a split train made from other files; give the new one another name",
+        ),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            append_passages(given[0], folder, given[1])
+        assert snapshot(folder) == before
+    with pytest.raises(InputError, match="none: has no imported collection; import one first, without --append"):
+        append(files, tmp_path / "none", "a")
+    import_collection(read_ir_datasets(["more/test"], FIELDS), tmp_path / "ir", "keep")
+    with pytest.raises(InputError, match="only files can be appended"):
+        append(files, tmp_path / "ir", "a")
+
+
+def test_two_processes_append(files: Path, tmp_path: Path) -> None:
+    folder = imported(files, tmp_path / "grown", "a", ("train",))
+    with sole_writer(folder), pytest.raises(InputError, match="another process is writing it; wait for it"):
+        append(files, folder, "b")
+    append(files, folder, "b")
+
+
+@pytest.mark.usefixtures("half_copied")
+def test_a_killed_append_is_readable_or_mended(files: Path, tmp_path: Path) -> None:
+    """Readers have all of the old or all of the new; where they have neither, the next call mends it."""
+    folder, kept = imported(files, tmp_path / "grown", "a", ("test",)), tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    old = snapshot(folder)
+    new = snapshot(imported(files, tmp_path / "once", "ab", ("test", "train")))
+    refusals = 0
+    for step in steps_of(lambda: append(files, folder, "b", ("train",)), folder):
+        found = without_unfinished(snapshot(folder))
+        try:
+            content = read_import(folder)
+        except InputError as error:
+            assert "run import_collection.py --append again" in str(error)
+            refusals += 1
+        else:
+            assert content is not None
+            expected = old if json.loads(old["import.json"]) == content else new
+            assert all(found[name] == data for name, data in expected.items())
+        if step % 2:  # an import without --append mends it too
+            again = source(files, "ab", ("test", "train"))
+            if (prepared_in(folder) / GROWTH_FILE).exists():
+                assert not import_collection(again, folder, "keep").new
+        append(files, folder, "b", ("train",))
+        assert snapshot(folder) == new
+        restore(kept, folder)
+    assert refusals > 3
+
+
+@pytest.mark.usefixtures("capsys")  # so that standard error is no file
+def test_a_full_disk(files: Path, tmp_path: Path) -> None:
+    """While the new part is written nothing changes; after that, the next call goes on."""
+    folder = imported(files, tmp_path / "grown", "abc", ("test",))
+    write_jsonl(files / "d.jsonl", [{"_id": "d", "text": "the end"}])
+    before = snapshot(folder)
+    for limit in (4, (folder / "collection.tsv").stat().st_size + 4):
+        with no_larger_files_than(limit), pytest.raises(InputError, match="File too large .the disk"):
+            append(files, folder, "d")
+        assert limit > 4 or snapshot(folder) == before
+    with pytest.raises(InputError, match="passages are being appended, or that was interrupted"):
+        find_corpus(PASSAGE, folder)
+    append(files, folder, "d")
+    assert snapshot(folder) == snapshot(imported(files, tmp_path / "once", "abcd", ("test",)))
+
+
+def test_a_collection_of_another_size_is_refused(files: Path, tmp_path: Path) -> None:
+    folder = imported(files, tmp_path / "grown", "a", ("train",))
+    with open(folder / "collection.tsv", "a") as file:
+        file.write("3\tmore\n")
+    with pytest.raises(
+        InputError, match=r"collection\.tsv: has \d+ bytes, but import.json says \d+; delete the folder"
+    ):
+        append(files, folder, "b")
+
+
+def test_finishing_nothing(tmp_path: Path) -> None:
+    finish_growth(prepared_in(tmp_path))
+    assert not list(tmp_path.iterdir())
