@@ -4,18 +4,17 @@ import gzip
 import logging
 import os
 import re
-import shutil
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from drhard.collection import Collection
-from drhard.dataset import names_of
+from drhard.dataset import digest_parts, end_of, names_of, read_import
+from drhard.earlier_tokens import EarlierTokens, find_earlier_tokens
 from drhard.errors import InputError
 from drhard.files import (
     decode_line,
@@ -26,6 +25,7 @@ from drhard.files import (
     write_whole_file,
     write_whole_text,
 )
+from drhard.growth import grow_files, prepare_growth, prepared_in
 from drhard.ids import write_ids
 from drhard.model_tokenizer import Tokenizer
 from drhard.msmarco import Corpus, find_source_file, parse_id, parse_query
@@ -79,6 +79,7 @@ class _Job:
     tokenizer: str  # the digest of the tokenizer
     empty_texts: str
     names: bool  # whether the official ids are texts
+    made_from: dict[str, Any]  # what the meta of the passages says of their source
 
 
 def preprocess(
@@ -92,7 +93,9 @@ def preprocess(
 ) -> list[Path]:
     """Write the ``preprocess`` folder of a collection. Skip the modes whose query file is missing.
 
-    All files get their names together, at the end. A run that fails or is killed leaves the earlier files in place.
+    All files get their names together, at the end. A run that fails or is killed leaves the earlier files in place. If
+    passages were appended to an imported collection since an earlier run with the same settings, only these are
+    tokenized.
 
     Args:
         root: the folder with ``dataset/``.
@@ -109,31 +112,54 @@ def preprocess(
             was killed, or the disk is full.
     """
     WORKERS.check("the number of processes", workers)
+    content = read_import(root / "dataset") if corpus.names else None
     collection, queries, qrels = _find_sources(corpus, root / "dataset")
     # Check everything that can be checked before the long work.
     judged = {mode: list(read_judgements(path, corpus.pid_prefix)) for mode, path in qrels.items()}
-    workers = min(workers, 1 + collection.stat().st_size // BATCH_BYTES)
-    target = target or root / "preprocess"
-    with sole_writer(target) as lock, _staged(target / ".partial") as folder:
+    empty_texts, target = empty_texts or corpus.empty_texts, target or root / "preprocess"
+    prompts, characters = tokenizer.prompts, lengths.doc_characters
+    source = Source(collection, PASSAGES, corpus.parse, prompts["passage"], characters, lengths.doc_tokens)
+    made_from = {} if content is None else _describe(content, source, empty_texts)
+    with sole_writer(target) as lock, prepare_growth(prepared_in(target)) as folder:
+        earlier = None
+        if content is not None and collection.suffix != ".gz":  # in which no passage can be found by its offset
+            source = source._replace(end=end_of(content["parts"]).bytes)
+            expected = made_from | {
+                "tokenizer": tokenizer.digest(),
+                "prompt": source.prompt,
+                "embedding_size": source.width,
+            }
+            earlier = find_earlier_tokens(target, content, expected, list(queries))
+            if earlier is not None:
+                source = source._replace(start=earlier.end)
+        workers = min(workers, 1 + source.size() // BATCH_BYTES)
         with open_pool(workers, tokenizer, lock, folder) as pool:
-            job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts or corpus.empty_texts, corpus.names)
-            prompt, characters = tokenizer.prompts["passage"], lengths.doc_characters
-            source = Source(collection, PASSAGES, corpus.parse, prompt, characters, lengths.doc_tokens)
-            documents = _write_tokens(job, source, None)
-            staged = Collection(folder)
-            write_ids(staged.pids_path, documents.ids)
+            job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts, corpus.names, made_from)
+            documents = _write_tokens(job, source, None, earlier)
+            write_ids(Collection(folder).pids_path, documents.ids)
             row_of_pid = _RowLookup(documents.ids)
             for mode, path in queries.items():
-                keep = {judgement.qid for judgement in judged[mode]} if mode in judged else None
-                prompt = tokenizer.prompts["query"]
-                source = Source(path, query_name(mode), parse_query, prompt, None, lengths.query_tokens)
-                asked = _write_tokens(job, source, keep)
-                write_ids(staged.qids_path(mode), asked.ids)
+                source = Source(path, query_name(mode), parse_query, prompts["query"], None, lengths.query_tokens)
+                asked = _write_tokens(job, source, {one.qid for one in judged[mode]} if mode in judged else None)
+                write_ids(Collection(folder).qids_path(mode), asked.ids)
                 if mode in judged:
                     rows = _judged_rows(judged[mode], qrels[mode], asked, documents, _RowLookup(asked.ids), row_of_pid)
-                    _write_qrels(staged.qrels_path(mode), judged[mode], *rows)
-        _publish(folder, target)
+                    _write_qrels(Collection(folder).qrels_path(mode), judged[mode], *rows)
+        if earlier is None:
+            _publish(folder, target)
+        else:
+            _append(folder, target, earlier, len(documents.ids))
     return [target / f"{name}.memmap" for name in (PASSAGES, *map(query_name, queries))]
+
+
+def _describe(content: Mapping[str, Any], source: Source, empty_texts: str) -> dict[str, Any]:
+    """Return what the meta of the passages of an imported collection says of their source.
+
+    Args:
+        content: ``import.json``.
+    """
+    corpus = digest_parts(content, len(content["parts"]))
+    return {"corpus": corpus, "empty_texts": empty_texts, "characters": source.characters}
 
 
 def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
@@ -151,17 +177,6 @@ def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path],
         if files.qrels is not None:
             qrels[mode] = find_source_file(dataset, files.qrels) or dataset / files.qrels
     return collection, queries, qrels
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, and remove it when the block ends."""
-    shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(staged: Path, target: Path) -> None:
@@ -189,6 +204,20 @@ def _publish(staged: Path, target: Path) -> None:
         os.replace(staged / name, target / name)
 
 
+def _append(staged: Path, target: Path, earlier: EarlierTokens, rows: int) -> None:
+    """Add the tokens and ids of new passages to the ``earlier`` ones, and replace all other files.
+
+    Args:
+        rows: the number of passages, the new ones included.
+    """
+    old_empty = [path for path in target.glob("*-query_empty.npy") if not (staged / path.name).exists()]
+    ends = {earlier.tokens.path.name: earlier.tokens.path.stat().st_size, earlier.names.path.name: earlier.names.bytes}
+    grow_files(staged, ends, f"{PASSAGES}_meta")
+    for path in old_empty:  # their metas no longer name them
+        path.unlink()
+    log.info("%s: appended %d passages to %d", target, rows - len(earlier.ids), len(earlier.ids))
+
+
 def _files_of(folder: Path, mode: str) -> list[Path]:
     """Return the files of a mode."""
     names = [
@@ -210,47 +239,62 @@ def _meta_last(name: str | Path) -> int:
     return str(name).endswith("_meta") + str(name).endswith(f"{PASSAGES}_meta")
 
 
-def _write_tokens(job: _Job, source: Source, keep: set[int] | None) -> _Written:
+def _write_tokens(job: _Job, source: Source, keep: set[int] | None, earlier: EarlierTokens | None = None) -> _Written:
     """Tokenize one file into ``{name}.memmap``, ``{name}_length.npy`` and ``{name}_meta``.
 
     Args:
         keep: the ids of the texts to keep; None for all.
+        earlier: the rows to which these are appended. The memmap and the file of the official ids get only the new
+            ones, the other files all.
     """
     with write_whole(job.folder / f"{source.name}.memmap") as memmap:
         parts, left_out = _tokenized(job, source, memmap, keep)
         empty = [number for part in parts for number in part.empty]
-        empty_rows = np.array([row for part in parts for row in part.empty_rows], dtype=np.int64)
         if empty and job.empty_texts == "refuse":
             raise InputError(_about_empty(source.path, empty))
-        if not parts:
+        if not (parts or earlier):
             what = "none of its queries is judged; check the qrels" if keep is not None else "holds no text"
             raise InputError(f"{source.path}: {what}")
-        ids, lengths = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
-        _refuse_duplicates(ids, source)
+        rows = _join(parts, earlier)
+        _refuse_duplicates(rows.ids, source)
     if empty or left_out:
         done = f"kept {len(empty)} empty texts" if empty else f"skipped {len(left_out)} empty texts"
         log.warning("%s: %s", source.path, done)
+    if earlier is not None:
+        left_out |= earlier.left_out()
     with write_whole_file(job.folder / f"{source.name}_length.npy") as file:
-        np.save(file, lengths)
-    meta = {"type": TOKEN_DTYPE.name, "total_number": len(ids), "embedding_size": source.width}
-    if len(empty_rows):
-        meta["empty"] = len(empty_rows)
+        np.save(file, rows.lengths)
+    meta: dict[str, Any] = {"type": TOKEN_DTYPE.name, "total_number": len(rows.ids), "embedding_size": source.width}
+    if rows.empty_rows:
+        meta["empty"] = len(rows.empty_rows)
         with write_whole_file(empty_path(job.folder, source.name)) as file:
-            np.save(file, empty_rows)
+            np.save(file, np.array(rows.empty_rows, dtype=np.int64))
     if job.names:
-        _write_names(job, source, ids)
-    largest = max(part.max_token_id for part in parts)
-    meta |= {"tokenizer": job.tokenizer, "max_token_id": largest, "prompt": source.prompt}
-    write_json(job.folder / f"{source.name}_meta", meta | {"lengths": digest_lengths(lengths)})
-    return _Written(ids, left_out, source.path)
+        _write_names(job, source, rows.ids, earlier)
+    meta |= {"tokenizer": job.tokenizer, "max_token_id": rows.max_token_id, "prompt": source.prompt}
+    meta["lengths"] = digest_lengths(rows.lengths)
+    write_json(job.folder / f"{source.name}_meta", meta | (job.made_from if source.name == PASSAGES else {}))
+    return _Written(rows.ids, left_out, source.path)
 
 
-def _write_names(job: _Job, source: Source, ids: np.ndarray) -> None:
+def _join(parts: Sequence[Rows], earlier: EarlierTokens | None) -> Rows:
+    """Return all rows as one part, those of ``earlier`` first. It has no line numbers of empty texts."""
+    first = 0 if earlier is None else len(earlier.ids)
+    empty_rows = [first + row for part in parts for row in part.empty_rows]
+    if earlier is not None:
+        parts = [earlier.rows(), *parts]
+        empty_rows = parts[0].empty_rows + empty_rows
+    ids, lengths = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
+    return Rows(ids, lengths, max(part.max_token_id for part in parts), [], empty_rows)
+
+
+def _write_names(job: _Job, source: Source, ids: np.ndarray, earlier: EarlierTokens | None) -> None:
     """Write the official ids of the rows, which are texts, from the table beside the source."""
     names = Names(source.path.with_name(names_of(source.path.name.removesuffix(".gz"))))
     if int(ids.max()) >= len(names):
         raise InputError(f"{names.path}: has {len(names)} ids, but {source.path} has the number {ids.max()}")
-    copy_names(names, ids, job.folder / source.name)
+    first, before = (0, None) if earlier is None else (len(earlier.ids), earlier.names)
+    copy_names(names, ids[first:], job.folder / source.name, before)
 
 
 def _tokenized(job: _Job, source: Source, memmap: Path, keep: set[int] | None) -> tuple[list[Rows], set[int]]:
@@ -262,7 +306,7 @@ def _tokenized(job: _Job, source: Source, memmap: Path, keep: set[int] | None) -
     parts: list[Rows] = []
     left_out: set[int] = set()
     pending: deque[tuple[Future[Rows], int]] = deque()
-    size = source.path.stat().st_size
+    size = source.size()
     with tqdm(total=size, unit="B", unit_scale=True, desc=source.name, smoothing=0.1) as bar:
 
         def take_first() -> None:
@@ -290,17 +334,20 @@ class _Chosen(NamedTuple):
     numbers: Sequence[int]  # line number of each line
     lines: list[bytes]
     left_out: list[int]  # ids of empty texts
-    position: int  # bytes of the source read so far
+    position: int  # bytes of the source read so far, from its start
 
 
 def _read(source: Source, keep: set[int] | None, skip_empty: bool) -> Iterator[_Chosen]:
     """Read a source part by part. Choose the lines whose id is in ``keep``; None for all."""
-    number = 0
+    number = source.start.lines
     with open(source.path, "rb") as raw:
+        raw.seek(source.start.bytes)
         file = gzip.GzipFile(fileobj=raw) if source.path.suffix == ".gz" else raw
         while True:
+            # The end of a part is that of a line.
+            most = BATCH_BYTES if source.end is None else min(BATCH_BYTES, source.end - raw.tell())
             try:
-                lines = file.readlines(BATCH_BYTES)
+                lines = file.readlines(most) if most > 0 else []
             except (OSError, EOFError, zlib.error) as error:
                 raise InputError(f"{source.path}: damaged after line {number} ({error})") from None
             if not lines:
@@ -310,7 +357,7 @@ def _read(source: Source, keep: set[int] | None, skip_empty: bool) -> Iterator[_
             number += len(lines)
             if keep is not None or skip_empty:
                 numbers, lines, left_out = _choose(source, zip(numbers, lines, strict=True), keep, skip_empty)
-            yield _Chosen(numbers, lines, left_out, raw.tell())
+            yield _Chosen(numbers, lines, left_out, raw.tell() - source.start.bytes)
 
 
 def _choose(

@@ -19,7 +19,16 @@ PASSAGES = "passages"
 PREPROCESS_AGAIN = "run preprocess.py again"
 META_FIELDS = {"type": str, "total_number": int, "embedding_size": int}  # published
 # Ours; others lack them.
-OWN_META_FIELDS = {"tokenizer": str, "max_token_id": int, "lengths": str, "prompt": str, "empty": int}
+OWN_META_FIELDS = {
+    "tokenizer": str,
+    "max_token_id": int,
+    "lengths": str,
+    "prompt": str,
+    "empty": int,
+    "corpus": str,
+    "characters": int,
+    "empty_texts": str,
+}
 _INTEGERS = re.compile(r"[<>|=]?[iu][1248]|u?int(8|16|32|64)")
 SAMPLE = 200  # rows to check against their lengths
 

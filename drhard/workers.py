@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from drhard.dataset import Place
 from drhard.errors import InputError
 from drhard.files import decode_line, write_whole_file
 from drhard.model_tokenizer import Tokenizer
@@ -26,7 +27,7 @@ WORKERS = Range(1, 1024)
 
 
 class Source(NamedTuple):
-    """A text file that becomes the token memmap ``name``."""
+    """A text file, or a part of one, that becomes the token memmap ``name``."""
 
     path: Path
     name: str
@@ -34,6 +35,12 @@ class Source(NamedTuple):
     prompt: str  # in front of each text
     characters: int | None  # where a text is cut
     width: int  # tokens
+    start: Place = Place(0, 0)
+    end: int | None = None  # in bytes; None: the end of the file
+
+    def size(self) -> int:
+        """Return the number of bytes to read."""
+        return (self.path.stat().st_size if self.end is None else self.end) - self.start.bytes
 
 
 class Batch(NamedTuple):
