@@ -3,9 +3,10 @@
 import errno
 import logging
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,8 +22,17 @@ from drhard.files import (
     sync,
     write_whole_file,
 )
+from drhard.growth import finish_growth, grow_files, is_growing
 from drhard.prefetch import prefetch
-from drhard.provenance import check_made_from, digest_sample, read_stamp, stamp_path, warn_of_no_stamp, write_stamp
+from drhard.provenance import (
+    check_made_from,
+    digest_sample,
+    find_difference,
+    read_stamp,
+    stamp_path,
+    warn_of_no_stamp,
+    write_stamp,
+)
 from drhard.tokens import TokenMemmap
 
 import numpy as np
@@ -57,7 +67,8 @@ def encode(
 
     Args:
         path: float32 (rows, dim); its stamp is ``path`` + ``.json``. An existing file is reused if its stamp says
-            that encoding would give the same.
+            that encoding would give the same. If it has the first rows of that, it grows: the windows that it has in
+            full stay, and it can be used until the others are encoded.
         batch_size: sequences of the maximum length in a batch, for each GPU. A batch takes more of shorter ones.
         dtype: the precision of the model on a GPU (mixed precision). The file is float32 in any case.
 
@@ -71,29 +82,104 @@ def encode(
     path = Path(path)
     check_tokens(model, tokens)
     stamp = _make_stamp(model, tokens, dtype)
-    if path.exists():
+    encoding, prepared = _Encoding(model, tokens, batch_size, device, dtype), _prepared(path)
+    if path.exists() and not prepared.exists() and not _can_grow(path, stamp, tokens):
         _check(path, stamp)
         log.info("%s already exists; reusing it", path)
         return int(stamp["dim"])
     with claim_partial(path) as file:
-        if path.exists():  # finished by another process since we looked
-            partial_path(path).unlink()
-            _check(path, stamp)
+        finish_growth(prepared)
+        if not path.exists():
+            shutil.rmtree(prepared, ignore_errors=True)  # of a file that was deleted since
+            _encode_from(encoding, 0, path, stamp, file)
             return int(stamp["dim"])
-        with disk_faults(path):
-            done = _resume(path, stamp, file)
         try:
-            with closing(_embed(model, tokens, done, batch_size, device, dtype)) as windows:
-                _write_windows(file, _require_finite(windows, path, dtype))
-        except DiskFault:  # a later run keeps what was written
-            raise
-        except InputError:  # the unfinished file is of no use
+            if _can_grow(path, stamp, tokens):
+                _grow(encoding, path, stamp)
+            else:  # finished by another process since we looked, or by the line above
+                shutil.rmtree(prepared, ignore_errors=True)
+                _check(path, stamp)
+        finally:
             partial_path(path).unlink()
-            stamp_path(path).unlink()
-            raise
-        with disk_faults(path):
-            _finish(path, stamp)
     return int(stamp["dim"])
+
+
+class _Encoding(NamedTuple):
+    """What is encoded, and how."""
+
+    model: Encoder
+    tokens: TokenMemmap
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _encode_from(encoding: _Encoding, first: int, path: Path, stamp: dict[str, Any], file: BinaryIO) -> None:
+    """Write the embeddings of the rows from ``first`` on to ``path``.
+
+    Args:
+        first: the first row of a window.
+        stamp: of ``path``.
+        file: the unfinished file of ``path``.
+
+    Raises:
+        InputError: as :func:`encode`.
+    """
+    with disk_faults(path):
+        done = _resume(path, stamp, file)
+    try:
+        with closing(_embed(encoding, first + done)) as windows:
+            _write_windows(file, _require_finite(windows, path, encoding.dtype))
+    except DiskFault:  # a later run keeps what was written
+        raise
+    except InputError:  # the unfinished file is of no use
+        partial_path(path).unlink()
+        stamp_path(path).unlink()
+        raise
+    with disk_faults(path):
+        _finish(path, stamp)
+
+
+def _prepared(path: Path) -> Path:
+    """Return the folder in which the new end of the embeddings at ``path`` is prepared."""
+    return path.with_name(f"{path.name}.growing")
+
+
+def _can_grow(path: Path, stamp: dict[str, Any], tokens: TokenMemmap) -> bool:
+    """Return whether ``path`` has the embeddings of the first rows of what ``stamp`` describes, and no others."""
+    found = read_embedding_stamp(path)
+    if found is None or not 0 < found["rows"] < stamp["rows"]:
+        return False
+    expected = stamp | {"rows": found["rows"], "tokens": tokens.digest_first(found["rows"])}
+    whole = path.stat().st_size == found["rows"] * stamp["dim"] * DTYPE.itemsize
+    return whole and find_difference(found, expected) is None
+
+
+def _grow(encoding: _Encoding, path: Path, stamp: dict[str, Any]) -> None:
+    """Encode the rows of ``stamp`` that the embeddings at ``path`` lack, and append them.
+
+    The last window of the file is encoded again unless it is full, since its batches are now others.
+    """
+    row_bytes, prepared = stamp["dim"] * DTYPE.itemsize, _prepared(path)
+    there = path.stat().st_size // row_bytes
+    first = there // WINDOW * WINDOW
+    end, stamp_of_end = prepared / path.name, stamp | {"rows": stamp["rows"] - first}
+    log.info("%s: appends %d embeddings to %d", path, stamp["rows"] - there, there)
+    if not _is_end(end, stamp_of_end):
+        shutil.rmtree(prepared, ignore_errors=True)
+    prepared.mkdir(exist_ok=True)
+    if not end.exists():
+        with claim_partial(end) as file:
+            _encode_from(encoding, first, end, stamp_of_end, file)
+    write_stamp(end, stamp)
+    grow_files(prepared, {path.name: first * row_bytes}, stamp_path(path).name)
+
+
+def _is_end(end: Path, stamp: dict[str, Any]) -> bool:
+    """Return whether a stopped process left ``end``, or a part of it, made from what ``stamp`` says."""
+    with suppress(InputError):
+        return read_embedding_stamp(end) == stamp
+    return False
 
 
 def _make_stamp(model: Encoder, tokens: TokenMemmap, dtype: torch.dtype) -> dict[str, Any]:
@@ -151,10 +237,9 @@ def _finish(path: Path, stamp: dict[str, Any]) -> None:
     os.replace(partial_path(path), path)
 
 
-def _embed(
-    model: Encoder, tokens: TokenMemmap, done: int, batch_size: int, device: torch.device, dtype: torch.dtype
-) -> Generator[np.ndarray]:
+def _embed(encoding: _Encoding, done: int) -> Generator[np.ndarray]:
     """Yield the embeddings (W, dim) of each window, from row ``done`` on."""
+    model, tokens, batch_size, device, dtype = encoding
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     module: nn.Module = model if device.type == "cpu" else MixedPrecision(model, dtype)
@@ -252,6 +337,11 @@ def open_embeddings(path: str | Path, dim: int, rows: int | None = None) -> np.n
         InputError: the file is missing, or its size does not fit ``dim``, ``rows`` or its stamp.
     """
     path = Path(path)
+    if is_growing(_prepared(path)):
+        raise InputError(
+            f"{path}: embeddings are being appended to it, or that was interrupted; wait, or run the same command as "
+            "before again"
+        )
     if not path.is_file():
         hint = "; writing it was interrupted, run the same command again" if partial_path(path).exists() else ""
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else f'no such file{hint}'}")

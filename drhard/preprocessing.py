@@ -344,10 +344,10 @@ def _read(source: Source, keep: set[int] | None, skip_empty: bool) -> Iterator[_
         raw.seek(source.start.bytes)
         file = gzip.GzipFile(fileobj=raw) if source.path.suffix == ".gz" else raw
         while True:
-            # The end of a part is that of a line.
-            most = BATCH_BYTES if source.end is None else min(BATCH_BYTES, source.end - raw.tell())
+            # The end of a part is that of a line. readlines goes on until it has more bytes than asked for.
+            left = BATCH_BYTES if source.end is None else source.end - raw.tell()
             try:
-                lines = file.readlines(most) if most > 0 else []
+                lines = file.readlines(min(BATCH_BYTES, max(left - 1, 1))) if left > 0 else []
             except (OSError, EOFError, zlib.error) as error:
                 raise InputError(f"{source.path}: damaged after line {number} ({error})") from None
             if not lines:

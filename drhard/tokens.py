@@ -150,6 +150,10 @@ class TokenMemmap:
         """Return a digest that tells this file from others: SHA-256 of all lengths and of a thousand rows."""
         return f"{self._lengths_digest}-{digest_sample(self._tokens)}"
 
+    def digest_first(self, rows: int) -> str:
+        """Return what :meth:`digest` returns for a file with the first ``rows`` rows alone."""
+        return f"{digest_lengths(self._full_lengths[:rows])}-{digest_sample(self._tokens[:rows])}"
+
 
 def read_meta(path: Path) -> tuple[dict[str, Any], np.dtype]:
     """Read ``{name}_meta``. Return its content and the type it names. Raises InputError if it is damaged."""

@@ -1,26 +1,37 @@
 """Passages that are appended: the same files as if all had been there at once, whenever a process is killed."""
 
+import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import drhard.growth
+import drhard.preprocessing
+import drhard.workers
 from drhard.dataset import find_corpus, read_import
 from drhard.errors import InputError
 from drhard.files import sole_writer
 from drhard.growth import GROWTH_FILE, finish_growth, grow_files, prepare_growth, prepared_in
 from drhard.importing import Imported, append_passages, import_collection
 from drhard.msmarco import PASSAGE
+from drhard.preprocessing import Lengths, preprocess
 from drhard.sources import FieldNames, Source, read_beir, read_files, read_ir_datasets
+from drhard.tokenizer import RobertaTokenizer
+from drhard.tokens import PASSAGES, TokenMemmap
+from drhard.workers import Batch, Rows
 
 import pytest
 from formats import register, write_beir, write_jsonl
-from helpers import TEXTS, no_larger_files_than, snapshot
+from helpers import TEXTS, no_larger_files_than, snapshot, vocabulary
 
 FILES = {  # of passages: id and text
     "a": [("007", "the river rhine"), ("MED-10", "a star is a ball"), ("Ü-ñ", "")],
@@ -38,6 +49,7 @@ JUDGED = {  # more than half of the first name passages of the first file
         ("ñ", "007", 0),
     ],
     "train": [("ñ", "007", 1), ("q1", "MED-10", 1)],
+    "again": [("ñ", "007", 1)],
     "new": [("q1", "c1", 1), ("q1", "MED-10", 2), ("ñ", "none", 1)],
 }
 FIELDS = FieldNames()
@@ -336,3 +348,184 @@ def test_a_collection_of_another_size_is_refused(files: Path, tmp_path: Path) ->
 def test_finishing_nothing(tmp_path: Path) -> None:
     finish_growth(prepared_in(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+# Preprocessing
+
+LENGTHS = Lengths(doc_tokens=12, query_tokens=6, doc_characters=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> RobertaTokenizer:
+    vocab, merges = vocabulary()
+    return RobertaTokenizer(vocab, list(merges), do_lower_case=True)
+
+
+def preprocessed(folder: Path, tokenizer: RobertaTokenizer, lengths: Lengths = LENGTHS, **options: str) -> Path:
+    """The ``preprocess`` folder of a collection, made by an earlier call or by this one."""
+    root = folder.parent
+    preprocess(find_corpus(PASSAGE, folder), root, tokenizer, lengths, 1, **options)
+    return root / "preprocess"
+
+
+@pytest.fixture
+def appended_to(files: Path, tmp_path: Path, tokenizer: RobertaTokenizer) -> Path:
+    """The dataset folder of a collection that was preprocessed before its second file was appended."""
+    folder = imported(files, tmp_path / "grown" / "dataset", "a", ("test", "train"))
+    preprocessed(folder, tokenizer)
+    append(files, folder, "b")
+    return folder
+
+
+@pytest.fixture
+def at_once(files: Path, tmp_path: Path, tokenizer: RobertaTokenizer) -> Path:
+    """The ``preprocess`` folder of the same passages, imported at once."""
+    return preprocessed(imported(files, tmp_path / "once" / "dataset", "ab", ("test", "train")), tokenizer)
+
+
+@pytest.mark.parametrize("first", ["keep", "skip"])
+@pytest.mark.parametrize("then", ["keep", "skip"])
+def test_only_new_passages_are_tokenized(
+    files: Path, tmp_path: Path, tokenizer: RobertaTokenizer, first: str, then: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With empty texts among the earlier and the new passages."""
+    caplog.set_level("INFO")
+    folder = imported(files, tmp_path / "grown" / "dataset", "a", ("test", "train"), first)
+    preprocessed(folder, tokenizer, empty_texts=then)
+    for names in ("b", "c"):
+        append(files, folder, names, ("new",) if names == "c" else (), first)
+        preprocessed(folder, tokenizer, empty_texts=then)
+    once = imported(files, tmp_path / "once" / "dataset", "abc", ("test", "train", "new"), first)
+    assert snapshot(folder.parent) == snapshot(preprocessed(once, tokenizer, empty_texts=then).parent)
+    told = [message.partition("preprocess: ")[2] for message in caplog.messages if "appended" in message]
+    assert told == (
+        ["appended 3 passages to 3", "appended 31 passages to 6"]
+        if (first, then) == ("keep", "keep")
+        else ["appended 2 passages to 2", "appended 30 passages to 4"]
+    )
+
+
+def test_small_batches_and_nothing_new(
+    appended_to: Path, at_once: Path, tokenizer: RobertaTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drhard.preprocessing, "BATCH_BYTES", 20)
+    for _ in range(2):
+        assert snapshot(preprocessed(appended_to, tokenizer)) == snapshot(at_once)
+
+
+def test_a_new_split_alone_tokenizes_no_passage(
+    files: Path, appended_to: Path, tmp_path: Path, tokenizer: RobertaTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    preprocessed(appended_to, tokenizer)
+    append(files, appended_to, "", ("again",))
+    folder = preprocessed(appended_to, tokenizer)
+    assert "appended 0 passages to 6" in caplog.text
+    once = imported(files, tmp_path / "once" / "dataset", "ab", ("test", "train", "again"))
+    assert snapshot(folder) == snapshot(preprocessed(once, tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    {
+        "length": "they have another --max_seq_length",
+        "characters": "they have another --max_doc_character",
+        "empty_texts": "they have another --empty_texts",
+        "tokenizer": "another tokenizer made them",
+        "prompt": "they have another prompt",
+        "collection": "they are of another collection",
+        "split": "there is no split gone any more",
+        "cut": r"they are damaged .*passages.memmap: has",
+        "ids": r"they are damaged .*passages.ids.npy: has the places of other ids",
+    }.items(),
+)
+def test_what_is_made_again(
+    files: Path, appended_to: Path, tmp_path: Path, change: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the files are those of a first run."""
+    caplog.set_level("INFO")
+    vocab, merges = vocabulary()
+    tokenizer = RobertaTokenizer(vocab, list(merges), do_lower_case=change != "tokenizer")
+    lengths, options, target = LENGTHS, {}, appended_to.parent / "preprocess"
+    if change == "length":
+        lengths = Lengths(11, 6, 40)
+    elif change == "characters":
+        lengths = Lengths(12, 6, 39)
+    elif change == "empty_texts":
+        options = {"empty_texts": "skip"}
+    elif change == "prompt":
+        tokenizer.prompts = {"query": "", "passage": "text: "}
+    elif change == "collection":
+        shutil.rmtree(appended_to)
+        imported(files, appended_to, "ba", ("test", "train"))
+    elif change == "split":
+        for path in target.glob("train-*"):
+            shutil.copy(path, path.with_name(path.name.replace("train", "gone")))
+    else:
+        path = target / ("passages.memmap" if change == "cut" else "passages.ids")
+        path.write_bytes(path.read_bytes()[:-2])
+    folder = preprocessed(appended_to, tokenizer, lengths, **options)
+    assert re.search(f"makes all tokens again: {reason}", caplog.text)
+    shutil.copytree(appended_to, tmp_path / "first" / "dataset")
+    assert snapshot(folder) == snapshot(preprocessed(tmp_path / "first" / "dataset", tokenizer, lengths, **options))
+
+
+def test_a_packed_collection_is_made_again(
+    appended_to: Path, tokenizer: RobertaTokenizer, at_once: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = appended_to / "collection.tsv"
+    path.with_name("collection.tsv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert snapshot(preprocessed(appended_to, tokenizer)) == snapshot(at_once)
+
+
+def test_passages_that_are_appended_meanwhile_are_not_read(
+    files: Path, appended_to: Path, at_once: Path, tokenizer: RobertaTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """preprocess.py goes by what import.json says when it starts."""
+    find = drhard.preprocessing._find_sources
+    monkeypatch.setattr(
+        drhard.preprocessing, "_find_sources", lambda *given: append(files, appended_to, "c") and find(*given)
+    )
+    corpus = replace(find_corpus(PASSAGE, appended_to), modes={})
+    preprocess(corpus, appended_to.parent, tokenizer, LENGTHS, 1)
+    folder = appended_to.parent / "preprocess"
+    assert (folder / "passages.memmap").read_bytes() == (at_once / "passages.memmap").read_bytes()
+    assert (folder / "passages_meta").read_bytes() == (at_once / "passages_meta").read_bytes()
+
+
+@pytest.mark.usefixtures("half_copied")
+def test_killed_preprocessing_is_readable_or_mended(
+    appended_to: Path, at_once: Path, tmp_path: Path, tokenizer: RobertaTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memmaps are read in full or refused."""
+    monkeypatch.setattr(drhard.preprocessing, "open_pool", lambda *_: nullcontext(AtOnce(tokenizer)))
+    folder, kept = appended_to.parent / "preprocess", tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    old, new = snapshot(folder), snapshot(at_once)
+    refusals = 0
+    for _ in steps_of(lambda: preprocessed(appended_to, tokenizer), folder):
+        found = without_unfinished(snapshot(folder))
+        try:
+            assert len(TokenMemmap.open(folder, PASSAGES)) in (3, 6)
+        except InputError as error:
+            assert "run preprocess.py again" in str(error)
+            refusals += 1
+        else:
+            expected = old if found["passages_meta"] == old["passages_meta"] else new
+            assert all(found[name] == data for name, data in expected.items())
+        assert snapshot(preprocessed(appended_to, tokenizer)) == new
+        restore(kept, folder)
+    assert refusals > 10
+
+
+class AtOnce:
+    """A pool without processes."""
+
+    def __init__(self, tokenizer: RobertaTokenizer):
+        drhard.workers._tokenizer = tokenizer
+
+    def submit(self, function: Callable[[Batch], Rows], batch: Batch) -> "Future[Rows]":
+        future: Future[Rows] = Future()
+        future.set_result(function(batch))
+        return future
