@@ -83,7 +83,8 @@ def encode(
     check_tokens(model, tokens)
     stamp = _make_stamp(model, tokens, dtype)
     encoding, prepared = _Encoding(model, tokens, batch_size, device, dtype), _prepared(path)
-    if path.exists() and not prepared.exists() and not _can_grow(path, stamp, tokens):
+    unfinished = prepared.exists() or partial_path(path).exists()
+    if path.exists() and not unfinished and not _can_grow(path, stamp, tokens):
         _check(path, stamp)
         log.info("%s already exists; reusing it", path)
         return int(stamp["dim"])
@@ -96,7 +97,7 @@ def encode(
         try:
             if _can_grow(path, stamp, tokens):
                 _grow(encoding, path, stamp)
-            else:  # finished by another process since we looked, or by the line above
+            else:  # finished by another process since we looked, or just now
                 shutil.rmtree(prepared, ignore_errors=True)
                 _check(path, stamp)
         finally:

@@ -14,24 +14,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import drhard.embeddings
 import drhard.growth
 import drhard.preprocessing
 import drhard.workers
 from drhard.dataset import find_corpus, read_import
+from drhard.embeddings import encode, open_embeddings
 from drhard.errors import InputError
-from drhard.files import sole_writer
+from drhard.files import claim_partial, sole_writer
 from drhard.growth import GROWTH_FILE, finish_growth, grow_files, prepare_growth, prepared_in
 from drhard.importing import Imported, append_passages, import_collection
 from drhard.msmarco import PASSAGE
 from drhard.preprocessing import Lengths, preprocess
+from drhard.roberta_dot import RobertaDot
 from drhard.sources import FieldNames, Source, read_beir, read_files, read_ir_datasets
 from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap
 from drhard.workers import Batch, Rows
 
+import numpy as np
 import pytest
+import torch
 from formats import register, write_beir, write_jsonl
-from helpers import TEXTS, no_larger_files_than, snapshot, vocabulary
+from helpers import TEXTS, no_larger_files_than, open_tokens, random_sequences, snapshot, tiny_model, vocabulary
 
 FILES = {  # of passages: id and text
     "a": [("007", "the river rhine"), ("MED-10", "a star is a ball"), ("Ü-ñ", "")],
@@ -529,3 +534,145 @@ class AtOnce:
         future: Future[Rows] = Future()
         future.set_result(function(batch))
         return future
+
+
+# Encoding
+
+CPU = torch.device("cpu")
+WIDTH = 12
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drhard.embeddings, "WINDOW", 5)
+
+
+@pytest.fixture
+def encoded_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The first row of each call of the encoder."""
+    rows: list[int] = []
+    batches = drhard.embeddings._batches
+    monkeypatch.setattr(drhard.embeddings, "_batches", lambda *given: rows.append(given[1]) or batches(*given))
+    return rows
+
+
+def tokens_of(folder: Path, rows: int, length: int = WIDTH) -> TokenMemmap:
+    return open_tokens(folder / f"tokens{rows}", random_sequences(40, WIDTH, seed=0)[:rows], WIDTH, length)
+
+
+def encoded(folder: Path, rows: int, model: RobertaDot | None = None, length: int = WIDTH) -> dict[str, bytes]:
+    tokens = tokens_of(folder.parent, rows, length)
+    encode(model or tiny_model(), tokens, folder / "passages.memmap", 4, CPU)
+    return snapshot(folder)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("counts", [(7, 23), (10, 23), (3, 4), (5, 10), (2, 7, 12, 21, 40)])
+def test_only_new_rows_are_encoded(tmp_path: Path, counts: tuple[int, ...], encoded_rows: list[int]) -> None:
+    """From the last window on that was full."""
+    for count in counts:
+        found = encoded(tmp_path / "grown", count)
+        assert found == encoded(tmp_path / f"once{count}", count)
+    assert encoded_rows[2::2] == [count // 5 * 5 for count in counts[:-1]]
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("change", ["model", "length", "texts", "precision", "cut"])
+def test_embeddings_that_cannot_grow(tmp_path: Path, change: str) -> None:
+    folder = tmp_path / "grown"
+    encoded(folder, 12)
+    model, length = tiny_model(seed=change == "model"), WIDTH - (change == "length")
+    stamp = folder / "passages.memmap.json"
+    if change == "texts":
+        stamp.write_text(stamp.read_text().replace('"tokens": "', '"tokens": "0'))
+    elif change == "precision":
+        stamp.write_text(stamp.read_text().replace("float32", "bfloat16").replace("bfloat16", "float32", 1))
+    elif change == "cut":
+        with open(folder / "passages.memmap", "ab") as file:
+            file.write(b"1")
+    before = snapshot(folder)
+    with pytest.raises(InputError, match=r"passages\.memmap: "):
+        encoded(folder, 23, model, length)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.usefixtures("small_windows", "half_copied")
+def test_killed_encoding_is_readable_or_mended(tmp_path: Path) -> None:
+    """The earlier embeddings can be used until the new ones are whole."""
+    folder, kept = tmp_path / "grown", tmp_path / "kept"
+    old, new = encoded(folder, 12), encoded(tmp_path / "once", 23)
+    shutil.copytree(folder, kept)
+    dim, refused, reused = tiny_model().output_embedding_size, 0, 0
+    for _ in steps_of(lambda: encoded(folder, 23), folder):
+        try:
+            count = len(open_embeddings(folder / "passages.memmap", dim))
+        except InputError as error:
+            assert "embeddings are being appended to it, or that was interrupted" in str(error)
+            refused += 1
+        else:
+            found, whole = snapshot(folder), {12: old, 23: new}[count]
+            assert all(found[name] == data for name, data in whole.items())
+        reused += (folder / "passages.memmap.growing" / "passages.memmap").exists()
+        assert encoded(folder, 23) == new
+        restore(kept, folder)
+    assert refused > 2 and reused > 2
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_stopped_encoding_goes_on(tmp_path: Path, encoded_rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its last full window; unless the tokens are others by then."""
+    folder = tmp_path / "grown"
+    old, new = encoded(folder, 12), encoded(tmp_path / "once", 33)
+    append_window = drhard.embeddings._append
+
+    def stop_in_third(file: BinaryIO, window: np.ndarray) -> None:
+        append_window(file, window)
+        if file.tell() > 2 * 5 * 16 * 4:
+            raise KeyboardInterrupt
+
+    for rows in (33, 31):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(drhard.embeddings, "_append", stop_in_third)
+            encoded(folder, rows)
+        assert {name: data for name, data in snapshot(folder).items() if "growing" not in name} == old
+        encoded_rows.clear()
+        assert encoded(folder, 33) == new
+        assert encoded_rows == [25 if rows == 33 else 10]
+        restore(tmp_path / "once", folder)
+        encoded(tmp_path / "first", 12)
+        restore(tmp_path / "first", folder)
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_growth_that_was_decided_is_finished_for_other_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passages were appended twice, and inference was killed in between."""
+    folder = tmp_path / "grown"
+    encoded(folder, 12)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(drhard.growth, "_write_end", killed)
+        encoded(folder, 23)
+    assert encoded(folder, 33) == encoded(tmp_path / "once", 33)
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_embeddings_that_are_not_finite_leave_the_earlier_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "grown"
+    old = encoded(folder, 12)
+    model = tiny_model()
+    model.forward = lambda ids, mask: torch.full((len(ids), 16), torch.nan)  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="the model gives embeddings that are not finite"):
+        encoded(folder, 23, model)
+    assert snapshot(folder) == old
+
+
+def test_two_processes_encode(tmp_path: Path) -> None:
+    encoded(tmp_path / "grown", 12)
+    with claim_partial(tmp_path / "grown" / "passages.memmap"), pytest.raises(InputError, match="another process is"):
+        encoded(tmp_path / "grown", 23)
+    assert encoded(tmp_path / "grown", 23) == encoded(tmp_path / "once", 23)
