@@ -181,6 +181,7 @@ def _read(path: Path, documents: np.ndarray, factory: str, left_out: np.ndarray)
         raise InputError(
             f"{path}: holds {index.ntotal} documents of {index.d} dimensions, the embeddings are {count} x {dim}"
             + (f" without {len(left_out)} empty texts" if len(left_out) else "")
+            + "; delete it to build it again, or name another file"
         )
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{path}: searches by distance; build an index of inner products")

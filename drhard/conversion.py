@@ -62,7 +62,8 @@ def _official_ids(
     if stamp is not None:
         paths = {"documents": collection.pids_path, "queries": collection.qids_path(mode)}
         words = {name: f"was made with {name} other than those in {path}" for name, path in paths.items()}
-        check_made_from(run, stamp, digests, words, "name its own --preprocess_dir")
+        way_out = "name its own --preprocess_dir, or search again if documents were appended"
+        check_made_from(run, stamp, digests, words, way_out)
     return qids, pids, digests
 
 

@@ -102,6 +102,9 @@ class Place(NamedTuple):
     bytes: int
 
 
+START = Place(0, 0)
+
+
 def end_of(parts: Sequence[Mapping[str, int]]) -> Place:
     """Return where ``parts`` end, the first parts of the passages in ``import.json``. Each was a file of its own."""
     return Place(sum(part["passages"] for part in parts), sum(part["bytes"] for part in parts))

@@ -522,14 +522,20 @@ def read_lines(path: str | Path, name: str | None = None) -> Iterator[tuple[int,
         yield number, decode_line(line, name or str(path), number)
 
 
-def read_raw_lines(path: str | Path, name: str | None = None) -> Iterator[bytes]:
-    """Yield the lines of a file, gzipped or not, with their ends. Arguments and errors as in :func:`read_lines`."""
+def read_raw_lines(path: str | Path, name: str | None = None, start: int = 0) -> Iterator[bytes]:
+    """Yield the lines of a file, gzipped or not, with their ends. Errors as in :func:`read_lines`.
+
+    Args:
+        name: as in :func:`read_lines`.
+        start: the byte to begin at, of the content.
+    """
     name = name or str(path)
     if require_file(path).is_dir():
         raise InputError(f"{name}: is a folder; a text file is expected")
     number = 0
     with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
         try:
+            file.seek(start)
             for line in file:
                 yield line
                 number += 1

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drhard.collection import Collection
-from drhard.dataset import list_splits
+from drhard.dataset import START, Place, list_splits
 from drhard.errors import InputError
 from drhard.files import decode_line, read_lines, read_raw_lines
 from drhard.msmarco import Corpus, find_source_file, parse_query
@@ -47,19 +47,23 @@ class Passage(NamedTuple):
     text: str
 
 
-def read_passages(path: Path, corpus: Corpus, pids: np.ndarray) -> Iterator[Passage]:
+def read_passages(
+    path: Path, corpus: Corpus, pids: np.ndarray, row: int = 0, place: Place = START
+) -> Iterator[Passage]:
     """Yield the passages in row order.
 
     Args:
         path: the file of the collection, gzipped or not.
         pids: (rows,) int64, the official ids of the passages that preprocess.py found in it.
+        row: the first row to yield.
+        place: where to begin to read: a place between the row before it and its own.
 
     Raises:
         InputError: as its lines are read: one is bad, or preprocess.py read another collection.
     """
-    ids = (pid for start in range(0, len(pids), CHUNK) for pid in pids[start : start + CHUNK].tolist())
-    row, offset, expected = 0, 0, next(ids, None)
-    for number, line in enumerate(read_raw_lines(path), start=1):
+    ids = (pid for start in range(row, len(pids), CHUNK) for pid in pids[start : start + CHUNK].tolist())
+    offset, expected = place.bytes, next(ids, None)
+    for number, line in enumerate(read_raw_lines(path, start=offset), start=1 + place.lines):
         pid, text = corpus.parse(decode_line(line, path, number), f"{path}, line {number}")
         if pid == expected:
             yield Passage(line, offset, text)

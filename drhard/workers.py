@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from drhard.dataset import Place
+from drhard.dataset import START, Place
 from drhard.errors import InputError
 from drhard.files import decode_line, write_whole_file
 from drhard.model_tokenizer import Tokenizer
@@ -35,7 +35,7 @@ class Source(NamedTuple):
     prompt: str  # in front of each text
     characters: int | None  # where a text is cut
     width: int  # tokens
-    start: Place = Place(0, 0)
+    start: Place = START
     end: int | None = None  # in bytes; None: the end of the file
 
     def size(self) -> int:

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+from contextlib import chdir
 from importlib.util import find_spec
 from pathlib import Path
 
+import drhard.embeddings
+import drhard.texts
 from drhard.backends import ExactBackend
 from drhard.collection import Collection
 from drhard.compressed import open_compressed
@@ -36,6 +39,7 @@ from helpers import (
     save_plain,
     save_tiny,
     save_vocabulary,
+    snapshot,
 )
 from sentence_transformers import SentenceTransformer
 from test_your_retriever import FEW, NAME, small
@@ -392,6 +396,77 @@ def test_hard_negatives_for_other_libraries(imported: Path, models: Path, tmp_pa
 def test_grades_of_beirs_columns(tmp_path: Path) -> None:
     (tmp_path / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t007\t2\n")
     assert read_grades(tmp_path / "test.tsv") == {"q1": {"007": 2}}
+
+
+# New documents
+
+
+def write_halves(folder: Path) -> list[str]:
+    """The collection in two files, with a judgement in the first whose passage comes with the second. Returns flags."""
+    rows = [{"_id": id_, "title": head, "text": words} for id_, head, words in PASSAGES]
+    write_jsonl(folder / "first.jsonl", rows[:21])
+    write_jsonl(folder / "second.jsonl", rows[21:])
+    lines = "".join(f"{id_}\t{words}\n" for id_, words in QUERIES)
+    (folder / "queries.tsv").write_text(lines, encoding="utf-8")
+    judged = [*JUDGED, ("q1", "d020", 1), ("ñ", "d029", 2)]
+    lines = "".join(f"{qid} 0 {docid} {grade}\n" for qid, docid, grade in judged)
+    (folder / "test.qrels").write_text(lines, encoding="utf-8")
+    return ["--queries", "test=queries.tsv", "--qrels", "test=test.qrels"]
+
+
+def test_appended_documents_give_the_files_of_all_at_once(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dataset, tokens, embeddings, run: byte by byte. What was made from the first documents alone is not misread."""
+    monkeypatch.setattr(drhard.embeddings, "WINDOW", 8)
+    once, grown = tmp_path / "once", tmp_path / "grown"
+    once.mkdir()
+    flags = write_halves(once)
+    shutil.copytree(once, grown)
+    for folder, corpora in ((once, ["first.jsonl", "second.jsonl"]), (grown, ["first.jsonl"])):
+        must_run("import_collection.py", "--corpus", *corpora, *flags, "--data_root", "root", cwd=folder)
+        preprocess(folder, models)
+        infer(folder, models)
+        infer(folder, models, "--index_factory", "SQ8", "--index_path", "index", "--output_dir", "with-index")
+    save_vocabulary(Path(shutil.copytree(models, tmp_path / "star")))
+    search = ("search.py", "--data_root", "root", "--topk", 5, "--no_cuda", "--model_dir", tmp_path / "star", "--json")
+    must_run(*search, "--query", "a star", cwd=grown)
+    convert(grown, "--output_dir", "before")
+
+    add = ("import_collection.py", "--append", "--corpus", "second.jsonl", "--data_root", "root")
+    assert must_run(*add, cwd=grown).splitlines() == [
+        "Appending second.jsonl",
+        "Wrote root/passage/dataset: 34 passages; test (3 queries, 8 judgements)",
+    ]
+    assert must_run(*add, cwd=grown).splitlines()[1].startswith("Already there: root/passage/dataset: 34 passages")
+    preprocess(grown, models)
+    with chdir(grown):  # the run of the first documents, and an index of them
+        message = refused("cvt_back.py", *OLD_RUN, "--output_dir", "after", capsys=capsys)
+        assert "was made with documents other than" in message
+        assert message.endswith("or search again if documents were appended")
+        given = ("--model_dir", models, *LENGTHS, "--mode", "test", "--topk", 20, "--no_cuda")
+        indexed = ("--index_factory", "SQ8", "--index_path", "index", "--output_dir", "with-index")
+        message = refused("star/inference.py", *PLACE, *given, *indexed, capsys=capsys)
+        assert "index: " in message and "delete it" in message
+        (grown / "index").unlink()
+    infer(grown, models)
+    infer(grown, models, "--index_factory", "SQ8", "--index_path", "index", "--output_dir", "with-index")
+    for name in ("root/passage/dataset", "root/passage/evaluate", "with-index"):
+        assert snapshot(grown / name) == snapshot(once / name)
+    starts, read = [], drhard.texts.read_raw_lines
+    monkeypatch.setattr(
+        drhard.texts, "read_raw_lines", lambda path, start: starts.append(start) or read(path, start=start)
+    )
+    answers = [
+        json.loads(must_run(*search, "--query", "an encoder and 29 a star", cwd=folder))["rankings"][0]["passages"]
+        for folder in (grown, once)
+    ]
+    assert answers[0] == answers[1] and len(starts) == 2 and starts[0] > starts[1] == 0
+    assert snapshot(grown / "root") == snapshot(once / "root")  # with the offsets that search.py found
+
+
+OLD_RUN = ("--input_dir", "root/passage/evaluate/star", "--preprocess_dir", "root/passage/preprocess")
+OLD_RUN = (*OLD_RUN, "--mode", "test", "--dataset", "passage")
 
 
 # docs/own-collection.md
