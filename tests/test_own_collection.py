@@ -482,7 +482,10 @@ def test_every_command_of_the_page_runs_after_those_before_it(tmp_path: Path, mo
     write_beir(tmp_path / "scifact", PASSAGES, QUERIES, qrels)
     write_jsonl(tmp_path / "docs.jsonl", [{"_id": id_, "title": head, "text": words} for id_, head, words in PASSAGES])
     lines = "".join(f"{id_}\t{words}\n" for id_, words in QUERIES)
+    write_jsonl(tmp_path / "more.jsonl", [{"_id": "more", "text": "a star of the sea"}])
     for name, content in {
+        "later.tsv": lines,
+        "later.qrels": "q1 0 more 1\n",
         "train.tsv": lines,
         "topics.txt": lines,
         "new.csv": "id,text\n5,what\n",
@@ -507,7 +510,8 @@ def test_every_command_of_the_page_runs_after_those_before_it(tmp_path: Path, mo
     model = SentenceTransformer("mine/exported", device="cpu")
     assert model.encode_query(["the rhine"]).shape == (1, SIZES["hidden_size"])
     assert Path("mine/official/adore/test.trec").read_text(encoding="utf-8").startswith("q1 Q0 ")
-    assert list(Collection(Path("mine/passage/preprocess")).splits()) == ["test", "train"]
+    assert list(Collection(Path("mine/passage/preprocess")).splits()) == ["later", "test", "train"]
+    assert "more" in Collection(Path("mine/passage/preprocess")).official_pids().take(range(35))
     assert set(find_corpus(PASSAGE, Path("from-files/passage/dataset")).modes) == {"train", "test", "new"}
 
 
