@@ -27,7 +27,7 @@ from processes import PROJECT, Ended, Running, Way, end_with_parent, start
 Digests = dict[str, str]  # path in a folder -> digest of the file's content
 
 PREPROCESS, WARMUP, MODEL = "data/passage/preprocess", "data/passage/warmup", "data/passage/trained_models/star"
-EMBEDDINGS = "data/passage/evaluate/star"
+EMBEDDINGS, DATASET = "data/passage/evaluate/star", "data/passage/dataset"
 LENGTHS = ("--max_query_length", "12", "--max_doc_length", "16")
 
 
@@ -170,6 +170,8 @@ SENTENCE_EMBEDDINGS = {EMBEDDINGS: f"inference-sentence/{EMBEDDINGS}"}
 MEASURED = ("--eval_split", "dev", "--metric", "nDCG@5000")
 BEST = ("out/models/best/*", "out/models/evaluation/*")
 
+_TOKENIZE = ("--model_name_or_path", "base", "--max_seq_length", "16", "--max_query_length", "12", "--threads", "1")
+
 SCRIPTS = {
     script.name: script
     for script in (
@@ -199,6 +201,41 @@ SCRIPTS = {
             workers=True,
         ),
         Script("import", "import_collection.py", ("beir",), {"beir": "base/beir"}),
+        Script(
+            "preprocess-import", "preprocess.py", _TOKENIZE, {DATASET: f"import/{DATASET}", "base": "base/vocabulary"}
+        ),
+        Script(
+            "inference-import",
+            "star/inference.py",
+            _encode("test"),
+            {PREPROCESS: f"preprocess-import/{PREPROCESS}", MODEL: "base/model"},
+        ),
+        Script(
+            "append",
+            "import_collection.py",
+            ("--append", "--corpus", "more.jsonl"),
+            {DATASET: f"import/{DATASET}", "more.jsonl": "base/more.jsonl"},
+            leaves=(f"{DATASET}/*",),
+        ),
+        Script(
+            "preprocess-append",
+            "preprocess.py",
+            _TOKENIZE,
+            {DATASET: f"append/{DATASET}", PREPROCESS: f"preprocess-import/{PREPROCESS}", "base": "base/vocabulary"},
+            leaves=(f"{PREPROCESS}/*",),
+            workers=True,
+        ),
+        Script(
+            "inference-append",
+            "star/inference.py",
+            _encode("test"),
+            {
+                PREPROCESS: f"preprocess-append/{PREPROCESS}",
+                EMBEDDINGS: f"inference-import/{EMBEDDINGS}",
+                MODEL: "base/model",
+            },
+            leaves=(f"{EMBEDDINGS}/*",),
+        ),
         Script("star-inference", "star/inference.py", _encode("dev"), TOKENS | {MODEL: "base/model"}),
         Script("mine-dense", "star/prepare_hardneg.py", _encode("train"), STAR_INPUTS),
         Script(
@@ -384,6 +421,8 @@ def write_base(folder: Path, size: Size) -> None:
     relevant = _write_corpus(folder / "passage", PASSAGE, size.passages, size.queries, dice)
     _write_corpus(folder / "doc", DOC, size.documents, size.queries, dice)
     _write_beir(folder / "beir", size, dice)
+    more = [{"_id": f"m{number}", "text": TEXT[number:]} for number in range(20)]
+    _write_lines(folder / "more.jsonl", map(json.dumps, more))
     (folder / "other").mkdir()  # a run in rows that finds the relevant passages at random ranks
     run = []
     for row, found in enumerate(relevant):
