@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socketserver
 import sys
 import tarfile
@@ -41,6 +42,7 @@ class Script:
         leaves: patterns of further files that a stopped run may leave, beside those of all scripts.
         prints: whether its output is its result.
         workers: whether it starts processes.
+        grows: whether it changes files of its inputs, so that it gets copies.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Script:
     leaves: tuple[str, ...] = ()
     prints: bool = False
     workers: bool = False
+    grows: bool = False
 
     @property
     def needs(self) -> list[str]:
@@ -216,6 +219,7 @@ SCRIPTS = {
             ("--append", "--corpus", "more.jsonl"),
             {DATASET: f"import/{DATASET}", "more.jsonl": "base/more.jsonl"},
             leaves=(f"{DATASET}/*",),
+            grows=True,
         ),
         Script(
             "preprocess-append",
@@ -224,6 +228,7 @@ SCRIPTS = {
             {DATASET: f"append/{DATASET}", PREPROCESS: f"preprocess-import/{PREPROCESS}", "base": "base/vocabulary"},
             leaves=(f"{PREPROCESS}/*",),
             workers=True,
+            grows=True,
         ),
         Script(
             "inference-append",
@@ -235,6 +240,7 @@ SCRIPTS = {
                 MODEL: "base/model",
             },
             leaves=(f"{EMBEDDINGS}/*",),
+            grows=True,
         ),
         Script("star-inference", "star/inference.py", _encode("dev"), TOKENS | {MODEL: "base/model"}),
         Script("mine-dense", "star/prepare_hardneg.py", _encode("train"), STAR_INPUTS),
@@ -681,7 +687,10 @@ class World:
             place = folder / name
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.symlink_to(self.root / origin)
+                if script.grows and (self.root / origin).is_dir():
+                    shutil.copytree(self.root / origin, place)
+                else:
+                    place.symlink_to(self.root / origin)
 
     def start(self, script: Script, folder: Path, run: int = 0, **way: Any) -> Running:
         """Start a script in ``folder``. ``run`` numbers the runs there; ``way`` goes to :class:`processes.Way`."""
