@@ -326,6 +326,8 @@ def _refuse_twice(parts: Sequence[Texts], name: str, before: _Written | None) ->
         for number, id_ in zip(block.numbers, block.ids, strict=True)
         if id_ == name
     ]
+    if before is not None and len(places) < 2:
+        raise InputError(f"{before.names.path}: is damaged, it has the id {name!r} twice; import again")
     raise InputError(f"{places[1]}: the id {name!r} is already used in {places[0]}; give each text its own id")
 
 

@@ -350,6 +350,20 @@ def test_a_collection_of_another_size_is_refused(files: Path, tmp_path: Path) ->
         append(files, folder, "b")
 
 
+def test_ids_that_are_damaged_are_refused(files: Path, tmp_path: Path) -> None:
+    folder = imported(files, tmp_path / "grown", "bc", ())
+    ids = folder / "collection.ids"
+    whole = ids.read_bytes()
+    for content, complaint in (
+        (whole.replace(b"d0", b"c1"), r"collection\.ids: is damaged, it has the id 'c1' twice"),
+        (whole.replace(b"d0", b"d\xff"), r"collection\.ids: is damaged at row 0"),
+        (whole + b"more\n", r"collection\.ids\.npy: has the places of other ids"),
+    ):
+        ids.write_bytes(content)
+        with pytest.raises(InputError, match=complaint):
+            append(files, folder, "a")
+
+
 def test_finishing_nothing(tmp_path: Path) -> None:
     finish_growth(prepared_in(tmp_path))
     assert not list(tmp_path.iterdir())
