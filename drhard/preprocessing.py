@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drhard.collection import Collection
-from drhard.dataset import digest_parts, end_of, names_of, read_import
+from drhard.dataset import START, digest_parts, end_of, names_of, read_import
 from drhard.earlier_tokens import EarlierTokens, find_earlier_tokens
 from drhard.errors import InputError
 from drhard.files import (
@@ -123,15 +123,11 @@ def preprocess(
     with sole_writer(target) as lock, prepare_growth(prepared_in(target)) as folder:
         earlier = None
         if content is not None and collection.suffix != ".gz":  # in which no passage can be found by its offset
-            source = source._replace(end=end_of(content["parts"]).bytes)
-            expected = made_from | {
-                "tokenizer": tokenizer.digest(),
-                "prompt": source.prompt,
-                "embedding_size": source.width,
-            }
+            expected = made_from | _describe_tokens(source, tokenizer)
             earlier = find_earlier_tokens(target, content, expected, list(queries))
-            if earlier is not None:
-                source = source._replace(start=earlier.end)
+            source = source._replace(
+                start=START if earlier is None else earlier.end, end=end_of(content["parts"]).bytes
+            )
         workers = min(workers, 1 + source.size() // BATCH_BYTES)
         with open_pool(workers, tokenizer, lock, folder) as pool:
             job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts, corpus.names, made_from)
@@ -160,6 +156,11 @@ def _describe(content: Mapping[str, Any], source: Source, empty_texts: str) -> d
     """
     corpus = digest_parts(content, len(content["parts"]))
     return {"corpus": corpus, "empty_texts": empty_texts, "characters": source.characters}
+
+
+def _describe_tokens(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what the meta of the tokens of a source says of how they are made."""
+    return {"embedding_size": source.width, "tokenizer": tokenizer.digest(), "prompt": source.prompt}
 
 
 def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
