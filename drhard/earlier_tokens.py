@@ -43,7 +43,9 @@ class EarlierTokens(NamedTuple):
 
     def left_out(self) -> set[int]:
         """Return the ids of the passages that have no row, since their texts are empty."""
-        return set(np.setdiff1d(np.arange(self.end.lines), self.ids).tolist())
+        missing = np.ones(self.end.lines, dtype=bool)
+        missing[self.ids] = False
+        return set(np.flatnonzero(missing).tolist())
 
 
 def find_earlier_tokens(
@@ -81,4 +83,6 @@ def _open(folder: Path, end: Place) -> EarlierTokens:
     names = Names(folder / PASSAGES)
     if tokens.max_token_id is None or not len(tokens) == len(ids) == len(names):
         raise InputError(f"{tokens.path}: has {len(tokens)} rows, but there are {len(ids)} and {len(names)} ids")
+    if ids.max() >= end.lines:
+        raise InputError(f"{tokens.path}: has passages that the collection had not")
     return EarlierTokens(tokens, ids, names, end)
