@@ -1,10 +1,14 @@
-"""Check embeddings, float32 (rows, dim): every number must be finite."""
+"""Embeddings, float32 (rows, dim): check that every number is finite, and read some rows."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 from drhard.errors import InputError
 
 import numpy as np
 
 CHECKED_AT_ONCE = 8192  # rows
+GATHERED_AT_ONCE = 256  # rows that a thread reads at a time
+READERS = 8  # threads: more than processors, as they wait for the disk
 
 
 def check_finite(embeddings: np.ndarray, first_row: int = 0, name: str | None = None) -> None:
@@ -34,3 +38,23 @@ def check_finite(embeddings: np.ndarray, first_row: int = 0, name: str | None = 
 def name_source(embeddings: np.ndarray, otherwise: str) -> str:
     """Return what to call ``embeddings`` in errors: their file if they are a memmap, else ``otherwise``."""
     return str(getattr(embeddings, "filename", otherwise))
+
+
+def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return ``vectors[rows]``, (n, dim). Threads read a memmap, so that the disk has several requests at a time.
+
+    Args:
+        vectors: (N, dim).
+        rows: (n,) int64; a memmap is read fastest if they ascend.
+    """
+    if len(rows) < 2 * GATHERED_AT_ONCE:
+        return np.asarray(vectors[rows])
+    gathered = np.empty((len(rows), vectors.shape[1]), dtype=vectors.dtype)
+
+    def gather(first: int) -> None:
+        part = slice(first, first + GATHERED_AT_ONCE)
+        np.take(vectors, rows[part], axis=0, out=gathered[part], mode="clip")  # other modes copy once more
+
+    with ThreadPoolExecutor(READERS) as threads:
+        list(threads.map(gather, range(0, len(rows), GATHERED_AT_ONCE)))
+    return gathered

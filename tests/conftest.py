@@ -40,6 +40,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "architecture",
         "backends",
         "bm25",
+        "codes",
         "compressed",
         "devices",
         "documentation",

@@ -1,0 +1,190 @@
+"""Search by int8 codes: the bounds hold, and it finds what a search in float64 finds, whatever the vectors are."""
+
+import math
+from pathlib import Path
+
+import drhard.exact
+import drhard.rounded
+from drhard.blocks import BLOCK_ROWS
+from drhard.codes import GROUP, choose_mean, count_levels, encode_block, encode_documents, keep_codes
+from drhard.errors import InputError
+from drhard.exact import ExactIndex
+from drhard.products import has_fast_int8, int8_products
+from drhard.rounded import RoundedQueries, float32_error
+from drhard.sieve import Sieve
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+CPU = torch.device("cpu")
+PATIENT = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+KINDS = ("random", "clustered", "anisotropic", "duplicated", "zero", "denormal", "huge", "outliers", "one hot", "whole")
+WAYS = ("float32", "int8 in one part", "int8 in two parts")
+
+
+def make(kind: str, random: np.random.Generator, count: int, dim: int) -> np.ndarray:
+    """Vectors (count, dim) float32 of a kind."""
+    vectors = random.standard_normal((count, dim))
+    if kind == "clustered":
+        vectors = random.standard_normal((3, dim))[random.integers(0, 3, count)] * 10 + vectors * 1e-3
+    elif kind == "anisotropic":  # as contextual encoders give: the mean is far greater than the spread
+        vectors += random.standard_normal(dim) * 25
+    elif kind == "duplicated":
+        vectors = vectors[random.integers(0, max(1, count // 10), count)]
+    elif kind == "zero":
+        vectors[random.random(count) < 0.5] = 0
+    elif kind == "denormal":
+        vectors *= 1e-42
+    elif kind == "huge":
+        vectors *= 1e17
+    elif kind == "outliers":
+        vectors[random.random(vectors.shape) < 1e-3] *= 1e4
+    elif kind == "one hot":
+        vectors = np.eye(dim)[random.integers(0, dim, count)] * random.integers(1, 3, (count, 1))
+    elif kind == "whole":
+        vectors = random.integers(-3, 4, (count, dim))
+    return vectors.astype(np.float32)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    """Documents, queries and k."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dim = draw(st.sampled_from((1, 2, 8, 33, 128, 768, 1024, 1500)))
+    documents = make(draw(st.sampled_from(KINDS)), random, draw(st.sampled_from((1, 5, 255, 256, 257, 900))), dim)
+    queries = make(draw(st.sampled_from(KINDS)), random, draw(st.integers(1, 5)), dim)
+    return documents, queries, draw(st.integers(1, len(documents)))
+
+
+def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Make searches multiply in a way. Return the number of parts of the queries."""
+    monkeypatch.setattr(drhard.rounded, "has_fast_int8", lambda _: way != "float32")
+    return 2 if "two" in way else 1
+
+
+@PATIENT
+@given(problem=problems(), way=st.sampled_from(WAYS))
+def test_scores_are_within_the_bounds(
+    monkeypatch: pytest.MonkeyPatch, problem: tuple[np.ndarray, np.ndarray, int], way: str
+) -> None:
+    documents, queries, _ = problem
+    parts = choose(way, monkeypatch)
+    codes = keep_codes(documents, CPU)
+    rounded = RoundedQueries(torch.from_numpy(queries), codes.mean, parts)
+    exact = queries.astype(np.longdouble) @ documents.T.astype(np.longdouble)
+    norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+    for first, block in codes:
+        group = np.arange(len(block.values)) // GROUP
+        slope, width = (of_group.numpy()[group] for of_group in (rounded.slope(block), rounded.width(block)))
+        found = rounded.multiply(block.values).numpy() * slope + rounded.offset.numpy()
+        rows = (first + block.places).numpy()
+        off = np.abs(found.T - exact[:, rows]) + float32_error(queries.shape[1]) * norms[:, rows]
+        assert (off <= width.T).all()
+
+
+@PATIENT
+@given(problem=problems(), way=st.sampled_from(WAYS))
+def test_what_float64_finds_is_found(
+    monkeypatch: pytest.MonkeyPatch, problem: tuple[np.ndarray, np.ndarray, int], way: str
+) -> None:
+    documents, queries, k = problem
+    choose(way, monkeypatch)
+    scores, rows = ExactIndex(documents, codes=keep_codes(documents, CPU)).search(queries, k)
+    exact = queries.astype(np.float64) @ documents.T.astype(np.float64)
+    norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+    rounding = 2 * float32_error(queries.shape[1]) * norms + 1e-40
+    assert (np.abs(scores - np.take_along_axis(exact, rows, 1)) <= np.take_along_axis(rounding, rows, 1)).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert (np.diff(rows, axis=1)[np.diff(scores, axis=1) == 0] > 0).all()
+    missed = exact - rounding
+    np.put_along_axis(missed, rows, -np.inf, 1)
+    assert (missed.max(axis=1) <= scores[:, -1]).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_search_of_many_blocks(monkeypatch: pytest.MonkeyPatch, way: str, tmp_path: Path) -> None:
+    """Documents that get better and better, empty ones among them; the same from memory and from a file."""
+    choose(way, monkeypatch)
+    random = np.random.default_rng(3)
+    documents = random.standard_normal((3 * BLOCK_ROWS + 100, 16), dtype=np.float32)
+    documents[:, 0] += np.linspace(0, 2, len(documents), dtype=np.float32)
+    queries = random.standard_normal((70, 16), dtype=np.float32)
+    left_out = np.flatnonzero(random.random(len(documents)) < 0.3)
+    documents.tofile(tmp_path / "documents.memmap")
+    mapped = np.memmap(tmp_path / "documents.memmap", dtype=np.float32, mode="r", shape=documents.shape)
+    scores, rows = ExactIndex(documents, left_out=left_out).search(queries, 50)
+    for source in (documents, mapped):
+        index = ExactIndex(source, left_out=left_out, query_rows=32, codes=keep_codes(source, CPU))
+        monkeypatch.setattr(index, "_search_pass", None)  # it is not needed
+        found_scores, found_rows = index.search(queries, 50)
+        np.testing.assert_allclose(found_scores, scores, rtol=1e-5)
+        assert (found_rows != rows).mean() < 1e-3 and not np.isin(found_rows, left_out).any()
+
+
+def test_wide_bounds_lead_to_a_search_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents that are nearly equal cannot be told apart by their codes."""
+    random = np.random.default_rng(4)
+    documents = np.full((20_000, 8), 3, dtype=np.float32)
+    documents[77] += 10
+    documents[:, 1] += random.standard_normal(20_000, dtype=np.float32) * 1e-5
+    queries = random.standard_normal((3, 8), dtype=np.float32)
+    expected = ExactIndex(documents).search(queries, 10)
+    index = ExactIndex(documents, codes=keep_codes(documents, CPU))
+    again = []
+    monkeypatch.setattr(index, "_search_pass", lambda *of: again.append(1) or ExactIndex._search_pass(index, *of))
+    for found, wanted in zip(index.search(queries, 10), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert again
+
+
+def test_codes_are_whole_numbers_that_float32_can_sum() -> None:
+    for dim, levels in {8: 127, 768: 127, 1040: 127, 1041: 126, 4096: 63}.items():
+        assert count_levels(dim) == levels and levels**2 * dim < 2**24
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (300, 770, 33), (16, 1024, 8)])
+def test_products_of_codes(shape: tuple[int, int, int]) -> None:
+    rows, dim, columns = shape
+    random = np.random.default_rng(0)
+    left, right = (torch.from_numpy(random.integers(-127, 128, (n, dim), dtype=np.int8)) for n in (rows, columns))
+    assert torch.equal(int8_products(left, right).long(), left.long() @ right.long().T)
+    assert has_fast_int8(CPU) in (True, False)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    documents = np.zeros((20_000, 4), dtype=np.float32)
+    documents[12_345, 2] = np.nan
+    with pytest.raises(InputError, match="row 12345 has numbers that are not finite"):
+        keep_codes(documents, CPU)
+
+
+def test_any_mean_will_do() -> None:
+    documents = make("random", np.random.default_rng(0), 100, 8)
+    assert np.abs(choose_mean(documents) - documents.mean(axis=0)).max() < 1e-6
+    for mean in (torch.zeros(8), torch.full((8,), 100.0)):
+        [(_, block)] = encode_documents(documents, mean)
+        exact = torch.from_numpy(documents)[block.places].double() - mean.double()
+        lost = (exact - block.values * block.scale.repeat_interleave(GROUP)[:100, None]).norm(dim=1)
+        assert lost.max() <= block.lost.max()
+    block = encode_block(torch.tensor([[3e38, 0.0]]), torch.tensor([-3e38, 0.0]), 127)
+    assert math.isinf(block.lost)
+
+
+def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
+    """One query, k = 2; bounds ± 1."""
+    sieve = Sieve(1, 2, CPU)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for first, scores in enumerate(([5.0], [9.0], [3.5], [8.0], [5.9], [6.1])):
+        sieve.add(torch.tensor([scores]), torch.tensor([first]), one, torch.zeros(1, dtype=torch.float64), one)
+    sieve.merge()
+    assert sieve.floors.item() == pytest.approx(7) and sieve.kept == 3
+    query, row = sieve.found()
+    assert query.tolist() == [0, 0, 0] and row.tolist() == [1, 3, 5]  # 9, 8, and 6.1, which may be 7.1
+
+
+def test_the_largest_results_of_a_pass_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ExactIndex(np.zeros((10**6, 768), dtype=np.float32), memory_gb=1.0)
+    assert index.count_together(100) > drhard.exact.QUERY_ROWS
