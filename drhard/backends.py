@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from drhard.code_file import open_codes
 from drhard.compressed import check_factory, open_compressed
 from drhard.exact import ExactIndex
 from drhard.faiss_index import GPU_TOPK, check_gpus, find_gpus_with_room, open_on_gpus, require_faiss
@@ -16,8 +17,12 @@ from drhard.files import require_file
 from drhard.flags import FLAT, SEARCH_MEMORY_GB
 from drhard.index import Index, check_topk
 from drhard.numbers import SEARCH_GB
+from drhard.products import has_fast_int8
 
 import numpy as np
+import torch
+
+FEWEST_CODED = 10_000  # documents; fewer are searched in float32 in no time
 
 
 class Backend(Protocol):
@@ -41,6 +46,7 @@ class ExactBackend:
     gpus: Sequence[int] | None = ()  # empty: on the CPU; None: on all GPUs if they have room
     memory_gb: float = SEARCH_MEMORY_GB  # for a search on the CPU
     progress: bool = False
+    repeated: bool = False  # whether the index will be searched again and again
 
     def check(self, k: int, count: int, dim: int) -> None:
         """See :meth:`Backend.check`."""
@@ -56,7 +62,15 @@ class ExactBackend:
             gpus = find_gpus_with_room(documents.nbytes) if k <= GPU_TOPK else ()
         if gpus:
             return open_on_gpus(documents, gpus, self.progress, left_out)
-        return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out)
+        codes = open_codes(documents, progress=True) if self.repeated and _should_code(documents) else None
+        return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out, codes=codes)
+
+
+def _should_code(documents: np.ndarray) -> bool:
+    """Return whether a search by int8 codes is faster: from the disk always, from memory where int8 is fast."""
+    if isinstance(documents, np.memmap):
+        return True
+    return len(documents) >= FEWEST_CODED and has_fast_int8(torch.device("cpu"))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from drhard.arrays import spread
 from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.prefetch import prefetch
 from drhard.vectors import check_finite, name_source
@@ -38,7 +39,7 @@ class CodedBlock:
 
     Attributes:
         values: (B, dim) int8.
-        places: (B,) int64: where the documents stand in the block.
+        places: (B,) int16: where the documents stand in the block.
         scale: (G,) float64: what a code of 1 stands for in each group.
         lost: (G,) float64: no |d - mean - scale * c| of the group is greater.
         norm: (G,) float64: no |scale * c| is.
@@ -55,7 +56,7 @@ def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int) -> CodedB
     """Round documents to codes.
 
     Args:
-        block: (B, dim) float32, finite, on any device.
+        block: (B, dim) float32, finite, on any device; up to 32,768 documents.
         mean: (dim,) float32, on the same device.
         levels: see :func:`count_levels`.
     """
@@ -72,7 +73,7 @@ def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int) -> CodedB
     norm, lost = _greatest(norm).to(torch.float64), _greatest(lost).to(torch.float64)
     more, least = 1 + (block.shape[1] + 8) * UNIT, _TINY * block.shape[1]
     lost = torch.nan_to_num(lost * more + 4 * UNIT * (norm + lost) + least, nan=math.inf, posinf=math.inf)
-    return CodedBlock(values, places, scale.to(torch.float64), lost, norm * more + least)
+    return CodedBlock(values, places.to(torch.int16), scale.to(torch.float64), lost, norm * more + least)
 
 
 def _greatest(numbers: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,7 @@ def _greatest(numbers: torch.Tensor) -> torch.Tensor:
 
 def choose_mean(documents: np.ndarray) -> np.ndarray:
     """Return the mean (dim,) float32 of a few thousand of ``documents`` (N, dim). The bound holds for any mean."""
-    rows = np.linspace(0, len(documents) - 1, min(len(documents), SAMPLE)).astype(np.int64)
+    rows = spread(len(documents), SAMPLE)
     with np.errstate(all="ignore"):  # what is not finite is refused when its block is read
         mean = np.asarray(documents[rows], dtype=np.float64).mean(axis=0).astype(np.float32)
     return np.where(np.isfinite(mean), mean, np.float32(0))

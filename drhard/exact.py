@@ -18,7 +18,7 @@ from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_o
 from drhard.prefetch import prefetch
 from drhard.products import as_filters, products
 from drhard.rounded import RoundedQueries
-from drhard.sieve import Sieve, least_score
+from drhard.sieve import SIEVED, Sieve, least_score
 from drhard.topk import ADDED, ADDED_TIMES, TopK
 from drhard.vectors import check_finite, gather_rows, name_source
 
@@ -30,8 +30,8 @@ RESULT_BYTES = 4 + 8  # a score and a row
 TILE_SCORES = 1 << 20  # a block is scored in tiles; the 4 MB of scores stay in the cache while the best are picked
 QUERY_ROWS = 512  # most queries multiplied with a tile at a time
 SECOND_PART = 3  # the queries are coded in two parts once this many times k documents are kept for each
-TOO_MANY = 16  # and the search is made in float32 once this many are
-AGAIN = 1 << 16  # documents of a memmap to score again at a time
+TOO_MANY = 12  # and the search is made in float32 once this many are
+AGAIN = 1 << 14  # documents of a memmap to score again at a time
 
 
 class ExactIndex:
@@ -98,6 +98,9 @@ class ExactIndex:
         blocks = BUFFERS * self.block_rows * dim * 4
         tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, a mask of the better ones, and their places, at worst all
         waiting = ADDED_TIMES * k * ADDED.itemsize  # for a query
+        if self._codes is not None:
+            waiting = max(waiting, 2 * TOO_MANY * k * SIEVED)  # as many as are kept may wait
+            tile += TILE_SCORES * SIEVED + AGAIN * dim * 4 * 2
         merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
         query = dim * 4 + 2 * k * RESULT_BYTES + waiting  # the caller still holds the results of the pass before
         room = self.memory_gb * 1e9 - blocks - tile - self.query_rows * merging
@@ -161,7 +164,7 @@ class ExactIndex:
     def _sift(self, block: CodedBlock, first_row: int, groups: int, queries: RoundedQueries, sieve: Sieve) -> None:
         """Add the documents of ``block`` to ``sieve``, so many ``groups`` of them at a time."""
         slope, width = queries.slope(block), queries.width(block)
-        rows = block.places + first_row
+        rows = block.places.to(torch.int64) + first_row
         absent = torch.from_numpy(part_of(self.left_out, first_row, len(rows)) + first_row).to(rows.device)
         for first in range(0, len(slope), groups):
             of_tile = slice(first, first + groups)

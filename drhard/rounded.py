@@ -81,7 +81,8 @@ def float32_error(dim: int) -> float:
 
 def norms_of(vectors: torch.Tensor) -> torch.Tensor:
     """Return the norms (N,) float64 of ``vectors`` (N, dim)."""
-    return torch.linalg.vector_norm(vectors.to(torch.float64), dim=1)
+    norms: torch.Tensor = torch.linalg.vector_norm(vectors.to(torch.float64), dim=1)
+    return norms
 
 
 class RoundedQueries:

@@ -5,6 +5,8 @@ from drhard.codes import GROUP
 import numpy as np
 import torch
 
+SIEVED = 8 + 8 + 4 + 4  # bytes of a document that may be among the best: query, row, bounds
+
 
 class Sieve:
     """The rows whose score can be among a query's k best.

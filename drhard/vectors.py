@@ -7,7 +7,7 @@ from drhard.errors import InputError
 import numpy as np
 
 CHECKED_AT_ONCE = 8192  # rows
-GATHERED_AT_ONCE = 256  # rows that a thread reads at a time
+GATHERED_AT_ONCE = 64  # rows that a thread reads at a time
 READERS = 8  # threads: more than processors, as they wait for the disk
 
 
@@ -41,20 +41,25 @@ def name_source(embeddings: np.ndarray, otherwise: str) -> str:
 
 
 def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return ``vectors[rows]``, (n, dim). Threads read a memmap, so that the disk has several requests at a time.
+    """Return ``vectors[rows]``. Of a memmap, each row is read once, in the order of the file, by several threads.
 
     Args:
         vectors: (N, dim).
-        rows: (n,) int64; a memmap is read fastest if they ascend.
+        rows: int64, of any shape.
+
+    Returns:
+        Of the shape of ``rows``, and dim.
     """
-    if len(rows) < 2 * GATHERED_AT_ONCE:
-        return np.asarray(vectors[rows])
-    gathered = np.empty((len(rows), vectors.shape[1]), dtype=vectors.dtype)
+    if not isinstance(vectors, np.memmap):
+        gathered: np.ndarray = vectors[rows]
+        return gathered
+    distinct, place = np.unique(rows, return_inverse=True)
+    found = np.empty((len(distinct), vectors.shape[1]), dtype=vectors.dtype)
 
     def gather(first: int) -> None:
         part = slice(first, first + GATHERED_AT_ONCE)
-        np.take(vectors, rows[part], axis=0, out=gathered[part], mode="clip")  # other modes copy once more
+        np.take(vectors, distinct[part], axis=0, out=found[part], mode="clip")  # other modes copy once more
 
     with ThreadPoolExecutor(READERS) as threads:
-        list(threads.map(gather, range(0, len(rows), GATHERED_AT_ONCE)))
-    return gathered
+        list(threads.map(gather, range(0, len(distinct), GATHERED_AT_ONCE)))
+    return found if np.array_equal(distinct, rows) else found[place.reshape(rows.shape)]

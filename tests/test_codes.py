@@ -3,13 +3,16 @@
 import math
 from pathlib import Path
 
+import drhard.code_file
 import drhard.exact
 import drhard.rounded
 from drhard.blocks import BLOCK_ROWS
-from drhard.codes import GROUP, choose_mean, count_levels, encode_block, encode_documents, keep_codes
+from drhard.code_file import open_codes
+from drhard.codes import GROUP, Codes, choose_mean, count_levels, encode_block, encode_documents, keep_codes
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.products import has_fast_int8, int8_products
+from drhard.provenance import stamp_path
 from drhard.rounded import RoundedQueries, float32_error
 from drhard.sieve import Sieve
 
@@ -18,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 CPU = torch.device("cpu")
 PATIENT = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,7 +84,7 @@ def test_scores_are_within_the_bounds(
         group = np.arange(len(block.values)) // GROUP
         slope, width = (of_group.numpy()[group] for of_group in (rounded.slope(block), rounded.width(block)))
         found = rounded.multiply(block.values).numpy() * slope + rounded.offset.numpy()
-        rows = (first + block.places).numpy()
+        rows = first + block.places.numpy().astype(np.int64)
         off = np.abs(found.T - exact[:, rows]) + float32_error(queries.shape[1]) * norms[:, rows]
         assert (off <= width.T).all()
 
@@ -166,7 +170,7 @@ def test_any_mean_will_do() -> None:
     assert np.abs(choose_mean(documents) - documents.mean(axis=0)).max() < 1e-6
     for mean in (torch.zeros(8), torch.full((8,), 100.0)):
         [(_, block)] = encode_documents(documents, mean)
-        exact = torch.from_numpy(documents)[block.places].double() - mean.double()
+        exact = torch.from_numpy(documents)[block.places.long()].double() - mean.double()
         lost = (exact - block.values * block.scale.repeat_interleave(GROUP)[:100, None]).norm(dim=1)
         assert lost.max() <= block.lost.max()
     block = encode_block(torch.tensor([[3e38, 0.0]]), torch.tensor([-3e38, 0.0]), 127)
@@ -188,3 +192,76 @@ def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
 def test_the_largest_results_of_a_pass_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     index = ExactIndex(np.zeros((10**6, 768), dtype=np.float32), memory_gb=1.0)
     assert index.count_together(100) > drhard.exact.QUERY_ROWS
+
+
+# The file
+
+
+def mapped(path: Path, documents: np.ndarray) -> np.memmap:
+    documents.tofile(path)
+    return np.memmap(path, dtype=np.float32, mode="r", shape=documents.shape)
+
+
+def same_codes(left: Codes, right: Codes) -> bool:
+    return torch.equal(left.mean, right.mean) and all(
+        torch.equal(getattr(one, name), getattr(other, name))
+        for (_, one), (_, other) in zip(left, right, strict=True)
+        for name in ("values", "places", "scale", "lost", "norm")
+    )
+
+
+@pytest.mark.parametrize("count, dim", [(1, 3), (300, 33), (2 * BLOCK_ROWS + 77, 8)])
+def test_a_file_keeps_the_codes(tmp_path: Path, count: int, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), count, dim))
+    kept = keep_codes(documents, CPU)
+    assert same_codes(open_codes(documents), kept)
+    with safe_open(tmp_path / "passages.int8", "pt") as file:
+        assert file.get_tensor("values").shape[1] == dim
+    monkeypatch.setattr(drhard.code_file, "encode_documents", None)  # the file is read
+    assert same_codes(open_codes(documents), kept)
+
+
+@pytest.mark.parametrize("damage", ["stamp", "short", "values", "places", "other embeddings", "no file"])
+def test_a_file_that_cannot_be_used_is_made_again(tmp_path: Path, damage: str) -> None:
+    documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 3000, 8))
+    path = tmp_path / "passages.int8"
+    open_codes(documents)
+    content = bytearray(path.read_bytes())
+    if damage == "stamp":
+        stamp_path(path).write_text("{")
+    elif damage == "short":
+        path.write_bytes(content[:5000])
+    elif damage == "values":
+        content[1000:9000] = bytes(8000)
+        path.write_bytes(content)
+    elif damage == "places":
+        content[-800:-790] = bytes(10)
+        start = len(content) - 8 * 4 - 3 * 8 * 12 - 3000 * 2
+        content[start : start + 10] = bytes(10)
+        path.write_bytes(content)
+    elif damage == "other embeddings":
+        documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(1), 3000, 8))
+    else:
+        path.unlink()
+    assert same_codes(open_codes(documents), keep_codes(documents, CPU))
+    assert same_codes(open_codes(documents), keep_codes(documents, CPU))
+
+
+def test_codes_that_cannot_be_written_are_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 300, 8))
+
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(drhard.code_file, "write_whole_file", refuse)
+    assert same_codes(open_codes(documents), keep_codes(documents, CPU))
+    assert "passages.int8: cannot be written" in caplog.text and not list(tmp_path.glob("*.int8*"))
+
+
+def test_a_part_of_a_memmap_gets_no_file(tmp_path: Path) -> None:
+    documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 300, 8))
+    assert same_codes(open_codes(documents[:100]), keep_codes(documents[:100], CPU))
+    assert same_codes(open_codes(np.array(documents)), keep_codes(documents, CPU))
+    assert not list(tmp_path.glob("*.int8*"))
