@@ -16,6 +16,7 @@ from drhard.embeddings import digest_embeddings
 from drhard.errors import InputError, reason_of
 from drhard.files import write_whole_file
 from drhard.provenance import find_difference, read_stamp, stamp_path, write_stamp
+from drhard.vectors import whole_file
 
 import numpy as np
 import torch
@@ -45,9 +46,10 @@ def open_codes(documents: np.ndarray, progress: bool = False) -> Codes:
     Raises:
         InputError: a document is not finite.
     """
-    path = _path_of(documents)
-    if path is None:
+    embeddings = whole_file(documents)
+    if embeddings is None:
         return keep_codes(documents, torch.device("cpu"), progress)
+    path = codes_path(embeddings)
     stamp = {
         "format": FORMAT,
         "embeddings": digest_embeddings(documents),
@@ -58,14 +60,6 @@ def open_codes(documents: np.ndarray, progress: bool = False) -> Codes:
     if codes is None:
         codes = _make(documents, path, stamp, progress)
     return codes
-
-
-def _path_of(documents: np.ndarray) -> Path | None:
-    """Return the file of the codes; None unless ``documents`` are a whole memmap."""
-    name = getattr(documents, "filename", None)
-    if not isinstance(documents, np.memmap) or name is None or Path(name).stat().st_size != documents.nbytes:
-        return None
-    return codes_path(Path(name))
 
 
 def _make(documents: np.ndarray, path: Path, stamp: dict[str, Any], progress: bool) -> Codes:

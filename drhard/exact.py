@@ -20,7 +20,7 @@ from drhard.products import as_filters, products
 from drhard.rounded import RoundedQueries
 from drhard.sieve import SIEVED, Sieve, least_score
 from drhard.topk import ADDED, ADDED_TIMES, TopK
-from drhard.vectors import check_finite, gather_rows, name_source
+from drhard.vectors import check_finite, gather_rows, name_source, whole_file
 
 import numpy as np
 import torch
@@ -186,7 +186,7 @@ def score_again(
         query, row: both (n,) int64, ascending by query, then by row; at least k of each query.
     """
     bounds = np.searchsorted(query, np.arange(len(queries) + 1))
-    if isinstance(documents, np.memmap):
+    if whole_file(documents) is not None:
         of_pairs = np.empty(len(row), dtype=np.float32)
         by_row = np.argsort(row, kind="stable")
         for first in range(0, len(row), AGAIN):  # in the order of the file, and each row once

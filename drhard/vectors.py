@@ -1,6 +1,9 @@
 """Embeddings, float32 (rows, dim): check that every number is finite, and read some rows."""
 
+import mmap
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from drhard.errors import InputError
 
@@ -41,7 +44,10 @@ def name_source(embeddings: np.ndarray, otherwise: str) -> str:
 
 
 def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return ``vectors[rows]``. Of a memmap, each row is read once, in the order of the file, by several threads.
+    """Return ``vectors[rows]``. Of a whole memmap, each row is read once, in the order of the file, by several threads.
+
+    The file is mapped anew, and without reading ahead. The pages of the memmap itself would stay in memory and count as
+    the process's.
 
     Args:
         vectors: (N, dim).
@@ -50,16 +56,30 @@ def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     Returns:
         Of the shape of ``rows``, and dim.
     """
-    if not isinstance(vectors, np.memmap):
-        gathered: np.ndarray = vectors[rows]
+    path = whole_file(vectors)
+    if path is None:
+        gathered: np.ndarray = np.asarray(vectors)[rows]
         return gathered
     distinct, place = np.unique(rows, return_inverse=True)
     found = np.empty((len(distinct), vectors.shape[1]), dtype=vectors.dtype)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        mapping.madvise(mmap.MADV_RANDOM)
+        _take(np.frombuffer(mapping, vectors.dtype).reshape(vectors.shape), distinct, found)
+    return found if np.array_equal(distinct, rows) else found[place.reshape(rows.shape)]
 
-    def gather(first: int) -> None:
+
+def _take(source: np.ndarray, rows: np.ndarray, found: np.ndarray) -> None:
+    """Fill ``found`` (n, dim) with ``source[rows]``, by several threads."""
+
+    def take(first: int) -> None:
         part = slice(first, first + GATHERED_AT_ONCE)
-        np.take(vectors, distinct[part], axis=0, out=found[part], mode="clip")  # other modes copy once more
+        np.take(source, rows[part], axis=0, out=found[part], mode="clip")  # other modes copy once more
 
     with ThreadPoolExecutor(READERS) as threads:
-        list(threads.map(gather, range(0, len(distinct), GATHERED_AT_ONCE)))
-    return found if np.array_equal(distinct, rows) else found[place.reshape(rows.shape)]
+        list(threads.map(take, range(0, len(rows), GATHERED_AT_ONCE)))
+
+
+def whole_file(vectors: np.ndarray) -> Path | None:
+    """Return the file of ``vectors`` if they are a whole memmap, and not a part of one; else None."""
+    name = vectors.filename if isinstance(vectors, np.memmap) else None
+    return Path(name) if name is not None and vectors.nbytes == os.path.getsize(name) else None

@@ -4,21 +4,27 @@ import math
 from pathlib import Path
 
 import drhard.code_file
+import drhard.embeddings
 import drhard.exact
 import drhard.rounded
 from drhard.blocks import BLOCK_ROWS
 from drhard.code_file import open_codes
 from drhard.codes import GROUP, Codes, choose_mean, count_levels, encode_block, encode_documents, keep_codes
+from drhard.collection import Collection
+from drhard.embeddings import encode
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
+from drhard.model_folder import load_encoder
 from drhard.products import has_fast_int8, int8_products
 from drhard.provenance import stamp_path
 from drhard.rounded import RoundedQueries, float32_error
 from drhard.sieve import Sieve
+from drhard.vectors import gather_rows
 
 import numpy as np
 import pytest
 import torch
+from helpers import call_script, save_tiny, write_collection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -265,3 +271,33 @@ def test_a_part_of_a_memmap_gets_no_file(tmp_path: Path) -> None:
     assert same_codes(open_codes(documents[:100]), keep_codes(documents[:100], CPU))
     assert same_codes(open_codes(np.array(documents)), keep_codes(documents, CPU))
     assert not list(tmp_path.glob("*.int8*"))
+
+
+def test_rows_of_a_file_are_gathered(tmp_path: Path) -> None:
+    vectors = np.arange(4000, dtype=np.float32).reshape(1000, 4)
+    file = mapped(tmp_path / "vectors.memmap", vectors)
+    rows = np.random.default_rng(0).integers(0, 1000, (30, 20))
+    for source in (file, vectors, file[10:990]):
+        np.testing.assert_array_equal(gather_rows(source, rows % len(source)), np.asarray(source)[rows % len(source)])
+    assert gather_rows(file, np.empty((0, 3), dtype=np.int64)).shape == (0, 3, 4)
+
+
+# ADORE
+
+
+def test_adore_trains_the_same_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings that do not fit in memory are searched by codes, and the vectors of the loss come from the file."""
+    preprocess, model = write_collection(tmp_path / "pre"), save_tiny(tmp_path / "model", dropout=0.0)
+    tokens = Collection(preprocess, 8, 16)
+    encode(load_encoder(model), tokens.passages, tmp_path / "passages.memmap", 8, CPU)
+    given = ["--init_path", model, "--preprocess_dir", preprocess, "--pembed_path", tmp_path / "passages.memmap"]
+    given += ["--max_seq_length", 8, "--num_train_epochs", 2, "--per_gpu_batch_size", 3, "--neg_topk", 4]
+    given += ["--metric_cut", 4, "--warmup_steps", 0, "--learning_rate", 1e-2]
+    for name in ("memory", "disk"):
+        if name == "disk":
+            monkeypatch.setattr(drhard.embeddings, "read_if_it_fits", lambda documents: documents)
+        call_script("adore/train.py", *given, "--model_save_dir", tmp_path / name, "--log_dir", tmp_path / "log" / name)
+    assert (tmp_path / "passages.int8").exists()
+    weights = [load_encoder(tmp_path / name / "epoch-2").state_dict() for name in ("memory", "disk")]
+    for one, other in zip(*(of.values() for of in weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
