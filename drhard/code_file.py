@@ -5,13 +5,12 @@ The file has the safetensors format. It is mapped into memory, so processes that
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from drhard.arrays import spread
 from drhard.blocks import BLOCK_ROWS
-from drhard.codes import GROUP, CodedBlock, Codes, choose_mean, encode_documents, keep_codes
+from drhard.codes import GROUP, Codes, choose_mean, encode_documents, keep_codes
 from drhard.embeddings import digest_embeddings
 from drhard.errors import InputError, reason_of
 from drhard.files import write_whole_file
@@ -94,7 +93,7 @@ def _write(documents: np.ndarray, mean: torch.Tensor, file: BinaryIO, progress: 
     file.write(_header(shapes))
     later: list[list[torch.Tensor]] = [[], [], [], []]  # a few bytes for each document
     with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
-        for _, block in encode_documents(documents, mean):
+        for block in encode_documents(documents, mean):
             file.write(block.values.numpy().data)
             for parts, part in zip(later, (block.places, block.scale, block.lost, block.norm), strict=True):
                 parts.append(part)
@@ -130,30 +129,20 @@ def _read(path: Path, stamp: dict[str, Any], documents: np.ndarray) -> Codes | N
             tensors = {name: file.get_tensor(name) for name in ("values", "places", "scale", "lost", "norm", "mean")}
     except (InputError, SafetensorError, OSError):
         return None
-    codes = Codes(tensors["mean"], list(_cut(tensors, len(documents))), BLOCK_ROWS)
+    values, places = (tensors.pop(name)[: len(documents)] for name in ("values", "places"))
+    codes = Codes(values=values, places=places, **tensors)
     return codes if _belong_together(codes, documents) else None
-
-
-def _cut(tensors: dict[str, torch.Tensor], count: int) -> Iterator[CodedBlock]:
-    """Yield the blocks of ``count`` documents."""
-    group = 0
-    for first in range(0, count, BLOCK_ROWS):
-        rows = slice(first, min(first + BLOCK_ROWS, count))
-        groups = slice(group, group + -(-(rows.stop - first) // GROUP))
-        group = groups.stop
-        of_groups = (tensors[name][groups] for name in ("scale", "lost", "norm"))
-        yield CodedBlock(tensors["values"][rows], tensors["places"][rows], *of_groups)
 
 
 def _belong_together(codes: Codes, documents: np.ndarray) -> bool:
     """Return whether each document has a place, and the codes of a thousand are as near as the bounds say."""
     wanted = spread(len(documents), CHECKED)
-    for first, block in codes:
-        places = block.places.numpy()
-        if not np.array_equal(np.sort(places), np.arange(len(places))):
+    for rows, block in codes.tiles(BLOCK_ROWS):
+        first = int(rows.min()) // BLOCK_ROWS * BLOCK_ROWS
+        if not torch.equal(rows.sort().values, torch.arange(first, first + len(rows))):
             return False
-        chosen = np.flatnonzero(np.isin(first + places.astype(np.int64), wanted))
-        exact = documents[first + places[chosen].astype(np.int64)].astype(np.float64) - codes.mean.numpy()
+        chosen = np.flatnonzero(np.isin(rows.numpy(), wanted))
+        exact = documents[rows.numpy()[chosen]].astype(np.float64) - codes.mean.numpy()
         group = torch.from_numpy(chosen) // GROUP
         lost = exact - (block.values[chosen] * block.scale[group, None]).numpy()
         if (np.linalg.norm(lost, axis=1) > block.lost[group].numpy()).any():

@@ -89,34 +89,51 @@ def choose_mean(documents: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(mean), mean, np.float32(0))
 
 
+@dataclass(frozen=True)
 class Codes:
-    """All documents as codes, in blocks.
+    """All documents as codes, block after block, each as :class:`CodedBlock` has them.
 
-    Args:
+    Attributes:
         mean: (dim,) float32.
-        blocks: of ``block_rows`` documents each, but for the last.
+        values: (N, dim) int8.
+        places: (N,) int16.
+        scale, lost, norm: (G,) float64.
     """
 
-    def __init__(self, mean: torch.Tensor, blocks: list[CodedBlock], block_rows: int):
-        self.mean, self._blocks, self.block_rows = mean, blocks, block_rows
+    mean: torch.Tensor
+    values: torch.Tensor
+    places: torch.Tensor
+    scale: torch.Tensor
+    lost: torch.Tensor
+    norm: torch.Tensor
 
-    def __iter__(self) -> Iterator[tuple[int, CodedBlock]]:
-        """Yield the first row of each block, and the block."""
-        return zip(range(0, len(self._blocks) * self.block_rows, self.block_rows), self._blocks, strict=True)
+    def tiles(self, rows: int) -> Iterator[tuple[torch.Tensor, CodedBlock]]:
+        """Yield documents one after another, about ``rows`` at a time: their rows (B,) int64, and their codes."""
+        step = -(-rows // GROUP)
+        for group in range(0, len(self.scale), step):
+            first, last = group * GROUP, min((group + step) * GROUP, len(self.values))
+            of_block = torch.arange(first, last, device=self.places.device) // BLOCK_ROWS * BLOCK_ROWS
+            groups = slice(group, group + step)
+            block = CodedBlock(
+                self.values[first:last],
+                self.places[first:last],
+                self.scale[groups],
+                self.lost[groups],
+                self.norm[groups],
+            )
+            yield of_block + block.places, block
 
 
-def encode_documents(
-    documents: np.ndarray, mean: torch.Tensor, block_rows: int = BLOCK_ROWS
-) -> Iterator[tuple[int, CodedBlock]]:
-    """Yield the first row of each block of ``documents`` (N, dim) float32, and the block as codes on ``mean``'s device.
+def encode_documents(documents: np.ndarray, mean: torch.Tensor) -> Iterator[CodedBlock]:
+    """Yield each :data:`BLOCK_ROWS` of ``documents`` (N, dim) float32 as codes on the device of ``mean``.
 
     Raises:
         InputError: a document is not finite, or the file became shorter.
     """
     levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
-    for first, block in prefetch(read_blocks(documents, block_rows)):
+    for first, block in prefetch(read_blocks(documents, BLOCK_ROWS)):
         check_finite(block, first, name)
-        yield first, encode_block(torch.from_numpy(block).to(mean.device), mean, levels)
+        yield encode_block(torch.from_numpy(block).to(mean.device), mean, levels)
 
 
 def keep_codes(documents: np.ndarray, device: torch.device, progress: bool = False) -> Codes:
@@ -125,10 +142,13 @@ def keep_codes(documents: np.ndarray, device: torch.device, progress: bool = Fal
     Raises:
         InputError: as :func:`encode_documents`.
     """
+    count, dim = documents.shape
     mean = torch.from_numpy(choose_mean(documents)).to(device)
-    blocks = []
-    with tqdm(total=len(documents), unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
-        for _, block in encode_documents(documents, mean):
-            blocks.append(block)
+    values = torch.empty(count, dim, dtype=torch.int8, device=device)
+    beside: list[tuple[torch.Tensor, ...]] = []
+    with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
+        for number, block in enumerate(encode_documents(documents, mean)):
+            values[number * BLOCK_ROWS :][: len(block.values)] = block.values
+            beside.append((block.places, block.scale, block.lost, block.norm))
             bar.update(len(block.values))
-    return Codes(mean, blocks, BLOCK_ROWS)
+    return Codes(mean, values, *(torch.cat(parts) for parts in zip(*beside, strict=True)))

@@ -108,7 +108,7 @@ class RoundedQueries:
         return self._multiplier.multiply(values)
 
     def slope(self, block: CodedBlock) -> torch.Tensor:
-        """Return what 1 in a product stands for, (G, Q) float64."""
+        """Return what 1 in a product with each group stands for, (G, Q) float64."""
         return block.scale[:, None] * self._multiplier.unit
 
     def width(self, block: CodedBlock) -> torch.Tensor:

@@ -28,6 +28,7 @@ class Sieve:
         self._k = k
         self.floors = torch.full((queries,), -torch.inf, dtype=torch.float64, device=device)
         self.kept = 0
+        self._known = False  # whether there are floors
         self._waiting: list[tuple[torch.Tensor, ...]] = []  # query, row, lower bound, upper bound
         self._count = 0  # documents that wait or are kept
 
@@ -42,7 +43,7 @@ class Sieve:
             slope, width: (G, Q) float64, for each :data:`drhard.codes.GROUP` documents; slope is positive.
             offset: (Q,) float64.
         """
-        if torch.isneginf(self.floors).any() and len(scores) >= self._k:
+        if not self._known and len(scores) >= self._k:
             self._raise_floors(scores, slope, offset, width)
         hits = self._find(scores, (self.floors - width - offset) / slope)
         if len(hits) == 0:
@@ -64,6 +65,7 @@ class Sieve:
         slope, width = (of_group.repeat_interleave(GROUP, dim=0)[: len(scores)] for of_group in (slope, width))
         lower = torch.where(scores == least_score(scores.dtype), -torch.inf, scores * slope + (offset - width))
         self.floors = torch.maximum(self.floors, lower.topk(self._k, dim=0).values[-1])
+        self._known = True
 
     @staticmethod
     def _find(scores: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
@@ -89,6 +91,7 @@ class Sieve:
         places = (counts.cumsum(0) - counts + self._k - 1)[enough]
         kth = _decode(_sort(_encode(query, lower))[places])
         self.floors[enough] = torch.maximum(self.floors[enough], kth.to(torch.float64))
+        self._known = self._known or bool(enough.all())
         alive = upper >= self.floors[query]
         self._waiting = [(query[alive], row[alive], lower[alive], upper[alive])]
         self.kept = self._count = int(alive.sum())
@@ -112,6 +115,14 @@ def _encode(query: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     bits = lower.view(torch.int32).to(torch.int64)
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as the float32 numbers do
     return (query << 32) + (0x7FFFFFFF - ascending)
+
+
+def order_by_score(query: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """Return the stable order (n,) int64 by query, and within a query from the greatest ``score`` (n,) float32 on."""
+    keys = _encode(query, score + 0.0)  # -0 and 0 are equal
+    if keys.device.type == "cpu":
+        return torch.from_numpy(np.argsort(keys.numpy(), kind="stable"))
+    return keys.argsort(stable=True)
 
 
 def _decode(numbers: torch.Tensor) -> torch.Tensor:

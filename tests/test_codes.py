@@ -86,12 +86,12 @@ def test_scores_are_within_the_bounds(
     rounded = RoundedQueries(torch.from_numpy(queries), codes.mean, parts)
     exact = queries.astype(np.longdouble) @ documents.T.astype(np.longdouble)
     norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
-    for first, block in codes:
+    for rows, block in codes.tiles(700):
         group = np.arange(len(block.values)) // GROUP
         slope, width = (of_group.numpy()[group] for of_group in (rounded.slope(block), rounded.width(block)))
         found = rounded.multiply(block.values).numpy() * slope + rounded.offset.numpy()
-        rows = first + block.places.numpy().astype(np.int64)
-        off = np.abs(found.T - exact[:, rows]) + float32_error(queries.shape[1]) * norms[:, rows]
+        place = rows.numpy()
+        off = np.abs(found.T - exact[:, place]) + float32_error(queries.shape[1]) * norms[:, place]
         assert (off <= width.T).all()
 
 
@@ -175,7 +175,7 @@ def test_any_mean_will_do() -> None:
     documents = make("random", np.random.default_rng(0), 100, 8)
     assert np.abs(choose_mean(documents) - documents.mean(axis=0)).max() < 1e-6
     for mean in (torch.zeros(8), torch.full((8,), 100.0)):
-        [(_, block)] = encode_documents(documents, mean)
+        [block] = encode_documents(documents, mean)
         exact = torch.from_numpy(documents)[block.places.long()].double() - mean.double()
         lost = (exact - block.values * block.scale.repeat_interleave(GROUP)[:100, None]).norm(dim=1)
         assert lost.max() <= block.lost.max()
@@ -209,11 +209,7 @@ def mapped(path: Path, documents: np.ndarray) -> np.memmap:
 
 
 def same_codes(left: Codes, right: Codes) -> bool:
-    return torch.equal(left.mean, right.mean) and all(
-        torch.equal(getattr(one, name), getattr(other, name))
-        for (_, one), (_, other) in zip(left, right, strict=True)
-        for name in ("values", "places", "scale", "lost", "norm")
-    )
+    return all(torch.equal(one, other) for one, other in zip(vars(left).values(), vars(right).values(), strict=True))
 
 
 @pytest.mark.parametrize("count, dim", [(1, 3), (300, 33), (2 * BLOCK_ROWS + 77, 8)])
