@@ -12,12 +12,13 @@ from typing import Protocol
 from drhard.code_file import open_codes
 from drhard.compressed import check_factory, open_compressed
 from drhard.exact import ExactIndex
-from drhard.faiss_index import GPU_TOPK, check_gpus, find_gpus_with_room, open_on_gpus, require_faiss
+from drhard.faiss_index import check_faiss_gpus, require_faiss
 from drhard.files import require_file
 from drhard.flags import FLAT, SEARCH_MEMORY_GB
 from drhard.index import Index, check_topk
 from drhard.numbers import SEARCH_GB
 from drhard.products import has_fast_int8
+from drhard.shards import check_gpus, find_gpus_with_room, open_shards
 
 import numpy as np
 import torch
@@ -53,15 +54,16 @@ class ExactBackend:
         check_topk(k, count)
         SEARCH_GB.check("--search_memory_gb", self.memory_gb)
         if self.gpus:
-            check_gpus(self.gpus, k)
+            check_gpus(self.gpus)
 
     def open(self, documents: np.ndarray, k: int, left_out: np.ndarray) -> Index:
         """See :meth:`Backend.open`. Raises InputError if a GPU cannot hold its part of the documents."""
         gpus = self.gpus
         if gpus is None:
-            gpus = find_gpus_with_room(documents.nbytes) if k <= GPU_TOPK else ()
+            gpus = find_gpus_with_room(*documents.shape)
         if gpus:
-            return open_on_gpus(documents, gpus, self.progress, left_out)
+            check_gpus(gpus)
+            return open_shards(documents, [torch.device("cuda", gpu) for gpu in gpus], self.progress, left_out)
         codes = open_codes(documents, progress=True) if self.repeated and _should_code(documents) else None
         return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out, codes=codes)
 
@@ -88,7 +90,7 @@ class CompressedBackend:
         check_topk(k, count)
         require_faiss()
         if self.gpus:
-            check_gpus(self.gpus, k)
+            check_faiss_gpus(self.gpus, k)
         if self.factory == FLAT and self.path is not None:
             require_file(self.path, "give --index_factory to build it")
         else:

@@ -124,8 +124,13 @@ class Codes:
             yield of_block + block.places, block
 
 
-def encode_documents(documents: np.ndarray, mean: torch.Tensor) -> Iterator[CodedBlock]:
+def encode_documents(
+    documents: np.ndarray, mean: torch.Tensor, copy: torch.Tensor | None = None
+) -> Iterator[CodedBlock]:
     """Yield each :data:`BLOCK_ROWS` of ``documents`` (N, dim) float32 as codes on the device of ``mean``.
+
+    Args:
+        copy: (N, dim) float32 on the same device; it is filled with the documents.
 
     Raises:
         InputError: a document is not finite, or the file became shorter.
@@ -133,11 +138,19 @@ def encode_documents(documents: np.ndarray, mean: torch.Tensor) -> Iterator[Code
     levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
     for first, block in prefetch(read_blocks(documents, BLOCK_ROWS)):
         check_finite(block, first, name)
-        yield encode_block(torch.from_numpy(block).to(mean.device), mean, levels)
+        on_device = torch.from_numpy(block).to(mean.device)
+        if copy is not None:
+            copy[first : first + len(block)] = on_device
+        yield encode_block(on_device, mean, levels)
 
 
-def keep_codes(documents: np.ndarray, device: torch.device, progress: bool = False) -> Codes:
+def keep_codes(
+    documents: np.ndarray, device: torch.device, progress: bool = False, copy: torch.Tensor | None = None
+) -> Codes:
     """Encode ``documents`` (N, dim) float32, and keep their codes on ``device``.
+
+    Args:
+        copy: see :func:`encode_documents`.
 
     Raises:
         InputError: as :func:`encode_documents`.
@@ -147,7 +160,7 @@ def keep_codes(documents: np.ndarray, device: torch.device, progress: bool = Fal
     values = torch.empty(count, dim, dtype=torch.int8, device=device)
     beside: list[tuple[torch.Tensor, ...]] = []
     with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
-        for number, block in enumerate(encode_documents(documents, mean)):
+        for number, block in enumerate(encode_documents(documents, mean, copy)):
             values[number * BLOCK_ROWS :][: len(block.values)] = block.values
             beside.append((block.places, block.scale, block.lost, block.norm))
             bar.update(len(block.values))

@@ -80,11 +80,12 @@ class ExactIndex:
                 part = np.array(queries[first : first + together], np.float32)
                 scores = np.empty((len(part), k), dtype=np.float32)
                 rows = np.empty((len(part), k), dtype=np.int64)
-                found = self._coded and self._coded.search(torch.from_numpy(part), k)
+                before = bar.n
+                found = self._coded and self._coded.search(torch.from_numpy(part), k, bar.update)
                 if found:
                     scores[:], rows[:] = (of_codes.numpy() for of_codes in found)
-                    bar.update(count)
                 else:
+                    bar.update(before - bar.n)
                     self._search_pass(part, scores, rows, bar)
                 yield scores, rows
 

@@ -117,6 +117,29 @@ def _encode(query: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     return (query << 32) + (0x7FFFFFFF - ascending)
 
 
+def best_of_pairs(
+    scores: torch.Tensor, rows: torch.Tensor, k: int, best: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scores and the rows, both (Q, K), of the best documents, up to ``k``; a tie goes to the smaller row.
+
+    Args:
+        scores: (Q, B) float32.
+        rows: (B,) int64, below 2^31.
+        best: what this function returned for other documents.
+    """
+    keys = _encode_with_row(scores, rows)
+    if best is not None:
+        keys = torch.cat([_encode_with_row(*best), keys], dim=1)
+    keys = keys.topk(min(k, keys.shape[1]), dim=1, largest=False).values  # ascending, and all differ
+    return _decode(keys >> 31), keys & 0x7FFFFFFF
+
+
+def _encode_with_row(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return whole numbers that ascend from the greatest score on, and for equal scores from the smallest row on."""
+    none = torch.zeros((), dtype=torch.int64, device=scores.device)
+    return (_encode(none, scores + 0.0) << 31) + rows
+
+
 def order_by_score(query: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
     """Return the stable order (n,) int64 by query, and within a query from the greatest ``score`` (n,) float32 on."""
     keys = _encode(query, score + 0.0)  # -0 and 0 are equal

@@ -73,6 +73,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "retrieval",
         "runs",
         "sampling",
+        "shards",
         "search_app",
         "settings",
         "significance",
