@@ -11,6 +11,7 @@ from typing import Protocol
 
 from drhard.code_file import open_codes
 from drhard.compressed import check_factory, open_compressed
+from drhard.embeddings import fits_in_memory
 from drhard.exact import ExactIndex
 from drhard.faiss_index import check_faiss_gpus, require_faiss
 from drhard.files import require_file
@@ -69,8 +70,8 @@ class ExactBackend:
 
 
 def _should_code(documents: np.ndarray) -> bool:
-    """Return whether a search by int8 codes is faster: from the disk always, from memory where int8 is fast."""
-    if isinstance(documents, np.memmap):
+    """Return whether searches by int8 codes are faster: from the disk always, in memory where int8 is fast."""
+    if isinstance(documents, np.memmap) and not fits_in_memory(documents):
         return True
     return len(documents) >= FEWEST_CODED and has_fast_int8(torch.device("cpu"))
 

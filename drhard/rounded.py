@@ -7,6 +7,7 @@ from drhard.products import as_filters, has_fast_int8, int8_products, products
 
 import torch
 
+CONVERTED = 8192  # codes of documents that become float32 at a time; they stay in the cache
 SHIFT = 128  # codes of the second part of a query stand for 1 / 128 of those of the first
 
 
@@ -39,7 +40,7 @@ class FloatQueries:
 
     def multiply(self, values: torch.Tensor) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
-        return products(values.to(torch.float32), self._filters)
+        return torch.cat([products(part.to(torch.float32), self._filters) for part in values.split(CONVERTED)])
 
 
 class CodedQueries:

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import drhard.backends
 import drhard.code_file
 import drhard.embeddings
 import drhard.exact
@@ -291,7 +292,8 @@ def test_adore_trains_the_same_from_the_disk(tmp_path: Path, monkeypatch: pytest
     given += ["--metric_cut", 4, "--warmup_steps", 0, "--learning_rate", 1e-2]
     for name in ("memory", "disk"):
         if name == "disk":
-            monkeypatch.setattr(drhard.embeddings, "read_if_it_fits", lambda documents: documents)
+            for module in (drhard.embeddings, drhard.backends):
+                monkeypatch.setattr(module, "fits_in_memory", lambda documents: False)
         call_script("adore/train.py", *given, "--model_save_dir", tmp_path / name, "--log_dir", tmp_path / "log" / name)
     assert (tmp_path / "passages.int8").exists()
     weights = [load_encoder(tmp_path / name / "epoch-2").state_dict() for name in ("memory", "disk")]
