@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -126,6 +127,7 @@ def main() -> None:
     reading = reader.submit(read_ids, collection, corpus.pid_prefix)  # while torch is imported
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
+    from drhard.code_file import codes_path
     from drhard.devices import choose_device
     from drhard.searcher import Models, Passages, PassageSearch, open_searchers
     from drhard.settings import SearchSettings
@@ -133,7 +135,11 @@ def main() -> None:
     of = [Models(**models, pooling=args.pooling, normalize=args.normalize) for models in retrievers]
     adore = args.query_model or args.compare_query_model
     length = args.max_query_length or (ADORE_QUERY if adore else STAR_QUERY)
-    device, searching = choose_device(args.no_cuda), SearchSettings.from_flags(args)
+    device = choose_device(args.no_cuda)
+    # Making int8 codes of large embeddings pays if more than one query is asked.
+    coded = all(codes_path(Path(models["embeddings"])).exists() for models in retrievers)
+    many = args.query is None and args.qid is None
+    searching = replace(SearchSettings.from_flags(args), repeated=many or coded)
     pids, official = reading.result()
     searchers = open_searchers(of, collection, length, device, searching, args.topk)
     texts = open_passage_texts(corpus, dataset, collection.folder, pids)

@@ -67,7 +67,7 @@ def main() -> None:
     relevant = collection.relevant_found("train", len(documents))
     validation = Validation.from_flags(settings, collection, len(documents))
     deepest = max(settings.neg_topk, validation.depth if validation else 0)
-    searching = replace(SearchSettings.from_flags(args), progress=False)
+    searching = replace(SearchSettings.from_flags(args), progress=False, repeated=True)
     searching.check(deepest, len(documents) - len(collection.left_out), documents.shape[1])
     if not searching.gpus:
         documents = read_if_it_fits(documents)

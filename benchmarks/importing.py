@@ -57,7 +57,7 @@ def write_source(folder: Path, passages: int) -> None:
     with write_whole_text(folder / "qrels" / "test.tsv") as file:
         file.write("query-id\tcorpus-id\tscore\n")
         for row, passage in enumerate(random.integers(0, passages, JUDGED).tolist()):
-            file.write(f"q{row % QUERIES}\tdoc_{passage:08d}\t{1 + row // QUERIES}\n")
+            file.write(f"q{row % QUERIES}\tdoc_{passage:08d}\t{1 + passage % 2}\n")
 
 
 def make_texts(random: np.random.Generator) -> Iterator[str]:

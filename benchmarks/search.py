@@ -8,6 +8,10 @@ BLAS. faiss 1.15 takes the queries one by one, which is slower on few cores. Bot
 random, so no search can gain by skipping some. If sentence-transformers is not installed, the same two torch calls
 replace it.
 
+Our search by int8 codes is measured with the codes at hand, and with those that it has to make first. Beside it stand
+the multiplication of the codes alone, and what faiss offers with codes of eight bits: its SQ8 index with a refinement
+in float32, which may miss documents. The share that it finds is printed.
+
     python benchmarks/search.py
     python benchmarks/search.py --documents 100000 --rounds 3 --output search.json
 """
@@ -18,9 +22,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from drhard.codes import keep_codes
 from drhard.errors import command
-from drhard.exact import ExactIndex
+from drhard.exact import TILE_SCORES, ExactIndex
 from drhard.index import check_topk
+from drhard.products import has_fast_int8
+from drhard.rounded import RoundedQueries
 
 import faiss
 import numpy as np
@@ -29,6 +36,8 @@ from measuring import arguments, compare, measure_with_rate, peak_memory_gb, pos
 
 WORK = (("search of 640 queries", 640, 100), ("ADORE's step of 32 queries", 32, 200))  # queries, k
 PUBLISHED, OURS = "published: faiss flat, 32 queries per call", "ours"
+CODED = "ours, by int8 codes at hand"
+SQ8, REFINED = "faiss SQ8, refined in float32, one call", 4  # times k documents are refined
 MATMUL, READING = "torch.matmul, results discarded", "reading"
 NEAR = 1e-4  # of the top score; documents with scores this close may be swapped
 
@@ -77,10 +86,10 @@ def check_same(queries: np.ndarray, documents: np.ndarray, rows: np.ndarray, exp
         raise SystemExit("error: the rows found are not those of faiss; a faster wrong answer is no answer")
 
 
-def make_ways(
-    documents: np.ndarray, flat: faiss.IndexFlatIP, ours: ExactIndex, queries: np.ndarray, k: int
-) -> dict[str, Callable[[], Any]]:
+def make_ways(documents: np.ndarray, indexes: "Indexes", queries: np.ndarray, k: int) -> dict[str, Callable[[], Any]]:
     """Return the methods of searching by name, and one that only reads the documents. Compared ones return rows."""
+
+    flat = indexes.flat
 
     def published() -> np.ndarray:
         return np.concatenate([flat.search(queries[first : first + 32], k)[1] for first in range(0, len(queries), 32)])
@@ -94,11 +103,41 @@ def make_ways(
         "the same with faiss's BLAS, as in 2021": blas_of_2021()(published),
         "faiss flat, one call": lambda: flat.search(queries, k),
         "sentence-transformers' semantic_search": lambda: semantic_search(queries, documents, k),
-        OURS: lambda: ours.search(queries, k)[1],
+        OURS: lambda: indexes.ours.search(queries, k)[1],
+        CODED: lambda: indexes.coded.search(queries, k)[1],
+        "ours, and making the codes": lambda: coded_index(documents).search(queries, k)[1],
+        SQ8: lambda: indexes.refined.search(queries, k)[1],
+        "multiplying int8, results discarded": lambda: indexes.multiply(queries),
         MATMUL: lambda: torch.from_numpy(queries) @ torch.from_numpy(documents).T,
         "NumPy's matmul in blocks, results discarded": numpy_matmul,
         READING: lambda: torch.from_numpy(documents).sum(),
     }
+
+
+def coded_index(documents: np.ndarray) -> ExactIndex:
+    return ExactIndex(documents, codes=keep_codes(documents, torch.device("cpu")))
+
+
+class Indexes:
+    """The indexes of ``documents`` (N, dim)."""
+
+    def __init__(self, documents: np.ndarray):
+        self.flat = faiss.IndexFlatIP(documents.shape[1])
+        self.flat.add(documents)
+        self.ours = ExactIndex(documents)
+        self.codes = keep_codes(documents, torch.device("cpu"))
+        self.coded = ExactIndex(documents, codes=self.codes)
+        base = faiss.IndexScalarQuantizer(documents.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+        self.refined = faiss.IndexRefineFlat(base)
+        self.refined.train(documents[:100_000])
+        self.refined.add(documents)
+        self.refined.k_factor = REFINED
+
+    def multiply(self, queries: np.ndarray) -> None:
+        """Multiply the codes with as many whole numbers, tile by tile, as a first pass in one part does."""
+        rounded = RoundedQueries(torch.from_numpy(queries), self.codes.mean, parts=1)
+        for _, block in self.codes.tiles(max(1, TILE_SCORES // len(queries))):
+            rounded.multiply(block.values)
 
 
 def compare_with_limit(seconds: dict[str, list[float]], products: float, work: float) -> list[dict[str, Any]]:
@@ -123,30 +162,37 @@ def compare_with_limit(seconds: dict[str, list[float]], products: float, work: f
     return rows
 
 
+def share_found(rows: np.ndarray, expected: np.ndarray) -> float:
+    """Return the share of ``expected`` (Q, k) in ``rows`` (Q, k)."""
+    return float(np.mean([np.isin(wanted, found).mean() for found, wanted in zip(rows, expected, strict=True)]))
+
+
 @command
 def main() -> None:
     args = parse_arguments()
     check_topk(max(k for _, _, k in WORK), args.documents)
     random = np.random.default_rng(0)
     documents = random.standard_normal((args.documents, args.dim), dtype=np.float32)
-    flat = faiss.IndexFlatIP(args.dim)
-    flat.add(documents)
-    ours = ExactIndex(documents)
+    indexes = Indexes(documents)
     show_machine()
+    print(f"int8 is {'faster' if has_fast_int8(torch.device('cpu')) else 'slower'} than float32 here")
     results = []
     for name, count, k in WORK:
         queries = random.standard_normal((count, args.dim), dtype=np.float32)
-        ways = make_ways(documents, flat, ours, queries, k)
+        ways = make_ways(documents, indexes, queries, k)
         seconds, rate = measure_with_rate(ways, args.rounds)
-        check_same(queries, documents, ways[OURS](), ways[PUBLISHED]())
+        expected = ways[PUBLISHED]()
+        for way in (OURS, CODED):
+            check_same(queries, documents, ways[way](), expected)
+        recall = share_found(ways[SQ8](), expected)
         work = 2 * count * args.documents * args.dim
         rows = compare_with_limit(seconds, work / rate, work)
         show(
-            f"{name}, top {k} of {args.documents:,} x {args.dim}; the same documents found",
+            f"{name}, top {k} of {args.documents:,} x {args.dim}; the same documents found, but {recall:.4f} by SQ8",
             ["method", "seconds", "speed-up", "GFLOP/s", "of torch.matmul", "of the limit"],
             [list(row.values()) for row in rows],
         )
-        results.append({"work": name, "queries": count, "k": k, "ways": rows})
+        results.append({"work": name, "queries": count, "k": k, "sq8_recall": recall, "ways": rows})
     save(
         args.output,
         {"documents": args.documents, "dim": args.dim, "peak_memory_gb": peak_memory_gb(), "results": results},

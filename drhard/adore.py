@@ -34,6 +34,7 @@ from drhard.training import (
     warn_of_long_warmup,
 )
 from drhard.validation import BEST_FOLDER, Validation
+from drhard.vectors import gather_rows
 
 import numpy as np
 import torch
@@ -262,7 +263,7 @@ class AdoreTraining:
             raise InputError(f"step {self.step + 1}: the query vectors are not finite; {DIVERGED}")
         _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
-        vectors = torch.from_numpy(data.documents[candidates.rows]).to(self.device)  # (Q, C, dim)
+        vectors = torch.from_numpy(gather_rows(data.documents, candidates.rows)).to(self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors) * self.score_scale
         loss = self.loss(
             scores,

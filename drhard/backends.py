@@ -9,15 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from drhard.code_file import open_codes
 from drhard.compressed import check_factory, open_compressed
+from drhard.embeddings import fits_in_memory
 from drhard.exact import ExactIndex
-from drhard.faiss_index import GPU_TOPK, check_gpus, find_gpus_with_room, open_on_gpus, require_faiss
+from drhard.faiss_index import check_faiss_gpus, require_faiss
 from drhard.files import require_file
 from drhard.flags import FLAT, SEARCH_MEMORY_GB
 from drhard.index import Index, check_topk
 from drhard.numbers import SEARCH_GB
+from drhard.products import has_fast_int8
+from drhard.shards import check_gpus, find_gpus_with_room, open_shards
 
 import numpy as np
+import torch
+
+FEWEST_CODED = 10_000  # documents; fewer are searched in float32 in no time
 
 
 class Backend(Protocol):
@@ -41,22 +48,32 @@ class ExactBackend:
     gpus: Sequence[int] | None = ()  # empty: on the CPU; None: on all GPUs if they have room
     memory_gb: float = SEARCH_MEMORY_GB  # for a search on the CPU
     progress: bool = False
+    repeated: bool = False  # whether the index will be searched again and again
 
     def check(self, k: int, count: int, dim: int) -> None:
         """See :meth:`Backend.check`."""
         check_topk(k, count)
         SEARCH_GB.check("--search_memory_gb", self.memory_gb)
         if self.gpus:
-            check_gpus(self.gpus, k)
+            check_gpus(self.gpus)
 
     def open(self, documents: np.ndarray, k: int, left_out: np.ndarray) -> Index:
         """See :meth:`Backend.open`. Raises InputError if a GPU cannot hold its part of the documents."""
         gpus = self.gpus
         if gpus is None:
-            gpus = find_gpus_with_room(documents.nbytes) if k <= GPU_TOPK else ()
+            gpus = find_gpus_with_room(*documents.shape)
         if gpus:
-            return open_on_gpus(documents, gpus, self.progress, left_out)
-        return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out)
+            check_gpus(gpus)
+            return open_shards(documents, [torch.device("cuda", gpu) for gpu in gpus], self.progress, left_out)
+        codes = open_codes(documents, progress=True) if self.repeated and _should_code(documents) else None
+        return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out, codes=codes)
+
+
+def _should_code(documents: np.ndarray) -> bool:
+    """Return whether searches by int8 codes are faster: from the disk always, in memory where int8 is fast."""
+    if isinstance(documents, np.memmap) and not fits_in_memory(documents):
+        return True
+    return len(documents) >= FEWEST_CODED and has_fast_int8(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,7 @@ class CompressedBackend:
         check_topk(k, count)
         require_faiss()
         if self.gpus:
-            check_gpus(self.gpus, k)
+            check_faiss_gpus(self.gpus, k)
         if self.factory == FLAT and self.path is not None:
             require_file(self.path, "give --index_factory to build it")
         else:

@@ -22,7 +22,7 @@ def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, n
     """
     count, dim = documents.shape
     name = documents.filename if isinstance(documents, np.memmap) else None
-    if name is not None and documents.nbytes >= os.path.getsize(name):  # a whole memmap, not a part of one
+    if name is not None and documents.nbytes >= os.path.getsize(name):  # a whole memmap, even if it became shorter
         buffers = [np.empty((min(block_rows, count), dim), dtype=documents.dtype) for _ in range(BUFFERS)]
         with open(name, "rb", buffering=0) as file:
             for number, first in enumerate(range(0, count, block_rows)):

@@ -70,7 +70,7 @@ def open_compressed(
     else:
         index = _build_at(path, documents, factory, left_out)
     set_parameters(index, parameters, str(path or f"--index_factory {factory}"))
-    return FaissIndex([_to_gpus(index, gpus) if gpus else index], progress, left_out=left_out)
+    return FaissIndex(_to_gpus(index, gpus) if gpus else index, progress, left_out=left_out)
 
 
 def check_factory(factory: str, dim: int, parameters: Mapping[str, int], on_gpus: bool) -> None:

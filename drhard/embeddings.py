@@ -446,7 +446,10 @@ def warn_if_made_by_another(path: Path, model: Encoder) -> None:
 
 
 def read_if_it_fits(documents: np.ndarray) -> np.ndarray:
-    """Read a memmap into memory if that leaves as much memory free again. Otherwise return the memmap."""
-    if documents.nbytes * 2 > psutil.virtual_memory().available:
-        return documents
-    return np.array(documents)
+    """Read a memmap into memory if it fits. Otherwise return the memmap."""
+    return np.array(documents) if fits_in_memory(documents) else documents
+
+
+def fits_in_memory(documents: np.ndarray) -> bool:
+    """Return whether reading ``documents`` would leave as much memory free again."""
+    return documents.nbytes * 2 <= psutil.virtual_memory().available

@@ -1,14 +1,22 @@
-"""Exact search on the CPU: the documents stream past all queries, block by block."""
+"""Exact search: the documents stream past all queries, block by block.
+
+There are two ways to the same result. In float32, each block is multiplied with the queries. With int8 codes, a first
+pass multiplies the codes, which are a quarter of the size. It finds the few documents that can be among the best, and
+these are then multiplied in float32. docs/exact-search.md has the proof that no document is missed.
+"""
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
+from drhard.coded import AGAIN, TOO_MANY, CodedSearch, HostVectors
+from drhard.codes import Codes
 from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
-from drhard.onednn import as_filters, products
 from drhard.prefetch import prefetch
+from drhard.products import as_filters, products
+from drhard.sieve import SIEVED
 from drhard.topk import ADDED, ADDED_TIMES, TopK
 from drhard.vectors import check_finite, name_source
 
@@ -22,7 +30,7 @@ QUERY_ROWS = 512  # most queries multiplied with a tile at a time
 
 
 class ExactIndex:
-    """Exact search on the CPU. The documents stream past all queries, block by block.
+    """Exact search. The documents stream past all queries, block by block.
 
     Args:
         documents: (N, dim) float32, usually a memmap. A memmap is read from its file and not mapped.
@@ -32,6 +40,7 @@ class ExactIndex:
         block_rows: documents read at a time.
         query_rows: most queries multiplied with a tile at a time.
         left_out: (n,) int64 rows that no search finds, ascending.
+        codes: of the documents. They decide how fast the search is, and not what it finds.
     """
 
     def __init__(
@@ -42,13 +51,15 @@ class ExactIndex:
         block_rows: int = BLOCK_ROWS,
         query_rows: int = QUERY_ROWS,
         left_out: np.ndarray = NO_ROWS,
+        codes: Codes | None = None,
     ):
         self.documents = documents
         self.progress = progress
         self.memory_gb = memory_gb
         self.block_rows, self.query_rows = block_rows, query_rows
         self.left_out = left_out
-        self._finite = False  # whether a pass has checked all documents
+        self._coded = codes and CodedSearch(codes, HostVectors(documents), query_rows, TILE_SCORES, left_out)
+        self._finite = codes is not None  # whether a pass has checked all documents
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`drhard.index.Index.search`. Also raises InputError if a document is not finite."""
@@ -66,10 +77,16 @@ class ExactIndex:
             total=count * len(starts), unit="doc", unit_scale=True, desc="searching", disable=not self.progress
         ) as bar:
             for first in starts:
-                part = queries[first : first + together]
+                part = np.array(queries[first : first + together], np.float32)
                 scores = np.empty((len(part), k), dtype=np.float32)
                 rows = np.empty((len(part), k), dtype=np.int64)
-                self._search_pass(part, scores, rows, bar)
+                before = bar.n
+                found = self._coded and self._coded.search(torch.from_numpy(part), k, bar.update)
+                if found:
+                    scores[:], rows[:] = (of_codes.numpy() for of_codes in found)
+                else:
+                    bar.update(before - bar.n)
+                    self._search_pass(part, scores, rows, bar)
                 yield scores, rows
 
     def count_together(self, k: int) -> int:
@@ -78,6 +95,9 @@ class ExactIndex:
         blocks = BUFFERS * self.block_rows * dim * 4
         tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, a mask of the better ones, and their places, at worst all
         waiting = ADDED_TIMES * k * ADDED.itemsize  # for a query
+        if self._coded is not None:
+            waiting = max(waiting, 2 * TOO_MANY * k * SIEVED)  # as many as are kept may wait
+            tile += TILE_SCORES * SIEVED + AGAIN * dim * 4 * 2
         merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
         query = dim * 4 + 2 * k * RESULT_BYTES + waiting  # the caller still holds the results of the pass before
         room = self.memory_gb * 1e9 - blocks - tile - self.query_rows * merging
@@ -88,10 +108,10 @@ class ExactIndex:
 
     @torch.no_grad()
     def _search_pass(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray, bar: "tqdm[Any]") -> None:
-        """Fill ``scores`` and ``rows``, both (Q, k)."""
+        """Fill ``scores`` and ``rows``, both (Q, k), in float32."""
         size = math.ceil(len(queries) / math.ceil(len(queries) / self.query_rows))  # nearly equal groups
         groups = [
-            (as_filters(torch.from_numpy(np.array(queries[part], np.float32))), TopK(scores[part], rows[part]))
+            (as_filters(torch.from_numpy(queries[part])), TopK(scores[part], rows[part]))
             for part in (slice(first, first + size) for first in range(0, len(queries), size))
         ]
         tile_rows = math.ceil(self.block_rows / math.ceil(self.block_rows * size / TILE_SCORES))

@@ -64,6 +64,7 @@ class SearchSettings:
     nprobe: int | None = None  # lists of an inverted file to search; None: the index's setting, 1 in a new one
     ef_search: int | None = None  # how far to search a graph; None: the index's setting
     progress: bool = False
+    repeated: bool = False  # whether the same documents are searched again and again, as in ADORE's training
 
     @classmethod
     def from_flags(cls, flags: Namespace, no_cuda: bool = False) -> "SearchSettings":
@@ -106,7 +107,7 @@ class SearchSettings:
 
     def _choose(self) -> Backend:
         if self.exact:
-            return ExactBackend(self.gpus, self.memory_gb, self.progress)
+            return ExactBackend(self.gpus, self.memory_gb, self.progress, self.repeated)
         return CompressedBackend(self.factory, self.index_path, self.parameters, self.gpus or (), self.progress)
 
     def outcome(self) -> str:

@@ -1,10 +1,17 @@
-"""Check embeddings, float32 (rows, dim): every number must be finite."""
+"""Embeddings, float32 (rows, dim): check that every number is finite, and read some rows."""
+
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from drhard.errors import InputError
 
 import numpy as np
 
 CHECKED_AT_ONCE = 8192  # rows
+GATHERED_AT_ONCE = 64  # rows that a thread reads at a time
+READERS = 8  # threads: more than processors, as they wait for the disk
 
 
 def check_finite(embeddings: np.ndarray, first_row: int = 0, name: str | None = None) -> None:
@@ -34,3 +41,45 @@ def check_finite(embeddings: np.ndarray, first_row: int = 0, name: str | None = 
 def name_source(embeddings: np.ndarray, otherwise: str) -> str:
     """Return what to call ``embeddings`` in errors: their file if they are a memmap, else ``otherwise``."""
     return str(getattr(embeddings, "filename", otherwise))
+
+
+def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return ``vectors[rows]``. Of a whole memmap, each row is read once, in the order of the file, by several threads.
+
+    The file is mapped anew, and without reading ahead. The pages of the memmap itself would stay in memory and count as
+    the process's.
+
+    Args:
+        vectors: (N, dim).
+        rows: int64, of any shape.
+
+    Returns:
+        Of the shape of ``rows``, and dim.
+    """
+    path = whole_file(vectors)
+    if path is None:
+        gathered: np.ndarray = np.asarray(vectors)[rows]
+        return gathered
+    distinct, place = np.unique(rows, return_inverse=True)
+    found = np.empty((len(distinct), vectors.shape[1]), dtype=vectors.dtype)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        mapping.madvise(mmap.MADV_RANDOM)
+        _take(np.frombuffer(mapping, vectors.dtype).reshape(vectors.shape), distinct, found)
+    return found if np.array_equal(distinct, rows) else found[place.reshape(rows.shape)]
+
+
+def _take(source: np.ndarray, rows: np.ndarray, found: np.ndarray) -> None:
+    """Fill ``found`` (n, dim) with ``source[rows]``, by several threads."""
+
+    def take(first: int) -> None:
+        part = slice(first, first + GATHERED_AT_ONCE)
+        np.take(source, rows[part], axis=0, out=found[part], mode="clip")  # other modes copy once more
+
+    with ThreadPoolExecutor(READERS) as threads:
+        list(threads.map(take, range(0, len(rows), GATHERED_AT_ONCE)))
+
+
+def whole_file(vectors: np.ndarray) -> Path | None:
+    """Return the file of ``vectors`` if they are a whole memmap, and not a part of one; else None."""
+    name = vectors.filename if isinstance(vectors, np.memmap) else None
+    return Path(name) if name is not None and vectors.nbytes == os.path.getsize(name) else None

@@ -16,15 +16,16 @@ def test_gpus_that_are_not_there_are_refused() -> None:
         SearchSettings(gpus=[99]).open(np.ones((2, 2), dtype=np.float32), 1)
 
 
-def test_all_gpus_are_for_what_they_can_return(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gpus=None is not the CPU: what is asked of the GPUs decides where the search goes."""
-    monkeypatch.setattr(drhard.backends, "find_gpus_with_room", lambda _: [0])
-    monkeypatch.setattr(drhard.backends, "open_on_gpus", lambda *_: "on the GPUs")
+def test_all_gpus_are_used_if_they_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpus=None is not the CPU: what fits on the GPUs decides where the search goes."""
+    monkeypatch.setattr(drhard.backends, "find_gpus_with_room", lambda count, dim: [0] if count * dim < 9000 else [])
+    monkeypatch.setattr(drhard.backends, "check_gpus", lambda gpus: None)
+    monkeypatch.setattr(drhard.backends, "open_shards", lambda *_: "on the GPUs")
     documents = np.ones((4000, 2), dtype=np.float32)
     searching = SearchSettings(gpus=None)
     searching.check(3000, 4000, 2)
-    assert searching.open(documents, 2048) == "on the GPUs"
-    assert isinstance(searching.open(documents, 2049), ExactIndex)
+    assert searching.open(documents, 3000) == "on the GPUs"
+    assert isinstance(searching.open(np.ones((5000, 2), dtype=np.float32), 3000), ExactIndex)
     assert isinstance(SearchSettings().open(documents, 10), ExactIndex)
 
 

@@ -69,7 +69,7 @@ def test_search_is_that_of_faiss(documents: np.ndarray, queries: np.ndarray, fac
     expected = faiss_index(documents, factory).search(queries, 20)
     assert_equal_results(open_index(documents, factory).search(queries, 20), expected)
     if "HNSW" not in factory:  # a graph depends on how the documents are added
-        in_blocks = FaissIndex([build(documents, factory, block_rows=130)])
+        in_blocks = FaissIndex(build(documents, factory, block_rows=130))
         assert_equal_results(in_blocks.search(queries, 20), expected)
 
 
@@ -79,7 +79,7 @@ def test_codes_are_learned_from_documents_spread_over_the_collection(
     index = faiss.index_factory(DIM, "PQ4x4", faiss.METRIC_INNER_PRODUCT)
     index.train(documents[np.linspace(0, 599, 200).astype(int)])
     index.add(documents)
-    found = FaissIndex([build(documents, "PQ4x4", training_rows=200)]).search(queries, 20)
+    found = FaissIndex(build(documents, "PQ4x4", training_rows=200)).search(queries, 20)
     assert_equal_results(found, index.search(queries, 20))
     assert not np.allclose(found[0], faiss_index(documents, "PQ4x4").search(queries, 20)[0], rtol=1e-5)
 
@@ -251,20 +251,6 @@ def test_where_fewer_are_found_there_is_minus_one(documents: np.ndarray, queries
         assert (np.diff(scores[query]) <= 0).all()
 
 
-def test_minus_one_comes_last_when_parts_are_merged(documents: np.ndarray, queries: np.ndarray) -> None:
-    shards = [faiss_index(documents[:50], "Flat"), faiss_index(documents[50:], "IVF8,Flat")]
-    scores, rows = FaissIndex(shards).search(queries, 240)
-    for query in range(len(queries)):
-        found = shards[1].search(queries[query : query + 1], 240)[1][0]
-        wanted = [*range(50), *(50 + found[found >= 0])]
-        assert 50 < len(wanted) < 240
-        assert set(rows[query, : len(wanted)]) == set(wanted)
-        assert (rows[query, len(wanted) :] == -1).all()
-        np.testing.assert_allclose(
-            scores[query, : len(wanted)], -np.sort(-(documents[wanted] @ queries[query])), rtol=1e-4, atol=1e-5
-        )
-
-
 def test_adore_does_not_list_what_was_not_found() -> None:
     retrieved = np.array([[5, 3, -1, -1], [-1, -1, -1, -1], [4, 0, 2, -1], [6, -1, -1, -1]])
     candidates = Candidates(retrieved, [[3], [7, 9], [0], [0]])
@@ -315,7 +301,7 @@ def test_how_many_queries_get_fewer_is_said_once(
 
 
 def test_passes_are_the_search(documents: np.ndarray, queries: np.ndarray) -> None:
-    index = FaissIndex([build(documents, "SQ8")], results_at_once=40)
+    index = FaissIndex(build(documents, "SQ8"), results_at_once=40)
     parts = list(index.passes(queries, 10))
     assert [len(rows) for _, rows in parts] == [4, 4, 1]
     for found, expected in zip(zip(*parts, strict=True), index.search(queries, 10), strict=True):

@@ -2,25 +2,30 @@
 
 from pathlib import Path
 
+import drhard.shards
 from drhard.exact import ExactIndex
-from drhard.faiss_index import open_on_gpus
+from drhard.shards import open_shards
 
-import faiss
 import numpy as np
 import pytest
+import torch
 from helpers import must_run
 
 pytestmark = pytest.mark.gpu
 
 
+@pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_search_on_the_gpu_equals_the_cpu(shards: int) -> None:
-    if not hasattr(faiss, "GpuIndexFlatIP"):
-        pytest.fail("there is a GPU but faiss has no support for it: install requirements.txt")
+def test_search_on_the_gpu_equals_the_cpu(monkeypatch: pytest.MonkeyPatch, shards: int, copied: bool) -> None:
+    """With the embeddings on the GPU too, and with the codes alone."""
     random = np.random.default_rng(0)
-    documents = random.standard_normal((20_000, 96)).astype(np.float32)
-    queries = random.standard_normal((50, 96)).astype(np.float32)
-    scores, rows = open_on_gpus(documents, [0] * shards).search(queries, 100)
+    documents = random.standard_normal((200_000, 96), dtype=np.float32)
+    documents[7] = documents[100_007]
+    queries = random.standard_normal((1500, 96), dtype=np.float32)
+    if not copied:
+        monkeypatch.setattr(drhard.shards, "free_bytes", lambda _: drhard.shards.SCRATCH + documents.nbytes // 2)
+    index = open_shards(documents, [torch.device("cuda", 0)] * shards)
+    scores, rows = index.search(queries, 100)
     exact_scores, exact_rows = ExactIndex(documents).search(queries, 100)
     np.testing.assert_allclose(scores, exact_scores, rtol=1e-4)
     assert (rows == exact_rows).mean() > 0.999  # near ties may stand in another order

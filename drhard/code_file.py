@@ -1,0 +1,150 @@
+"""The codes of an embedding memmap on disk, ``passages.int8`` beside ``passages.memmap``, so that they are made once.
+
+The file has the safetensors format. It is mapped into memory, so processes that search the same documents share it.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from drhard.arrays import spread
+from drhard.blocks import BLOCK_ROWS
+from drhard.codes import GROUP, Codes, choose_mean, encode_documents, keep_codes
+from drhard.embeddings import digest_embeddings
+from drhard.errors import InputError, reason_of
+from drhard.files import write_whole_file
+from drhard.provenance import find_difference, read_stamp, stamp_path, write_stamp
+from drhard.vectors import whole_file
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+STAMP_FIELDS = {"format": int, "embeddings": str, "rows": int, "dim": int}
+FORMAT = 1
+CHECKED = 1000  # documents that are compared with their codes when a file is opened
+_ALIGNED = 8  # rows are filled up to a multiple of this, so that each tensor begins where its numbers may
+_TYPES = {"I8": 1, "I16": 2, "F64": 8, "F32": 4}
+
+
+def codes_path(embeddings: Path) -> Path:
+    """Return the file of the codes of the embeddings at a path."""
+    return embeddings.with_suffix(".int8")
+
+
+def open_codes(documents: np.ndarray, progress: bool = False) -> Codes:
+    """Return the codes of ``documents`` (N, dim) float32. Those of a whole memmap are kept in a file beside it.
+
+    A file that belongs to other embeddings, or that is damaged, is made again. If it cannot be written, a warning says
+    so, and the codes are kept in memory.
+
+    Raises:
+        InputError: a document is not finite.
+    """
+    embeddings = whole_file(documents)
+    if embeddings is None:
+        return keep_codes(documents, torch.device("cpu"), progress)
+    path = codes_path(embeddings)
+    stamp = {
+        "format": FORMAT,
+        "embeddings": digest_embeddings(documents),
+        "rows": len(documents),
+        "dim": documents.shape[1],
+    }
+    codes = _read(path, stamp, documents)
+    if codes is None:
+        codes = _make(documents, path, stamp, progress)
+    return codes
+
+
+def _make(documents: np.ndarray, path: Path, stamp: dict[str, Any], progress: bool) -> Codes:
+    mean = torch.from_numpy(choose_mean(documents))
+    try:
+        stamp_path(path).unlink(missing_ok=True)
+        with write_whole_file(path) as file:
+            _write(documents, mean, file, progress)
+        write_stamp(path, stamp)
+    except OSError as error:
+        log.warning("%s: cannot be written (%s); the codes are kept in memory", path, reason_of(error))
+        return keep_codes(documents, torch.device("cpu"), progress)
+    codes = _read(path, stamp, documents)
+    if codes is None:
+        raise InputError(f"{path}: was changed while it was made; run the same command again")
+    return codes
+
+
+def _write(documents: np.ndarray, mean: torch.Tensor, file: BinaryIO, progress: bool) -> None:
+    """Write the codes block by block, and what belongs to them at the end."""
+    count, dim = documents.shape
+    more = -count % _ALIGNED
+    groups = sum(-(-min(BLOCK_ROWS, count - first) // GROUP) for first in range(0, count, BLOCK_ROWS))
+    shapes = {
+        "values": ("I8", [count + more, dim]),
+        "places": ("I16", [count + more]),
+        "scale": ("F64", [groups]),
+        "lost": ("F64", [groups]),
+        "norm": ("F64", [groups]),
+        "mean": ("F32", [dim]),
+    }
+    file.write(_header(shapes))
+    later: list[list[torch.Tensor]] = [[], [], [], []]  # a few bytes for each document
+    with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
+        for block in encode_documents(documents, mean):
+            file.write(block.values.numpy().data)
+            for parts, part in zip(later, (block.places, block.scale, block.lost, block.norm), strict=True):
+                parts.append(part)
+            bar.update(len(block.values))
+    file.write(bytes(more * dim))
+    file.write(torch.cat([*later[0], torch.zeros(more, dtype=torch.int16)]).numpy().data)
+    for parts in later[1:]:
+        file.write(torch.cat(parts).numpy().data)
+    file.write(mean.numpy().data)
+
+
+def _header(shapes: dict[str, tuple[str, list[int]]]) -> bytes:
+    """Return the start of a safetensors file whose tensors lie in this order."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (kind, shape) in shapes.items():
+        start, end = end, end + int(np.prod(shape)) * _TYPES[kind]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read(path: Path, stamp: dict[str, Any], documents: np.ndarray) -> Codes | None:
+    """Map the codes of ``documents`` from a file; None if it is missing, damaged, or belongs to other embeddings."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_stamp(path, STAMP_FIELDS)
+        if found is None or find_difference(found, stamp) is not None:
+            return None
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("values", "places", "scale", "lost", "norm", "mean")}
+    except (InputError, SafetensorError, OSError):
+        return None
+    values, places = (tensors.pop(name)[: len(documents)] for name in ("values", "places"))
+    codes = Codes(values=values, places=places, **tensors)
+    return codes if _belong_together(codes, documents) else None
+
+
+def _belong_together(codes: Codes, documents: np.ndarray) -> bool:
+    """Return whether each document has a place, and the codes of a thousand are as near as the bounds say."""
+    wanted = spread(len(documents), CHECKED)
+    for rows, block in codes.tiles(BLOCK_ROWS):
+        first = int(rows.min()) // BLOCK_ROWS * BLOCK_ROWS
+        if not torch.equal(rows.sort().values, torch.arange(first, first + len(rows))):
+            return False
+        chosen = np.flatnonzero(np.isin(rows.numpy(), wanted))
+        exact = documents[rows.numpy()[chosen]].astype(np.float64) - codes.mean.numpy()
+        group = torch.from_numpy(chosen) // GROUP
+        lost = exact - (block.values[chosen] * block.scale[group, None]).numpy()
+        if (np.linalg.norm(lost, axis=1) > block.lost[group].numpy()).any():
+            return False
+    return True

@@ -1,0 +1,164 @@
+"""Exact search by codes: a first pass finds what may be among the best, and this is scored again in float32.
+
+The same code runs on CPUs and GPUs.
+"""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Protocol
+
+from drhard.codes import Codes
+from drhard.index import NO_ROWS
+from drhard.rounded import RoundedQueries
+from drhard.sieve import Sieve, least_score, order_by_score
+from drhard.vectors import gather_rows, whole_file
+
+import numpy as np
+import torch
+
+SECOND_PART = 3  # the queries are coded in two parts once this many times k documents are kept for each
+TOO_MANY = 12  # and the search is given up once this many are
+AGAIN = 1 << 14  # documents of a memmap to score again at a time
+AGAIN_ON_GPU = 1 << 18
+
+
+class Vectors(Protocol):
+    """The documents in float32."""
+
+    def score(self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """Return the scores (n,) float32 of pairs of a query and a document.
+
+        Each pair is summed in the same way, wherever it stands, so equal documents get equal scores.
+
+        Args:
+            queries: (Q, dim) float32.
+            query, row: both (n,) int64, ascending by query, then by row, on the device of ``queries``.
+        """
+
+
+class HostVectors:
+    """Documents in memory or in a file.
+
+    Args:
+        documents: (N, dim) float32.
+    """
+
+    def __init__(self, documents: np.ndarray):
+        self._documents = documents
+
+    def score(self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Vectors.score`."""
+        asked, rows = queries.cpu().numpy(), row.cpu().numpy()
+        bounds = np.searchsorted(query.cpu().numpy(), np.arange(len(asked) + 1))
+        if whole_file(self._documents) is None:
+            scores = _score_pairs(self._documents, asked, rows, bounds)
+        else:
+            scores = self._score_from_file(asked, rows, bounds)
+        return torch.from_numpy(scores).to(queries.device)
+
+    def _score_from_file(self, queries: np.ndarray, rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """Score in the order of the file, each row read once."""
+        scores = np.empty(len(rows), dtype=np.float32)
+        by_row = np.argsort(rows, kind="stable")
+        for first in range(0, len(rows), AGAIN):
+            some = np.sort(by_row[first : first + AGAIN])
+            distinct, place = np.unique(rows[some], return_inverse=True)
+            vectors = gather_rows(self._documents, distinct)
+            scores[some] = _score_pairs(vectors, queries, place, np.searchsorted(some, bounds))
+        return scores
+
+
+def _score_pairs(vectors: np.ndarray, queries: np.ndarray, place: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Return the scores (n,) of vectors[place]; those from bounds[q] to bounds[q + 1] belong to query q."""
+    scores = np.empty(len(place), dtype=np.float32)
+
+    def score(number: int, start: int, end: int) -> None:
+        np.einsum("nd,d->n", vectors.take(place[start:end], axis=0), queries[number], out=scores[start:end])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        parts = [(number, *part) for number, part in enumerate(pairwise(bounds.tolist())) if part[0] < part[1]]
+        list(threads.map(score, *zip(*parts, strict=True)))
+    return scores
+
+
+class DeviceVectors:
+    """Documents on a GPU.
+
+    Args:
+        documents: (N, dim) float32.
+    """
+
+    def __init__(self, documents: torch.Tensor):
+        self._documents = documents
+
+    def score(self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Vectors.score`."""
+        scores = torch.empty(len(row), device=row.device)
+        for first in range(0, len(row), AGAIN_ON_GPU):
+            part = slice(first, first + AGAIN_ON_GPU)
+            scores[part] = self._documents[row[part]].mul_(queries[query[part]]).sum(dim=1)
+        return scores
+
+
+class CodedSearch:
+    """Search by codes.
+
+    Args:
+        codes: the documents as codes; their device is where the first pass runs.
+        vectors: the same documents in float32.
+        query_rows: most queries multiplied with a tile at a time.
+        tile_scores: scores that a tile of documents gives.
+        left_out: (n,) int64 rows that are not found.
+    """
+
+    def __init__(
+        self, codes: Codes, vectors: Vectors, query_rows: int, tile_scores: int, left_out: np.ndarray = NO_ROWS
+    ):
+        self._codes, self._vectors = codes, vectors
+        self._query_rows, self._tile_scores = query_rows, tile_scores
+        self._left_out = torch.from_numpy(left_out).to(codes.mean.device)
+        self._parts = 1  # of the codes of queries; a search that needs two is followed by others
+
+    @torch.no_grad()
+    def search(
+        self, queries: torch.Tensor, k: int, progress: Callable[[int], object] = lambda done: None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return scores (Q, k) float32 and rows (Q, k) int64; None if the bounds are too wide to pay.
+
+        Args:
+            queries: (Q, dim) float32, on the device of the codes.
+            k: at most the number of documents that are not left out.
+            progress: is called with the number of documents, tile by tile.
+        """
+        size = math.ceil(len(queries) / math.ceil(len(queries) / self._query_rows))  # nearly equal groups
+        groups = queries.split(size)
+        rounded = [RoundedQueries(group, self._codes.mean, self._parts) for group in groups]
+        sieves = [Sieve(len(group), k, queries.device) for group in groups]
+        for rows, block in self._codes.tiles(max(1, self._tile_scores // size)):
+            absent = torch.isin(rows, self._left_out).nonzero()[:, 0] if len(self._left_out) else None
+            for group, sieve in zip(rounded, sieves, strict=True):
+                found = group.multiply(block.values)
+                if absent is not None:
+                    found[absent] = least_score(found.dtype)
+                sieve.add(found, rows, group.slope(block), group.offset, group.width(block))
+            kept = sum(sieve.kept for sieve in sieves)
+            if kept > TOO_MANY * k * len(queries):
+                return None
+            if kept > SECOND_PART * k * len(queries) and self._parts == 1:
+                self._parts = 2
+                rounded = [RoundedQueries(group, self._codes.mean, self._parts) for group in groups]
+            progress(len(rows))
+        best = [self._score_again(group, sieve, k) for group, sieve in zip(groups, sieves, strict=True)]
+        scores, found_rows = (torch.cat(parts) for parts in zip(*best, strict=True))
+        return scores, found_rows
+
+    def _score_again(self, queries: torch.Tensor, sieve: Sieve, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores and the rows, both (Q, k), of the best documents that the sieve has kept."""
+        query, row = sieve.found()
+        score = self._vectors.score(queries, query, row)
+        order = order_by_score(query, score)
+        first = torch.searchsorted(query, torch.arange(len(queries), device=query.device))
+        best = order[first[:, None] + torch.arange(k, device=query.device)]
+        return score[best], row[best]

@@ -1,0 +1,167 @@
+"""Documents as int8 codes, a quarter of float32's size, with a bound on what rounding lost.
+
+A document d is stored as c, whole numbers from -levels to levels, so that mean + scale * c is near d. With the lost
+part e = d - mean - scale * c, and a query rounded to q':
+
+    q·d  =  q·mean + scale * q'·c  +  q·e + (q - q')·(scale * c)
+
+The last two terms are at most |q| |e| + |q - q'| |scale * c|, by Cauchy and Schwarz. docs/exact-search.md has the proof
+with the rounding errors of float32.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from drhard.arrays import spread
+from drhard.blocks import BLOCK_ROWS, read_blocks
+from drhard.prefetch import prefetch
+from drhard.vectors import check_finite, name_source
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+UNIT = 2.0**-24  # half the distance of 1 to the next float32: the greatest relative error of a float32 operation
+SAMPLE = 8192  # documents from which the mean is taken
+GROUP = 256  # documents that share a scale
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def count_levels(dim: int) -> int:
+    """Return the largest code. Sums of ``dim`` products of codes stay below 2^24, so float32 holds them exactly."""
+    return min(127, math.isqrt((2**24 - 1) // dim))
+
+
+@dataclass(frozen=True)
+class CodedBlock:
+    """Documents of a block as codes, ordered by their range. Each :data:`GROUP` of them has a scale.
+
+    Attributes:
+        values: (B, dim) int8.
+        places: (B,) int16: where the documents stand in the block.
+        scale: (G,) float64: what a code of 1 stands for in each group.
+        lost: (G,) float64: no |d - mean - scale * c| of the group is greater.
+        norm: (G,) float64: no |scale * c| is.
+    """
+
+    values: torch.Tensor
+    places: torch.Tensor
+    scale: torch.Tensor
+    lost: torch.Tensor
+    norm: torch.Tensor
+
+
+def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int) -> CodedBlock:
+    """Round documents to codes.
+
+    Args:
+        block: (B, dim) float32, finite, on any device; up to 32,768 documents.
+        mean: (dim,) float32, on the same device.
+        levels: see :func:`count_levels`.
+    """
+    centred = block - mean
+    ranges, places = centred.abs().amax(dim=1).sort()
+    centred = centred[places]
+    scale = _greatest(ranges).div_(levels).clamp_min_(_TINY)
+    of_row = scale.repeat_interleave(GROUP)[: len(block), None]
+    rounded = (centred / of_row).round_()
+    values = rounded.to(torch.int8)
+    norm = torch.linalg.vector_norm(rounded.mul_(of_row), dim=1)
+    lost = torch.linalg.vector_norm(centred.sub_(rounded), dim=1)
+    # Each number of centred and rounded has three roundings, each sum dim + 1 more and a square root.
+    norm, lost = _greatest(norm).to(torch.float64), _greatest(lost).to(torch.float64)
+    more, least = 1 + (block.shape[1] + 8) * UNIT, _TINY * block.shape[1]
+    lost = torch.nan_to_num(lost * more + 4 * UNIT * (norm + lost) + least, nan=math.inf, posinf=math.inf)
+    return CodedBlock(values, places.to(torch.int16), scale.to(torch.float64), lost, norm * more + least)
+
+
+def _greatest(numbers: torch.Tensor) -> torch.Tensor:
+    """Return the greatest of each group of ``numbers`` (B,)."""
+    return torch.stack([group.max() for group in numbers.split(GROUP)])
+
+
+def choose_mean(documents: np.ndarray) -> np.ndarray:
+    """Return the mean (dim,) float32 of a few thousand of ``documents`` (N, dim). The bound holds for any mean."""
+    rows = spread(len(documents), SAMPLE)
+    with np.errstate(all="ignore"):  # what is not finite is refused when its block is read
+        mean = np.asarray(documents[rows], dtype=np.float64).mean(axis=0).astype(np.float32)
+    return np.where(np.isfinite(mean), mean, np.float32(0))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """All documents as codes, block after block, each as :class:`CodedBlock` has them.
+
+    Attributes:
+        mean: (dim,) float32.
+        values: (N, dim) int8.
+        places: (N,) int16.
+        scale, lost, norm: (G,) float64.
+    """
+
+    mean: torch.Tensor
+    values: torch.Tensor
+    places: torch.Tensor
+    scale: torch.Tensor
+    lost: torch.Tensor
+    norm: torch.Tensor
+
+    def tiles(self, rows: int) -> Iterator[tuple[torch.Tensor, CodedBlock]]:
+        """Yield documents one after another, about ``rows`` at a time: their rows (B,) int64, and their codes."""
+        step = -(-rows // GROUP)
+        for group in range(0, len(self.scale), step):
+            first, last = group * GROUP, min((group + step) * GROUP, len(self.values))
+            of_block = torch.arange(first, last, device=self.places.device) // BLOCK_ROWS * BLOCK_ROWS
+            groups = slice(group, group + step)
+            block = CodedBlock(
+                self.values[first:last],
+                self.places[first:last],
+                self.scale[groups],
+                self.lost[groups],
+                self.norm[groups],
+            )
+            yield of_block + block.places, block
+
+
+def encode_documents(
+    documents: np.ndarray, mean: torch.Tensor, copy: torch.Tensor | None = None
+) -> Iterator[CodedBlock]:
+    """Yield each :data:`BLOCK_ROWS` of ``documents`` (N, dim) float32 as codes on the device of ``mean``.
+
+    Args:
+        copy: (N, dim) float32 on the same device; it is filled with the documents.
+
+    Raises:
+        InputError: a document is not finite, or the file became shorter.
+    """
+    levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
+    for first, block in prefetch(read_blocks(documents, BLOCK_ROWS)):
+        check_finite(block, first, name)
+        on_device = torch.from_numpy(block).to(mean.device)
+        if copy is not None:
+            copy[first : first + len(block)] = on_device
+        yield encode_block(on_device, mean, levels)
+
+
+def keep_codes(
+    documents: np.ndarray, device: torch.device, progress: bool = False, copy: torch.Tensor | None = None
+) -> Codes:
+    """Encode ``documents`` (N, dim) float32, and keep their codes on ``device``.
+
+    Args:
+        copy: see :func:`encode_documents`.
+
+    Raises:
+        InputError: as :func:`encode_documents`.
+    """
+    count, dim = documents.shape
+    mean = torch.from_numpy(choose_mean(documents)).to(device)
+    values = torch.empty(count, dim, dtype=torch.int8, device=device)
+    beside: list[tuple[torch.Tensor, ...]] = []
+    with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
+        for number, block in enumerate(encode_documents(documents, mean, copy)):
+            values[number * BLOCK_ROWS :][: len(block.values)] = block.values
+            beside.append((block.places, block.scale, block.lost, block.norm))
+            bar.update(len(block.values))
+    return Codes(mean, values, *(torch.cat(parts) for parts in zip(*beside, strict=True)))

@@ -1,0 +1,66 @@
+"""Multiply documents and queries: in float32 with oneDNN, and in int8.
+
+torch multiplies with MKL, which is slow on AMD's processors. NumPy multiplies with OpenBLAS, which is slow for matrices
+of few rows. torch contains oneDNN too, but float32 reaches it only through a convolution. So we write a product as a
+convolution: the rows are the pixels of an image, the other matrix is its filters. Where torch lacks oneDNN, the same
+call gives the same numbers.
+
+The exact search uses this product. The encoder's linear layers do not: on an AMD EPYC, nn.Linear is as fast (1,536
+rows, 768 to 768 numbers: 20.9 ms against 21.0; to 3,072: 81.9 against 80.9) and gives the same bits.
+"""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+_ALIGNED = 8  # CUDA multiplies int8 matrices whose sides are multiples of this
+_LEAST_ROWS = 17  # and that have so many rows
+
+
+def as_filters(matrix: torch.Tensor) -> torch.Tensor:
+    """Return a matrix (N, K) as the filters (N, K, 1, 1) of a convolution, without a copy."""
+    return matrix[:, :, None, None].contiguous(memory_format=torch.channels_last)
+
+
+def products(rows: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``rows @ matrix.T + bias`` (M, N) for ``rows`` (M, K) and the ``filters`` of a matrix (N, K)."""
+    image = rows[None, :, None, :].permute(0, 3, 1, 2)  # (1, K, M, 1), channels last
+    return nn.functional.conv2d(image, filters, bias)[0, :, :, 0].T
+
+
+def int8_products(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return ``rows @ matrix.T`` (M, N) int32 for int8 ``rows`` (M, K) and ``matrix`` (N, K), on any device."""
+    if rows.device.type == "cpu":
+        return torch._int_mm(rows, matrix.T)
+    count, columns, dim = len(rows), len(matrix), rows.shape[1]
+    more = -dim % _ALIGNED
+    if more or count < _LEAST_ROWS:
+        rows = nn.functional.pad(rows, (0, more, 0, max(0, _LEAST_ROWS - count)))
+    if more or columns % _ALIGNED:
+        matrix = nn.functional.pad(matrix, (0, more, 0, -columns % _ALIGNED))
+    return torch._int_mm(rows, matrix.T)[:count, :columns]
+
+
+@cache
+def has_fast_int8(device: torch.device) -> bool:
+    """Return whether ``device`` multiplies int8 matrices faster than float32 ones. It is measured, in milliseconds.
+
+    Processors without VNNI take many times as long.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 5)  # tensor cores for int8
+    rows, matrix = (torch.ones(count, 512, dtype=torch.int8) for count in (512, 64))
+    filters, floats = as_filters(matrix.float()), rows.float()
+    return _best_time(lambda: int8_products(rows, matrix)) < _best_time(lambda: products(floats, filters))
+
+
+def _best_time(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,187 @@
+"""Collect the documents that can be among the k best of each query, from scores that are known to within a width."""
+
+from drhard.codes import GROUP
+
+import numpy as np
+import torch
+
+SIEVED = 8 + 8 + 4 + 4  # bytes of a document that may be among the best: query, row, bounds
+
+
+class Sieve:
+    """The rows whose score can be among a query's k best.
+
+    A lower and an upper bound are known of the score of each document. The k-th greatest lower bound of a query is its
+    floor: at least k documents are as good. A document whose upper bound is below the floor is therefore none of the k
+    best, whatever its score is. All others are kept.
+
+    Args:
+        queries, k: their numbers.
+        device: where the scores are.
+
+    Attributes:
+        floors: (Q,) float64; -inf until k documents are known.
+        kept: the number of documents kept at the last merge, all queries together.
+    """
+
+    def __init__(self, queries: int, k: int, device: torch.device):
+        self._k = k
+        self.floors = torch.full((queries,), -torch.inf, dtype=torch.float64, device=device)
+        self.kept = 0
+        self._known = False  # whether there are floors
+        self._waiting: list[tuple[torch.Tensor, ...]] = []  # query, row, lower bound, upper bound
+        self._count = 0  # documents that wait or are kept
+
+    def add(
+        self, scores: torch.Tensor, rows: torch.Tensor, slope: torch.Tensor, offset: torch.Tensor, width: torch.Tensor
+    ) -> None:
+        """Add documents. In group g, the score of document d is slope[g, q] * scores[d, q] + offset[q] ± width[g, q].
+
+        Args:
+            scores: (B, Q) int32 or float32. Documents with the least number of that type are never found.
+            rows: (B,) int64.
+            slope, width: (G, Q) float64, for each :data:`drhard.codes.GROUP` documents; slope is positive.
+            offset: (Q,) float64.
+        """
+        if not self._known and len(scores) >= self._k:
+            self._raise_floors(scores, slope, offset, width)
+        hits = self._find(scores, (self.floors - width - offset) / slope)
+        if len(hits) == 0:
+            return
+        document, query = hits // scores.shape[1], hits % scores.shape[1]
+        group = document // GROUP
+        value = scores.reshape(-1)[hits].to(torch.float64) * slope[group, query] + offset[query]
+        wide = width[group, query]
+        lower, upper = _round_down(value - wide), -_round_down(-value - wide)
+        self._waiting.append((query, rows[document], lower, upper))
+        self._count += len(hits)
+        if self._count - self.kept >= max(self.kept, len(self.floors) * self._k):
+            self.merge()
+
+    def _raise_floors(
+        self, scores: torch.Tensor, slope: torch.Tensor, offset: torch.Tensor, width: torch.Tensor
+    ) -> None:
+        """Raise the floors to what the first documents alone give."""
+        slope, width = (of_group.repeat_interleave(GROUP, dim=0)[: len(scores)] for of_group in (slope, width))
+        lower = torch.where(scores == least_score(scores.dtype), -torch.inf, scores * slope + (offset - width))
+        self.floors = torch.maximum(self.floors, lower.topk(self._k, dim=0).values[-1])
+        self._known = True
+
+    @staticmethod
+    def _find(scores: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+        """Return the places in ``scores``, flattened, of those that reach ``least`` (G, Q), ascending."""
+        below = _below(least, scores.dtype)
+        whole = len(scores) // GROUP
+        mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+        grouped = (whole, GROUP, scores.shape[1])
+        if whole:
+            of_groups = scores[: whole * GROUP].reshape(grouped)
+            torch.gt(of_groups, below[:whole, None], out=mask[: whole * GROUP].view(grouped))
+        if whole * GROUP < len(scores):
+            torch.gt(scores[whole * GROUP :], below[whole], out=mask[whole * GROUP :])
+        return _places(mask)
+
+    def merge(self) -> None:
+        """Drop the documents that are below the floors of all documents added so far."""
+        if not self._waiting:
+            return
+        query, row, lower, upper = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        counts = torch.bincount(query, minlength=len(self.floors))
+        enough = counts >= self._k
+        places = (counts.cumsum(0) - counts + self._k - 1)[enough]
+        kth = _decode(_sort(_encode(query, lower))[places])
+        self.floors[enough] = torch.maximum(self.floors[enough], kth.to(torch.float64))
+        self._known = self._known or bool(enough.all())
+        alive = upper >= self.floors[query]
+        self._waiting = [(query[alive], row[alive], lower[alive], upper[alive])]
+        self.kept = self._count = int(alive.sum())
+
+    def found(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the query and the row of each document that is kept, both (n,) int64, by query, then by row."""
+        self.merge()
+        if not self._waiting:
+            return (torch.empty(0, dtype=torch.int64, device=self.floors.device),) * 2
+        query, row, _, _ = self._waiting[0]
+        count = int(row.max()) + 1
+        pairs = _sort(query * count + row)
+        return pairs // count, pairs % count
+
+
+def _encode(query: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """Return whole numbers (n,) int64 that ascend by query, and within a query from the greatest lower bound on.
+
+    Sorting whole numbers is several times as fast as sorting places by two keys.
+    """
+    bits = lower.view(torch.int32).to(torch.int64)
+    ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as the float32 numbers do
+    return (query << 32) + (0x7FFFFFFF - ascending)
+
+
+def best_of_pairs(
+    scores: torch.Tensor, rows: torch.Tensor, k: int, best: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scores and the rows, both (Q, K), of the best documents, up to ``k``; a tie goes to the smaller row.
+
+    Args:
+        scores: (Q, B) float32.
+        rows: (B,) int64, below 2^31.
+        best: what this function returned for other documents.
+    """
+    keys = _encode_with_row(scores, rows)
+    if best is not None:
+        keys = torch.cat([_encode_with_row(*best), keys], dim=1)
+    keys = keys.topk(min(k, keys.shape[1]), dim=1, largest=False).values  # ascending, and all differ
+    return _decode(keys >> 31), keys & 0x7FFFFFFF
+
+
+def _encode_with_row(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return whole numbers that ascend from the greatest score on, and for equal scores from the smallest row on."""
+    none = torch.zeros((), dtype=torch.int64, device=scores.device)
+    return (_encode(none, scores + 0.0) << 31) + rows
+
+
+def order_by_score(query: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """Return the stable order (n,) int64 by query, and within a query from the greatest ``score`` (n,) float32 on."""
+    keys = _encode(query, score + 0.0)  # -0 and 0 are equal
+    if keys.device.type == "cpu":
+        return torch.from_numpy(np.argsort(keys.numpy(), kind="stable"))
+    return keys.argsort(stable=True)
+
+
+def _decode(numbers: torch.Tensor) -> torch.Tensor:
+    """Return the lower bounds (n,) float32 of what :func:`_encode` returned."""
+    ascending = 0x7FFFFFFF - (numbers & 0xFFFFFFFF)
+    return torch.where(ascending < 0, ascending ^ 0x7FFFFFFF, ascending).to(torch.int32).view(torch.float32)
+
+
+def least_score(dtype: torch.dtype) -> float:
+    """Return a score that no document has."""
+    return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+def _below(least: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return thresholds of ``dtype``, each below its number of ``least``, float64, but not below the least score."""
+    if not dtype.is_floating_point:
+        limits = torch.iinfo(dtype)
+        return (least.ceil() - 1).clamp(limits.min, limits.max).to(dtype)
+    return _round_down(least)
+
+
+def _round_down(numbers: torch.Tensor) -> torch.Tensor:
+    """Return float32 numbers that are below ``numbers``, float64."""
+    rounded = numbers.to(torch.float32)
+    return torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
+
+
+def _places(mask: torch.Tensor) -> torch.Tensor:
+    """Return the places of ``mask`` that are true, flattened. NumPy finds them in a third of torch's time on a CPU."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.reshape(-1).nonzero()[:, 0]
+
+
+def _sort(numbers: torch.Tensor) -> torch.Tensor:
+    """Return whole numbers (n,) in ascending order. NumPy sorts them in a fraction of torch's time on a CPU."""
+    if numbers.device.type == "cpu":
+        return torch.from_numpy(np.sort(numbers.numpy()))
+    return numbers.sort().values

@@ -1,0 +1,301 @@
+"""Search by int8 codes: the bounds hold, and it finds what a search in float64 finds, whatever the vectors are."""
+
+import math
+from pathlib import Path
+
+import drhard.backends
+import drhard.code_file
+import drhard.embeddings
+import drhard.exact
+import drhard.rounded
+from drhard.blocks import BLOCK_ROWS
+from drhard.code_file import open_codes
+from drhard.codes import GROUP, Codes, choose_mean, count_levels, encode_block, encode_documents, keep_codes
+from drhard.collection import Collection
+from drhard.embeddings import encode
+from drhard.errors import InputError
+from drhard.exact import ExactIndex
+from drhard.model_folder import load_encoder
+from drhard.products import has_fast_int8, int8_products
+from drhard.provenance import stamp_path
+from drhard.rounded import RoundedQueries, float32_error
+from drhard.sieve import Sieve
+from drhard.vectors import gather_rows
+
+import numpy as np
+import pytest
+import torch
+from helpers import call_script, save_tiny, write_collection
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+CPU = torch.device("cpu")
+PATIENT = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+KINDS = ("random", "clustered", "anisotropic", "duplicated", "zero", "denormal", "huge", "outliers", "one hot", "whole")
+WAYS = ("float32", "int8 in one part", "int8 in two parts")
+
+
+def make(kind: str, random: np.random.Generator, count: int, dim: int) -> np.ndarray:
+    """Vectors (count, dim) float32 of a kind."""
+    vectors = random.standard_normal((count, dim))
+    if kind == "clustered":
+        vectors = random.standard_normal((3, dim))[random.integers(0, 3, count)] * 10 + vectors * 1e-3
+    elif kind == "anisotropic":  # as contextual encoders give: the mean is far greater than the spread
+        vectors += random.standard_normal(dim) * 25
+    elif kind == "duplicated":
+        vectors = vectors[random.integers(0, max(1, count // 10), count)]
+    elif kind == "zero":
+        vectors[random.random(count) < 0.5] = 0
+    elif kind == "denormal":
+        vectors *= 1e-42
+    elif kind == "huge":
+        vectors *= 1e17
+    elif kind == "outliers":
+        vectors[random.random(vectors.shape) < 1e-3] *= 1e4
+    elif kind == "one hot":
+        vectors = np.eye(dim)[random.integers(0, dim, count)] * random.integers(1, 3, (count, 1))
+    elif kind == "whole":
+        vectors = random.integers(-3, 4, (count, dim))
+    return vectors.astype(np.float32)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    """Documents, queries and k."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dim = draw(st.sampled_from((1, 2, 8, 33, 128, 768, 1024, 1500)))
+    documents = make(draw(st.sampled_from(KINDS)), random, draw(st.sampled_from((1, 5, 255, 256, 257, 900))), dim)
+    queries = make(draw(st.sampled_from(KINDS)), random, draw(st.integers(1, 5)), dim)
+    return documents, queries, draw(st.integers(1, len(documents)))
+
+
+def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Make searches multiply in a way. Return the number of parts of the queries."""
+    monkeypatch.setattr(drhard.rounded, "has_fast_int8", lambda _: way != "float32")
+    return 2 if "two" in way else 1
+
+
+@PATIENT
+@given(problem=problems(), way=st.sampled_from(WAYS))
+def test_scores_are_within_the_bounds(
+    monkeypatch: pytest.MonkeyPatch, problem: tuple[np.ndarray, np.ndarray, int], way: str
+) -> None:
+    documents, queries, _ = problem
+    parts = choose(way, monkeypatch)
+    codes = keep_codes(documents, CPU)
+    rounded = RoundedQueries(torch.from_numpy(queries), codes.mean, parts)
+    exact = queries.astype(np.longdouble) @ documents.T.astype(np.longdouble)
+    norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+    for rows, block in codes.tiles(700):
+        group = np.arange(len(block.values)) // GROUP
+        slope, width = (of_group.numpy()[group] for of_group in (rounded.slope(block), rounded.width(block)))
+        found = rounded.multiply(block.values).numpy() * slope + rounded.offset.numpy()
+        place = rows.numpy()
+        off = np.abs(found.T - exact[:, place]) + float32_error(queries.shape[1]) * norms[:, place]
+        assert (off <= width.T).all()
+
+
+@PATIENT
+@given(problem=problems(), way=st.sampled_from(WAYS))
+def test_what_float64_finds_is_found(
+    monkeypatch: pytest.MonkeyPatch, problem: tuple[np.ndarray, np.ndarray, int], way: str
+) -> None:
+    documents, queries, k = problem
+    choose(way, monkeypatch)
+    scores, rows = ExactIndex(documents, codes=keep_codes(documents, CPU)).search(queries, k)
+    exact = queries.astype(np.float64) @ documents.T.astype(np.float64)
+    norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+    rounding = 2 * float32_error(queries.shape[1]) * norms + 1e-40
+    assert (np.abs(scores - np.take_along_axis(exact, rows, 1)) <= np.take_along_axis(rounding, rows, 1)).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert (np.diff(rows, axis=1)[np.diff(scores, axis=1) == 0] > 0).all()
+    missed = exact - rounding
+    np.put_along_axis(missed, rows, -np.inf, 1)
+    assert (missed.max(axis=1) <= scores[:, -1]).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_search_of_many_blocks(monkeypatch: pytest.MonkeyPatch, way: str, tmp_path: Path) -> None:
+    """Documents that get better and better, empty ones among them; the same from memory and from a file."""
+    choose(way, monkeypatch)
+    random = np.random.default_rng(3)
+    documents = random.standard_normal((3 * BLOCK_ROWS + 100, 16), dtype=np.float32)
+    documents[:, 0] += np.linspace(0, 2, len(documents), dtype=np.float32)
+    queries = random.standard_normal((70, 16), dtype=np.float32)
+    left_out = np.flatnonzero(random.random(len(documents)) < 0.3)
+    documents.tofile(tmp_path / "documents.memmap")
+    mapped = np.memmap(tmp_path / "documents.memmap", dtype=np.float32, mode="r", shape=documents.shape)
+    scores, rows = ExactIndex(documents, left_out=left_out).search(queries, 50)
+    for source in (documents, mapped):
+        index = ExactIndex(source, left_out=left_out, query_rows=32, codes=keep_codes(source, CPU))
+        monkeypatch.setattr(index, "_search_pass", None)  # it is not needed
+        found_scores, found_rows = index.search(queries, 50)
+        np.testing.assert_allclose(found_scores, scores, rtol=1e-5)
+        assert (found_rows != rows).mean() < 1e-3 and not np.isin(found_rows, left_out).any()
+
+
+def test_wide_bounds_lead_to_a_search_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents that are nearly equal cannot be told apart by their codes."""
+    random = np.random.default_rng(4)
+    documents = np.full((20_000, 8), 3, dtype=np.float32)
+    documents[77] += 10
+    documents[:, 1] += random.standard_normal(20_000, dtype=np.float32) * 1e-5
+    queries = random.standard_normal((3, 8), dtype=np.float32)
+    expected = ExactIndex(documents).search(queries, 10)
+    index = ExactIndex(documents, codes=keep_codes(documents, CPU))
+    again = []
+    monkeypatch.setattr(index, "_search_pass", lambda *of: again.append(1) or ExactIndex._search_pass(index, *of))
+    for found, wanted in zip(index.search(queries, 10), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert again
+
+
+def test_codes_are_whole_numbers_that_float32_can_sum() -> None:
+    for dim, levels in {8: 127, 768: 127, 1040: 127, 1041: 126, 4096: 63}.items():
+        assert count_levels(dim) == levels and levels**2 * dim < 2**24
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (300, 770, 33), (16, 1024, 8)])
+def test_products_of_codes(shape: tuple[int, int, int]) -> None:
+    rows, dim, columns = shape
+    random = np.random.default_rng(0)
+    left, right = (torch.from_numpy(random.integers(-127, 128, (n, dim), dtype=np.int8)) for n in (rows, columns))
+    assert torch.equal(int8_products(left, right).long(), left.long() @ right.long().T)
+    assert has_fast_int8(CPU) in (True, False)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    documents = np.zeros((20_000, 4), dtype=np.float32)
+    documents[12_345, 2] = np.nan
+    with pytest.raises(InputError, match="row 12345 has numbers that are not finite"):
+        keep_codes(documents, CPU)
+
+
+def test_any_mean_will_do() -> None:
+    documents = make("random", np.random.default_rng(0), 100, 8)
+    assert np.abs(choose_mean(documents) - documents.mean(axis=0)).max() < 1e-6
+    for mean in (torch.zeros(8), torch.full((8,), 100.0)):
+        [block] = encode_documents(documents, mean)
+        exact = torch.from_numpy(documents)[block.places.long()].double() - mean.double()
+        lost = (exact - block.values * block.scale.repeat_interleave(GROUP)[:100, None]).norm(dim=1)
+        assert lost.max() <= block.lost.max()
+    block = encode_block(torch.tensor([[3e38, 0.0]]), torch.tensor([-3e38, 0.0]), 127)
+    assert math.isinf(block.lost)
+
+
+def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
+    """One query, k = 2; bounds ± 1."""
+    sieve = Sieve(1, 2, CPU)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for first, scores in enumerate(([5.0], [9.0], [3.5], [8.0], [5.9], [6.1])):
+        sieve.add(torch.tensor([scores]), torch.tensor([first]), one, torch.zeros(1, dtype=torch.float64), one)
+    sieve.merge()
+    assert sieve.floors.item() == pytest.approx(7) and sieve.kept == 3
+    query, row = sieve.found()
+    assert query.tolist() == [0, 0, 0] and row.tolist() == [1, 3, 5]  # 9, 8, and 6.1, which may be 7.1
+
+
+def test_the_largest_results_of_a_pass_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ExactIndex(np.zeros((10**6, 768), dtype=np.float32), memory_gb=1.0)
+    assert index.count_together(100) > drhard.exact.QUERY_ROWS
+
+
+# The file
+
+
+def mapped(path: Path, documents: np.ndarray) -> np.memmap:
+    documents.tofile(path)
+    return np.memmap(path, dtype=np.float32, mode="r", shape=documents.shape)
+
+
+def same_codes(left: Codes, right: Codes) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(vars(left).values(), vars(right).values(), strict=True))
+
+
+@pytest.mark.parametrize("count, dim", [(1, 3), (300, 33), (2 * BLOCK_ROWS + 77, 8)])
+def test_a_file_keeps_the_codes(tmp_path: Path, count: int, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), count, dim))
+    kept = keep_codes(documents, CPU)
+    assert same_codes(open_codes(documents), kept)
+    with safe_open(tmp_path / "passages.int8", "pt") as file:
+        assert file.get_tensor("values").shape[1] == dim
+    monkeypatch.setattr(drhard.code_file, "encode_documents", None)  # the file is read
+    assert same_codes(open_codes(documents), kept)
+
+
+@pytest.mark.parametrize("damage", ["stamp", "short", "values", "places", "other embeddings", "no file"])
+def test_a_file_that_cannot_be_used_is_made_again(tmp_path: Path, damage: str) -> None:
+    documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 3000, 8))
+    path = tmp_path / "passages.int8"
+    open_codes(documents)
+    content = bytearray(path.read_bytes())
+    if damage == "stamp":
+        stamp_path(path).write_text("{")
+    elif damage == "short":
+        path.write_bytes(content[:5000])
+    elif damage == "values":
+        content[1000:9000] = bytes(8000)
+        path.write_bytes(content)
+    elif damage == "places":
+        content[-800:-790] = bytes(10)
+        start = len(content) - 8 * 4 - 3 * 8 * 12 - 3000 * 2
+        content[start : start + 10] = bytes(10)
+        path.write_bytes(content)
+    elif damage == "other embeddings":
+        documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(1), 3000, 8))
+    else:
+        path.unlink()
+    assert same_codes(open_codes(documents), keep_codes(documents, CPU))
+    assert same_codes(open_codes(documents), keep_codes(documents, CPU))
+
+
+def test_codes_that_cannot_be_written_are_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 300, 8))
+
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(drhard.code_file, "write_whole_file", refuse)
+    assert same_codes(open_codes(documents), keep_codes(documents, CPU))
+    assert "passages.int8: cannot be written" in caplog.text and not list(tmp_path.glob("*.int8*"))
+
+
+def test_a_part_of_a_memmap_gets_no_file(tmp_path: Path) -> None:
+    documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 300, 8))
+    assert same_codes(open_codes(documents[:100]), keep_codes(documents[:100], CPU))
+    assert same_codes(open_codes(np.array(documents)), keep_codes(documents, CPU))
+    assert not list(tmp_path.glob("*.int8*"))
+
+
+def test_rows_of_a_file_are_gathered(tmp_path: Path) -> None:
+    vectors = np.arange(4000, dtype=np.float32).reshape(1000, 4)
+    file = mapped(tmp_path / "vectors.memmap", vectors)
+    rows = np.random.default_rng(0).integers(0, 1000, (30, 20))
+    for source in (file, vectors, file[10:990]):
+        np.testing.assert_array_equal(gather_rows(source, rows % len(source)), np.asarray(source)[rows % len(source)])
+    assert gather_rows(file, np.empty((0, 3), dtype=np.int64)).shape == (0, 3, 4)
+
+
+# ADORE
+
+
+def test_adore_trains_the_same_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings that do not fit in memory are searched by codes, and the vectors of the loss come from the file."""
+    preprocess, model = write_collection(tmp_path / "pre"), save_tiny(tmp_path / "model", dropout=0.0)
+    tokens = Collection(preprocess, 8, 16)
+    encode(load_encoder(model), tokens.passages, tmp_path / "passages.memmap", 8, CPU)
+    given = ["--init_path", model, "--preprocess_dir", preprocess, "--pembed_path", tmp_path / "passages.memmap"]
+    given += ["--max_seq_length", 8, "--num_train_epochs", 2, "--per_gpu_batch_size", 3, "--neg_topk", 4]
+    given += ["--metric_cut", 4, "--warmup_steps", 0, "--learning_rate", 1e-2]
+    for name in ("memory", "disk"):
+        if name == "disk":
+            for module in (drhard.embeddings, drhard.backends):
+                monkeypatch.setattr(module, "fits_in_memory", lambda documents: False)
+        call_script("adore/train.py", *given, "--model_save_dir", tmp_path / name, "--log_dir", tmp_path / "log" / name)
+    assert (tmp_path / "passages.int8").exists()
+    weights = [load_encoder(tmp_path / name / "epoch-2").state_dict() for name in ("memory", "disk")]
+    for one, other in zip(*(of.values() for of in weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
