@@ -139,13 +139,18 @@ def _write_texts(parts: Sequence[Texts], path: Path, empty_texts: str, keep: set
                 bar.update(part.size - bar.n)
     source = ", ".join(part.name for part in parts)
     if not rows.count:
-        raise InputError(f"{source}: " + ("holds no text" if keep is None else "none of its queries is judged"))
+        raise InputError(f"{source}: " + ("holds no text" if keep is None else _describe_unjudged(keep)))
     names, lookup = Names(table), NameLookup(np.frombuffer(rows.hashes, dtype=np.int64))
     twice = lookup.find_twice(names)
     if twice is not None:
         _refuse_twice(parts, twice)
     _tell_of_empty(source, rows)
     return _Written(rows.count, rows.empty, rows.skipped, names, lookup, source)
+
+
+def _describe_unjudged(judged: set[str]) -> str:
+    """Return the message about queries of which none is in ``judged``."""
+    return f"none of its queries is judged, the judgements name {min(judged)!r}; do these files belong together?"
 
 
 def _choose(block: TextBlock, keep: set[str]) -> TextBlock:
