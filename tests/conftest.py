@@ -53,6 +53,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "files",
         "hard_json",
         "hub",
+        "import_fuzz",
         "importing",
         "index",
         "known_queries",
