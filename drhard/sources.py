@@ -30,7 +30,7 @@ from drhard.records import BLOCK_RECORDS, Field, RecordFile
 from tqdm import tqdm
 
 IR_DATASETS = "ir_datasets:"
-IDS = ("_id", "id", "docid", "doc_id", "docno", "pid")
+IDS = ("_id", "id", "pid", "docid", "doc_id", "docno")  # a passage of MS MARCO v2 has its docid too
 TITLES = ("title", "headline")
 TEXTS = ("text", "contents", "body", "passage")
 QUERY_IDS = ("_id", "id", "qid", "query_id", "num", "number")

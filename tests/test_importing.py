@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 import os
 import re
@@ -101,6 +102,23 @@ def test_a_title_may_first_come_later(tmp_path: Path) -> None:
     source = read_files([tmp_path / "corpus.jsonl"], {"new": [tmp_path / "queries.tsv"]}, {}, FieldNames())
     import_collection(source, tmp_path / "dataset", "keep")
     assert (tmp_path / "dataset" / "collection.tsv").read_text() == "0\tone\n1\tTwo two\n2\tthree\n"
+
+
+def test_ms_marco_v2(tmp_path: Path) -> None:
+    """A passage has the id of its document too."""
+    rows = [
+        {"pid": f"msmarco_passage_00_{place}", "passage": "text", "docid": "msmarco_doc_00_0"} for place in (0, 172)
+    ]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
+    (tmp_path / "queries.tsv").write_text("121352\tdefine extreme\n")
+    (tmp_path / "qrels.tsv").write_text("121352\t0\tmsmarco_passage_00_172\t1\n")
+    corpus, queries = [tmp_path / "0.gz", tmp_path / "1.gz"], {"train": [tmp_path / "queries.tsv"]}
+    source = read_files(corpus, queries, {"train": tmp_path / "qrels.tsv"}, FieldNames())
+    import_collection(source, tmp_path / "dataset", "keep")
+    written = texts_of(tmp_path / "dataset")
+    assert written["collection.ids"] == "msmarco_passage_00_0\nmsmarco_passage_00_172\n"
+    assert written["qrels.train.tsv"] == "0\t0\t1\t1\n" and written["queries.train.ids"] == "121352\n"
 
 
 def test_ir_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +276,7 @@ FILES = {  # name and content of the corpus, and what is said of it
     ("a.json", '[{"id": "a",\n"text": "b"}]'): "line 1: not JSON .*; expected an object on each line",
     ("a.json", '[{"id": "a", "text": "b"}]'): "line 1: expected a JSON object on each line",
     ("a.xml", "<topics></topics>"): "has neither <DOC> nor <top>; expected TREC's format",
-    ("a.trec", "<DOC>\n</DOC>\n"): "line 1: has no field .*'pid'; give --id_field",
+    ("a.trec", "<DOC>\n</DOC>\n"): "line 1: has no field .*'docno'; give --id_field",
     ("a.tsv", ""): r"a\.tsv: holds no text",
     ("a.tsv", "\n\n"): r"a\.tsv: holds no text",
     ("a.csv", ""): r"a\.csv: holds no text",
