@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 
 from drhard.collection import Collection
 from drhard.dataset import find_corpus
-from drhard.errors import InputError, command
-from drhard.files import require_file
+from drhard.errors import InputError, command, shorten
+from drhard.files import decode_line, require_file
 from drhard.flags import ENCODER, INDEX, add_flags
 from drhard.hub import find_checkpoint
 from drhard.ids import Numbers
@@ -116,6 +116,7 @@ def main() -> None:
     dataset = root / "dataset"
     corpus = find_corpus(CORPORA[args.data_type], dataset)
     collection = Collection(args.preprocess_dir or root / "preprocess")
+    known = KnownQueries(corpus, dataset, collection, args.mode)
     require_file(collection.pids_path, "preprocess.py writes it")
     retrievers = choose_models(args, root)
     for models in retrievers:
@@ -146,7 +147,7 @@ def main() -> None:
     if texts is None:
         log.warning("%s: no such file; ids and scores are shown without texts", dataset / corpus.collection)
     passages = Passages(official, texts)
-    search = PassageSearch(searchers, passages, KnownQueries(corpus, dataset, collection, args.mode), args.topk)
+    search = PassageSearch(searchers, passages, known, args.topk)
     if listener is not None:
         serve_page(search, listener)
         return
@@ -187,9 +188,21 @@ def answers(search: "PassageSearch", args: argparse.Namespace) -> "Iterator[Answ
     elif args.query is not None:
         yield search.ask(args.query)
     elif sys.stdin.isatty():
-        yield from map(search.ask, typed_lines("" if args.json else "query> "))
+        for line in typed_lines("" if args.json else "query> "):
+            try:
+                yield search.ask(line)
+            except InputError as error:  # the next query may be better
+                print(f"error: {shorten(error)}", file=sys.stderr)
     else:
-        yield from map(search.ask, filter(str.strip, sys.stdin))
+        yield from map(search.ask, piped_lines())
+
+
+def piped_lines() -> Iterator[str]:
+    """Yield the lines of standard input that are not blank. Raises InputError for one that is not UTF-8."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        text = decode_line(line, "standard input", number)
+        if text.strip():
+            yield text
 
 
 def typed_lines(prompt: str) -> Iterator[str]:
@@ -201,6 +214,9 @@ def typed_lines(prompt: str) -> Iterator[str]:
             yield line
     except EOFError:
         print(end="\n" if prompt else "")
+    except KeyboardInterrupt:
+        print()  # so that what follows does not stand behind a half-typed query
+        raise
 
 
 def show(answer: "Answer", as_json: bool) -> None:

@@ -140,7 +140,14 @@ class Collection:
         return self._official(PASSAGES, self.pids_path, prefix)
 
     def official_qids(self, mode: str) -> OfficialIds:
-        """Return the official ids of a mode's query rows. Raises InputError as :meth:`official_pids`."""
+        """Return the official ids of a mode's query rows.
+
+        Raises:
+            InputError: as :meth:`official_pids`; if there is no such mode, it lists those that there are.
+        """
+        splits = self.splits()
+        if splits and mode not in splits and not self.qids_path(mode).exists():
+            raise InputError(f"{self.folder}: has no queries of {mode}; {list_splits(splits)}")
         return self._official(query_name(mode), self.qids_path(mode), "")
 
     def _official(self, name: str, path: Path, prefix: str) -> OfficialIds:

@@ -243,7 +243,7 @@ def _write_texts(
             sizes.append({"passages": rows.count - count, "bytes": file.tell() - place})
     source = ", ".join(part.name for part in parts)
     if rows.count == first:
-        raise InputError(f"{source}: " + ("holds no text" if keep is None else "none of its queries is judged"))
+        raise InputError(f"{source}: " + ("holds no text" if keep is None else _describe_unjudged(keep)))
     _tell_of_empty(source, rows)
     names, lookup = Names(table, before and before.names), NameLookup(np.frombuffer(rows.hashes, dtype=np.int64))
     twice = lookup.find_twice(names)
@@ -251,6 +251,11 @@ def _write_texts(
         _refuse_twice(parts, twice, before)
     written = _Written(rows.count, rows.empty, sizes, rows.skipped, names, lookup, source)
     return written if before is None else written.behind(before)
+
+
+def _describe_unjudged(judged: set[str]) -> str:
+    """Return the message about queries of which none is in ``judged``."""
+    return f"none of its queries is judged, the judgements name {min(judged)!r}; do these files belong together?"
 
 
 def _choose(block: TextBlock, keep: set[str]) -> TextBlock:

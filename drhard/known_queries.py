@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.collection import Collection
+from drhard.dataset import list_splits
 from drhard.errors import InputError
 from drhard.msmarco import Corpus, find_source_file
 from drhard.names import OfficialIds
@@ -34,9 +35,14 @@ class KnownQueries:
     Args:
         dataset: the folder of the texts.
         mode: the mode in which a text is looked for; None for all with judgements, in their order.
+
+    Raises:
+        InputError: there is no such mode.
     """
 
     def __init__(self, corpus: Corpus, dataset: Path, collection: Collection, mode: str | None = None):
+        if mode is not None and mode not in corpus.modes:
+            raise InputError(f"{dataset}: has no queries of {mode}; {list_splits(corpus.modes)}")
         self._corpus, self._dataset, self._collection = corpus, dataset, collection
         self._modes = [mode] if mode else [mode for mode, files in corpus.modes.items() if files.qrels is not None]
         self._ids: dict[str, OfficialIds] = {}

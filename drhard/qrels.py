@@ -22,6 +22,7 @@ GRADE = Range(-1_000_000, 1_000_000)
 QUERY_COLUMNS = ("query-id", "query_id", "qid")
 DOCUMENT_COLUMNS = ("corpus-id", "corpus_id", "docid", "doc_id", "docno", "pid")
 GRADE_COLUMNS = ("score", "relevance", "grade", "label", "rel")
+_HEADER = "query-id corpus-id score"
 
 _NUMBER = re.compile("[Dd]?[-+]?[0-9]+")
 Id = TypeVar("Id", int, str)
@@ -69,8 +70,9 @@ def _lines(path: str | Path) -> Iterator[NamedJudgement]:
             columns = 3
             continue
         if len(fields) != columns:
-            form = "qid 0 pid grade" if columns == 4 else "query-id corpus-id score"
-            raise InputError(f"{path}, line {number}: expected '{form}', found {len(fields)} fields")
+            form = "qid 0 pid grade" if columns == 4 else _HEADER
+            way = f"; three need the header '{_HEADER}' in the first line" if (number, len(fields)) == (1, 3) else ""
+            raise InputError(f"{path}, line {number}: expected '{form}', found {len(fields)} fields{way}")
         yield number, fields[0], fields[-2], parse_grade(fields[-1], f"{path}, line {number}")
 
 

@@ -29,6 +29,17 @@ _OPENING = re.compile(r"<([A-Za-z][\w.-]*)(?:\s[^<>]*)?>")  # of a section
 _MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.DOTALL)
 _LABEL = re.compile(r"\A\s*(?:Number|Topic|Description|Narrative):")  # of the sections of topics
 _BLOCK = re.compile(r"\s*<(DOC|top)>", re.IGNORECASE)
+_JSON = re.compile(rb"\s*(?:\{|\[\s*[{\]])")  # objects, or a list of objects, which is refused by its lines
+_FOREIGN = {  # first bytes of files that are not read, and what to do
+    b"\xff\xfe": "is UTF-16 or UTF-32; convert it to UTF-8",
+    b"\xfe\xff": "is UTF-16 or UTF-32; convert it to UTF-8",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"BZh": "is packed by bzip2; unpack it",
+    b"\xfd7zXZ": "is packed by xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "is packed by zstd; unpack it",
+    b"\x1f\x8b": "is gzipped; end its name with .gz",
+}
+_TAR = 257, b"ustar"  # where a tar archive has this mark
 
 
 class Field(NamedTuple):
@@ -43,6 +54,11 @@ class Field(NamedTuple):
     names: tuple[str, ...]
     flag: str
     required: bool = True
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a user gave its name."""
+        return len(self.names) == 1
 
 
 class Records(NamedTuple):
@@ -86,8 +102,9 @@ class RecordFile:
         head = _read_head(self.path)
         if head.startswith(b"PAR1"):
             return "Parquet"
+        _refuse_foreign(self.path, head)
         text = head.removeprefix(BOM.encode()).lstrip()
-        if text.startswith(b"{"):
+        if _JSON.match(text):
             return "JSONL"
         if text.startswith(b"<"):
             return "TREC"
@@ -107,6 +124,16 @@ def _read_head(path: Path) -> bytes:
             return head
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged ({error})") from None
+
+
+def _refuse_foreign(path: Path, head: bytes) -> None:
+    """Raise InputError if a file that starts with ``head`` is packed or is not UTF-8, as its first bytes show."""
+    for mark, complaint in _FOREIGN.items():
+        if head.startswith(mark):
+            raise InputError(f"{path}: {complaint}")
+    place, mark = _TAR
+    if head.startswith(mark, place):
+        raise InputError(f"{path}: is a tar archive; unpack it, and give its files")
 
 
 def _open(path: Path) -> Any:
@@ -162,7 +189,11 @@ def _gather(records: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[Records]:
 
 
 def _find_fields(file: RecordFile, present: Collection[str], where: str) -> list[str | None]:
-    """Return the name of each wanted field among those ``present`` in a record. Raises InputError if one is missing."""
+    """Return the name of each wanted field among those ``present`` in a record.
+
+    Raises:
+        InputError: one is missing, or a header names it twice.
+    """
     found = []
     for field in file.fields:
         name = _find_field(field, present)
@@ -170,7 +201,9 @@ def _find_fields(file: RecordFile, present: Collection[str], where: str) -> list
             expected = " or ".join(map(repr, field.names))
             there = shorten(", ".join(map(repr, present)))
             way = f"; give {field.flag}" if field.flag else ""
-            raise InputError(f"{where}: has no field {expected}, but {there}{way}")
+            raise InputError(f"{where}: has no field {expected}{', but ' if there else ''}{there}{way}")
+        if name is not None and sum(other == name for other in present) > 1:
+            raise InputError(f"{where}: has two fields called {name!r}; rename one")
         found.append(name)
     return found
 
@@ -243,21 +276,30 @@ def _read_tsv(file: RecordFile, bar: "tqdm[Any] | None") -> Iterator[Records]:
     places: list[int | None] = []
     count = 0
     for first, lines in read_line_blocks(file.path, bar):
-        rows = [line.rstrip("\r").split("\t") for line in lines]
-        if not count:
+        lines = [line.rstrip("\r") for line in lines]
+        numbers: Sequence[int] = range(first, first + len(lines))
+        if "" in lines:
+            numbers = [number for number, line in zip(numbers, lines, strict=True) if line]
+            lines = list(filter(None, lines))
+        rows = [line.split("\t") for line in lines]
+        if rows and not count:
             count = len(rows[0])
-            places, named = _find_columns(file, rows[0], file.where(first))
+            places, named = _find_columns(file, rows[0], file.where(numbers[0]))
             if named:
-                first, rows = first + 1, rows[1:]
+                numbers, rows = numbers[1:], rows[1:]
         if set(map(len, rows)) - {count}:
             place = next(place for place, row in enumerate(rows) if len(row) != count)
             raise InputError(
-                f"{file.where(first + place)}: has {len(rows[place])} fields, the first line has {count}; replace tabs "
-                "in texts by blanks"
+                f"{file.where(numbers[place])}: has {_fields(rows[place])}, the first line has {count}; replace tabs "
+                "and line breaks in texts by blanks"
             )
         columns = list(zip(*rows, strict=True))
         if rows:
-            yield Records(range(first, first + len(rows)), [_column(columns, place, len(rows)) for place in places])
+            yield Records(numbers, [_column(columns, place, len(rows)) for place in places])
+
+
+def _fields(values: Sequence[str]) -> str:
+    return f"{len(values)} field{'s' * (len(values) != 1)}"
 
 
 def _column(columns: Sequence[Sequence[Any]], place: int | None, rows: int) -> Sequence[Any]:
@@ -267,13 +309,14 @@ def _column(columns: Sequence[Sequence[Any]], place: int | None, rows: int) -> S
 def _find_columns(file: RecordFile, values: list[str], where: str) -> tuple[list[int | None], bool]:
     """Return the column of each wanted field, and whether the first line of a TSV file, ``values``, names them."""
     required = [field for field in file.fields if field.required]
-    if all(any(name in values for name in field.names) for field in required):
+    lower = {value.lower() for value in values}
+    if any(field.is_given or not lower.isdisjoint(field.names) for field in required):  # raises if one is not named
         names = _find_fields(file, values, where)
         return [None if name is None else values.index(name) for name in names], True
     if len(values) != len(required):
         usual = " and ".join(field.names[0] for field in required)
         raise InputError(
-            f"{where}: has {len(values)} fields; expected {len(required)}, {usual}, or their names in the first line"
+            f"{where}: has {_fields(values)}; expected {len(required)}, {usual}, or their names in the first line"
         )
     columns = iter(range(len(required)))
     return [next(columns) if field.required else None for field in file.fields], False
@@ -288,7 +331,9 @@ def _csv_records(file: RecordFile, bar: "tqdm[Any] | None") -> Iterator[tuple[in
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader((f"{line}\n" for _, line in _read_numbered(file.path, bar)), strict=True)
     try:
-        header = next(rows, [])
+        header = next(rows, None)
+        if header is None:
+            return
         names = _find_fields(file, header, file.where(1))
         places = [None if name is None else header.index(name) for name in names]
         last = rows.line_num
@@ -297,20 +342,23 @@ def _csv_records(file: RecordFile, bar: "tqdm[Any] | None") -> Iterator[tuple[in
             if len(values) != len(header):
                 if not values:
                     continue
-                raise InputError(f"{file.where(number)}: has {len(values)} fields, the first line has {len(header)}")
+                raise InputError(f"{file.where(number)}: has {_fields(values)}, the first line has {len(header)}")
             yield number, [None if place is None else values[place] for place in places]
     except csv.Error as error:
         raise InputError(f"{file.where(rows.line_num)}: not CSV ({reason_of(error)})") from None
 
 
 def _read_parquet(file: RecordFile, bar: "tqdm[Any] | None") -> Iterator[Records]:
+    if file.path.name.endswith(".gz"):
+        raise InputError(f"{file.path}: is a gzipped Parquet file; unpack it")
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise InputError(f"{file.path}: reading Parquet needs pyarrow; install it: pip install pyarrow") from None
     size, first = file.path.stat().st_size, 1
     try:
-        with parquet.ParquetFile(file.path) as table:
+        with parquet.ParquetFile(file.path, page_checksum_verification=True) as table:
             names = _find_fields(file, table.schema_arrow.names, str(file.path))
             columns = list(dict.fromkeys(name for name in names if name is not None))
             for batch in table.iter_batches(BLOCK_RECORDS, columns=columns):
@@ -320,7 +368,7 @@ def _read_parquet(file: RecordFile, bar: "tqdm[Any] | None") -> Iterator[Records
                 first += batch.num_rows
                 if bar is not None:
                     bar.update(size * (first - 1) // table.metadata.num_rows - bar.n)
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(f"{file.path}: damaged after row {first - 1} ({reason_of(error)})") from None
 
 
@@ -358,6 +406,8 @@ def _trec_blocks(file: RecordFile, bar: "tqdm[Any] | None") -> Iterator[tuple[in
                 lines, start = [], 0
     if start:
         raise InputError(f"{file.where(start)}: <{tag}> does not end")
+    if not tag:
+        raise InputError(f"{file.path}: starts with '<', but has neither <DOC> nor <top>; expected TREC's format")
 
 
 def _sections(block: str) -> Iterator[tuple[str, str]]:

@@ -205,7 +205,13 @@ class PassageSearch:
         self._lock = threading.Lock()
 
     def ask(self, query: str) -> Answer:
-        """Answer a typed query. Raises InputError as :meth:`Searcher.search` and :meth:`PassageTexts.read`."""
+        """Answer a typed query.
+
+        Raises:
+            InputError: as :meth:`Searcher.search` and :meth:`PassageTexts.read`; or the query is not UTF-8.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in query):  # bytes that Python could not decode
+            raise InputError(f"the query {query[:40]!r} is not UTF-8 text")
         line = " ".join(query.splitlines()).replace("\t", " ").rstrip()  # what a file of queries can hold
         with self._lock:
             return self._answer(line, self._known.find(line))

@@ -3,15 +3,17 @@
 A source has the texts of passages, and splits. A split has the texts of queries and, mostly, judgements.
 """
 
+import argparse
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-from drhard.errors import InputError
+from drhard.dataset import parse_split
+from drhard.errors import InputError, reason_of
 from drhard.files import digest_file
 from drhard.msmarco import find_source_file
 from drhard.qrels import (
@@ -28,7 +30,7 @@ from drhard.records import BLOCK_RECORDS, Field, RecordFile
 from tqdm import tqdm
 
 IR_DATASETS = "ir_datasets:"
-IDS = ("_id", "id", "docid", "doc_id", "docno", "pid")
+IDS = ("_id", "id", "pid", "docid", "doc_id", "docno")  # a passage of MS MARCO v2 has its docid too
 TITLES = ("title", "headline")
 TEXTS = ("text", "contents", "body", "passage")
 QUERY_IDS = ("_id", "id", "qid", "query_id", "num", "number")
@@ -270,6 +272,13 @@ def read_files(
     for split, paths in queries.items():
         texts = [TextFile(RecordFile(path, fields.of_queries)) for path in paths]
         splits[split] = Split(texts, QrelsFile(qrels[split]) if split in qrels else None)
+    for flag, paths in {
+        "--corpus": corpus,
+        **{f"--queries {split}=": paths for split, paths in queries.items()},
+    }.items():
+        twice = next((path for path in paths if list(paths).count(path) > 1), None)
+        if twice is not None:
+            raise InputError(f"{flag}: names {twice} twice")
     named = [*corpus, *(path for paths in queries.values() for path in paths), *qrels.values()]
     described = {path: describe_file(path) for path in _existing(named)}
     made_from = {
@@ -283,8 +292,14 @@ def read_files(
 
 def _existing(paths: Sequence[Path]) -> dict[Path, None]:
     for path in paths:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; a file is expected")
+        if path.exists() and not path.is_file():
+            raise InputError(
+                f"{path}: is a pipe or a device; write it to a file first, since it is read more than once"
+            )
         if not path.is_file():
-            raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+            raise InputError(f"{path}: no such file")
     return dict.fromkeys(paths)
 
 
@@ -294,7 +309,7 @@ def read_beir(folder: Path, fields: FieldNames) -> Source:
     The queries of all splits lie in one file. Those of a split are the ones that its qrels judge.
 
     Raises:
-        InputError: one of them is missing.
+        InputError: one of them is missing, or the name of a qrels file cannot be that of a split.
     """
     corpus, queries = (find_source_file(folder, f"{name}.jsonl") for name in ("corpus", "queries"))
     if corpus is None or queries is None:
@@ -307,9 +322,15 @@ def read_beir(folder: Path, fields: FieldNames) -> Source:
         path.name.removesuffix(".gz").removesuffix(".tsv"): path
         for pattern in ("*.tsv.gz", "*.tsv")  # an unpacked file comes before a packed one
         for path in sorted((folder / "qrels").glob(pattern))
+        if not path.name.startswith(".")  # of a file manager
     }
     if not qrels:
         raise InputError(f"{folder / 'qrels'}: has no file SPLIT.tsv, such as test.tsv")
+    for split, path in qrels.items():
+        try:
+            parse_split(split)
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"{path}: {error}; rename the file") from None
     return read_files([corpus], dict.fromkeys(sorted(qrels), [queries]), qrels, fields)
 
 
@@ -369,6 +390,14 @@ def _lacks(ir_datasets: Any, name: str, what: str) -> str:
     return f"{IR_DATASETS}{name}: has no {what}" + (f"; give one or more of {', '.join(below)}" if below else "")
 
 
+def _iterate(start: Callable[[], Iterator[Any]], name: str) -> Iterator[Any]:
+    """Yield the records of a data set. Raises InputError if ir_datasets fails, which it does by errors of any kind."""
+    try:
+        yield from start()
+    except Exception as error:  # no network, a licence that is not accepted, a damaged file
+        raise InputError(f"{name}: ir_datasets cannot read it ({reason_of(error)})") from None
+
+
 @dataclass(frozen=True)
 class IrTexts:
     """The documents or queries of a data set of ir_datasets.
@@ -402,7 +431,7 @@ class IrTexts:
 
     def read(self, bar: "tqdm[Any] | None" = None) -> Iterator[TextBlock]:
         """See :class:`Texts`."""
-        records = iter(self.data.docs_iter() if self.kind == "docs" else self.data.queries_iter())
+        records = _iterate(self.data.docs_iter if self.kind == "docs" else self.data.queries_iter, self.name)
         number = 1
         while block := list(itertools.islice(records, BLOCK_RECORDS)):
             numbers = range(number, number + len(block))
@@ -440,6 +469,6 @@ class IrJudgements:
         """See :class:`Judgements`."""
         judged = (
             (number, str(qrel.query_id), str(qrel.doc_id), int(qrel.relevance))
-            for number, qrel in enumerate(self.data.qrels_iter(), start=1)
+            for number, qrel in enumerate(_iterate(self.data.qrels_iter, self.name), start=1)
         )
         return merge_judgements(judged, self.where)

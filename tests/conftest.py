@@ -55,6 +55,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "growth",
         "hard_json",
         "hub",
+        "import_fuzz",
         "importing",
         "index",
         "known_queries",

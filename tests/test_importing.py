@@ -1,5 +1,11 @@
 """import_collection.py: the same files from every format; ids that are texts; one sentence for each bad row."""
 
+import bz2
+import gzip
+import json
+import lzma
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +23,8 @@ from drhard.records import RecordFile
 from drhard.sources import FieldNames, read_beir, read_files, read_ir_datasets
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from formats import KINDS, register, write_beir, write_files, write_jsonl
 
@@ -94,6 +102,23 @@ def test_a_title_may_first_come_later(tmp_path: Path) -> None:
     source = read_files([tmp_path / "corpus.jsonl"], {"new": [tmp_path / "queries.tsv"]}, {}, FieldNames())
     import_collection(source, tmp_path / "dataset", "keep")
     assert (tmp_path / "dataset" / "collection.tsv").read_text() == "0\tone\n1\tTwo two\n2\tthree\n"
+
+
+def test_ms_marco_v2(tmp_path: Path) -> None:
+    """A passage has the id of its document too."""
+    rows = [
+        {"pid": f"msmarco_passage_00_{place}", "passage": "text", "docid": "msmarco_doc_00_0"} for place in (0, 172)
+    ]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.gz").write_bytes(gzip.compress(json.dumps(row).encode()))
+    (tmp_path / "queries.tsv").write_text("121352\tdefine extreme\n")
+    (tmp_path / "qrels.tsv").write_text("121352\t0\tmsmarco_passage_00_172\t1\n")
+    corpus, queries = [tmp_path / "0.gz", tmp_path / "1.gz"], {"train": [tmp_path / "queries.tsv"]}
+    source = read_files(corpus, queries, {"train": tmp_path / "qrels.tsv"}, FieldNames())
+    import_collection(source, tmp_path / "dataset", "keep")
+    written = texts_of(tmp_path / "dataset")
+    assert written["collection.ids"] == "msmarco_passage_00_0\nmsmarco_passage_00_172\n"
+    assert written["qrels.train.tsv"] == "0\t0\t1\t1\n" and written["queries.train.ids"] == "121352\n"
 
 
 def test_ir_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,14 +263,23 @@ FILES = {  # name and content of the corpus, and what is said of it
     ): r"a\.jsonl, line 1: has no field '_id' or .*, but 'key', 'text'; give --id_",
     ("a.tsv", "1\ta\tb\n"): "line 1: has 3 fields; expected 2, _id and text, or their names in the first line",
     ("a.tsv", "1\ta\n2\ta\tb\n"): "line 2: has 3 fields, the first line has 2; replace tabs",
-    ("a.tsv", "1\ta\n2\n"): "line 2: has 1 fields, the first line has 2",
+    ("a.tsv", "1\ta\n2\n"): "line 2: has 1 field, the first line has 2",
     ("a.csv", "id,text\n1,a\n2,a,b\n"): "line 3: has 3 fields, the first line has 2",
-    ("a.csv", 'id,text\n1,"a\nb"\n2\n'): "line 4: has 1 fields, the first line has 2",
+    ("a.csv", 'id,text\n1,"a\nb"\n2\n'): "line 4: has 1 field, the first line has 2",
     ("a.csv", 'id,text\n1,"a\n'): "not CSV",
     ("a.csv", "1,a\n"): "line 1: has no field '_id' or",
     ("a.trec", "<DOC>\n<DOCNO>1</DOCNO>\n<TEXT>x</TEXT>\n"): "line 1: <doc> does not end",
     ("a.trec", "<DOC>\n<TEXT>x</TEXT>\n</DOC>\n"): "line 1: has no field .*'docno'",
+    ("a.csv", "id,text,text\n1,a,b\n"): "line 1: has two fields called 'text'; rename one",
+    ("a.tsv", "id\tsentence\n1\ta\n"): "line 1: has no field 'text' .*, but 'id', 'sentence'; give --text_field",
+    ("a.tsv", "ID\tText\n1\ta\n"): "line 1: has no field '_id' .*, but 'ID', 'Text'; give --id_field",
+    ("a.json", '[{"id": "a",\n"text": "b"}]'): "line 1: not JSON .*; expected an object on each line",
+    ("a.json", '[{"id": "a", "text": "b"}]'): "line 1: expected a JSON object on each line",
+    ("a.xml", "<topics></topics>"): "has neither <DOC> nor <top>; expected TREC's format",
+    ("a.trec", "<DOC>\n</DOC>\n"): "line 1: has no field .*'docno'; give --id_field",
     ("a.tsv", ""): r"a\.tsv: holds no text",
+    ("a.tsv", "\n\n"): r"a\.tsv: holds no text",
+    ("a.csv", ""): r"a\.csv: holds no text",
     ("a.tsv.gz", "1\ta\n"): r"a\.tsv\.gz: damaged",
     ("a.parquet", "PAR1 this is none"): "damaged|needs pyarrow",
 }
@@ -257,6 +291,83 @@ def test_bad_files(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / "queries.tsv").write_text("1\twhat\n")
     with pytest.raises(InputError, match=FILES[name, content]):
         source = read_files([tmp_path / name], {"test": [tmp_path / "queries.tsv"]}, {}, FieldNames())
+        import_collection(source, tmp_path / "dataset", "keep")
+
+
+PACKED = {
+    "a.tsv": (gzip.compress(b"1\ta\n"), "is gzipped; end its name with .gz"),
+    "a.zip": (b"PK\x03\x04" + bytes(30), "is a zip archive; unpack it"),
+    "a.tsv.bz2": (bz2.compress(b"1\ta\n"), "is packed by bzip2; unpack it"),
+    "a.tsv.xz": (lzma.compress(b"1\ta\n"), "is packed by xz; unpack it"),
+    "a.tar.gz": (
+        gzip.compress(b"name".ljust(257, b"\0") + b"ustar"),
+        "is a tar archive; unpack it, and give its files",
+    ),
+    "a.csv": ("id,text\n1,a\n".encode("utf-16"), "is UTF-16 or UTF-32; convert it to UTF-8"),
+    "a.parquet.gz": (gzip.compress(b"PAR1"), "is a gzipped Parquet file; unpack it"),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_files_are_told_by_their_first_bytes(tmp_path: Path, name: str) -> None:
+    content, complaint = PACKED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(f"{name}: {complaint}")):
+        list(RecordFile(tmp_path / name, FieldNames().of_passages).read())
+
+
+def test_a_tsv_file_must_name_the_fields_that_flags_name(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("1\ta\n")
+    with pytest.raises(InputError, match="line 1: has no field 'key', but '1', 'a'; give --id_field"):
+        list(RecordFile(tmp_path / "a.tsv", FieldNames(id="key").of_passages).read())
+
+
+def test_blank_lines_are_left_out(tmp_path: Path) -> None:
+    for name, content in {"a.tsv": "\n1\ta\n\r\n2\tb\n\n", "a.csv": "id,text\n1,a\n\n2,b\n"}.items():
+        (tmp_path / name).write_text(content)
+        [records] = RecordFile(tmp_path / name, FieldNames().of_passages).read()
+        assert [list(column) for column in records.columns] == [["1", "2"], [None, None], ["a", "b"]]
+        assert list(records.numbers) == [2, 4]
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    columns = [pyarrow.array([name]) for name in ("a", "b", "c")]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, names=["id", "id", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="has two fields called 'id'; rename one"):
+        list(RecordFile(tmp_path / "a.parquet", FieldNames().of_passages).read())
+
+
+def test_what_is_not_a_file(tmp_path: Path) -> None:
+    (tmp_path / "queries.tsv").write_text("1\twhat\n")
+    os.mkfifo(tmp_path / "pipe")
+    queries = {"test": [tmp_path / "queries.tsv"]}
+    for path, complaint in {"pipe": "is a pipe or a device; write it to a file", ".": "is a folder"}.items():
+        with pytest.raises(InputError, match=complaint):
+            read_files([tmp_path / path], queries, {}, FieldNames())
+    with pytest.raises(InputError, match=r"--corpus: names .*queries\.tsv twice"):
+        read_files([tmp_path / "queries.tsv"] * 2, queries, {}, FieldNames())
+
+
+@pytest.mark.parametrize("name", ["test (1)", "x" * 65, "_test"])
+def test_the_name_of_a_qrels_file_must_fit_a_split(tmp_path: Path, name: str) -> None:
+    beir = write_beir(tmp_path / "beir", PASSAGES, QUERIES, {"test": QRELS["test"], name: QRELS["dev"]})
+    with pytest.raises(
+        InputError, match=re.escape(f"{beir}/qrels/{name}.tsv: '{name[:40]}' is not the name of a split")
+    ):
+        read_beir(beir, FieldNames())
+
+
+def test_hidden_files_are_no_splits(tmp_path: Path) -> None:
+    beir = write_beir(tmp_path / "beir", PASSAGES, QUERIES, {"test": QRELS["test"]})
+    (beir / "qrels" / "._test.tsv").write_bytes(b"\0\5\x16\7")  # of macOS
+    assert list(read_beir(beir, FieldNames()).splits) == ["test"]
+
+
+def test_errors_of_ir_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, "mine", PASSAGES, QUERIES, QRELS, monkeypatch)
+    source = read_ir_datasets(["mine/test"], FieldNames())
+    (tmp_path / "docs.tsv").unlink()
+    with pytest.raises(InputError, match=r"ir_datasets:mine, docs: ir_datasets cannot read it \(.*docs\.tsv"):
         import_collection(source, tmp_path / "dataset", "keep")
 
 
@@ -289,10 +400,10 @@ def test_judgements_of_what_is_not_there(tmp_path: Path, caplog: pytest.LogCaptu
     ("qrels", "complaint"),
     [
         ("1 0 none 1\n1 0 a 1\n1 0 other 1\n", "2 of 3 judgements name texts .* do these files belong together"),
-        ("9 0 a 1\n", "none of its queries is judged"),
+        ("9 0 a 1\n", "none of its queries is judged, the judgements name '9'; do these files belong together?"),
         ("1 0 a 1\n1 0 a 2\n", "line 2: query 1 and document a have grade 2 here and 1 in line 1"),
         ("1 0 a high\n", "line 1: the grade 'high' is not a whole number"),
-        ("1 a 1\n", "line 1: expected 'qid 0 pid grade', found 3 fields"),
+        ("1 a 1\n", "line 1: expected 'qid 0 pid grade', found 3 fields; three need the header 'query-id corpus-id"),
         ("query-id\tcorpus-id\tscore\n1\t0\ta\t1\n", "line 2: expected 'query-id corpus-id score', found 4 fields"),
         ("", "holds no judgement"),
     ],

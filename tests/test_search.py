@@ -5,7 +5,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,17 @@ import documented
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, call_script, load_script, must_run, refused, save_tiny, save_vocabulary, write_sample
+from helpers import (
+    ROOT,
+    call_script,
+    load_script,
+    must_run,
+    refused,
+    run_without,
+    save_tiny,
+    save_vocabulary,
+    write_sample,
+)
 
 SCRIPT = "search.py"
 PAGE = ROOT / "docs" / "search.md"
@@ -182,8 +192,37 @@ def test_a_compressed_index_is_built_once(folder: Path, tmp_path: Path) -> None:
         assert one[0]["score"] == pytest.approx(other[0]["score"], rel=0.01)
 
 
+def piped(content: bytes) -> TextIOWrapper:
+    """A standard input with this content."""
+    return TextIOWrapper(BytesIO(content), encoding="utf-8")
+
+
+def test_queries_that_are_not_utf_8(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Piped, as a flag, and typed: Python hands on each byte that it cannot decode as half of a surrogate pair."""
+    monkeypatch.setattr("sys.stdin", piped(b"lake\nM\xfcnchen\n"))
+    complaint = refused(SCRIPT, "--data_root", "runs/sample", "--json", capsys=capsys)
+    assert complaint == "error: standard input, line 2: not UTF-8 text (byte 1 of the line)"
+    complaint = refused(SCRIPT, "--data_root", "runs/sample", "--query", "M\udcfcnchen", capsys=capsys)
+    assert complaint == r"error: the query 'M\udcfcnchen' is not UTF-8 text"
+    typed = iter(["M\udcfcnchen", "lake", ""])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    call_script(SCRIPT, "--data_root", "runs/sample", "--topk", 1)
+    printed = capsys.readouterr()
+    assert r"error: the query 'M\udcfcnchen' is not UTF-8 text" in printed.err
+    assert re.findall(r"^   1  \d+", printed.out, re.MULTILINE) and not list(typed)  # the next one is answered
+
+
+def test_a_mode_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = run_without(["torch"], SCRIPT, "--data_root", "runs/sample", "--mode", "tset", "--query", "x", cwd=folder)
+    assert ended.returncode == 2
+    assert ended.stderr.strip().endswith("has no queries of tset; there are dev, lead, test, train")
+
+
 def test_piped_queries_give_an_object_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", StringIO("city in italy\n\nlake\tin africa\r\n"))
+    monkeypatch.setattr("sys.stdin", piped("\ufeffcity in italy\n\nlake\tin africa\r\n".encode()))
     answers = asked(folder)
     assert [answer["query"] for answer in answers] == ["city in italy", "lake in africa"]
 
@@ -328,7 +367,7 @@ def test_every_command_of_the_page_runs(
     commands = [command for command in documented.in_document(PAGE) if command.script == SCRIPT]
     assert len(commands) > 7
     for command in commands:
-        monkeypatch.setattr("sys.stdin", StringIO("lake\n"))
+        monkeypatch.setattr("sys.stdin", piped(b"lake\n"))
         call_script(SCRIPT, *takewhile(lambda word: word != "<", command.words[2:]))
     assert served == [8000]
     assert capsys.readouterr().out.count("Searching 300 passages") == len(commands) - 2
