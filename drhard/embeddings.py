@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from drhard.collection import Collection
-from drhard.encoder import Encoder, MixedPrecision, check_tokens
+from drhard.devices import to_device
+from drhard.encoder import Encoder, MixedPrecision, check_tokens, model_inputs
 from drhard.errors import InputError
 from drhard.files import (
     DiskFault,
@@ -175,8 +176,7 @@ def _embed(
             if batch.first_of_window:
                 embeddings = torch.empty(min(WINDOW, len(tokens) - batch.start), dim, device=device)
             with torch.inference_mode():  # not around the loop: it would apply in the caller between two windows
-                output = module(batch.ids.to(device, non_blocking=True), batch.mask.to(device, non_blocking=True))
-            embeddings[batch.rows.to(device, non_blocking=True)] = output
+                embeddings[batch.rows] = module(batch.ids, batch.mask)
             bar.update(batch.tokens)
             if batch.last_of_window:
                 yield embeddings.cpu().numpy()
@@ -198,21 +198,17 @@ class _Batch(NamedTuple):
     start: int  # first row of the window
     rows: torch.Tensor  # (B,) int64, counted from the start of the window
     ids: torch.Tensor  # (B, L) int64
-    mask: torch.Tensor  # (B, L) int64
+    mask: torch.Tensor | None  # (B, L) int64
     tokens: int  # without padding
     first_of_window: bool
     last_of_window: bool
 
 
 def _batches(tokens: TokenMemmap, done: int, batch_size: int, pad_id: int, device: torch.device) -> Iterator[_Batch]:
-    """Yield the rows from ``done`` on, window by window, batched by length."""
-    pinned = device.type == "cuda"
+    """Yield the rows from ``done`` on, window by window, batched by length, on ``device``."""
     most_tokens = batch_size * tokens.max_length
     if device.type == "cpu":
         most_tokens = min(most_tokens, CPU_TOKENS)
-
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).pin_memory() if pinned else torch.from_numpy(array)
 
     for start in range(done, len(tokens), WINDOW):
         lengths = tokens.lengths[start : start + WINDOW]
@@ -221,9 +217,9 @@ def _batches(tokens: TokenMemmap, done: int, batch_size: int, pad_id: int, devic
         while first < len(by_length):
             size = max(1, most_tokens // int(lengths[by_length[first]]))
             rows = by_length[first : first + size]
-            ids, mask = tokens.batch(start + rows, pad_id)
+            ids, mask = model_inputs(*tokens.batch(start + rows, pad_id), device)
             last = first + size >= len(by_length)
-            yield _Batch(start, tensor(rows), tensor(ids), tensor(mask), int(lengths[rows].sum()), first == 0, last)
+            yield _Batch(start, to_device(rows, device), ids, mask, int(lengths[rows].sum()), first == 0, last)
             first += size
 
 

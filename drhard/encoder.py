@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from drhard.devices import to_device
 from drhard.errors import InputError
 from drhard.pretrained import architecture_of, find_longest_sequence
 from drhard.sentence_modules import SentenceModules
 from drhard.tokens import PASSAGES, TokenMemmap
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -44,17 +46,34 @@ class Encoder(nn.Module):
     tokenizer_digest: str | None = None
     prompts: Mapping[str, str] = MappingProxyType({})
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embed a batch.
 
         Args:
             input_ids: (B, L) int64.
-            attention_mask: (B, L), 1 for a token and 0 for padding.
+            attention_mask: (B, L), 1 for a token and 0 for padding; None if nothing is padded.
 
         Returns:
             (B, dim) embeddings.
         """
         raise NotImplementedError
+
+    def spread(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the mask of a batch in the form that the backbone reads without waiting for the GPU.
+
+        transformers asks the GPU whether a mask (B, L) has padding, in every batch. It takes a mask (B, 1, L, L) as it
+        is. ModernBERT needs a second one for its local attention, and makes both itself.
+        """
+        attention = self.config._attn_implementation
+        reads_it = attention in ("sdpa", "eager") and architecture_of(self.config).full_attention
+        if attention_mask is None or not reads_it:
+            return attention_mask
+        length = attention_mask.shape[1]
+        spread = attention_mask[:, None, None, :].bool().expand(-1, 1, length, length)
+        if attention == "sdpa":
+            return spread
+        added = torch.zeros_like(spread, dtype=self.backbone.dtype)  # to the scores, before the softmax
+        return added.masked_fill(~spread, torch.finfo(added.dtype).min)
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +110,14 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
+def model_inputs(ids: np.ndarray, mask: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return what :meth:`TokenMemmap.batch` returned as arguments of :meth:`Encoder.forward` on ``device``.
+
+    There is no mask if nothing is padded. Attention is faster without.
+    """
+    return to_device(ids, device), None if mask.all() else to_device(mask, device)
+
+
 class MixedPrecision(nn.Module):
     """An encoder that computes in ``dtype`` and returns float32.
 
@@ -101,7 +128,7 @@ class MixedPrecision(nn.Module):
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embed a batch; see :meth:`Encoder.forward`."""
         with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embeddings: torch.Tensor = self.model(input_ids, attention_mask)

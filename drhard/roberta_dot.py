@@ -34,10 +34,11 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):
         self.norm = nn.LayerNorm(self.output_embedding_size)
         self.post_init()  # type: ignore[operator]
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """See :meth:`drhard.encoder.Encoder.forward`."""
         # The published configs set return_dict to false.
-        hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state  # (B, L, hidden)
+        mask = self.spread(attention_mask)
+        hidden = self.roberta(input_ids, mask, return_dict=True).last_hidden_state  # (B, L, hidden)
         embeddings: torch.Tensor = self.norm(self.embeddingHead(hidden[:, 0]))
         return embeddings
 

@@ -15,7 +15,7 @@ from drhard.losses import pairwise_loss
 from drhard.model_folder import list_model_files, load_encoder, save_encoder
 from drhard.provenance import write_seal
 from drhard.sampling import TrainingDataset
-from drhard.training import Events, check_loss, check_trained, group_parameters, warn_of_long_warmup
+from drhard.training import Events, LossCheck, check_trained, group_parameters, warn_of_long_warmup
 from drhard.validation import BEST_FOLDER, Validation
 
 import torch
@@ -166,6 +166,7 @@ class StaticTrainer(Trainer):
         self.score_scale = score_scale
         self.chunk_size = chunk_size
         self.record = record
+        self.loss_check = LossCheck()
 
     def complete(self, checkpoint: Path | None) -> None:
         """Train to the end, from ``checkpoint`` or from the start, and write the model.
@@ -204,7 +205,7 @@ class StaticTrainer(Trainer):
             scores = queries.float() @ torch.cat(documents).float().T * self.score_scale  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
             loss = self.loss(scores, positive, inputs["negatives"])
-        check_loss(loss, self.state.global_step + 1)
+        self.loss_check.note(loss, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
 
     def _embed(self, model: torch.nn.Module, sequences: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -216,6 +217,7 @@ class StaticTrainer(Trainer):
         """Measure the model and keep it if it is the best. The Trainer calls it when an evaluation is due."""
         assert self.validating is not None
         validation, step = self.validating.validation, self.state.global_step
+        self.loss_check.check()
         value = self.validating.evaluate()
         if validation.add(step, value) and step > 0:
             self._save_encoder(Path(self.args.output_dir) / BEST_FOLDER, validation.notes())
@@ -245,7 +247,12 @@ class StaticTrainer(Trainer):
         return cast(LRScheduler, super().create_scheduler(num_training_steps, optimizer))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log numbers, except those that are not finite: mixed precision skips a step whose gradient norm is not."""
+        """Log numbers, except those that are not finite: mixed precision skips a step whose gradient norm is not.
+
+        Raises:
+            InputError: the loss of a step was not finite.
+        """
+        self.loss_check.check()
         super().log({name: value for name, value in logs.items() if math.isfinite(value)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -259,6 +266,7 @@ class StaticTrainer(Trainer):
         self.accelerator.unwrap_model(model or self.model).load_state_dict(weights)
 
     def _save_encoder(self, folder: Path, notes: Mapping[str, object] | None = None) -> None:
+        self.loss_check.check()
         model = self.accelerator.unwrap_model(self.model)
         check_trained(model, self.state.global_step)
         save_encoder(model, folder, self.tokenizer_from, notes)

@@ -31,6 +31,8 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
         # The present name of gradient_checkpointing in transformers.
         "activation_checkpointing": bool(flags.activation_checkpointing or flags.gradient_checkpointing),
         "dataloader_pin_memory": flags.dataloader_pin_memory and on_gpu,
+        # The GPU copies a batch from pinned memory while Python goes on.
+        "accelerator_config": {"non_blocking": flags.dataloader_pin_memory and on_gpu},
         "report_to": _loggers(flags.report_to),
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # the training stops at the first loss that is not finite
