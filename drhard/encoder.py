@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -135,31 +135,29 @@ class MixedPrecision(nn.Module):
             return embeddings.float()
 
 
-def embed_in_chunks(
-    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, chunk_size: int
+def embed_groups(
+    model: nn.Module, groups: Sequence[Mapping[str, torch.Tensor]], places: torch.Tensor, recompute: bool = False
 ) -> torch.Tensor:
-    """Embed a training batch, ``chunk_size`` sequences at a time, in the memory that one chunk needs.
+    """Embed a training batch, group by group.
 
-    The activations of a chunk are dropped. The backward pass computes them again, with the same dropout (gradient
-    caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021). The
-    gradient equals that of the whole batch, except that dropout draws other numbers. Sequences are sorted by length,
-    so that a chunk is padded only to its own longest sequence.
+    The gradient equals that of the whole batch at once, except that dropout draws other numbers.
 
     Args:
         model: a :class:`Encoder`, or a module that wraps one.
-        input_ids, attention_mask: see :meth:`Encoder.forward`.
+        groups: the arguments of :meth:`Encoder.forward`, for some of the sequences each.
+        places: (B,) int64, where each sequence of the batch stands in the groups one after another.
+        recompute: drop the activations of each group. The backward pass computes them again, with the same dropout
+            (gradient caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+            2021). So the memory is that of one group.
 
     Returns:
         (B, dim) embeddings, in the order of the batch.
     """
-    lengths = attention_mask.sum(1)
-    order = lengths.argsort(descending=True)
     embeddings = []
-    for chunk in order.split(chunk_size):
-        longest = int(lengths[chunk[0]])
-        inputs = input_ids[chunk, :longest], attention_mask[chunk, :longest]
-        embeddings.append(checkpoint(model, *inputs, use_reentrant=False))
-    return torch.cat(embeddings)[order.argsort()]
+    for group in groups:
+        inputs = group["input_ids"], group["attention_mask"]
+        embeddings.append(checkpoint(model, *inputs, use_reentrant=False) if recompute else model(*inputs))
+    return torch.cat(embeddings).index_select(0, places)
 
 
 def check_finite(model: nn.Module, where: str, way_out: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from drhard.checkpoints import STATE_FILE, checkpoint_folder, keep_newest
-from drhard.encoder import Encoder, embed_in_chunks
+from drhard.encoder import Encoder, embed_groups
 from drhard.files import partial_path, remove_folder, write_whole_folder
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
@@ -128,7 +128,7 @@ class StaticTrainer(Trainer):
         optimizer_str: "lamb" or "adamw".
         tokenizer_from: the folder of the checkpoint to copy tokenizer files from into each checkpoint.
         score_scale: the factor of the scores in the loss.
-        chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
+        in_chunks: keep the activations of one group of sequences at a time, for large batches in small memory.
         record: the settings and input that decide the outcome, for the seals of checkpoints.
         events: TensorBoard's events; None to write none.
         validating: measures the model; None to measure nothing.
@@ -143,7 +143,7 @@ class StaticTrainer(Trainer):
         optimizer_str: str,
         tokenizer_from: Path,
         score_scale: float,
-        chunk_size: int,
+        in_chunks: bool,
         record: Mapping[str, Any],
         events: Events | None = None,
         validating: Validating | None = None,
@@ -164,7 +164,7 @@ class StaticTrainer(Trainer):
         self.optimizer_str = optimizer_str
         self.tokenizer_from = tokenizer_from
         self.score_scale = score_scale
-        self.chunk_size = chunk_size
+        self.in_chunks = in_chunks
         self.record = record
         self.loss_check = LossCheck()
 
@@ -198,20 +198,14 @@ class StaticTrainer(Trainer):
         """Return the loss of a batch that :class:`drhard.sampling.Collator` made."""
         # Under DataParallel, the Trainer itself does not turn on mixed precision.
         with self.accelerator.autocast():
-            queries = self._embed(model, inputs["query"])  # (B, dim)
-            # Positives and drawn negatives go separately, so that neither is padded to the other's length.
-            documents = [self._embed(model, inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
+            queries = embed_groups(model, **inputs["query"], recompute=self.in_chunks)  # (B, dim)
+            documents = embed_groups(model, **inputs["document"], recompute=self.in_chunks)  # (D, dim)
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
-            scores = queries.float() @ torch.cat(documents).float().T * self.score_scale  # (B, D)
+            scores = queries.float() @ documents.float().T * self.score_scale  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
             loss = self.loss(scores, positive, inputs["negatives"])
         self.loss_check.note(loss, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
-
-    def _embed(self, model: torch.nn.Module, sequences: dict[str, torch.Tensor]) -> torch.Tensor:
-        return (
-            embed_in_chunks(model, **sequences, chunk_size=self.chunk_size) if self.chunk_size else model(**sequences)
-        )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the model and keep it if it is the best. The Trainer calls it when an evaluation is due."""

@@ -75,7 +75,7 @@ def test_training(tmp_path: Path) -> None:
     )
     check_ways(results["adore"])
     check_ways(results["star"])
-    assert [way["queries"] for way in results["star"]] == [4, 4, 4, 6]
+    assert [way["queries"] for way in results["star"]] == [4, 4, 4, 4, 6]
     assert all(way["difference"] < 1e-6 for way in results["star"])
 
 

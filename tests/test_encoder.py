@@ -10,10 +10,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from drhard.encoder import digest_weights, embed_in_chunks
+from drhard.encoder import digest_weights, embed_groups
 from drhard.errors import InputError
 from drhard.model_folder import load_encoder, save_encoder
 from drhard.roberta_dot import RobertaDot
+from drhard.sampling import Grouping
 
 import numpy as np
 import pytest
@@ -74,13 +75,27 @@ def gradients(model: RobertaDot, embeddings: torch.Tensor) -> dict[str, torch.Te
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
+def embed_grouped(model: RobertaDot, ids: torch.Tensor, mask: torch.Tensor, grouping: Grouping) -> torch.Tensor:
+    lengths = mask.sum(1)
+    rows = grouping.split(lengths.numpy())
+    groups = [
+        {"input_ids": ids[group, : lengths[group].max()], "attention_mask": mask[group, : lengths[group].max()]}
+        for group in rows
+    ]
+    places = torch.from_numpy(np.concatenate(rows).argsort())
+    return embed_groups(model, groups, places, recompute=grouping.chunk_size > 0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 50])
-def test_chunks_have_the_gradients_of_the_whole_batch(chunk_size: int) -> None:
+def test_groups_have_the_gradients_of_the_whole_batch(chunk_size: int, recompute: bool) -> None:
     torch.manual_seed(0)
     model, (ids, mask) = tiny_model().double().train(), random_batch(7, 12)  # float32 rounds by the kind of processor
-    whole, chunks = model(ids, mask), embed_in_chunks(model, ids, mask, chunk_size)
-    torch.testing.assert_close(chunks, whole, rtol=1e-12, atol=1e-12)
-    expected, found = gradients(model, whole), gradients(model, chunks)
+    grouping = Grouping(chunk_size=chunk_size) if recompute else Grouping(call_tokens=chunk_size)
+    assert recompute or len(grouping.split(mask.sum(1).numpy())) == (1 if chunk_size == 50 else pytest.approx(4, abs=2))
+    whole, grouped = model(ids, mask), embed_grouped(model, ids, mask, grouping)
+    torch.testing.assert_close(grouped, whole, rtol=1e-12, atol=1e-12)
+    expected, found = gradients(model, whole), gradients(model, grouped)
     assert sum(gradient.abs().sum() > 0 for gradient in expected.values()) > 30
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-11, atol=1e-12, msg=name)
@@ -89,7 +104,7 @@ def test_chunks_have_the_gradients_of_the_whole_batch(chunk_size: int) -> None:
 def test_chunks_are_computed_again_with_the_same_dropout() -> None:
     torch.manual_seed(0)
     model, (ids, mask) = tiny_model(dropout=0.5).train(), random_batch(5, 12)
-    longest_first = mask.sum(1).argsort(descending=True)
+    longest_first = torch.from_numpy(np.argsort(-mask.sum(1).numpy(), kind="stable"))
     torch.manual_seed(3)
     plain = torch.cat(
         [
@@ -99,7 +114,7 @@ def test_chunks_are_computed_again_with_the_same_dropout() -> None:
     )
     expected = gradients(model, plain[longest_first.argsort()])
     torch.manual_seed(3)
-    found = gradients(model, embed_in_chunks(model, ids, mask, 2))
+    found = gradients(model, embed_grouped(model, ids, mask, Grouping(chunk_size=2)))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-6, msg=name)
 
@@ -113,7 +128,7 @@ def test_no_more_is_kept_for_more_chunks() -> None:
         sizes: list[int] = []
         pack = lambda tensor, sizes=sizes: sizes.append(tensor.nbytes) or tensor  # noqa: E731
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            embed_in_chunks(model, ids, mask, 4)
+            embed_grouped(model, ids, mask, Grouping(chunk_size=4))
         kept.append(sum(sizes))
     assert kept[1] - kept[0] < 10_000  # one layer of one chunk is more
 

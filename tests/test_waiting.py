@@ -66,7 +66,7 @@ def test_encoders_need_no_mask_and_do_not_ask_the_device_for_padding(
         torch.testing.assert_close(model(*padded), together, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("flags", [(), ("--padding",), ("--gradient_accumulation_steps", 2)])
+@pytest.mark.parametrize("flags", [(), ("--padding",), ("--chunk_size", 2), ("--gradient_accumulation_steps", 2)])
 def test_a_step_of_star_reads_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...]
 ) -> None:
