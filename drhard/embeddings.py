@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from drhard.collection import Collection
 from drhard.devices import to_device
-from drhard.encoder import Encoder, MixedPrecision, check_tokens, model_inputs
+from drhard.encoder import Encoder, HalfPrecision, check_tokens, model_inputs
 from drhard.errors import InputError
 from drhard.files import (
     DiskFault,
@@ -60,7 +60,7 @@ def encode(
         path: float32 (rows, dim); its stamp is ``path`` + ``.json``. An existing file is reused if its stamp says
             that encoding would give the same.
         batch_size: sequences of the maximum length in a batch, for each GPU. A batch takes more of shorter ones.
-        dtype: the precision of the model on a GPU (mixed precision). The file is float32 in any case.
+        dtype: the precision of the model's backbone. The file is float32 in any case.
 
     Returns:
         dim, the size of an embedding.
@@ -158,7 +158,7 @@ def _embed(
     """Yield the embeddings (W, dim) of each window, from row ``done`` on."""
     model = model.to(device).eval()
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    module: nn.Module = model if device.type == "cpu" else MixedPrecision(model, dtype)
+    module: nn.Module = model if dtype == torch.float32 else HalfPrecision(model, dtype)
     if gpus > 1:
         module = nn.DataParallel(module)
     dim = model.output_embedding_size

@@ -1,5 +1,6 @@
 """What an encoder of queries and documents is, and what is done with any: batches in chunks, checks, digests."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
 
     def undecayed(self) -> set[str]:
         """Return the names of the parameters that get no weight decay: biases, and the weights of norms."""
-        norms = {name for name, module in self.named_modules() if type(module).__name__.endswith("Norm")}
+        norms = {name for name, module in self.named_modules() if is_norm(module)}
         return {
             name for name, _ in self.named_parameters() if name.endswith("bias") or name.rpartition(".")[0] in norms
         }
@@ -118,21 +119,38 @@ def model_inputs(ids: np.ndarray, mask: np.ndarray, device: torch.device) -> tup
     return to_device(ids, device), None if mask.all() else to_device(mask, device)
 
 
-class MixedPrecision(nn.Module):
-    """An encoder that computes in ``dtype`` and returns float32.
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` in float32 if it is in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
-    DataParallel can wrap it. An autocast around DataParallel would not reach the threads of the other GPUs.
+
+class HalfPrecision(nn.Module):
+    """A copy of an encoder whose backbone computes in ``dtype``. Its LayerNorms and its head compute in float32.
+
+    The weights are cast once; autocast would cast them again in every batch. Embeddings are float32.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+    def __init__(self, model: Encoder, dtype: torch.dtype):
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model = copy.deepcopy(model)
+        norms = [module for module in self.model.backbone.modules() if is_norm(module)]
+        in_float32 = {id(parameter) for norm in norms for parameter in norm.parameters()}
+        for parameter in self.model.backbone.parameters():
+            if id(parameter) not in in_float32:
+                parameter.data = parameter.data.to(dtype)
+        for norm in norms:
+            norm.register_forward_pre_hook(lambda _, inputs: tuple(map(at_least_float32, inputs)))
+            norm.register_forward_hook(lambda _, inputs, output: output.to(dtype))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embed a batch; see :meth:`Encoder.forward`."""
-        with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            embeddings: torch.Tensor = self.model(input_ids, attention_mask)
-            return embeddings.float()
+        embeddings: torch.Tensor = self.model(input_ids, attention_mask)
+        return embeddings
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether ``module`` is a LayerNorm or a similar one of transformers."""
+    return type(module).__name__.endswith("Norm")
 
 
 def embed_groups(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import Encoder, digest_config, digest_weights
+from drhard.encoder import Encoder, at_least_float32, digest_config, digest_weights
 from drhard.errors import InputError
 from drhard.sentence_modules import Dense, SentenceModules, describe_head, write_modules
 
@@ -38,10 +38,11 @@ class PooledEncoder(Encoder):
         mask = self.spread(attention_mask)
         hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, L, hidden)
         if self.pooling == "cls":
-            pooled = hidden[:, 0]
+            pooled = at_least_float32(hidden[:, 0])
         elif attention_mask is None:
-            pooled = hidden.mean(1)
+            pooled = at_least_float32(hidden).mean(1)
         else:
+            hidden = at_least_float32(hidden)
             weights = attention_mask[..., None].to(hidden.dtype)
             pooled = (hidden * weights).sum(1) / weights.sum(1)
         for head in self.heads:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drhard.encoder import Encoder, digest_weights
+from drhard.encoder import Encoder, at_least_float32, digest_weights
 from drhard.sentence_modules import Dense, SentenceModules, write_modules
 
 import torch
@@ -39,7 +39,7 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):
         # The published configs set return_dict to false.
         mask = self.spread(attention_mask)
         hidden = self.roberta(input_ids, mask, return_dict=True).last_hidden_state  # (B, L, hidden)
-        embeddings: torch.Tensor = self.norm(self.embeddingHead(hidden[:, 0]))
+        embeddings: torch.Tensor = self.norm(self.embeddingHead(at_least_float32(hidden[:, 0])))
         return embeddings
 
     def undecayed(self) -> set[str]:

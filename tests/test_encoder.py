@@ -9,8 +9,9 @@ import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from drhard.encoder import digest_weights, embed_groups
+from drhard.encoder import HalfPrecision, digest_weights, embed_groups
 from drhard.errors import InputError
 from drhard.model_folder import load_encoder, save_encoder
 from drhard.roberta_dot import RobertaDot
@@ -19,8 +20,19 @@ from drhard.sampling import Grouping
 import numpy as np
 import pytest
 import torch
-from helpers import refused, save_tiny, save_vocabulary, snapshot, tiny_config, tiny_model, write_collection
+from helpers import (
+    KINDS,
+    refused,
+    save_plain,
+    save_tiny,
+    save_vocabulary,
+    snapshot,
+    tiny_config,
+    tiny_model,
+    write_collection,
+)
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RobertaForMaskedLM, RobertaModel
 
 HEAD = ("embeddingHead.weight", "embeddingHead.bias", "norm.weight", "norm.bias")
@@ -595,3 +607,39 @@ def test_dot_in_front_of_a_name_means_a_folder(script: str, tmp_path: Path, caps
     else:
         words += ["--data_type", "passage", "--data_root", tmp_path]
     assert "./typo: no such folder" in refused(script, *words, capsys=capsys)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_half_precision_are_as_near_as_autocast(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    model = load_encoder(save_plain(tmp_path, kind), pooling="mean")
+    before, (ids, mask) = model.fingerprint(), random_batch(20, 12)
+    ids = ids % 60
+    half = HalfPrecision(model, dtype)
+    with torch.no_grad():
+        exact, found = model(ids, mask), half(ids, mask)
+        with torch.autocast("cpu", dtype):
+            automatic = model(ids, mask).float()
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).abs().mean() < 2 * (automatic - exact).abs().mean()
+    assert model.fingerprint() == before
+
+
+def test_half_precision_casts_all_but_layer_norms_and_the_head_and_only_once() -> None:
+    half = HalfPrecision(tiny_model(), torch.bfloat16)
+    for name, parameter in half.model.named_parameters():
+        in_float32 = "LayerNorm" in name or name.startswith(("embeddingHead.", "norm."))
+        assert parameter.dtype == (torch.float32 if in_float32 else torch.bfloat16), name
+    casts = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default:
+                casts.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Casts():
+        half(torch.tensor([[0, 7, 9, 2]]))
+    weights = {parameter.data_ptr() for parameter in half.parameters()}
+    assert casts
+    assert not any(tensor.data_ptr() in weights for tensor in casts)
