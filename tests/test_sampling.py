@@ -279,6 +279,15 @@ def test_each_kind_of_negatives_trains_another_model(
         assert not any(np.array_equal(model, other) for other in models[:number])
 
 
+@pytest.mark.parametrize("workers", [["2"], ["1", "--dataloader_persistent_workers"]])
+def test_processes_that_make_batches_make_the_same(collection: Path, workers: list[str]) -> None:
+    """In each of three epochs, which draw other documents. The last --max_steps counts."""
+    more = ["--max_steps", 6, "--per_query_hard_num", 2]
+    alone = train(collection, "alone", STAR, *more)
+    with_workers = train(collection, "workers", STAR, *more, "--dataloader_num_workers", *workers)
+    np.testing.assert_array_equal(alone, with_workers)
+
+
 def test_in_batch_draws_nothing_whatever_the_number(collection: Path) -> None:
     np.testing.assert_array_equal(
         train(collection, "one", IN_BATCH), train(collection, "two", IN_BATCH, "--per_query_hard_num", 5)
