@@ -9,7 +9,6 @@ model's own matrix products, without padding, at the rate of a large square prod
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -17,13 +16,12 @@ from drhard.devices import choose_device
 from drhard.embeddings import encode, open_embeddings
 from drhard.errors import command
 from drhard.roberta_dot import RobertaDot
-from drhard.tokens import TokenMemmap
+from drhard.tokens import PASSAGES, TokenMemmap
 
 import numpy as np
 import torch
 from measuring import arguments, compare, measure_with_rate, peak_memory_gb, positive, save, show, show_machine
-from stand_ins import passage_lengths, random_encoder
-from transformers import RobertaConfig
+from stand_ins import flops, passage_lengths, random_encoder, write_tokens
 
 BATCH = 32
 LONGEST = 256  # tokens of a passage
@@ -37,19 +35,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_tokens(folder: Path, passages: int, vocabulary: int) -> TokenMemmap:
-    """Random passages as preprocess.py writes them."""
-    random = np.random.default_rng(0)
-    lengths = passage_lengths(random, passages, LONGEST)
-    rows = random.integers(3, vocabulary, (passages, LONGEST), dtype=np.int32)
-    rows[np.arange(LONGEST) >= lengths[:, None]] = 0
-    rows.tofile(folder / "passages.memmap")
-    np.save(folder / "passages_length.npy", lengths)
-    meta = {"type": "int32", "total_number": passages, "embedding_size": LONGEST}
-    (folder / "passages_meta").write_text(json.dumps(meta))
-    return TokenMemmap.open(folder, "passages", LONGEST)
-
-
 @torch.no_grad()
 def encode_as_published(model: RobertaDot, tokens: TokenMemmap, device: torch.device) -> np.ndarray:
     """Return the embeddings (rows, dim), computed by batches in file order."""
@@ -60,14 +45,6 @@ def encode_as_published(model: RobertaDot, tokens: TokenMemmap, device: torch.de
     return np.concatenate(parts)
 
 
-def flops(config: RobertaConfig, lengths: np.ndarray) -> float:
-    """Return the FLOPs of the matrix products for sequences of these lengths without padding."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    each_token = 2 * (4 * hidden * hidden + 2 * hidden * inner)
-    attention = 2 * 2 * hidden * lengths.astype(np.float64) ** 2
-    return config.num_hidden_layers * float((each_token * lengths + attention).sum())
-
-
 @command
 def main() -> None:
     args = parse_arguments()
@@ -75,7 +52,9 @@ def main() -> None:
     model = random_encoder(args.layers).eval().to(device)
     config = model.config
     with tempfile.TemporaryDirectory() as folder:
-        tokens = write_tokens(Path(folder), args.passages, config.vocab_size)
+        lengths = passage_lengths(np.random.default_rng(0), args.passages, LONGEST)
+        write_tokens(Path(folder), PASSAGES, lengths, LONGEST, config.vocab_size)
+        tokens = TokenMemmap.open(folder, PASSAGES, LONGEST)
         expected = encode_as_published(model, tokens, device)
         path = Path(folder) / "passages.embeddings"
 

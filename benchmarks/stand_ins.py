@@ -1,5 +1,8 @@
 """Random models as large as roberta-base, and random text lengths like those of MS MARCO's passages."""
 
+import json
+from pathlib import Path
+
 from drhard.roberta_dot import RobertaDot
 
 import numpy as np
@@ -28,3 +31,22 @@ def random_encoder(layers: int, vocabulary: int = 50265) -> RobertaDot:
         attention_probs_dropout_prob=0.0,
     )
     return RobertaDot(config)
+
+
+def write_tokens(folder: Path, name: str, lengths: np.ndarray, longest: int, vocabulary: int = 50265) -> None:
+    """Write random texts of ``lengths`` (rows,) tokens as preprocess.py writes them."""
+    random = np.random.default_rng(0)
+    rows = random.integers(3, vocabulary, (len(lengths), longest), dtype=np.int32)
+    rows[np.arange(longest) >= lengths[:, None]] = 0
+    rows.tofile(folder / f"{name}.memmap")
+    np.save(folder / f"{name}_length.npy", lengths)
+    meta = {"type": "int32", "total_number": len(lengths), "embedding_size": longest}
+    (folder / f"{name}_meta").write_text(json.dumps(meta))
+
+
+def flops(config: RobertaConfig, lengths: np.ndarray) -> float:
+    """Return the FLOPs of the matrix products for sequences of these lengths without padding."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    each_token = 2 * (4 * hidden * hidden + 2 * hidden * inner)
+    attention = 2 * 2 * hidden * lengths.astype(np.float64) ** 2
+    return config.num_hidden_layers * float((each_token * lengths + attention).sum())

@@ -3,9 +3,9 @@
 ADORE is measured from query embeddings to their gradient, without the encoder. The published way searches a faiss flat
 index and goes through queries and pairs one by one.
 
-STAR is measured from texts to the gradient. The model has roberta-base's size and random weights. Passages are as long
-as MS MARCO's, cut at the published 120 tokens. Each way runs in a separate process to measure its memory. The paper's
-batch of 256 runs once.
+STAR is measured from token ids to the gradient. The model has roberta-base's size and random weights. Passages are as
+long as MS MARCO's, cut at the published 120 tokens. Each way runs in a separate process to measure its memory. The
+paper's batch of 256 runs once.
 
     python benchmarks/training.py
     python benchmarks/training.py --documents 100000 --batch 8 --chunk 4 --output training.json
@@ -17,12 +17,13 @@ import time
 from typing import Any
 
 from drhard.adore import Candidates
-from drhard.encoder import embed_in_chunks
+from drhard.encoder import embed_groups, model_inputs
 from drhard.errors import command
 from drhard.exact import ExactIndex
 from drhard.index import check_topk
 from drhard.losses import adore_loss, pairwise_loss
 from drhard.roberta_dot import RobertaDot
+from drhard.sampling import Grouping
 
 import faiss
 import numpy as np
@@ -37,6 +38,7 @@ QUERY_LENGTH, LONGEST = 24, 120  # tokens, as star/train.py is published
 WAYS = {
     "one": "one matrix of all documents",
     "apart": "positives and hard negatives apart",
+    "groups": "grouped by length",
     "chunks": "--chunk_size",
 }
 
@@ -121,41 +123,42 @@ def measure_adore(count: int, rounds: int) -> list[dict[str, Any]]:
 # STAR
 
 
-def random_batch(
-    random: np.random.Generator, count: int, longest: int, vocabulary: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random ids and mask (count, L), padded to the longest of the batch."""
-    lengths = passage_lengths(random, count, longest)
-    ids = random.integers(3, vocabulary, (count, lengths.max()))
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    return torch.from_numpy(np.where(mask, ids, 1)), torch.from_numpy(mask.astype(np.int64))
+def embed(model: RobertaDot, texts: list[np.ndarray], groups: list[np.ndarray], recompute: bool) -> torch.Tensor:
+    """Embed ``texts`` group by group, each padded to its longest."""
+    inputs = []
+    for group in groups:
+        lengths = np.array([len(texts[place]) for place in group])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.ones(mask.shape, dtype=np.int64)
+        ids[mask] = np.concatenate([texts[place] for place in group])
+        inputs.append(model_inputs(ids, mask.astype(np.int64), torch.device("cpu")))
+    named = [{"input_ids": ids, "attention_mask": mask} for ids, mask in inputs]
+    return embed_groups(model, named, torch.from_numpy(np.concatenate(groups).argsort()), recompute)
 
 
-def star_gradient(model: RobertaDot, way: str, batch: int, chunk: int) -> None:
-    """Compute the gradient of one batch. All methods get the same batch and weights."""
+def split(texts: list[np.ndarray], way: str, chunk: int) -> list[np.ndarray]:
+    """Return the groups of ``texts`` in which a way encodes them."""
+    if way in ("one", "apart"):
+        return np.split(np.arange(len(texts)), 2 if way == "apart" else 1)
+    grouping = Grouping(chunk_size=chunk if way == "chunks" else 0)
+    return grouping.split(np.array([len(text) for text in texts]))
+
+
+def star_gradient(model: RobertaDot, way: str, batch: int, chunk: int) -> float:
+    """Compute the gradient of one batch. All methods get the same batch and weights.
+
+    Returns:
+        The share of padding in the tokens of the documents.
+    """
     random = np.random.default_rng(0)
-    vocabulary = model.config.vocab_size
-    query, positive, hard = (
-        random_batch(random, batch, longest, vocabulary) for longest in (QUERY_LENGTH, LONGEST, LONGEST)
-    )
-    if way == "chunks":
-        queries, *documents = (embed_in_chunks(model, *part, chunk) for part in (query, positive, hard))
-    elif way == "apart":
-        queries, *documents = (model(*part) for part in (query, positive, hard))
-    else:
-        width = max(positive[0].shape[1], hard[0].shape[1])
-        ids, mask = (
-            torch.cat(
-                [
-                    functional.pad(part[place], (0, width - part[place].shape[1]), value=1 - place)
-                    for part in (positive, hard)
-                ]
-            )
-            for place in (0, 1)
-        )
-        queries, documents = model(*query), [model(ids, mask)]
+    lengths = [passage_lengths(random, batch * count, longest) for count, longest in ((1, QUERY_LENGTH), (2, LONGEST))]
+    query, document = ([random.integers(3, model.config.vocab_size, length) for length in of] for of in lengths)
+    groups = split(document, way, chunk)
+    queries = embed(model, query, split(query, "one" if way == "apart" else way, chunk), way == "chunks")
+    documents = embed(model, document, groups, way == "chunks")
     negatives = ~torch.eye(batch, 2 * batch, dtype=torch.bool)
-    pairwise_loss(queries @ torch.cat(documents).T, torch.arange(batch), negatives).backward()
+    pairwise_loss(queries @ documents.T, torch.arange(batch), negatives).backward()
+    return 1 - lengths[1].sum() / sum(len(group) * lengths[1][group].max() for group in groups)
 
 
 def print_step(args: argparse.Namespace) -> None:
@@ -165,8 +168,8 @@ def print_step(args: argparse.Namespace) -> None:
     """
     model = random_encoder(args.layers).train()
     start = time.perf_counter()
-    star_gradient(model, args.step, args.batch, args.chunk)
-    result = {"seconds": time.perf_counter() - start, "peak_gb": peak_memory_gb()}
+    padding = star_gradient(model, args.step, args.batch, args.chunk)
+    result = {"seconds": time.perf_counter() - start, "padding": float(padding), "peak_gb": peak_memory_gb()}
     model = random_encoder(2, vocabulary=1000).train().double()  # where different padding does not show as rounding
     small: dict[str, torch.Tensor] = {}
     for way in ("one", args.step):
@@ -194,7 +197,7 @@ def measure_star(args: argparse.Namespace) -> list[dict[str, Any]]:
             found[way].append(measure_step(args, way, args.batch))
     rows = compare({way: [result["seconds"] for result in results] for way, results in found.items()}, "one")
     for row in rows:
-        row |= {key: max(result[key] for result in found[row["way"]]) for key in ("peak_gb", "difference")}
+        row |= {key: max(result[key] for result in found[row["way"]]) for key in ("padding", "peak_gb", "difference")}
         row |= {"way": WAYS[row["way"]], "queries": args.batch}
     large = measure_step(args, "chunks", args.large_batch)
     return [*rows, large | {"way": WAYS["chunks"], "queries": args.large_batch}]
@@ -216,8 +219,8 @@ def main() -> None:
     star = measure_star(args)
     show(
         f"a step of STAR, {args.layers} layers, chunks of {args.chunk}; the same gradient",
-        ["method", "queries", "seconds", "peak memory, GB", "gradient differs by"],
-        [[row[key] for key in ("way", "queries", "seconds", "peak_gb", "difference")] for row in star],
+        ["method", "queries", "seconds", "padding", "peak memory, GB", "gradient differs by"],
+        [[row[key] for key in ("way", "queries", "seconds", "padding", "peak_gb", "difference")] for row in star],
     )
     return save(args.output, {"adore": adore, "star": star})
 

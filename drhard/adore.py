@@ -13,8 +13,9 @@ from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.adore_state import STATE_FILE, WAY_OUT, read_state, write_state
 from drhard.checkpoints import RECORD_FILE
 from drhard.collection import Collection
+from drhard.devices import to_device
 from drhard.embeddings import digest_embeddings
-from drhard.encoder import Encoder, adopt_prompts, check_tokens
+from drhard.encoder import Encoder, adopt_prompts, check_tokens, model_inputs
 from drhard.errors import InputError
 from drhard.files import remove_unfinished, write_json
 from drhard.hub import CONFIG_FILE
@@ -26,7 +27,7 @@ from drhard.tokens import TokenMemmap
 from drhard.training import (
     DIVERGED,
     Events,
-    check_loss,
+    LossCheck,
     check_trained,
     choose_scale,
     group_parameters,
@@ -101,19 +102,26 @@ class StopRequest:
 
 
 class Means:
-    """Means of named numbers over the steps since the last :meth:`take`."""
+    """Means of named numbers over the steps since the last :meth:`take`. Numbers on a GPU stay there until then."""
 
     def __init__(self) -> None:
-        self._seen: list[dict[str, float]] = []
+        self._seen: list[dict[str, float | torch.Tensor]] = []
 
-    def add(self, values: dict[str, float]) -> None:
+    def add(self, values: dict[str, float | torch.Tensor]) -> None:
         """Add the numbers of a step."""
         self._seen.append(values)
 
     def take(self) -> dict[str, float]:
         """Return the means, and start over."""
         seen, self._seen = self._seen, []
-        return {name: float(np.mean([values[name] for values in seen])) for name in seen[0]}
+        found = {name: [values[name] for values in seen] for name in seen[0]}
+        return {name: _mean(values) for name, values in found.items()}
+
+
+def _mean(values: Sequence[float | torch.Tensor]) -> float:
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    read = torch.stack(tensors).tolist() if tensors else []  # all at once
+    return float(np.mean([value for value in values if not isinstance(value, torch.Tensor)] + read))
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,7 @@ class AdoreTraining:
         )
         self.scheduler = get_linear_schedule_with_warmup(self.optimizer, settings.warmup_steps, updates)
         self.step = 0
+        self.loss_check = LossCheck()
         self._epoch_order: tuple[int, np.ndarray] = -1, self.query_rows  # the present epoch and its order
         warn_of_long_warmup(settings.warmup_steps, updates)
 
@@ -235,6 +244,7 @@ class AdoreTraining:
                 self.step += 1
                 bar.update()
                 if self.step % self.output.logging_steps == 0:
+                    self.loss_check.check()
                     values = means.take()
                     events.add({f"train/{name}": value for name, value in values.items()}, self.step)
                     bar.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "mrr_10")})
@@ -252,27 +262,29 @@ class AdoreTraining:
     def _bar(self) -> "tqdm[Any]":
         return tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
 
-    def _train_step(self, rows: np.ndarray) -> dict[str, float]:
+    def _train_step(self, rows: np.ndarray) -> dict[str, float | torch.Tensor]:
+        """Take a step. Python waits for a GPU only once, for the query vectors that the search needs."""
         data, settings = self.data, self.settings
         relevant = [data.relevant[row] for row in rows.tolist()]
         ids, mask = data.queries.batch(rows, self.model.config.pad_token_id)
-        queries = self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
+        queries = self.model(*model_inputs(ids, mask, self.device))
 
         searched = queries.detach().float().cpu()
         if not searched.isfinite().all():
+            self.loss_check.check()
             raise InputError(f"step {self.step + 1}: the query vectors are not finite; {DIVERGED}")
         _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
-        vectors = torch.from_numpy(gather_rows(data.documents, candidates.rows)).to(self.device)  # (Q, C, dim)
+        vectors = to_device(gather_rows(data.documents, candidates.rows), self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors) * self.score_scale
         loss = self.loss(
             scores,
-            torch.from_numpy(candidates.relevant).to(self.device),
-            torch.from_numpy(candidates.listed).to(self.device),
+            torch.from_numpy(candidates.relevant),
+            torch.from_numpy(candidates.listed),
             settings.metric_cut,
         )
         loss = loss / settings.per_gpu_batch_size  # published: the nominal size, even if the last batch is smaller
-        check_loss(loss, self.step + 1)
+        self.loss_check.note(loss, self.step + 1)
         (loss / settings.gradient_accumulation_steps).backward()
 
         rate = self.scheduler.get_last_lr()[0]
@@ -282,7 +294,7 @@ class AdoreTraining:
             self.scheduler.step()
             self.optimizer.zero_grad()
         mrr, recall = measure_retrieval(retrieved, relevant)
-        return {"loss": loss.item(), "mrr_10": mrr, "recall_10": recall, "lr": rate}
+        return {"loss": loss.detach(), "mrr_10": mrr, "recall_10": recall, "lr": rate}
 
     def _batch_rows(self, step: int) -> np.ndarray:
         epoch, batch = divmod(step, self.steps_per_epoch)
@@ -304,7 +316,7 @@ class AdoreTraining:
             self._save(self._epoch(self.step // self.steps_per_epoch))
 
     def _save(self, folder: Path, notes: Mapping[str, object] | None = None) -> None:
-        check_trained(self.model, self.step)
+        self._check_trained()
         save_encoder(self.model, folder, self.output.tokenizer_from, notes)
 
     def _measure_if_due(self, events: Events) -> None:
@@ -314,6 +326,7 @@ class AdoreTraining:
             return
         if validation.evaluations and validation.evaluations[-1].step == self.step:  # before the training was stopped
             return
+        self.loss_check.check()
         _, found = self.data.index.search(self._embed(validation.queries), validation.depth)
         value = validation.measure(found)
         if validation.add(self.step, value) and self.step > 0:
@@ -328,7 +341,7 @@ class AdoreTraining:
         with torch.inference_mode():
             for rows in np.array_split(np.argsort(tokens.lengths, kind="stable"), -(-len(tokens) // EMBEDDED_AT_ONCE)):
                 ids, mask = tokens.batch(rows, self.model.config.pad_token_id)
-                found = self.model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
+                found = self.model(*model_inputs(ids, mask, self.device))
                 embeddings[rows] = found.float().cpu().numpy()
         self.model.train()
         return embeddings
@@ -351,8 +364,12 @@ class AdoreTraining:
             "index": data.index_outcome,
         }
 
-    def _save_state(self) -> None:
+    def _check_trained(self) -> None:
+        self.loss_check.check()
         check_trained(self.model, self.step)
+
+    def _save_state(self) -> None:
+        self._check_trained()
         state = {
             "record": self.record,
             "step": self.step,

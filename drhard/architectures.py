@@ -49,6 +49,7 @@ class Architecture:
         layer: finds the number of a layer in the name of a weight.
         positions_after_padding: positions are counted from ``pad_token_id`` + 1, as RoBERTa's are.
         pooler: transformers can build it without its pooler.
+        full_attention: every token attends to all others, in every layer.
         names: transformers' usual field -> the field of this type.
     """
 
@@ -60,6 +61,7 @@ class Architecture:
     layer: re.Pattern[str] = re.compile(r"encoder\.layer\.(\d+)\.")
     positions_after_padding: bool = False
     pooler: bool = True
+    full_attention: bool = True
     names: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, usual: str) -> str:
@@ -154,6 +156,7 @@ MODERNBERT = Architecture(
     otherwise={"rope_scaling": None},
     layer=re.compile(r"layers\.(\d+)\."),
     pooler=False,
+    full_attention=False,
     names={"hidden_act": "hidden_activation"},
 )
 ARCHITECTURES: Mapping[str, Architecture] = {

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from drhard.errors import InputError
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -92,6 +93,15 @@ def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
         log.warning("half precision needs a GPU; using float32")
         return torch.float32
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}[precision]
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return ``array`` as a tensor on ``device``. A GPU copies it while Python goes on.
+
+    The copy is from pinned memory: from other memory, Python would wait until the GPU has done all its work.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def limit_threads(threads: int) -> None:

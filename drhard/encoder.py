@@ -1,16 +1,19 @@
 """What an encoder of queries and documents is, and what is done with any: batches in chunks, checks, digests."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from drhard.devices import to_device
 from drhard.errors import InputError
 from drhard.pretrained import architecture_of, find_longest_sequence
 from drhard.sentence_modules import SentenceModules
 from drhard.tokens import PASSAGES, TokenMemmap
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -44,17 +47,34 @@ class Encoder(nn.Module):
     tokenizer_digest: str | None = None
     prompts: Mapping[str, str] = MappingProxyType({})
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embed a batch.
 
         Args:
             input_ids: (B, L) int64.
-            attention_mask: (B, L), 1 for a token and 0 for padding.
+            attention_mask: (B, L), 1 for a token and 0 for padding; None if nothing is padded.
 
         Returns:
             (B, dim) embeddings.
         """
         raise NotImplementedError
+
+    def spread(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the mask of a batch in the form that the backbone reads without waiting for the GPU.
+
+        transformers asks the GPU whether a mask (B, L) has padding, in every batch. It takes a mask (B, 1, L, L) as it
+        is. ModernBERT needs a second one for its local attention, and makes both itself.
+        """
+        attention = self.config._attn_implementation
+        reads_it = attention in ("sdpa", "eager") and architecture_of(self.config).full_attention
+        if attention_mask is None or not reads_it:
+            return attention_mask
+        length = attention_mask.shape[1]
+        spread = attention_mask[:, None, None, :].bool().expand(-1, 1, length, length)
+        if attention == "sdpa":
+            return spread
+        added = torch.zeros_like(spread, dtype=self.backbone.dtype)  # to the scores, before the softmax
+        return added.masked_fill(~spread, torch.finfo(added.dtype).min)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +93,7 @@ class Encoder(nn.Module):
 
     def undecayed(self) -> set[str]:
         """Return the names of the parameters that get no weight decay: biases, and the weights of norms."""
-        norms = {name for name, module in self.named_modules() if type(module).__name__.endswith("Norm")}
+        norms = {name for name, module in self.named_modules() if is_norm(module)}
         return {
             name for name, _ in self.named_parameters() if name.endswith("bias") or name.rpartition(".")[0] in norms
         }
@@ -91,48 +111,71 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
-class MixedPrecision(nn.Module):
-    """An encoder that computes in ``dtype`` and returns float32.
+def model_inputs(ids: np.ndarray, mask: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return what :meth:`TokenMemmap.batch` returned as arguments of :meth:`Encoder.forward` on ``device``.
 
-    DataParallel can wrap it. An autocast around DataParallel would not reach the threads of the other GPUs.
+    There is no mask if nothing is padded. Attention is faster without.
+    """
+    return to_device(ids, device), None if mask.all() else to_device(mask, device)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` in float32 if it is in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class HalfPrecision(nn.Module):
+    """A copy of an encoder whose backbone computes in ``dtype``. Its LayerNorms and its head compute in float32.
+
+    The weights are cast once; autocast would cast them again in every batch. Embeddings are float32.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+    def __init__(self, model: Encoder, dtype: torch.dtype):
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model = copy.deepcopy(model)
+        norms = [module for module in self.model.backbone.modules() if is_norm(module)]
+        in_float32 = {id(parameter) for norm in norms for parameter in norm.parameters()}
+        for parameter in self.model.backbone.parameters():
+            if id(parameter) not in in_float32:
+                parameter.data = parameter.data.to(dtype)
+        for norm in norms:
+            norm.register_forward_pre_hook(lambda _, inputs: tuple(map(at_least_float32, inputs)))
+            norm.register_forward_hook(lambda _, inputs, output: output.to(dtype))
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embed a batch; see :meth:`Encoder.forward`."""
-        with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            embeddings: torch.Tensor = self.model(input_ids, attention_mask)
-            return embeddings.float()
+        embeddings: torch.Tensor = self.model(input_ids, attention_mask)
+        return embeddings
 
 
-def embed_in_chunks(
-    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, chunk_size: int
+def is_norm(module: nn.Module) -> bool:
+    """Return whether ``module`` is a LayerNorm or a similar one of transformers."""
+    return type(module).__name__.endswith("Norm")
+
+
+def embed_groups(
+    model: nn.Module, groups: Sequence[Mapping[str, torch.Tensor]], places: torch.Tensor, recompute: bool = False
 ) -> torch.Tensor:
-    """Embed a training batch, ``chunk_size`` sequences at a time, in the memory that one chunk needs.
+    """Embed a training batch, group by group.
 
-    The activations of a chunk are dropped. The backward pass computes them again, with the same dropout (gradient
-    caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021). The
-    gradient equals that of the whole batch, except that dropout draws other numbers. Sequences are sorted by length,
-    so that a chunk is padded only to its own longest sequence.
+    The gradient equals that of the whole batch at once, except that dropout draws other numbers.
 
     Args:
         model: a :class:`Encoder`, or a module that wraps one.
-        input_ids, attention_mask: see :meth:`Encoder.forward`.
+        groups: the arguments of :meth:`Encoder.forward`, for some of the sequences each.
+        places: (B,) int64, where each sequence of the batch stands in the groups one after another.
+        recompute: drop the activations of each group. The backward pass computes them again, with the same dropout
+            (gradient caching: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+            2021). So the memory is that of one group.
 
     Returns:
         (B, dim) embeddings, in the order of the batch.
     """
-    lengths = attention_mask.sum(1)
-    order = lengths.argsort(descending=True)
     embeddings = []
-    for chunk in order.split(chunk_size):
-        longest = int(lengths[chunk[0]])
-        inputs = input_ids[chunk, :longest], attention_mask[chunk, :longest]
-        embeddings.append(checkpoint(model, *inputs, use_reentrant=False))
-    return torch.cat(embeddings)[order.argsort()]
+    for group in groups:
+        inputs = group["input_ids"], group["attention_mask"]
+        embeddings.append(checkpoint(model, *inputs, use_reentrant=False) if recompute else model(*inputs))
+    return torch.cat(embeddings).index_select(0, places)
 
 
 def check_finite(model: nn.Module, where: str, way_out: str) -> None:

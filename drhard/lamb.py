@@ -18,7 +18,8 @@ class Lamb(Optimizer):
 
         p = p - lr \cdot \min(\lVert p \rVert, 10) / \lVert u \rVert \cdot u
 
-    where the ratio is 1 if either norm is 0. The published code has the same bound and no bias correction.
+    where the ratio is 1 if either norm is 0. The published code has the same bound and no bias correction. A step needs
+    memory for two more tensors as large as each parameter.
 
     Args:
         params: parameters or groups of them.
@@ -44,22 +45,34 @@ class Lamb(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
-                mean, square = state["exp_avg"], state["exp_avg_sq"]
-                mean.lerp_(parameter.grad, 1 - beta1)
-                square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-                update = mean / square.sqrt().add_(group["eps"])
-                update.add_(parameter, alpha=group["weight_decay"])
-                weight_norm, update_norm = parameter.norm().clamp(max=10), update.norm()
-                ratio = torch.where(
-                    (weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, torch.ones_like(weight_norm)
-                )
-                parameter.sub_(update * (group["lr"] * ratio))
+            self._step_group(group)
         return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        """Step all tensors of a group together: a GPU updates a bias in less time than it takes to launch a kernel."""
+        weights = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not weights:
+            return
+        gradients = [parameter.grad for parameter in weights]
+        states = [self._state_of(parameter) for parameter in weights]
+        means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+        beta1, beta2 = group["betas"]
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        divisors = torch._foreach_sqrt(squares)
+        torch._foreach_add_(divisors, group["eps"])
+        updates = torch._foreach_mul(weights, group["weight_decay"])
+        torch._foreach_addcdiv_(updates, means, divisors)
+        weight_norms = torch.stack(torch._foreach_norm(weights)).clamp(max=10)
+        update_norms = torch.stack(torch._foreach_norm(updates))
+        both = (weight_norms > 0) & (update_norms > 0)
+        ratios = torch.where(both, weight_norms / update_norms, torch.ones_like(weight_norms))
+        torch._foreach_addcmul_(weights, updates, (ratios * group["lr"]).unbind(), value=-1)
+
+    def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = self.state[parameter]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state

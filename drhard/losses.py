@@ -35,7 +35,7 @@ def adore_loss(
 
     Args:
         scores: (Q, C) of the listed documents with the current query embeddings, in the order of the list.
-        relevant: (Q, C) bool.
+        relevant: (Q, C) bool. The masks may be on the CPU when the scores are on a GPU, so that nobody waits for it.
         listed: (Q, C) bool, False behind the end of a list shorter than C.
         metric_cut: None for no cut. Published: without a cut every weight was 0, and so was the loss.
 
@@ -43,14 +43,17 @@ def adore_loss(
         The sum over the queries.
     """
     scores = scores.float()
-    ranks = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+    ranks = torch.arange(1, scores.shape[1] + 1, device=relevant.device)
     gains = 1 / ranks.float()  # (C,)
     if metric_cut is not None:
         gains = gains * (ranks <= metric_cut)
     relevant, others = relevant & listed, ~relevant & listed
     query, place = relevant.nonzero(as_tuple=True)  # (R,) one row for each relevant document of each list
+    weights = (gains[place][:, None] - gains[None, :]).abs() * others[query]  # (R, C)
+    pairs = (relevant.sum(1) * others.sum(1))[query].clamp(min=1)  # (R,)
+    query, place, weights, pairs = (
+        part.to(scores.device, non_blocking=True) for part in (query, place, weights, pairs)
+    )
     margins = scores[query] - scores[query, place][:, None]  # (R, C)
-    weights = (gains[place][:, None] - gains[None, :]).abs() * others[query]
-    pairs = relevant.sum(1) * others.sum(1)  # (Q,)
-    terms = (functional.softplus(margins) * weights).sum(1) / pairs[query].clamp(min=1)
+    terms = (functional.softplus(margins) * weights).sum(1) / pairs
     return terms.sum()

@@ -4,15 +4,16 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drhard.errors import InputError
 from drhard.numbers import COUNT
 from drhard.runs import Id, Ranking, read_rankings
 
-import ir_measures
 import numpy as np
-from ir_measures.measures import Measure
+
+if TYPE_CHECKING:
+    from ir_measures.measures import Measure
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def mean_reciprocal_rank(run: Iterable[Ranking[Id]], relevant: Mapping[Id, Seque
     return total / len(relevant)
 
 
-def parse_measures(names: Sequence[str], level: int = 1) -> list[Measure]:
+def parse_measures(names: Sequence[str], level: int = 1) -> list["Measure"]:
     """Parse the names of measures in ir_measures (``nDCG@10``, ``R@100``, ``AP(rel=2)``).
 
     Args:
@@ -45,6 +46,8 @@ def parse_measures(names: Sequence[str], level: int = 1) -> list[Measure]:
     Raises:
         InputError: a measure does not exist, or does not take one of its parameters.
     """
+    import ir_measures  # imported here: a training that measures nothing does without
+
     measures = []
     for name in names:
         try:
@@ -63,7 +66,7 @@ def parse_measures(names: Sequence[str], level: int = 1) -> list[Measure]:
 
 
 def measure_queries(
-    measures: Sequence[Measure], run: Iterable[Ranking[str]], judged: Mapping[str, Mapping[str, int]]
+    measures: Sequence["Measure"], run: Iterable[Ranking[str]], judged: Mapping[str, Mapping[str, int]]
 ) -> dict[str, np.ndarray]:
     """Return the value of each measure for each judged query. A query that the run lacks gets 0.
 
@@ -99,12 +102,14 @@ def measure_queries(
 
 
 def _calculate(
-    measures: Sequence[Measure], run: Mapping[str, Mapping[str, float]], judged: Mapping[str, Mapping[str, int]]
+    measures: Sequence["Measure"], run: Mapping[str, Mapping[str, float]], judged: Mapping[str, Mapping[str, int]]
 ) -> Iterator[tuple[str, str, float]]:
     """Yield (name of the measure, qid, value).
 
     RR with a cut is computed from trec_eval's RR. This takes a third of the time that ir_measures needs.
     """
+    import ir_measures
+
     cuts: dict[Measure, list[tuple[str, float]]] = {}  # computed measure -> names and least values of wanted measures
     for measure in measures:
         computed, least = measure, -np.inf
@@ -122,7 +127,7 @@ def _calculate(
 
 
 def measure_run(
-    measures: Sequence[Measure],
+    measures: Sequence["Measure"],
     run_path: str | Path,
     qrels_path: str | Path,
     judged: Mapping[str, Mapping[str, int]],

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import Encoder, digest_config, digest_weights
+from drhard.encoder import Encoder, at_least_float32, digest_config, digest_weights
 from drhard.errors import InputError
 from drhard.sentence_modules import Dense, SentenceModules, describe_head, write_modules
 
@@ -33,12 +33,16 @@ class PooledEncoder(Encoder):
         sizes = [head.linear.out_features for head in heads if isinstance(head, Dense)]
         self.output_embedding_size = sizes[-1] if sizes else int(self.config.hidden_size)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """See :meth:`drhard.encoder.Encoder.forward`."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, L, hidden)
+        mask = self.spread(attention_mask)
+        hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, L, hidden)
         if self.pooling == "cls":
-            pooled = hidden[:, 0]
+            pooled = at_least_float32(hidden[:, 0])
+        elif attention_mask is None:
+            pooled = at_least_float32(hidden).mean(1)
         else:
+            hidden = at_least_float32(hidden)
             weights = attention_mask[..., None].to(hidden.dtype)
             pooled = (hidden * weights).sum(1) / weights.sum(1)
         for head in self.heads:

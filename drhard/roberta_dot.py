@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drhard.encoder import Encoder, digest_weights
+from drhard.encoder import Encoder, at_least_float32, digest_weights
 from drhard.sentence_modules import Dense, SentenceModules, write_modules
 
 import torch
@@ -34,11 +34,12 @@ class RobertaDot(RobertaPreTrainedModel, Encoder):
         self.norm = nn.LayerNorm(self.output_embedding_size)
         self.post_init()  # type: ignore[operator]
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """See :meth:`drhard.encoder.Encoder.forward`."""
         # The published configs set return_dict to false.
-        hidden = self.roberta(input_ids, attention_mask, return_dict=True).last_hidden_state  # (B, L, hidden)
-        embeddings: torch.Tensor = self.norm(self.embeddingHead(hidden[:, 0]))
+        mask = self.spread(attention_mask)
+        hidden = self.roberta(input_ids, mask, return_dict=True).last_hidden_state  # (B, L, hidden)
+        embeddings: torch.Tensor = self.norm(self.embeddingHead(at_least_float32(hidden[:, 0])))
         return embeddings
 
     def undecayed(self) -> set[str]:

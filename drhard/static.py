@@ -18,7 +18,7 @@ from drhard.negatives import MINED, HardNegatives, Selection, keep_queries_with_
 from drhard.numbers import Ranks
 from drhard.provenance import find_difference, is_unchanged, read_sealed_step, read_stamp, write_stamp
 from drhard.retrieval import Retriever
-from drhard.sampling import Collator, TrainingDataset
+from drhard.sampling import CALL_TOKENS, Collator, Grouping, TrainingDataset
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.strategies import STRATEGIES, Pool
 from drhard.trainer import StaticTrainer, Validating
@@ -142,16 +142,18 @@ class StaticTraining:
         drawn = self.strategy.count_drawn(flags.per_query_hard_num)
         done = read_sealed_step(self.start) if self.start else 0
         writes_events = "tensorboard" in flags.report_to and args.process_index == 0
-        pad_id = self.model.config.pad_token_id
+        grouping = Grouping(flags.padding, flags.chunk_size, CALL_TOKENS[args.device.type])
         trainer = StaticTrainer(
             model=self.model,
             args=args,
             train_dataset=TrainingDataset(self.relevant, pool, drawn, args.seed),
-            data_collator=Collator(self.collection, self.relevant, self.strategy, pad_id, flags.padding),
+            data_collator=Collator(
+                self.collection, self.relevant, self.strategy, self.model.config.pad_token_id, grouping
+            ),
             optimizer_str=flags.optimizer_str,
             tokenizer_from=self.tokenizer_from,
             score_scale=self.record["score_scale"],
-            chunk_size=flags.chunk_size,
+            in_chunks=flags.chunk_size > 0,
             record=self.record,
             events=Events(flags.logging_dir, done) if writes_events else None,
             validating=Validating(self.validation, self._evaluate) if self.validation else None,

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from drhard.checkpoints import STATE_FILE, checkpoint_folder, keep_newest
-from drhard.encoder import Encoder, embed_in_chunks
+from drhard.encoder import Encoder, embed_groups
 from drhard.files import partial_path, remove_folder, write_whole_folder
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
 from drhard.model_folder import list_model_files, load_encoder, save_encoder
 from drhard.provenance import write_seal
 from drhard.sampling import TrainingDataset
-from drhard.training import Events, check_loss, check_trained, group_parameters, warn_of_long_warmup
+from drhard.training import Events, LossCheck, check_trained, group_parameters, warn_of_long_warmup
 from drhard.validation import BEST_FOLDER, Validation
 
 import torch
@@ -128,7 +128,7 @@ class StaticTrainer(Trainer):
         optimizer_str: "lamb" or "adamw".
         tokenizer_from: the folder of the checkpoint to copy tokenizer files from into each checkpoint.
         score_scale: the factor of the scores in the loss.
-        chunk_size: sequences encoded at a time, for large batches in small memory; 0 for all at once.
+        in_chunks: keep the activations of one group of sequences at a time, for large batches in small memory.
         record: the settings and input that decide the outcome, for the seals of checkpoints.
         events: TensorBoard's events; None to write none.
         validating: measures the model; None to measure nothing.
@@ -143,7 +143,7 @@ class StaticTrainer(Trainer):
         optimizer_str: str,
         tokenizer_from: Path,
         score_scale: float,
-        chunk_size: int,
+        in_chunks: bool,
         record: Mapping[str, Any],
         events: Events | None = None,
         validating: Validating | None = None,
@@ -164,8 +164,9 @@ class StaticTrainer(Trainer):
         self.optimizer_str = optimizer_str
         self.tokenizer_from = tokenizer_from
         self.score_scale = score_scale
-        self.chunk_size = chunk_size
+        self.in_chunks = in_chunks
         self.record = record
+        self.loss_check = LossCheck()
 
     def complete(self, checkpoint: Path | None) -> None:
         """Train to the end, from ``checkpoint`` or from the start, and write the model.
@@ -197,25 +198,20 @@ class StaticTrainer(Trainer):
         """Return the loss of a batch that :class:`drhard.sampling.Collator` made."""
         # Under DataParallel, the Trainer itself does not turn on mixed precision.
         with self.accelerator.autocast():
-            queries = self._embed(model, inputs["query"])  # (B, dim)
-            # Positives and drawn negatives go separately, so that neither is padded to the other's length.
-            documents = [self._embed(model, inputs[part]) for part in ("positive", "drawn") if inputs[part] is not None]
+            queries = embed_groups(model, **inputs["query"], recompute=self.in_chunks)  # (B, dim)
+            documents = embed_groups(model, **inputs["document"], recompute=self.in_chunks)  # (D, dim)
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
-            scores = queries.float() @ torch.cat(documents).float().T * self.score_scale  # (B, D)
+            scores = queries.float() @ documents.float().T * self.score_scale  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
             loss = self.loss(scores, positive, inputs["negatives"])
-        check_loss(loss, self.state.global_step + 1)
+        self.loss_check.note(loss, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
-
-    def _embed(self, model: torch.nn.Module, sequences: dict[str, torch.Tensor]) -> torch.Tensor:
-        return (
-            embed_in_chunks(model, **sequences, chunk_size=self.chunk_size) if self.chunk_size else model(**sequences)
-        )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the model and keep it if it is the best. The Trainer calls it when an evaluation is due."""
         assert self.validating is not None
         validation, step = self.validating.validation, self.state.global_step
+        self.loss_check.check()
         value = self.validating.evaluate()
         if validation.add(step, value) and step > 0:
             self._save_encoder(Path(self.args.output_dir) / BEST_FOLDER, validation.notes())
@@ -245,7 +241,12 @@ class StaticTrainer(Trainer):
         return cast(LRScheduler, super().create_scheduler(num_training_steps, optimizer))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log numbers, except those that are not finite: mixed precision skips a step whose gradient norm is not."""
+        """Log numbers, except those that are not finite: mixed precision skips a step whose gradient norm is not.
+
+        Raises:
+            InputError: the loss of a step was not finite.
+        """
+        self.loss_check.check()
         super().log({name: value for name, value in logs.items() if math.isfinite(value)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -259,6 +260,7 @@ class StaticTrainer(Trainer):
         self.accelerator.unwrap_model(model or self.model).load_state_dict(weights)
 
     def _save_encoder(self, folder: Path, notes: Mapping[str, object] | None = None) -> None:
+        self.loss_check.check()
         model = self.accelerator.unwrap_model(self.model)
         check_trained(model, self.state.global_step)
         save_encoder(model, folder, self.tokenizer_from, notes)

@@ -14,6 +14,10 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 log = logging.getLogger(__name__)
 
+# A batch of 256 queries takes 40 ms of a core to make. By arithmetic, its step takes 54 ms on an H100 in bfloat16:
+# 42,000 tokens, 0.51 GFLOP each, 400 TFLOP/s.
+GPU_WORKERS = 2
+
 
 def trainer_arguments(flags: Namespace) -> TrainingArguments:
     """Make the arguments of Trainer.
@@ -26,11 +30,15 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
     """
     on_gpu = choose_device(flags.use_cpu or flags.no_cuda).type != "cpu"
     values = {name: getattr(flags, name) for name in WORKING}
+    if flags.dataloader_num_workers is None:
+        values["dataloader_num_workers"] = GPU_WORKERS if on_gpu else 0
     values |= {
         "use_cpu": not on_gpu,
         # The present name of gradient_checkpointing in transformers.
         "activation_checkpointing": bool(flags.activation_checkpointing or flags.gradient_checkpointing),
         "dataloader_pin_memory": flags.dataloader_pin_memory and on_gpu,
+        # The GPU copies a batch from pinned memory while Python goes on.
+        "accelerator_config": {"non_blocking": flags.dataloader_pin_memory and on_gpu},
         "report_to": _loggers(flags.report_to),
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,  # the training stops at the first loss that is not finite

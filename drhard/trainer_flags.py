@@ -139,7 +139,9 @@ WORKING: Mapping[str, Flag] = {
         STEPS, None, "updates between two evaluations (none: after each epoch); below 1, a share of all", needs=SPLIT
     ),
     "torch_empty_cache_steps": Flag(COUNT, None, "updates between two clearings of the GPU's cache"),
-    "dataloader_num_workers": Flag(PROCESSES, 0, "processes that make batches (0: the training's own)"),
+    "dataloader_num_workers": Flag(
+        PROCESSES, None, "processes that make batches; 0: the training's own (0; on a GPU 2)"
+    ),
     "dataloader_pin_memory": Flag(bool, True, "use pinned memory, on a GPU"),
     "dataloader_prefetch_factor": Flag(
         Range(1, 1000), None, "batches that each process makes ahead", needs="--dataloader_num_workers"

@@ -61,10 +61,27 @@ def group_parameters(model: Encoder, weight_decay: float) -> list[dict[str, Any]
 # Checks
 
 
-def check_loss(loss: torch.Tensor, step: int) -> None:
-    """Raise InputError if the loss of step ``step``, counted from 1, is not finite."""
-    if not loss.isfinite().all():
-        raise InputError(f"step {step}: the loss is not finite; {DIVERGED}")
+class LossCheck:
+    """Remembers on the device which step was the first whose loss was not finite.
+
+    Asking the GPU in each step would make Python wait for it. So :meth:`check` is called when numbers are logged, and
+    before anything is measured or written.
+    """
+
+    _NEVER = 2**62
+
+    def __init__(self) -> None:
+        self._first: torch.Tensor | None = None  # int64
+
+    def note(self, loss: torch.Tensor, step: int) -> None:
+        """Take note of the loss of step ``step``, counted from 1."""
+        step_if_bad = torch.where(loss.detach().isfinite().all(), self._NEVER, step)
+        self._first = step_if_bad if self._first is None else torch.minimum(self._first, step_if_bad)
+
+    def check(self) -> None:
+        """Raise InputError if the loss of a step was not finite."""
+        if self._first is not None and (step := int(self._first)) < self._NEVER:
+            raise InputError(f"step {step}: the loss is not finite; {DIVERGED}")
 
 
 def check_trained(model: nn.Module, step: int) -> None:

@@ -84,6 +84,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "topk",
         "trainer_flags",
         "trec_eval",
+        "waiting",
         "words",
         "workers",
     ),

@@ -75,8 +75,22 @@ def test_training(tmp_path: Path) -> None:
     )
     check_ways(results["adore"])
     check_ways(results["star"])
-    assert [way["queries"] for way in results["star"]] == [4, 4, 4, 6]
+    assert [way["queries"] for way in results["star"]] == [4, 4, 4, 4, 6]
     assert all(way["difference"] < 1e-6 for way in results["star"])
+
+
+def test_gpu(tmp_path: Path) -> None:
+    """Here it runs on the CPU."""
+    sizes = ("--passages", 3, "--documents", 300, "--batch", 2, "--layers", 1, "--vocabulary", 100)
+    sizes += ("--rounds", 1, "--steps", 1, "--square", 64)
+    printed, results = run_benchmark("gpu", tmp_path, *sizes)
+    ways = [row["way"] for row in results["results"]]
+    assert [way.partition(",")[0].split()[0] for way in ways] == ["encoding"] * 3 + ["STAR"] * 3 + ["ADORE", "LAMB"]
+    assert all(row["seconds"] > 0 and row["rate"] > 0 and row["peak_gb"] > 0 for row in results["results"])
+    assert set(results["rates"]) == {"float32", "bfloat16", "float16"}
+    assert printed.count("tokens/s") == 3
+    _, results = run_benchmark("gpu", tmp_path, *sizes, "--parts", "lamb")
+    assert [row["way"] for row in results["results"]] == ["LAMB"]
 
 
 def test_scaling(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import drhard.embeddings
 from drhard.collection import Collection
 from drhard.embeddings import (
+    count_tokens,
     encode,
     open_document_embeddings,
     open_embeddings,
@@ -167,6 +168,15 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed(
     assert sum(batch.tokens for batch in batches) == tokens.lengths[10:].sum()
     monkeypatch.setattr(drhard.embeddings, "CPU_TOKENS", 1)
     assert len(list(drhard.embeddings._batches(tokens, 0, batch_size=2, pad_id=1, device=CPU))) == 23
+
+
+def test_batches_fill_a_gpu_or_the_caches_of_a_cpu() -> None:
+    gpu = torch.device("cuda")
+    assert count_tokens(32, 512, gpu) == count_tokens(32, 24, gpu) == 16_384
+    assert count_tokens(4, 24, gpu) == 4 * 512  # a smaller batch takes less memory
+    assert count_tokens(128, 1024, gpu) == 128 * 1024
+    assert count_tokens(32, 512, CPU) == 1536
+    assert count_tokens(32, 24, CPU) == 768
 
 
 def test_unstamped_file_is_trusted_with_a_warning(

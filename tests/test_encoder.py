@@ -9,17 +9,30 @@ import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from drhard.encoder import digest_weights, embed_in_chunks
+from drhard.encoder import HalfPrecision, digest_weights, embed_groups
 from drhard.errors import InputError
 from drhard.model_folder import load_encoder, save_encoder
 from drhard.roberta_dot import RobertaDot
+from drhard.sampling import Grouping
 
 import numpy as np
 import pytest
 import torch
-from helpers import refused, save_tiny, save_vocabulary, snapshot, tiny_config, tiny_model, write_collection
+from helpers import (
+    KINDS,
+    refused,
+    save_plain,
+    save_tiny,
+    save_vocabulary,
+    snapshot,
+    tiny_config,
+    tiny_model,
+    write_collection,
+)
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import RobertaForMaskedLM, RobertaModel
 
 HEAD = ("embeddingHead.weight", "embeddingHead.bias", "norm.weight", "norm.bias")
@@ -74,13 +87,27 @@ def gradients(model: RobertaDot, embeddings: torch.Tensor) -> dict[str, torch.Te
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
+def embed_grouped(model: RobertaDot, ids: torch.Tensor, mask: torch.Tensor, grouping: Grouping) -> torch.Tensor:
+    lengths = mask.sum(1)
+    rows = grouping.split(lengths.numpy())
+    groups = [
+        {"input_ids": ids[group, : lengths[group].max()], "attention_mask": mask[group, : lengths[group].max()]}
+        for group in rows
+    ]
+    places = torch.from_numpy(np.concatenate(rows).argsort())
+    return embed_groups(model, groups, places, recompute=grouping.chunk_size > 0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 50])
-def test_chunks_have_the_gradients_of_the_whole_batch(chunk_size: int) -> None:
+def test_groups_have_the_gradients_of_the_whole_batch(chunk_size: int, recompute: bool) -> None:
     torch.manual_seed(0)
     model, (ids, mask) = tiny_model().double().train(), random_batch(7, 12)  # float32 rounds by the kind of processor
-    whole, chunks = model(ids, mask), embed_in_chunks(model, ids, mask, chunk_size)
-    torch.testing.assert_close(chunks, whole, rtol=1e-12, atol=1e-12)
-    expected, found = gradients(model, whole), gradients(model, chunks)
+    grouping = Grouping(chunk_size=chunk_size) if recompute else Grouping(call_tokens=chunk_size)
+    assert recompute or len(grouping.split(mask.sum(1).numpy())) == (1 if chunk_size == 50 else pytest.approx(4, abs=2))
+    whole, grouped = model(ids, mask), embed_grouped(model, ids, mask, grouping)
+    torch.testing.assert_close(grouped, whole, rtol=1e-12, atol=1e-12)
+    expected, found = gradients(model, whole), gradients(model, grouped)
     assert sum(gradient.abs().sum() > 0 for gradient in expected.values()) > 30
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-11, atol=1e-12, msg=name)
@@ -89,7 +116,7 @@ def test_chunks_have_the_gradients_of_the_whole_batch(chunk_size: int) -> None:
 def test_chunks_are_computed_again_with_the_same_dropout() -> None:
     torch.manual_seed(0)
     model, (ids, mask) = tiny_model(dropout=0.5).train(), random_batch(5, 12)
-    longest_first = mask.sum(1).argsort(descending=True)
+    longest_first = torch.from_numpy(np.argsort(-mask.sum(1).numpy(), kind="stable"))
     torch.manual_seed(3)
     plain = torch.cat(
         [
@@ -99,7 +126,7 @@ def test_chunks_are_computed_again_with_the_same_dropout() -> None:
     )
     expected = gradients(model, plain[longest_first.argsort()])
     torch.manual_seed(3)
-    found = gradients(model, embed_in_chunks(model, ids, mask, 2))
+    found = gradients(model, embed_grouped(model, ids, mask, Grouping(chunk_size=2)))
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-6, msg=name)
 
@@ -113,7 +140,7 @@ def test_no_more_is_kept_for_more_chunks() -> None:
         sizes: list[int] = []
         pack = lambda tensor, sizes=sizes: sizes.append(tensor.nbytes) or tensor  # noqa: E731
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            embed_in_chunks(model, ids, mask, 4)
+            embed_grouped(model, ids, mask, Grouping(chunk_size=4))
         kept.append(sum(sizes))
     assert kept[1] - kept[0] < 10_000  # one layer of one chunk is more
 
@@ -580,3 +607,39 @@ def test_dot_in_front_of_a_name_means_a_folder(script: str, tmp_path: Path, caps
     else:
         words += ["--data_type", "passage", "--data_root", tmp_path]
     assert "./typo: no such folder" in refused(script, *words, capsys=capsys)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_half_precision_are_as_near_as_autocast(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    model = load_encoder(save_plain(tmp_path, kind), pooling="mean")
+    before, (ids, mask) = model.fingerprint(), random_batch(20, 12)
+    ids = ids % 60
+    half = HalfPrecision(model, dtype)
+    with torch.no_grad():
+        exact, found = model(ids, mask), half(ids, mask)
+        with torch.autocast("cpu", dtype):
+            automatic = model(ids, mask).float()
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).abs().mean() < 2 * (automatic - exact).abs().mean()
+    assert model.fingerprint() == before
+
+
+def test_half_precision_casts_all_but_layer_norms_and_the_head_and_only_once() -> None:
+    half = HalfPrecision(tiny_model(), torch.bfloat16)
+    for name, parameter in half.model.named_parameters():
+        in_float32 = "LayerNorm" in name or name.startswith(("embeddingHead.", "norm."))
+        assert parameter.dtype == (torch.float32 if in_float32 else torch.bfloat16), name
+    casts = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default:
+                casts.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Casts():
+        half(torch.tensor([[0, 7, 9, 2]]))
+    weights = {parameter.data_ptr() for parameter in half.parameters()}
+    assert casts
+    assert not any(tensor.data_ptr() in weights for tensor in casts)

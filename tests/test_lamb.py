@@ -1,5 +1,7 @@
 """LAMB against a plain NumPy version of the formula; which parameters decay."""
 
+from typing import Any
+
 from drhard.lamb import Lamb
 from drhard.training import group_parameters
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 State = tuple[np.ndarray, np.ndarray, np.ndarray]  # a parameter, its m and its v
 
@@ -112,3 +115,51 @@ def test_biases_and_layer_norms_inside_roberta_do_not_decay() -> None:
     assert decays["roberta.encoder.layer.1.attention.self.query.bias"] == 0
     # LayerNorm of the embeddings 2; each layer six biases and two LayerNorms of 2; biases of head and norm.
     assert sum(decay == 0 for decay in decays.values()) == 2 + 2 * (6 + 2 * 2) + 2
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts the operations of torch. A ``_foreach`` operation on many tensors counts once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def one_by_one(start: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The published order of operations, in float32, for one tensor."""
+    value, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    for gradient in gradients:
+        m.mul_(0.9).add_(gradient, alpha=0.1)
+        v.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        update = m / v.sqrt().add(1e-8)
+        update.add_(value, alpha=0.01)
+        weight_norm, update_norm = value.norm().clamp(0, 10), update.norm()
+        ratio = 1.0 if weight_norm == 0 or update_norm == 0 else float(weight_norm / update_norm)
+        value.add_(update, alpha=-1e-2 * ratio)
+    return value
+
+
+def test_many_tensors_step_as_each_does_alone_with_the_operations_of_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7,), (30, 20), (), (400, 3), (1, 1)] * 8
+    starts = [torch.randn(shape, generator=generator) * 10 ** (place % 4 - 2) for place, shape in enumerate(shapes)]
+    starts[3].zero_()
+    gradients = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(4)]
+    counts = {}
+    for many in (1, len(shapes)):
+        parameters = [torch.nn.Parameter(start.clone()) for start in starts[:many]]
+        optimizer = Lamb(parameters, lr=1e-2, weight_decay=0.01)
+        for of_step in gradients:
+            for parameter, gradient in zip(parameters, of_step, strict=False):
+                parameter.grad = gradient.clone()
+            with CountedOperations() as operations:
+                optimizer.step()
+        counts[many] = operations.count
+        for place, parameter in enumerate(parameters):
+            expected = one_by_one(starts[place], [of_step[place] for of_step in gradients])
+            torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)
+    assert counts[len(shapes)] == counts[1] < 25

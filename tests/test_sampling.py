@@ -1,10 +1,12 @@
 """Draws that depend on seed, epoch and query alone, uniform; masks of negatives; star/train.py with each kind."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from drhard.collection import Collection
-from drhard.sampling import Collator, TrainingDataset
+from drhard.sampling import Collator, Grouping, TrainingDataset
 from drhard.strategies import HARD, IN_BATCH, RANDOM, STAR, STRATEGIES, AnyDocument, Example, Strategy
 from drhard.tokens import PASSAGES, query_name
 
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import call_script, random_sequences, save_tiny, write_collection, write_tokens
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 RELEVANT = {3: [10, 11, 12], 5: [20], 9: [30, 31]}
@@ -96,7 +100,7 @@ def collator(tmp_path: Path) -> Collator:
     write_tokens(tmp_path, query_name("train"), random_sequences(4, 6, seed=0), 8)
     write_tokens(tmp_path, PASSAGES, random_sequences(20, 10, seed=1), 12)
     tokens = Collection(tmp_path, max_query_length=5, max_doc_length=9)
-    return Collator(tokens, {0: [3, 4], 1: [4], 2: [7], 3: [8, 3]}, STAR, pad_id=1, padding=False)
+    return Collator(tokens, {0: [3, 4], 1: [4], 2: [7], 3: [8, 3]}, STAR, pad_id=1, grouping=Grouping(call_tokens=3))
 
 
 def test_negatives_are_all_documents_that_are_not_relevant_to_the_query(collator: Collator) -> None:
@@ -127,31 +131,67 @@ def test_tensors_hold_the_tokens_of_their_rows(collator: Collator) -> None:
     batch = collator(examples)
     for part, source, rows in (
         ("query", collator.queries, [2, 0]),
-        ("positive", collator.documents, [7, 4]),
-        ("drawn", collator.documents, [3, 9, 5, 6]),
+        ("document", collator.documents, [7, 4, 3, 9, 5, 6]),
     ):
         ids, mask = source.batch(np.array(rows), 1)
-        assert batch[part]["input_ids"].tolist() == ids.tolist()
-        assert batch[part]["attention_mask"].tolist() == mask.tolist()
+        expected = [row[of == 1].tolist() for row, of in zip(ids, mask, strict=True)]
+        assert sequences(batch[part]) == expected
+    assert len(batch["document"]["groups"]) > 1
+
+
+def sequences(part: dict[str, Any]) -> list[list[int]]:
+    """The sequences of a part of a batch, in its order, without padding."""
+    found = []
+    for group in part["groups"]:
+        ids, mask = group["input_ids"], group["attention_mask"]
+        assert mask is None or not mask.all()
+        mask = torch.ones_like(ids) if mask is None else mask
+        assert mask.any(0).all() or ids.shape[1] in (5, 9)
+        assert (ids[mask == 0] == 1).all()
+        found += [row[of == 1].tolist() for row, of in zip(ids, mask, strict=True)]
+    return [found[place] for place in part["places"].tolist()]
 
 
 def test_padding_goes_to_the_maximal_lengths(tmp_path: Path, collator: Collator) -> None:
     tokens = Collection(tmp_path, max_query_length=5, max_doc_length=9)
-    padded = Collator(tokens, {0: [3], 1: [4]}, STAR, pad_id=1, padding=True)
     examples = [Example(0, 3, (9,)), Example(1, 4, (7,))]
-    wide, narrow = padded(examples), collator(examples)
-    for part, width in (("query", 5), ("positive", 9), ("drawn", 9)):
-        ids = wide[part]["input_ids"]
-        assert ids.shape[1] == width
-        shorter = narrow[part]["input_ids"].shape[1]
-        assert torch.equal(ids[:, :shorter], narrow[part]["input_ids"])
-        assert (ids[:, shorter:] == 1).all()
-        assert not wide[part]["attention_mask"][:, shorter:].any()
+    for chunk_size in (0, 3):
+        grouping = Grouping(padding=True, chunk_size=chunk_size)
+        padded = Collator(tokens, {0: [3], 1: [4]}, STAR, pad_id=1, grouping=grouping)
+        wide, narrow = padded(examples), collator(examples)
+        for part, width in (("query", 5), ("document", 9)):
+            assert sequences(wide[part]) == sequences(narrow[part])
+            assert {group["input_ids"].shape[1] for group in wide[part]["groups"]} == {width}
+        assert len(wide["document"]["groups"]) == (2 if chunk_size else 1)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(0, 30))
+def test_groups_are_the_least_work(lengths: list[int], call_tokens: int) -> None:
+    """Compared with all ways to cut the sequences, longest first."""
+
+    def work(groups: Sequence[Sequence[int]]) -> int:
+        return sum(max(group) * len(group) + call_tokens for group in groups)
+
+    groups = Grouping(call_tokens=call_tokens).split(np.array(lengths))
+    assert sorted(np.concatenate(groups)) == list(range(len(lengths)))
+    found = [[lengths[place] for place in group] for group in groups]
+    descending = sorted(lengths, reverse=True)
+    assert [length for group in found for length in group] == descending
+    ways = []
+    for number in range(2 ** (len(lengths) - 1)):
+        starts = [place + 1 for place in range(len(lengths) - 1) if number >> place & 1]
+        ways.append([group.tolist() for group in np.split(descending, starts)])
+    assert work(found) == min(map(work, ways))
+
+
+def test_chunks_hold_so_many_sequences_of_similar_length() -> None:
+    groups = Grouping(chunk_size=3).split(np.array([5, 9, 2, 7, 7, 1, 4]))
+    assert [group.tolist() for group in groups] == [[1, 3, 4], [0, 6, 2], [5]]
 
 
 def test_batch_without_hard_negatives(collator: Collator) -> None:
     batch = collator([Example(0, 3, ()), Example(2, 7, ())])
-    assert batch["drawn"] is None
+    assert len(sequences(batch["document"])) == 2
     assert batch["negatives"].tolist() == [[False, True], [True, False]]
 
 
@@ -237,6 +277,15 @@ def test_each_kind_of_negatives_trains_another_model(
     assert all(np.isfinite(model).all() for model in models)
     for number, model in enumerate(models):
         assert not any(np.array_equal(model, other) for other in models[:number])
+
+
+@pytest.mark.parametrize("workers", [["2"], ["1", "--dataloader_persistent_workers"]])
+def test_processes_that_make_batches_make_the_same(collection: Path, workers: list[str]) -> None:
+    """In each of three epochs, which draw other documents. The last --max_steps counts."""
+    more = ["--max_steps", 6, "--per_query_hard_num", 2]
+    alone = train(collection, "alone", STAR, *more)
+    with_workers = train(collection, "workers", STAR, *more, "--dataloader_num_workers", *workers)
+    np.testing.assert_array_equal(alone, with_workers)
 
 
 def test_in_batch_draws_nothing_whatever_the_number(collection: Path) -> None:

@@ -73,7 +73,12 @@ def test_flags_are_read_as_trainer_reads_them() -> None:
     """Values of the same types, and, where we have no other, of the same defaults."""
     ours = {"per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "weight_decay", "save_steps"}
     ours |= {"num_train_epochs", "warmup_steps", "logging_steps", "save_total_limit", "output_dir", "report_to"}
-    ours |= {"gradient_checkpointing", "activation_checkpointing", "ddp_find_unused_parameters"}
+    ours |= {
+        "dataloader_num_workers",
+        "gradient_checkpointing",
+        "activation_checkpointing",
+        "ddp_find_unused_parameters",
+    }
     parser = HfArgumentParser(TrainingArguments)
     theirs = {action.dest: action for action in parser._actions}
     for name, flag in WORKING.items():
