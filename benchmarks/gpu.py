@@ -1,4 +1,4 @@
-"""Encoding and training on one GPU, each beside the limit of the card. Without a GPU it runs on the CPU.
+"""Encoding, searching and training on one GPU, each beside the limit of the card. Without a GPU it runs on the CPU.
 
 The model has roberta-base's size and random weights. Texts are random, as long as MS MARCO's. The limits are measured
 in the same run: the rate of a large square product in each precision, and the bandwidth of a copy in memory. The limit
@@ -30,7 +30,9 @@ from drhard.errors import command
 from drhard.index import check_topk
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
+from drhard.products import has_fast_int8, int8_products
 from drhard.sampling import CALL_TOKENS, Collator, Grouping, TrainingDataset
+from drhard.shards import open_shards
 from drhard.strategies import STAR, AnyDocument
 from drhard.tokens import PASSAGES, query_name
 from drhard.training import group_parameters
@@ -42,6 +44,8 @@ from stand_ins import flops, passage_lengths, random_encoder, write_tokens
 
 QUERY_LENGTH, LONGEST = 24, 120  # tokens, as star/train.py is published
 ADORE_QUERIES, TOPK = 32, 200  # of a step of ADORE
+SEARCHED = 4096  # queries of a part of mining
+DIM = 768  # of embeddings
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -49,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = arguments(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--passages", type=positive, default=32_768, help="to encode")
-    parser.add_argument("--documents", type=positive, default=500_000, help="of ADORE, 768 numbers each")
+    parser.add_argument("--documents", type=positive, default=500_000, help="to search")
     parser.add_argument("--batch", type=positive, default=256, help="queries in a step of STAR")
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--vocabulary", type=positive, default=50_265, help="of the model")
@@ -64,7 +68,7 @@ class Limits:
     """What the device can do at most.
 
     Attributes:
-        rates: FLOP/s of a square product, by precision.
+        rates: FLOP/s of a square product, by precision; of int8 if the device is fast with it, else of float32.
         bandwidth: bytes/s that a copy reads and writes.
     """
 
@@ -118,6 +122,10 @@ def measure_limits(device: torch.device, square: int, rounds: int) -> Limits:
     for dtype in (torch.float32, *HALF):
         one = torch.randn(square, square, device=device).to(dtype)
         rates[dtype] = 2 * square**3 / time_on(device, partial(torch.mm, one, one), rounds)
+    rates[torch.int8] = rates[torch.float32]
+    if has_fast_int8(device):
+        ones = torch.ones(square, square, dtype=torch.int8, device=device)
+        rates[torch.int8] = 2 * square**3 / time_on(device, partial(int8_products, ones, ones), rounds)
     source = torch.randn(16 * square**2 // 4, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.numel() * source.element_size()
@@ -132,8 +140,7 @@ def count_weights(model: Encoder) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# Parts. Search and mining belong here too: write a function with the argument and the result of these, and add it to
-# PARTS.
+# Parts
 
 
 def measure_encoding(bench: Bench) -> list[dict[str, Any]]:
@@ -153,6 +160,22 @@ def measure_encoding(bench: Bench) -> list[dict[str, Any]]:
     for dtype in (torch.float32, *HALF):
         limit = bench.limits.seconds(work, dtype)
         rows.append(bench.row(f"encoding, {name(dtype)}", partial(embed, dtype), limit, "tokens", count))
+    return rows
+
+
+def measure_search(bench: Bench) -> list[dict[str, Any]]:
+    """Search by int8 codes, as mining and ADORE do. The limit multiplies the codes once, or reads them."""
+    random, count = np.random.default_rng(4), bench.args.documents
+    check_topk(TOPK, count)
+    documents = random.standard_normal((count, DIM), dtype=np.float32)
+    index = open_shards(documents, [bench.device])
+    rows = []
+    for queries, what in ((ADORE_QUERIES, "a step of ADORE"), (SEARCHED, "mining")):
+        asked = random.standard_normal((queries, DIM), dtype=np.float32)
+        multiplying = bench.limits.seconds(2 * queries * count * DIM, torch.int8)
+        limit = max(multiplying, bench.limits.seconds(0, torch.int8, count * DIM))
+        search = partial(index.search, asked, TOPK)
+        rows.append(bench.row(f"{what}, {queries} queries", search, limit, "queries", queries))
     return rows
 
 
@@ -224,7 +247,7 @@ def measure_adore(bench: Bench) -> list[dict[str, Any]]:
     count = bench.args.documents
     check_topk(TOPK, count)
     collection = write_training(bench, 10 * ADORE_QUERIES, 1)
-    documents = np.random.default_rng(3).standard_normal((count, 768), dtype=np.float32)
+    documents = np.random.default_rng(3).standard_normal((count, DIM), dtype=np.float32)
     relevant = {row: [row % count] for row in range(10 * ADORE_QUERIES)}
     data = AdoreInput(collection, relevant, documents, Found(count), "found")
     settings = AdoreSettings(metric_cut=TOPK, neg_topk=TOPK, per_gpu_batch_size=ADORE_QUERIES, warmup_steps=0)
@@ -254,6 +277,7 @@ def measure_lamb(bench: Bench) -> list[dict[str, Any]]:
 
 PARTS: Mapping[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "encode": measure_encoding,
+    "search": measure_search,
     "star": measure_star,
     "adore": measure_adore,
     "lamb": measure_lamb,

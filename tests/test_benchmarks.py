@@ -85,9 +85,14 @@ def test_gpu(tmp_path: Path) -> None:
     sizes += ("--rounds", 1, "--steps", 1, "--square", 64)
     printed, results = run_benchmark("gpu", tmp_path, *sizes)
     ways = [row["way"] for row in results["results"]]
-    assert [way.partition(",")[0].split()[0] for way in ways] == ["encoding"] * 3 + ["STAR"] * 3 + ["ADORE", "LAMB"]
+    assert [way.partition(",")[0].split()[0] for way in ways] == [
+        *["encoding"] * 3,
+        *("a", "mining"),
+        *["STAR"] * 3,
+        *("ADORE", "LAMB"),
+    ]
     assert all(row["seconds"] > 0 and row["rate"] > 0 and row["peak_gb"] > 0 for row in results["results"])
-    assert set(results["rates"]) == {"float32", "bfloat16", "float16"}
+    assert set(results["rates"]) == {"float32", "bfloat16", "float16", "int8"}
     assert printed.count("tokens/s") == 3
     _, results = run_benchmark("gpu", tmp_path, *sizes, "--parts", "lamb")
     assert [row["way"] for row in results["results"]] == ["LAMB"]
