@@ -13,13 +13,14 @@ wrote. With ADORE, another model embeds the queries:
 """
 
 import argparse
+import gc
 import json
 import logging
 import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -126,17 +127,18 @@ def main() -> None:
     reader = ThreadPoolExecutor(1)
     reading = reader.submit(read_ids, collection, corpus.pid_prefix)  # while torch is imported
 
-    # Imported here: torch takes seconds to load, and a wrong command should fail before that.
-    from drhard.devices import choose_device
-    from drhard.searcher import Models, Passages, PassageSearch, open_searchers
-    from drhard.settings import SearchSettings
+    with garbage_kept():
+        # Imported here: torch takes seconds to load, and a wrong command should fail before that.
+        from drhard.devices import choose_device
+        from drhard.searcher import Models, Passages, PassageSearch, open_searchers
+        from drhard.settings import SearchSettings
 
-    of = [Models(**models, pooling=args.pooling, normalize=args.normalize) for models in retrievers]
-    adore = args.query_model or args.compare_query_model
-    length = args.max_query_length or (ADORE_QUERY if adore else STAR_QUERY)
-    device, searching = choose_device(args.no_cuda), SearchSettings.from_flags(args)
-    pids, official = reading.result()
-    searchers = open_searchers(of, collection, length, device, searching, args.topk)
+        of = [Models(**models, pooling=args.pooling, normalize=args.normalize) for models in retrievers]
+        adore = args.query_model or args.compare_query_model
+        length = args.max_query_length or (ADORE_QUERY if adore else STAR_QUERY)
+        device, searching = choose_device(args.no_cuda), SearchSettings.from_flags(args)
+        pids, official = reading.result()
+        searchers = open_searchers(of, collection, length, device, searching, args.topk)
     texts = open_passage_texts(corpus, dataset, collection.folder, pids)
     if texts is None:
         log.warning("%s: no such file; ids and scores are shown without texts", dataset / corpus.collection)
@@ -149,6 +151,19 @@ def main() -> None:
         print(f"Searching {len(passages)} passages, {' and '.join(search.names)} on {device}")
     for answer in answers(search, args):
         show(answer, args.json)
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Do not look for garbage in the block.
+
+    What torch and transformers make as they are imported stays. Looking through it again and again takes half a second.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def read_ids(collection: Collection, prefix: str) -> tuple[np.ndarray, OfficialIds]:
