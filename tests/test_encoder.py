@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from drhard.encoder import digest_weights, embed_in_chunks
+from drhard.encoder import check_finite, digest_weights, embed_in_chunks
 from drhard.errors import InputError
 from drhard.model_folder import load_encoder, save_encoder
 from drhard.roberta_dot import RobertaDot
@@ -580,3 +580,16 @@ def test_dot_in_front_of_a_name_means_a_folder(script: str, tmp_path: Path, caps
     else:
         words += ["--data_type", "passage", "--data_root", tmp_path]
     assert "./typo: no such folder" in refused(script, *words, capsys=capsys)
+
+
+@pytest.mark.parametrize("values", [(float("nan"), 0), (float("inf"), 0), (float("inf"), -float("inf")), (3e38, 3e38)])
+def test_weights_that_are_not_finite(values: tuple[float, float]) -> None:
+    """Finite weights whose sum is not are fine."""
+    model = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight[1, :2] = torch.tensor(values)
+    if np.isfinite(values).all():
+        check_finite(model, "step 7", "stop")
+        return
+    with pytest.raises(InputError, match="^step 7: the weights of weight are not finite; stop$"):
+        check_finite(model, "step 7", "stop")
