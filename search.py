@@ -13,13 +13,14 @@ wrote. With ADORE, another model embeds the queries:
 """
 
 import argparse
+import gc
 import json
 import logging
 import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -127,22 +128,23 @@ def main() -> None:
     reader = ThreadPoolExecutor(1)
     reading = reader.submit(read_ids, collection, corpus.pid_prefix)  # while torch is imported
 
-    # Imported here: torch takes seconds to load, and a wrong command should fail before that.
-    from drhard.code_file import codes_path
-    from drhard.devices import choose_device
-    from drhard.searcher import Models, Passages, PassageSearch, open_searchers
-    from drhard.settings import SearchSettings
+    with garbage_kept():
+        # Imported here: torch takes seconds to load, and a wrong command should fail before that.
+        from drhard.code_file import codes_path
+        from drhard.devices import choose_device
+        from drhard.searcher import Models, Passages, PassageSearch, open_searchers
+        from drhard.settings import SearchSettings
 
-    of = [Models(**models, pooling=args.pooling, normalize=args.normalize) for models in retrievers]
-    adore = args.query_model or args.compare_query_model
-    length = args.max_query_length or (ADORE_QUERY if adore else STAR_QUERY)
-    device = choose_device(args.no_cuda)
-    # Making int8 codes of large embeddings pays if more than one query is asked.
-    coded = all(codes_path(Path(models["embeddings"])).exists() for models in retrievers)
-    many = args.query is None and args.qid is None
-    searching = replace(SearchSettings.from_flags(args), repeated=many or coded)
-    pids, official = reading.result()
-    searchers = open_searchers(of, collection, length, device, searching, args.topk)
+        of = [Models(**models, pooling=args.pooling, normalize=args.normalize) for models in retrievers]
+        adore = args.query_model or args.compare_query_model
+        length = args.max_query_length or (ADORE_QUERY if adore else STAR_QUERY)
+        device = choose_device(args.no_cuda)
+        # Making int8 codes of large embeddings pays if more than one query is asked.
+        coded = all(codes_path(Path(models["embeddings"])).exists() for models in retrievers)
+        many = args.query is None and args.qid is None
+        searching = replace(SearchSettings.from_flags(args), repeated=many or coded)
+        pids, official = reading.result()
+        searchers = open_searchers(of, collection, length, device, searching, args.topk)
     texts = open_passage_texts(corpus, dataset, collection.folder, pids)
     if texts is None:
         log.warning("%s: no such file; ids and scores are shown without texts", dataset / corpus.collection)
@@ -155,6 +157,19 @@ def main() -> None:
         print(f"Searching {len(passages)} passages, {' and '.join(search.names)} on {device}")
     for answer in answers(search, args):
         show(answer, args.json)
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Do not look for garbage in the block.
+
+    What torch and transformers make as they are imported stays. Looking through it again and again takes half a second.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def read_ids(collection: Collection, prefix: str) -> tuple[np.ndarray, OfficialIds]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from drhard.encoder import HalfPrecision, digest_weights, embed_groups
+from drhard.encoder import HalfPrecision, check_finite, digest_weights, embed_groups
 from drhard.errors import InputError
 from drhard.model_folder import load_encoder, save_encoder
 from drhard.roberta_dot import RobertaDot
@@ -643,3 +643,16 @@ def test_half_precision_casts_all_but_layer_norms_and_the_head_and_only_once() -
     weights = {parameter.data_ptr() for parameter in half.parameters()}
     assert casts
     assert not any(tensor.data_ptr() in weights for tensor in casts)
+
+
+@pytest.mark.parametrize("values", [(float("nan"), 0), (float("inf"), 0), (float("inf"), -float("inf")), (3e38, 3e38)])
+def test_weights_that_are_not_finite(values: tuple[float, float]) -> None:
+    """Finite weights whose sum is not are fine."""
+    model = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight[1, :2] = torch.tensor(values)
+    if np.isfinite(values).all():
+        check_finite(model, "step 7", "stop")
+        return
+    with pytest.raises(InputError, match="^step 7: the weights of weight are not finite; stop$"):
+        check_finite(model, "step 7", "stop")

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from drhard.adore import AdoreTraining
+from drhard.ids import write_ids
 from drhard.msmarco import CORPORA
 from drhard.roberta_dot import RobertaDot
 from drhard.tables import all_tables
@@ -90,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root, corpus = folder / "data" / data_type, CORPORA[data_type]
         hole(root / "dataset" / corpus.collection, 1)
         write_tokens(root / "preprocess", PASSAGES, counts.documents)
-        (root / "preprocess" / "pid2offset.pickle").write_bytes(b"\x80\x03}.")
+        write_ids(root / "preprocess" / "pid2offset.pickle", np.arange(counts.documents))
         for mode, split in corpus.modes.items():
             queries = counts.judged.get(mode, counts.queries[mode])
             write_tokens(root / "preprocess", query_name(mode), queries)
@@ -168,7 +169,11 @@ def provide(command: Printed, folder: Path) -> set[Path]:
             os.link(root / "hard.json", value)
         if flag in ("--pembed_path", "--dmemmap_path"):
             hole(Path(value), documents * DIM * 4)
-        if value.endswith(".rank.tsv") or flag == "--input_dir":
+        if flag == "--input_dir" and "--hard_negatives" in words:
+            Path(value).mkdir(parents=True, exist_ok=True)
+            Path(value, "hard.json").write_text("{}")
+            work.add(Path(value, "hard.json").absolute())
+        elif value.endswith(".rank.tsv") or flag == "--input_dir":
             run = Path(value) if value.endswith(".tsv") else Path(value, f"{words[words.index('--mode') + 1]}.rank.tsv")
             run.parent.mkdir(parents=True, exist_ok=True)
             run.write_text("0\t1\t1\n")
@@ -176,7 +181,7 @@ def provide(command: Printed, folder: Path) -> set[Path]:
     return work
 
 
-READERS = {"read_relevant_rows", "read_hard_negatives"}
+READERS = {"read_relevant_rows", "read_hard_negatives", "read_ids"}
 READ_ONCE: dict[tuple[Any, ...], Any] = {}
 
 
