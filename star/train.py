@@ -19,7 +19,8 @@ import sys
 from contextlib import nullcontext
 
 from drhard.collection import Collection
-from drhard.errors import InputError, command
+from drhard.commands import command
+from drhard.errors import InputError
 from drhard.files import sole_writer
 from drhard.flags import FLAGS, SELECTION, add_flags
 from drhard.hard_json import open_pool
