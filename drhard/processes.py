@@ -39,9 +39,9 @@ class _Run:
     rank: int = 0
     count: int = 1
     local_rank: int = 0  # on this machine
-    timeout: float = TIMEOUT
     store: Any = None  # torch.distributed's, once the processes have started to share their work
     values: int = 0  # how often first_value() was called
+    launched: bool = False  # by torchrun or the like, even if this is the only process
 
 
 def _read_environment() -> _Run:
@@ -49,7 +49,7 @@ def _read_environment() -> _Run:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return _Run()
     rank, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return _Run(rank, count, local) if count > 1 else _Run()
+    return _Run(rank, count, local, launched=True) if count > 1 else _Run(launched=True)
 
 
 _run = _read_environment()
@@ -65,6 +65,11 @@ def rank() -> int:
     return _run.rank
 
 
+def was_launched() -> bool:
+    """Return whether torchrun or the like started this process."""
+    return _run.launched
+
+
 def is_first() -> bool:
     """Return whether this process is the one that writes, logs and decides for all."""
     return _run.rank == 0
@@ -73,37 +78,56 @@ def is_first() -> bool:
 # Beginning and end
 
 
-def start(timeout: float = TIMEOUT) -> None:
-    """Meet the other processes. From now on they can share their work.
+def start() -> None:
+    """Find the store of this run. Call it before any library looks for GPUs or for other processes.
 
-    Each process sees one GPU of its machine, the one with the number ``LOCAL_RANK``.
+    Each process then sees one GPU of its machine, the one with the number ``LOCAL_RANK``.
 
     Raises:
-        InputError: there are more processes than GPUs on this machine, or the others are not found in time.
+        InputError: there are more processes than GPUs on this machine, or the store is not found in time.
     """
-    if count() == 1 or _run.store is not None:
+    if count() > 1:
+        from torch.distributed.rendezvous import rendezvous
+
+        _choose_gpu()
+        with _meeting():
+            _run.store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT))))
+    for name in _VARIABLES:
+        os.environ.pop(name, None)
+
+
+def join(timeout: float = TIMEOUT) -> None:
+    """Meet the other processes, to exchange tensors with them. What exchanges tensors does it by itself.
+
+    Args:
+        timeout: seconds to wait for the others whenever tensors are exchanged.
+
+    Raises:
+        InputError: the others are not found in time.
+    """
+    if count() == 1:
         return
     import torch
     from torch import distributed
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
-    _choose_gpu()
-    _run.timeout = timeout
-    limit = timedelta(seconds=timeout)
+    if not distributed.is_initialized():
+        with _meeting():
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                timeout=timedelta(seconds=timeout),
+                store=PrefixStore("group", _run.store),
+                rank=_run.rank,
+                world_size=_run.count,
+            )
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
     try:
-        _run.store, _, _ = next(iter(rendezvous("env://", timeout=limit)))
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            timeout=limit,
-            store=PrefixStore("group", _run.store),
-            rank=_run.rank,
-            world_size=_run.count,
-        )
+        yield
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the {count()} processes do not find each other: {reason_of(error)}") from None
-    for name in _VARIABLES:
-        os.environ.pop(name, None)
 
 
 def _choose_gpu() -> None:
@@ -159,6 +183,7 @@ def leave() -> None:
 
         wait_for_all()
         distributed.destroy_process_group()
+        _run.store = None
 
 
 # Agreement
@@ -170,6 +195,7 @@ def wait_for_all() -> None:
         import torch
         from torch import distributed
 
+        join()
         distributed.all_reduce(torch.zeros(1))
 
 
@@ -240,6 +266,7 @@ def _require_all(good: bool, message: str) -> None:
     import torch
     from torch import distributed
 
+    join()
     bad = torch.tensor([not good], dtype=torch.int64)
     distributed.all_reduce(bad)
     if bad.item():
@@ -280,11 +307,12 @@ def gather(own: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     Returns:
         (sum of ``sizes``, ...)
     """
-    if count() == 1:
+    if count() == 1 or sum(sizes) == 0:
         return own
     import torch
     from torch import distributed
 
+    join()
     padded = own.new_zeros(max(sizes), *own.shape[1:])  # the parts that are sent are of one size
     padded[: len(own)] = own.detach()
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -307,6 +335,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             if parameter.grad is None:  # this process had no part of the batch
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
+    join()
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(flat)
     for gradient, summed in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):

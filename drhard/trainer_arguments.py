@@ -4,6 +4,7 @@ import json
 import logging
 from argparse import Namespace
 
+from drhard import processes
 from drhard.devices import choose_device
 from drhard.errors import InputError, reason_of
 from drhard.trainer_flags import WORKING
@@ -17,6 +18,24 @@ log = logging.getLogger(__name__)
 # A batch of 256 queries takes 40 ms of a core to make. By arithmetic, its step takes 54 ms on an H100 in bfloat16:
 # 42,000 tokens, 0.51 GFLOP each, 400 TFLOP/s.
 GPU_WORKERS = 2
+
+
+class OneOfSeveral(TrainingArguments):
+    """The arguments of one process. For the Trainer it trains alone, on the batches of all processes together.
+
+    So epochs, steps and the order of the queries are those of one process. :class:`drhard.sampling.Collator` keeps
+    this process's part of a batch. Only the first process writes and logs.
+    """
+
+    @property
+    def process_index(self) -> int:
+        """The rank of this process."""
+        return processes.rank()
+
+    @property
+    def local_process_index(self) -> int:
+        """The rank too: no process but the first writes, on no machine."""
+        return processes.rank()
 
 
 def trainer_arguments(flags: Namespace) -> TrainingArguments:
@@ -33,6 +52,7 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
     if flags.dataloader_num_workers is None:
         values["dataloader_num_workers"] = GPU_WORKERS if on_gpu else 0
     values |= {
+        "per_device_train_batch_size": flags.per_device_train_batch_size * processes.count(),
         "use_cpu": not on_gpu,
         # The present name of gradient_checkpointing in transformers.
         "activation_checkpointing": bool(flags.activation_checkpointing or flags.gradient_checkpointing),
@@ -51,18 +71,19 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
     if flags.bf16 and not on_gpu:
         raise InputError("--bf16 needs a GPU; omit it")
     try:
-        args = TrainingArguments(**values)
+        args = OneOfSeveral(**values)
     except json.JSONDecodeError as error:
         raise InputError(f"--lr_scheduler_kwargs: not JSON ({error})") from None
     except (ValueError, TypeError, OSError) as error:  # flags contradict each other
         raise InputError(reason_of(error)) from None
     _check_scheduler(args)
-    if args.n_gpu > 1 and (flags.chunk_size or flags.bf16):
-        flag = "--chunk_size" if flags.chunk_size else "--bf16"
-        raise InputError(
-            f"{flag} does not work with several GPUs in one process: choose one with CUDA_VISIBLE_DEVICES, or "
-            "start a process for each with torchrun"
+    if args.n_gpu > 1:
+        log.warning(
+            "uses one of %d GPUs; to use all, start a process for each with torchrun --nproc_per_node %d and divide "
+            "--per_device_train_batch_size by %d",
+            *[args.n_gpu] * 3,
         )
+        args._n_gpu = 1
     return args
 
 
