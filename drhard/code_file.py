@@ -15,7 +15,7 @@ from drhard.embeddings import digest_embeddings
 from drhard.errors import InputError, reason_of
 from drhard.files import write_whole_file
 from drhard.provenance import find_difference, read_stamp, stamp_path, write_stamp
-from drhard.vectors import whole_file
+from drhard.vectors import gather_rows, whole_file
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ def _belong_together(codes: Codes, documents: np.ndarray) -> bool:
         if not torch.equal(rows.sort().values, torch.arange(first, first + len(rows))):
             return False
         chosen = np.flatnonzero(np.isin(rows.numpy(), wanted))
-        exact = documents[rows.numpy()[chosen]].astype(np.float64) - codes.mean.numpy()
+        exact = gather_rows(documents, rows.numpy()[chosen]).astype(np.float64) - codes.mean.numpy()
         group = torch.from_numpy(chosen) // GROUP
         lost = exact - (block.values[chosen] * block.scale[group, None]).numpy()
         if (np.linalg.norm(lost, axis=1) > block.lost[group].numpy()).any():

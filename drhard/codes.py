@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from drhard.arrays import spread
 from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.prefetch import prefetch
-from drhard.vectors import check_finite, name_source
+from drhard.vectors import check_finite, gather_rows, name_source
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def choose_mean(documents: np.ndarray) -> np.ndarray:
     """Return the mean (dim,) float32 of a few thousand of ``documents`` (N, dim). The bound holds for any mean."""
     rows = spread(len(documents), SAMPLE)
     with np.errstate(all="ignore"):  # what is not finite is refused when its block is read
-        mean = np.asarray(documents[rows], dtype=np.float64).mean(axis=0).astype(np.float32)
+        mean = gather_rows(documents, rows).mean(axis=0, dtype=np.float64).astype(np.float32)
     return np.where(np.isfinite(mean), mean, np.float32(0))
 
 
