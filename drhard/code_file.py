@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from drhard.arrays import spread
 from drhard.blocks import BLOCK_ROWS
-from drhard.codes import GROUP, Codes, choose_mean, encode_documents, keep_codes
+from drhard.codes import GROUP, Codes, choose_mean, empty_tables, encode_documents, fill_tables, keep_codes
 from drhard.embeddings import digest_embeddings
 from drhard.errors import InputError, reason_of
 from drhard.files import write_whole_file
@@ -81,7 +81,8 @@ def _write(documents: np.ndarray, mean: torch.Tensor, file: BinaryIO, progress: 
     """Write the codes block by block, and what belongs to them at the end."""
     count, dim = documents.shape
     more = -count % _ALIGNED
-    groups = sum(-(-min(BLOCK_ROWS, count - first) // GROUP) for first in range(0, count, BLOCK_ROWS))
+    places, scale, lost, norm = tables = empty_tables(count, mean.device)
+    groups = len(scale)
     shapes = {
         "values": ("I8", [count + more, dim]),
         "places": ("I16", [count + more]),
@@ -91,18 +92,16 @@ def _write(documents: np.ndarray, mean: torch.Tensor, file: BinaryIO, progress: 
         "mean": ("F32", [dim]),
     }
     file.write(_header(shapes))
-    later: list[list[torch.Tensor]] = [[], [], [], []]  # a few bytes for each document
     with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
-        for block in encode_documents(documents, mean):
+        for number, block in enumerate(encode_documents(documents, mean)):
             file.write(block.values.numpy().data)
-            for parts, part in zip(later, (block.places, block.scale, block.lost, block.norm), strict=True):
-                parts.append(part)
+            fill_tables(tables, number, block)
             bar.update(len(block.values))
     file.write(bytes(more * dim))
-    file.write(torch.cat([*later[0], torch.zeros(more, dtype=torch.int16)]).numpy().data)
-    for parts in later[1:]:
-        file.write(torch.cat(parts).numpy().data)
-    file.write(mean.numpy().data)
+    file.write(places.numpy().data)
+    file.write(bytes(more * places.itemsize))
+    for table in (scale, lost, norm, mean):
+        file.write(table.numpy().data)
 
 
 def _header(shapes: dict[str, tuple[str, list[int]]]) -> bytes:

@@ -158,10 +158,32 @@ def keep_codes(
     count, dim = documents.shape
     mean = torch.from_numpy(choose_mean(documents)).to(device)
     values = torch.empty(count, dim, dtype=torch.int8, device=device)
-    beside: list[tuple[torch.Tensor, ...]] = []
+    codes = Codes(mean, values, *empty_tables(count, device))
     with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
         for number, block in enumerate(encode_documents(documents, mean, copy)):
             values[number * BLOCK_ROWS :][: len(block.values)] = block.values
-            beside.append((block.places, block.scale, block.lost, block.norm))
+            fill_tables((codes.places, codes.scale, codes.lost, codes.norm), number, block)
             bar.update(len(block.values))
-    return Codes(mean, values, *(torch.cat(parts) for parts in zip(*beside, strict=True)))
+    return codes
+
+
+Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # places, scale, lost, norm, as Codes has them
+
+
+def empty_tables(count: int, device: torch.device) -> Tables:
+    """Return what ``count`` documents need beside their codes, not yet filled.
+
+    It is allocated at once. Small pieces between the large ones of each block would keep these from being freed.
+    """
+    groups = -(-count // GROUP)
+    scale, lost, norm = torch.empty(3, groups, dtype=torch.float64, device=device)
+    return torch.empty(count, dtype=torch.int16, device=device), scale, lost, norm
+
+
+def fill_tables(tables: Tables, number: int, block: CodedBlock) -> None:
+    """Fill in what the block of this number has."""
+    places, *of_groups = tables
+    places[number * BLOCK_ROWS :][: len(block.places)] = block.places
+    first = number * BLOCK_ROWS // GROUP
+    for table, part in zip(of_groups, (block.scale, block.lost, block.norm), strict=True):
+        table[first : first + len(part)] = part
