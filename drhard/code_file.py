@@ -20,7 +20,6 @@ from drhard.vectors import gather_rows, whole_file
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +91,9 @@ def _write(documents: np.ndarray, mean: torch.Tensor, file: BinaryIO, progress: 
         "mean": ("F32", [dim]),
     }
     file.write(_header(shapes))
-    with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
-        for number, block in enumerate(encode_documents(documents, mean)):
-            file.write(block.values.numpy().data)
-            fill_tables(tables, number, block)
-            bar.update(len(block.values))
+    for number, block in enumerate(encode_documents(documents, mean, progress)):
+        file.write(block.values.numpy().data)
+        fill_tables(tables, number, block)
     file.write(bytes(more * dim))
     file.write(places.numpy().data)
     file.write(bytes(more * places.itemsize))

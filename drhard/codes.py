@@ -11,6 +11,7 @@ with the rounding errors of float32.
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from drhard.arrays import spread
@@ -125,23 +126,27 @@ class Codes:
 
 
 def encode_documents(
-    documents: np.ndarray, mean: torch.Tensor, copy: torch.Tensor | None = None
+    documents: np.ndarray, mean: torch.Tensor, progress: bool = False, copy: torch.Tensor | None = None
 ) -> Iterator[CodedBlock]:
     """Yield each :data:`BLOCK_ROWS` of ``documents`` (N, dim) float32 as codes on the device of ``mean``.
 
     Args:
+        progress: show a bar over the documents.
         copy: (N, dim) float32 on the same device; it is filled with the documents.
 
     Raises:
         InputError: a document is not finite, or the file became shorter.
     """
     levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
-    for first, block in prefetch(read_blocks(documents, BLOCK_ROWS)):
-        check_finite(block, first, name)
-        on_device = torch.from_numpy(block).to(mean.device)
-        if copy is not None:
-            copy[first : first + len(block)] = on_device
-        yield encode_block(on_device, mean, levels)
+    bar = tqdm(total=len(documents), unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress)
+    with bar, closing(prefetch(read_blocks(documents, BLOCK_ROWS))) as blocks:
+        for first, block in blocks:
+            check_finite(block, first, name)
+            on_device = torch.from_numpy(block).to(mean.device)
+            if copy is not None:
+                copy[first : first + len(block)] = on_device
+            yield encode_block(on_device, mean, levels)
+            bar.update(len(block))
 
 
 def keep_codes(
@@ -159,11 +164,9 @@ def keep_codes(
     mean = torch.from_numpy(choose_mean(documents)).to(device)
     values = torch.empty(count, dim, dtype=torch.int8, device=device)
     codes = Codes(mean, values, *empty_tables(count, device))
-    with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
-        for number, block in enumerate(encode_documents(documents, mean, copy)):
-            values[number * BLOCK_ROWS :][: len(block.values)] = block.values
-            fill_tables((codes.places, codes.scale, codes.lost, codes.norm), number, block)
-            bar.update(len(block.values))
+    for number, block in enumerate(encode_documents(documents, mean, progress, copy)):
+        values[number * BLOCK_ROWS :][: len(block.values)] = block.values
+        fill_tables((codes.places, codes.scale, codes.lost, codes.norm), number, block)
     return codes
 
 

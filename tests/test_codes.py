@@ -76,6 +76,11 @@ def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return 2 if "two" in way else 1
 
 
+def multiply_norms(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """The products of all norms, (Q, N) float64, to which float32's rounding is relative."""
+    return np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+
+
 @PATIENT
 @given(problem=problems(), way=st.sampled_from(WAYS))
 def test_scores_are_within_the_bounds(
@@ -86,7 +91,7 @@ def test_scores_are_within_the_bounds(
     codes = keep_codes(documents, CPU)
     rounded = RoundedQueries(torch.from_numpy(queries), codes.mean, parts)
     exact = queries.astype(np.longdouble) @ documents.T.astype(np.longdouble)
-    norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+    norms = multiply_norms(queries, documents)
     for rows, block in codes.tiles(700):
         group = np.arange(len(block.values)) // GROUP
         slope, width = (of_group.numpy()[group] for of_group in (rounded.slope(block), rounded.width(block)))
@@ -105,7 +110,7 @@ def test_what_float64_finds_is_found(
     choose(way, monkeypatch)
     scores, rows = ExactIndex(documents, codes=keep_codes(documents, CPU)).search(queries, k)
     exact = queries.astype(np.float64) @ documents.T.astype(np.float64)
-    norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+    norms = multiply_norms(queries, documents)
     rounding = 2 * float32_error(queries.shape[1]) * norms + 1e-40
     assert (np.abs(scores - np.take_along_axis(exact, rows, 1)) <= np.take_along_axis(rounding, rows, 1)).all()
     assert (np.diff(scores, axis=1) <= 0).all()
