@@ -13,7 +13,7 @@ from drhard.blocks import BLOCK_ROWS
 from drhard.codes import GROUP, Codes, choose_mean, empty_tables, encode_documents, fill_tables, keep_codes
 from drhard.embeddings import digest_embeddings
 from drhard.errors import InputError, reason_of
-from drhard.files import write_whole_file
+from drhard.files import DiskFault, write_whole_file
 from drhard.provenance import find_difference, read_stamp, stamp_path, write_stamp
 from drhard.vectors import gather_rows, whole_file
 
@@ -67,7 +67,7 @@ def _make(documents: np.ndarray, path: Path, stamp: dict[str, Any], progress: bo
         with write_whole_file(path) as file:
             _write(documents, mean, file, progress)
         write_stamp(path, stamp)
-    except OSError as error:
+    except (OSError, DiskFault) as error:
         log.warning("%s: cannot be written (%s); the codes are kept in memory", path, reason_of(error))
         return keep_codes(documents, torch.device("cpu"), progress)
     codes = _read(path, stamp, documents)

@@ -15,6 +15,7 @@ from drhard.collection import Collection
 from drhard.embeddings import encode
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
+from drhard.files import DiskFault
 from drhard.model_folder import load_encoder
 from drhard.products import has_fast_int8, int8_products
 from drhard.provenance import stamp_path
@@ -255,13 +256,14 @@ def test_a_file_that_cannot_be_used_is_made_again(tmp_path: Path, damage: str) -
     assert same_codes(open_codes(documents), keep_codes(documents, CPU))
 
 
+@pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), DiskFault("the disk is full")])
 def test_codes_that_cannot_be_written_are_kept_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 300, 8))
 
     def refuse(path: Path) -> None:
-        raise OSError(30, "Read-only file system", str(path))
+        raise error
 
     monkeypatch.setattr(drhard.code_file, "write_whole_file", refuse)
     assert same_codes(open_codes(documents), keep_codes(documents, CPU))
