@@ -34,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
         "--faiss_gpus",
         *INDEX,
         *PRECISION,
+        "--torch_compile",
     )
     return parser.parse_args()
 
@@ -55,6 +56,8 @@ def main() -> None:
 
     model = load_encoder(args.model_dir, pooling=args.pooling, normalize=args.normalize)
     encoding, searching = EncodingSettings.from_flags(args), SearchSettings.from_flags(args)
+    if args.torch_compile:
+        model.speed_up()
     documents = open_document_embeddings(args.dmemmap_path, model.output_embedding_size, collection)
     encoding.check(model, queries)
     left_out = collection.left_out

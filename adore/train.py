@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, flag in (AdoreSettings.flags() | AdoreOutput.flags()).items():
         add_flag(parser, name, flag)
     parser.add_argument("--model_gpu_index", type=NATURAL, default=0, help="GPU of the model, if there is one (0)")
-    add_flags(parser, "--faiss_gpu_index", *INDEX)
+    add_flags(parser, "--torch_compile", "--faiss_gpu_index", *INDEX)
     parser.add_argument("--faiss_omp_num_threads", type=COUNT, help="threads on the CPU (all cores)")
     return parser.parse_args()
 
@@ -53,7 +53,7 @@ def main() -> None:
 
     # Imported here: torch takes seconds to load, and a wrong command should fail before that.
     from drhard.adore import AdoreInput, AdoreTraining
-    from drhard.devices import choose_device, limit_threads
+    from drhard.devices import choose_device, limit_threads, require_compiler
     from drhard.embeddings import open_document_embeddings, read_if_it_fits, warn_if_made_by_another
     from drhard.model_folder import load_encoder
     from drhard.settings import SearchSettings
@@ -62,6 +62,9 @@ def main() -> None:
         limit_threads(args.faiss_omp_num_threads)
     model = load_encoder(args.init_path, pooling=args.pooling, normalize=args.normalize)
     device = choose_device(gpu=args.model_gpu_index)
+    if args.torch_compile:
+        require_compiler(device)
+        model.speed_up()
     documents = open_document_embeddings(args.pembed_path, model.output_embedding_size, collection)
     warn_if_made_by_another(args.pembed_path, model)
     relevant = collection.relevant_found("train", len(documents))

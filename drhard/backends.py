@@ -24,7 +24,7 @@ from drhard.shards import check_gpus, find_gpus_with_room, open_shards
 import numpy as np
 import torch
 
-FEWEST_CODED = 10_000  # documents; fewer are searched in float32 in no time
+FEWEST_CODED = 100_000  # documents; with fewer, scoring some again costs more than int8 saves
 
 
 class Backend(Protocol):

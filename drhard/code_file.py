@@ -10,17 +10,16 @@ from typing import Any, BinaryIO
 
 from drhard.arrays import spread
 from drhard.blocks import BLOCK_ROWS
-from drhard.codes import GROUP, Codes, choose_mean, encode_documents, keep_codes
+from drhard.codes import GROUP, Codes, choose_mean, empty_tables, encode_documents, fill_tables, keep_codes
 from drhard.embeddings import digest_embeddings
 from drhard.errors import InputError, reason_of
-from drhard.files import write_whole_file
+from drhard.files import DiskFault, write_whole_file
 from drhard.provenance import find_difference, read_stamp, stamp_path, write_stamp
-from drhard.vectors import whole_file
+from drhard.vectors import gather_rows, whole_file
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def _make(documents: np.ndarray, path: Path, stamp: dict[str, Any], progress: bo
         with write_whole_file(path) as file:
             _write(documents, mean, file, progress)
         write_stamp(path, stamp)
-    except OSError as error:
+    except (OSError, DiskFault) as error:
         log.warning("%s: cannot be written (%s); the codes are kept in memory", path, reason_of(error))
         return keep_codes(documents, torch.device("cpu"), progress)
     codes = _read(path, stamp, documents)
@@ -81,7 +80,8 @@ def _write(documents: np.ndarray, mean: torch.Tensor, file: BinaryIO, progress: 
     """Write the codes block by block, and what belongs to them at the end."""
     count, dim = documents.shape
     more = -count % _ALIGNED
-    groups = sum(-(-min(BLOCK_ROWS, count - first) // GROUP) for first in range(0, count, BLOCK_ROWS))
+    places, scale, lost, norm = tables = empty_tables(count, mean.device)
+    groups = len(scale)
     shapes = {
         "values": ("I8", [count + more, dim]),
         "places": ("I16", [count + more]),
@@ -91,18 +91,14 @@ def _write(documents: np.ndarray, mean: torch.Tensor, file: BinaryIO, progress: 
         "mean": ("F32", [dim]),
     }
     file.write(_header(shapes))
-    later: list[list[torch.Tensor]] = [[], [], [], []]  # a few bytes for each document
-    with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
-        for block in encode_documents(documents, mean):
-            file.write(block.values.numpy().data)
-            for parts, part in zip(later, (block.places, block.scale, block.lost, block.norm), strict=True):
-                parts.append(part)
-            bar.update(len(block.values))
+    for number, block in enumerate(encode_documents(documents, mean, progress)):
+        file.write(block.values.numpy().data)
+        fill_tables(tables, number, block)
     file.write(bytes(more * dim))
-    file.write(torch.cat([*later[0], torch.zeros(more, dtype=torch.int16)]).numpy().data)
-    for parts in later[1:]:
-        file.write(torch.cat(parts).numpy().data)
-    file.write(mean.numpy().data)
+    file.write(places.numpy().data)
+    file.write(bytes(more * places.itemsize))
+    for table in (scale, lost, norm, mean):
+        file.write(table.numpy().data)
 
 
 def _header(shapes: dict[str, tuple[str, list[int]]]) -> bytes:
@@ -142,7 +138,7 @@ def _belong_together(codes: Codes, documents: np.ndarray) -> bool:
         if not torch.equal(rows.sort().values, torch.arange(first, first + len(rows))):
             return False
         chosen = np.flatnonzero(np.isin(rows.numpy(), wanted))
-        exact = documents[rows.numpy()[chosen]].astype(np.float64) - codes.mean.numpy()
+        exact = gather_rows(documents, rows.numpy()[chosen]).astype(np.float64) - codes.mean.numpy()
         group = torch.from_numpy(chosen) // GROUP
         lost = exact - (block.values[chosen] * block.scale[group, None]).numpy()
         if (np.linalg.norm(lost, axis=1) > block.lost[group].numpy()).any():

@@ -11,12 +11,13 @@ with the rounding errors of float32.
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from drhard.arrays import spread
 from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.prefetch import prefetch
-from drhard.vectors import check_finite, name_source
+from drhard.vectors import check_finite, gather_rows, name_source
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def choose_mean(documents: np.ndarray) -> np.ndarray:
     """Return the mean (dim,) float32 of a few thousand of ``documents`` (N, dim). The bound holds for any mean."""
     rows = spread(len(documents), SAMPLE)
     with np.errstate(all="ignore"):  # what is not finite is refused when its block is read
-        mean = np.asarray(documents[rows], dtype=np.float64).mean(axis=0).astype(np.float32)
+        mean = gather_rows(documents, rows).mean(axis=0, dtype=np.float64).astype(np.float32)
     return np.where(np.isfinite(mean), mean, np.float32(0))
 
 
@@ -125,23 +126,27 @@ class Codes:
 
 
 def encode_documents(
-    documents: np.ndarray, mean: torch.Tensor, copy: torch.Tensor | None = None
+    documents: np.ndarray, mean: torch.Tensor, progress: bool = False, copy: torch.Tensor | None = None
 ) -> Iterator[CodedBlock]:
     """Yield each :data:`BLOCK_ROWS` of ``documents`` (N, dim) float32 as codes on the device of ``mean``.
 
     Args:
+        progress: show a bar over the documents.
         copy: (N, dim) float32 on the same device; it is filled with the documents.
 
     Raises:
         InputError: a document is not finite, or the file became shorter.
     """
     levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
-    for first, block in prefetch(read_blocks(documents, BLOCK_ROWS)):
-        check_finite(block, first, name)
-        on_device = torch.from_numpy(block).to(mean.device)
-        if copy is not None:
-            copy[first : first + len(block)] = on_device
-        yield encode_block(on_device, mean, levels)
+    bar = tqdm(total=len(documents), unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress)
+    with bar, closing(prefetch(read_blocks(documents, BLOCK_ROWS))) as blocks:
+        for first, block in blocks:
+            check_finite(block, first, name)
+            on_device = torch.from_numpy(block).to(mean.device)
+            if copy is not None:
+                copy[first : first + len(block)] = on_device
+            yield encode_block(on_device, mean, levels)
+            bar.update(len(block))
 
 
 def keep_codes(
@@ -158,10 +163,30 @@ def keep_codes(
     count, dim = documents.shape
     mean = torch.from_numpy(choose_mean(documents)).to(device)
     values = torch.empty(count, dim, dtype=torch.int8, device=device)
-    beside: list[tuple[torch.Tensor, ...]] = []
-    with tqdm(total=count, unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress) as bar:
-        for number, block in enumerate(encode_documents(documents, mean, copy)):
-            values[number * BLOCK_ROWS :][: len(block.values)] = block.values
-            beside.append((block.places, block.scale, block.lost, block.norm))
-            bar.update(len(block.values))
-    return Codes(mean, values, *(torch.cat(parts) for parts in zip(*beside, strict=True)))
+    codes = Codes(mean, values, *empty_tables(count, device))
+    for number, block in enumerate(encode_documents(documents, mean, progress, copy)):
+        values[number * BLOCK_ROWS :][: len(block.values)] = block.values
+        fill_tables((codes.places, codes.scale, codes.lost, codes.norm), number, block)
+    return codes
+
+
+Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # places, scale, lost, norm, as Codes has them
+
+
+def empty_tables(count: int, device: torch.device) -> Tables:
+    """Return what ``count`` documents need beside their codes, not yet filled.
+
+    It is allocated at once. Small pieces between the large ones of each block would keep these from being freed.
+    """
+    groups = -(-count // GROUP)
+    scale, lost, norm = torch.empty(3, groups, dtype=torch.float64, device=device)
+    return torch.empty(count, dtype=torch.int16, device=device), scale, lost, norm
+
+
+def fill_tables(tables: Tables, number: int, block: CodedBlock) -> None:
+    """Fill in what the block of this number has."""
+    places, *of_groups = tables
+    places[number * BLOCK_ROWS :][: len(block.places)] = block.places
+    first = number * BLOCK_ROWS // GROUP
+    for table, part in zip(of_groups, (block.scale, block.lost, block.norm), strict=True):
+        table[first : first + len(part)] = part

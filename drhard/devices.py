@@ -6,7 +6,7 @@ import subprocess
 import warnings
 from contextlib import suppress
 
-from drhard.errors import InputError
+from drhard.errors import InputError, reason_of
 
 import numpy as np
 import torch
@@ -93,6 +93,14 @@ def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
         log.warning("half precision needs a GPU; using float32")
         return torch.float32
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}[precision]
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise InputError if torch cannot compile for ``device``. Call this when --torch_compile asks for it."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # there is no compiler, or it fails: the types of errors are not documented
+        raise InputError(f"--torch_compile: torch cannot compile here ({reason_of(error)}); omit it") from None
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -38,12 +38,14 @@ class Encoder(nn.Module):
         normalized: embeddings have the length 1.
         tokenizer_digest: the digest of the tokenizer beside the weights; None if there is none.
         prompts: "query" and "passage" -> the text that stands in front of each. A side may be unknown.
+        compiled: :meth:`speed_up` was called.
     """
 
     config: PreTrainedConfig
     backbone: PreTrainedModel
     output_embedding_size: int
     normalized = False
+    compiled = False
     tokenizer_digest: str | None = None
     prompts: Mapping[str, str] = MappingProxyType({})
 
@@ -91,6 +93,11 @@ class Encoder(nn.Module):
         """The arguments with which transformers builds the backbone without a pooler."""
         return {"add_pooling_layer": False} if architecture_of(self.config).pooler else {}
 
+    def speed_up(self) -> None:
+        """Compile the model by torch.compile at its first batch, for all shapes. Results differ by rounding."""
+        self.compile(dynamic=True)
+        self.compiled = True
+
     def undecayed(self) -> set[str]:
         """Return the names of the parameters that get no weight decay: biases, and the weights of norms."""
         norms = {name for name, module in self.named_modules() if is_norm(module)}
@@ -132,7 +139,7 @@ class HalfPrecision(nn.Module):
 
     def __init__(self, model: Encoder, dtype: torch.dtype):
         super().__init__()
-        self.model = copy.deepcopy(model)
+        self.model = copy.deepcopy(model)  # without what was compiled
         norms = [module for module in self.model.backbone.modules() if is_norm(module)]
         in_float32 = {id(parameter) for norm in norms for parameter in norm.parameters()}
         for parameter in self.model.backbone.parameters():
@@ -141,6 +148,8 @@ class HalfPrecision(nn.Module):
         for norm in norms:
             norm.register_forward_pre_hook(lambda _, inputs: tuple(map(at_least_float32, inputs)))
             norm.register_forward_hook(lambda _, inputs, output: output.to(dtype))
+        if model.compiled:
+            self.model.speed_up()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embed a batch; see :meth:`Encoder.forward`."""

@@ -55,6 +55,10 @@ FLAGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--no_cuda": {"action": "store_true", "help": "do not use the GPU"},
         "--fp16": _HALF | {"const": "float16"},
         "--bf16": _HALF | {"const": "bfloat16"},
+        "--torch_compile": {
+            "action": "store_true",
+            "help": "compile the model by torch.compile; its first batches take a minute or more longer",
+        },
         # Searching. In the namespace, each has its name in SearchSettings.
         "--faiss_gpus": _GPUS,
         "--faiss_gpu_index": _GPUS,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.backends import Backend, CompressedBackend, ExactBackend
-from drhard.devices import choose_device, choose_dtype
+from drhard.devices import choose_device, choose_dtype, require_compiler
 from drhard.embeddings import encode, open_embeddings
 from drhard.encoder import Encoder, check_tokens
 from drhard.errors import InputError
@@ -30,8 +30,16 @@ class EncodingSettings:
 
     @classmethod
     def from_flags(cls, flags: Namespace) -> "EncodingSettings":
-        """Make settings from the encoding flags of :mod:`drhard.flags`. Raises InputError if there is no GPU."""
+        """Make settings from the encoding flags of :mod:`drhard.flags`.
+
+        Raises:
+            InputError: torch cannot compile for the device, or would have to for several GPUs.
+        """
         device = choose_device(flags.no_cuda)
+        if getattr(flags, "torch_compile", False):
+            require_compiler(device)
+            if device.type == "cuda" and torch.cuda.device_count() > 1:
+                raise InputError("--torch_compile encodes on one GPU: choose one with CUDA_VISIBLE_DEVICES, or omit it")
         return cls(flags.batch_size, device, choose_dtype(flags.precision, device))
 
     def check(self, model: Encoder, *tokens: TokenMemmap) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from drhard.blocks import read_blocks
 from drhard.coded import TOO_MANY, CodedSearch, DeviceVectors, HostVectors, Vectors
-from drhard.codes import keep_codes
+from drhard.codes import GROUP, keep_codes
 from drhard.devices import explain_no_gpu, require_gpu
 from drhard.errors import InputError
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
@@ -27,7 +27,7 @@ SIEVES = 1_000_000_000  # bytes of the documents that may be among the best, of 
 QUERY_ROWS = 1024  # most queries multiplied with a tile at a time
 TILE_SCORES = 1 << 26  # 256 MB of products keep a GPU busy
 DENSE_ROWS = 1 << 15  # documents scored at a time if the codes say too little
-CODE_BYTES = 2 + 24 / 256  # of a document, beside one for each dimension
+CODE_BYTES = 2 + 3 * 8 / GROUP  # of a document, beside one for each dimension
 
 
 class ShardedIndex:

@@ -4,13 +4,14 @@ import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from drhard.errors import InputError
 
 import numpy as np
 
 CHECKED_AT_ONCE = 8192  # rows
-GATHERED_AT_ONCE = 64  # rows that a thread reads at a time
+GATHERED_AT_ONCE = 128  # rows that a thread reads at a time
 READERS = 8  # threads: more than processors, as they wait for the disk
 
 
@@ -46,8 +47,8 @@ def name_source(embeddings: np.ndarray, otherwise: str) -> str:
 def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return ``vectors[rows]``. Of a whole memmap, each row is read once, in the order of the file, by several threads.
 
-    The file is mapped anew, and without reading ahead. The pages of the memmap itself would stay in memory and count as
-    the process's.
+    The file is mapped anew for a few rows at a time, and without reading ahead. The pages of the memmap itself would
+    stay in memory and count as the process's.
 
     Args:
         vectors: (N, dim).
@@ -62,21 +63,19 @@ def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return gathered
     distinct, place = np.unique(rows, return_inverse=True)
     found = np.empty((len(distinct), vectors.shape[1]), dtype=vectors.dtype)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        mapping.madvise(mmap.MADV_RANDOM)
-        _take(np.frombuffer(mapping, vectors.dtype).reshape(vectors.shape), distinct, found)
+    with open(path, "rb") as file, ThreadPoolExecutor(READERS) as threads:
+        parts = (slice(first, first + GATHERED_AT_ONCE) for first in range(0, len(distinct), GATHERED_AT_ONCE))
+        list(threads.map(lambda part: _read_rows(file, vectors, distinct, found, part), parts))
     return found if np.array_equal(distinct, rows) else found[place.reshape(rows.shape)]
 
 
-def _take(source: np.ndarray, rows: np.ndarray, found: np.ndarray) -> None:
-    """Fill ``found`` (n, dim) with ``source[rows]``, by several threads."""
-
-    def take(first: int) -> None:
-        part = slice(first, first + GATHERED_AT_ONCE)
+def _read_rows(file: BinaryIO, vectors: np.ndarray, rows: np.ndarray, found: np.ndarray, part: slice) -> None:
+    """Fill ``found[part]`` with ``vectors[rows[part]]`` from the file of ``vectors``, mapped anew for these rows."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        mapping.madvise(mmap.MADV_RANDOM)
+        source = np.frombuffer(mapping, vectors.dtype).reshape(vectors.shape)
         np.take(source, rows[part], axis=0, out=found[part], mode="clip")  # other modes copy once more
-
-    with ThreadPoolExecutor(READERS) as threads:
-        list(threads.map(take, range(0, len(rows), GATHERED_AT_ONCE)))
+        del source  # before the mapping is closed
 
 
 def whole_file(vectors: np.ndarray) -> Path | None:

@@ -26,6 +26,7 @@ def parse_arguments() -> argparse.Namespace:
         "--faiss_gpus",
         *INDEX,
         *PRECISION,
+        "--torch_compile",
     )
     parser.add_argument("--model_dir", help="default: {data_root}/{type}/trained_models/star")
     parser.add_argument("--output_dir", type=Path, help="default: {data_root}/{type}/evaluate/star")
@@ -50,6 +51,8 @@ def main() -> None:
 
     model = load_encoder(model_dir, pooling=args.pooling, normalize=args.normalize)
     retriever = Retriever(model, EncodingSettings.from_flags(args), SearchSettings.from_flags(args))
+    if args.torch_compile:
+        model.speed_up()
     print(
         f"Retrieving {args.topk} of {len(passages)} passages for {len(queries)} queries, "
         f"{model_dir} on {retriever.encoding.device}"

@@ -10,10 +10,14 @@ from drhard.devices import limit_threads
 import pytest
 import torch
 from helpers import ROOT, must_run
+from hypothesis import settings
 
 limit_threads(1)  # the models are tiny, and pytest runs as many processes as there are cores
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: the scripts would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("shared machines", deadline=None)  # a test is not wrong because it is slow
+settings.load_profile("shared machines")
 
 KINDS = {  # of tests, by file: the mark that each test in it gets
     "parity": ("parity",),

@@ -15,6 +15,7 @@ from drhard.collection import Collection
 from drhard.embeddings import encode
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
+from drhard.files import DiskFault
 from drhard.model_folder import load_encoder
 from drhard.products import has_fast_int8, int8_products
 from drhard.provenance import stamp_path
@@ -76,6 +77,11 @@ def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return 2 if "two" in way else 1
 
 
+def multiply_norms(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """The products of all norms, (Q, N) float64, to which float32's rounding is relative."""
+    return np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+
+
 @PATIENT
 @given(problem=problems(), way=st.sampled_from(WAYS))
 def test_scores_are_within_the_bounds(
@@ -86,7 +92,7 @@ def test_scores_are_within_the_bounds(
     codes = keep_codes(documents, CPU)
     rounded = RoundedQueries(torch.from_numpy(queries), codes.mean, parts)
     exact = queries.astype(np.longdouble) @ documents.T.astype(np.longdouble)
-    norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+    norms = multiply_norms(queries, documents)
     for rows, block in codes.tiles(700):
         group = np.arange(len(block.values)) // GROUP
         slope, width = (of_group.numpy()[group] for of_group in (rounded.slope(block), rounded.width(block)))
@@ -105,7 +111,7 @@ def test_what_float64_finds_is_found(
     choose(way, monkeypatch)
     scores, rows = ExactIndex(documents, codes=keep_codes(documents, CPU)).search(queries, k)
     exact = queries.astype(np.float64) @ documents.T.astype(np.float64)
-    norms = np.outer(*(np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (queries, documents)))
+    norms = multiply_norms(queries, documents)
     rounding = 2 * float32_error(queries.shape[1]) * norms + 1e-40
     assert (np.abs(scores - np.take_along_axis(exact, rows, 1)) <= np.take_along_axis(rounding, rows, 1)).all()
     assert (np.diff(scores, axis=1) <= 0).all()
@@ -250,13 +256,14 @@ def test_a_file_that_cannot_be_used_is_made_again(tmp_path: Path, damage: str) -
     assert same_codes(open_codes(documents), keep_codes(documents, CPU))
 
 
+@pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), DiskFault("the disk is full")])
 def test_codes_that_cannot_be_written_are_kept_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 300, 8))
 
     def refuse(path: Path) -> None:
-        raise OSError(30, "Read-only file system", str(path))
+        raise error
 
     monkeypatch.setattr(drhard.code_file, "write_whole_file", refuse)
     assert same_codes(open_codes(documents), keep_codes(documents, CPU))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drhard.devices import choose_device, choose_dtype, explain_no_gpu, limit_threads, require_gpu
+from drhard.devices import choose_device, choose_dtype, explain_no_gpu, limit_threads, require_compiler, require_gpu
 from drhard.errors import InputError
 
 import pytest
@@ -95,3 +95,14 @@ def test_card_too_old_for_torch_is_told(machine: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
     assert explain_no_gpu() is None
     assert choose_device(gpu=1) == torch.device("cuda", 1)
+
+
+def test_a_torch_that_cannot_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no C++ compiler\nfound")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(
+        InputError, match=r"^--torch_compile: torch cannot compile here \(no C\+\+ compiler\); omit it$"
+    ):
+        require_compiler(torch.device("cpu"))

@@ -28,7 +28,17 @@ from drhard.vectors import check_finite
 import numpy as np
 import pytest
 import torch
-from helpers import no_larger_files_than, open_tokens, random_sequences, snapshot, tiny_model
+from helpers import (
+    call_script,
+    no_larger_files_than,
+    open_tokens,
+    random_sequences,
+    save_tiny,
+    snapshot,
+    tiny_model,
+    write_collection,
+)
+from safetensors.numpy import load_file
 
 CPU = torch.device("cpu")
 LENGTH = 7
@@ -466,3 +476,57 @@ def test_embeddings_of_another_model_are_told(
     assert not caplog.messages
     warn_if_made_by_another(path, tiny_model(seed=2))
     assert "was not made by the model" in caplog.text
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """The models that are compiled: by a backend that calls torch as before, since the true one takes minutes."""
+    found: list[torch.nn.Module] = []
+    compile_by = torch.compile
+
+    def compile_fast(self: torch.nn.Module, **options: object) -> None:
+        assert options == {"dynamic": True}
+        found.append(self)
+        self._compiled_call_impl = compile_by(self._call_impl, backend="eager", dynamic=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_fast)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_model_gives_the_same_embeddings(
+    tmp_path: Path, tokens: TokenMemmap, dtype: torch.dtype, compiled: list[torch.nn.Module]
+) -> None:
+    """In batches of several shapes, with and without padding."""
+    plain, fast = tiny_model(), tiny_model()
+    fast.speed_up()
+    embeddings = []
+    for name, model in (("plain", plain), ("fast", fast)):
+        encode(model, tokens, tmp_path / name, 4, CPU, dtype)
+        embeddings.append(np.fromfile(tmp_path / name, dtype=np.float32))
+    np.testing.assert_allclose(*embeddings, rtol=1e-4, atol=1e-5)
+    assert len(compiled) == (1 if dtype == torch.float32 else 2)  # the copy in half precision too
+
+
+def test_scripts_compile_the_model(tmp_path: Path, compiled: list[torch.nn.Module]) -> None:
+    """Embeddings and trained weights are those without --torch_compile."""
+    model = save_tiny(tmp_path / "model")
+    preprocess = write_collection(tmp_path / "passage" / "preprocess")
+    for name, more in (("plain", []), ("compiled", ["--torch_compile"])):
+        folder = tmp_path / name
+        star = ["--data_root", tmp_path, "--data_type", "passage", "--model_dir", model, "--output_dir", folder]
+        call_script("star/inference.py", *star, "--mode", "train", "--topk", 5, "--no_cuda", *more)
+        adore = ["--init_path", model, "--pembed_path", folder / "passages.memmap", "--preprocess_dir", preprocess]
+        adore += ["--model_save_dir", folder / "adore", "--log_dir", folder / "log", "--neg_topk", 5]
+        call_script("adore/train.py", *adore, "--num_train_epochs", 1, *more)
+        adore = ["--model_dir", folder / "adore" / "epoch-1", "--output_dir", folder / "run", "--mode", "train"]
+        adore += ["--preprocess_dir", preprocess, "--dmemmap_path", folder / "passages.memmap", "--topk", 5]
+        call_script("adore/inference.py", *adore, "--no_cuda", *more)
+        assert len(compiled) == 3 * len(more)
+    for path in (Path("passages.memmap"), Path("run") / "train.qembed.memmap"):
+        plain, same = (np.fromfile(tmp_path / name / path, dtype=np.float32) for name in ("plain", "compiled"))
+        np.testing.assert_allclose(same, plain, rtol=1e-4, atol=1e-5)
+    plain, same = (load_file(tmp_path / name / "adore/epoch-1/model.safetensors") for name in ("plain", "compiled"))
+    for name in plain:
+        np.testing.assert_allclose(same[name], plain[name], rtol=1e-4, atol=1e-5)

@@ -299,7 +299,7 @@ def test_adores_numbers_out_of_range_are_refused(capsys: pytest.CaptureFixture[s
         assert f"argument --{name}: " in capsys.readouterr().err
 
 
-PLACES = ("index_path", "pooling", "normalize", "score_scale", "eval_split")  # and settings that are ours
+PLACES = ("index_path", "pooling", "normalize", "score_scale", "eval_split", "torch_compile")  # and ours
 
 
 def test_the_published_flags_of_adore_are_all_numbers_or_places() -> None:

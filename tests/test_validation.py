@@ -147,7 +147,7 @@ def test_judgements_of_other_rows_are_refused(folder: Path, tmp_path: Path, monk
 
 
 def star(folder: Path, output: Path, *more: object) -> None:
-    call_script("star/train.py", *star_arguments(folder, output, "--learning_rate", 3e-3, "--seed", 7, *more))
+    call_script("star/train.py", *star_arguments(folder, output, "--learning_rate", 5e-3, *more))
 
 
 def evaluations(log: Path) -> list[tuple[int, float]]:
