@@ -250,7 +250,7 @@ class StaticTrainer(Trainer):
         assert self.validating is not None
         validation, step = self.validating.validation, self.state.global_step
         self.loss_check.check()
-        value = processes.first_value(self.validating.evaluate)
+        value = self.validating.evaluate()
         if validation.add(step, value) and step > 0 and processes.is_first():
             self._save_encoder(Path(self.args.output_dir) / BEST_FOLDER, validation.notes())
         measured = {f"eval_{validation.name}": value}
