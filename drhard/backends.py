@@ -12,7 +12,7 @@ from typing import Protocol
 from drhard import processes
 from drhard.code_file import open_codes
 from drhard.compressed import check_factory, open_compressed
-from drhard.embeddings import fits_in_memory
+from drhard.embeddings import fits_in_memory, read_if_it_fits
 from drhard.exact import ExactIndex
 from drhard.faiss_index import check_faiss_gpus, require_faiss
 from drhard.files import require_file
@@ -22,6 +22,7 @@ from drhard.numbers import SEARCH_GB
 from drhard.parts import FirstsIndex, SharedIndex, own_rows
 from drhard.products import has_fast_int8
 from drhard.shards import ShardedIndex, check_gpus, find_gpus_with_room, open_shards
+from drhard.vectors import check_finite, name_source
 
 import numpy as np
 import torch
@@ -67,8 +68,11 @@ class ExactBackend:
         if processes.count() == 1:
             return self._open(documents, left_out)
         own = own_rows(len(documents))
-        absent = part_of(left_out, own.start, own.stop - own.start)
-        return SharedIndex(self._open(documents[own], absent), own.start)
+        part, absent = documents[own], part_of(left_out, own.start, own.stop - own.start)
+        if self.repeated and not self.gpus:
+            part = read_if_it_fits(part)
+            check_finite(part, own.start, name_source(documents, "the documents"))
+        return SharedIndex(self._open(part, absent), part, len(documents))
 
     def _open(self, documents: np.ndarray, left_out: np.ndarray) -> ExactIndex | ShardedIndex:
         gpus = self.gpus

@@ -504,5 +504,5 @@ def read_if_it_fits(documents: np.ndarray) -> np.ndarray:
 
 
 def fits_in_memory(documents: np.ndarray) -> bool:
-    """Return whether reading ``documents`` would leave as much memory free again."""
-    return documents.nbytes * 2 <= psutil.virtual_memory().available
+    """Return whether each process on this machine can read as many ``documents`` and leave as much memory free."""
+    return documents.nbytes * 2 * processes.count_on_machine() <= psutil.virtual_memory().available

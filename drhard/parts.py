@@ -9,7 +9,9 @@ from typing import Protocol
 
 from drhard import processes
 from drhard.blocks import BLOCK_ROWS
+from drhard.devices import to_device
 from drhard.index import RESULTS_AT_ONCE, Index, check_topk, join_passes
+from drhard.vectors import gather_rows
 
 import numpy as np
 import torch
@@ -45,12 +47,14 @@ class SharedIndex:
     """Documents in parts. All processes must search together, for the same queries, and get the same results.
 
     Args:
-        part: the documents of this process.
-        first_row: the row of the first of them.
+        part: searches the documents of this process.
+        documents: (n, dim) float32, those that :func:`own_rows` gives.
+        count: the number of all documents.
     """
 
-    def __init__(self, part: Part, first_row: int):
-        self._part, self._first_row = part, first_row
+    def __init__(self, part: Part, documents: np.ndarray, count: int):
+        self._part, self._documents = part, documents
+        self._bounds = bounds_of_parts(count)
         self._found = sum(processes.gather_numbers(part.found))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,8 +64,30 @@ class SharedIndex:
     def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See :meth:`drhard.index.Index.passes`."""
         check_topk(k, self._found)
+        first_row = self._bounds[processes.rank()]
         for scores, rows in self._part.find(queries, k):
-            yield _merge(scores, rows + self._first_row, k)
+            yield _merge(scores, rows + first_row, k)
+
+    def fetch(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Return the vectors of the documents of this process's queries. The processes that hold them send them.
+
+        Args:
+            rows: (Q, C) int64, of the queries of all processes, shared as :func:`drhard.processes.split` says.
+            device: where the vectors are returned.
+
+        Returns:
+            (q, C, dim) float32
+        """
+        ends = np.cumsum(processes.split(len(rows)))[:-1]
+        wanted = [np.unique(some) for some in np.split(rows, ends)]  # by each process
+        first, last = self._bounds[processes.rank()], self._bounds[processes.rank() + 1]
+        asked = [some[(some >= first) & (some < last)] for some in wanted]  # of this one
+        vectors = to_device(gather_rows(self._documents, np.concatenate(asked) - first), device)
+        mine = wanted[processes.rank()]
+        received = np.diff(np.searchsorted(mine, self._bounds)).tolist()
+        found = processes.exchange(vectors, list(map(len, asked)), received)  # in the order of ``mine``
+        place = np.searchsorted(mine, rows[processes.own_part(len(rows))])
+        return found[to_device(place, device)]
 
 
 def _merge(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

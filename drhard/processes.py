@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 TIMEOUT = 1800  # seconds that a process waits for tensors of the others, unless a flag says otherwise
 SILENCE = 300.0  # seconds without a sign of life after which another process counts as dead
@@ -44,6 +45,7 @@ class _Run:
     local_rank: int = 0  # on this machine
     store: Any = None  # torch.distributed's, once the processes have started to share their work
     agreements: int = 0  # how many there were so far; the same in all processes
+    on_machine: int = 1  # processes of this run on this machine
     launched: bool = False  # by torchrun or the like, even if this is the only process
     ended: threading.Event = field(default_factory=threading.Event)  # no more signs of life
 
@@ -52,8 +54,11 @@ def _read_environment() -> _Run:
     """Return what torchrun or accelerate launch say in the environment."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return _Run()
-    rank, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return _Run(rank, count, local, launched=True) if count > 1 else _Run(launched=True)
+    rank, count, local, on_machine = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    return _Run(rank, count, local, on_machine=on_machine, launched=True) if count > 1 else _Run(launched=True)
 
 
 _run = _read_environment()
@@ -67,6 +72,11 @@ def count() -> int:
 def rank() -> int:
     """Return which process this is, from 0."""
     return _run.rank
+
+
+def count_on_machine() -> int:
+    """Return how many processes of this run share the memory of this machine."""
+    return _run.on_machine
 
 
 def was_launched() -> bool:
@@ -395,14 +405,32 @@ def gather(own: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     return torch.cat(received)
 
 
-def gather_numbers(own: int) -> list[int]:
-    """Return the whole numbers of all processes, in the order of their ranks."""
+def gather_numbers(own: Number) -> list[Number]:
+    """Return the numbers of all processes, in the order of their ranks."""
     if count() == 1:
         return [own]
     import torch
 
-    numbers: list[int] = gather(torch.tensor([own]), [1] * count()).tolist()
+    dtype = torch.float64 if isinstance(own, float) else torch.int64
+    numbers: list[Number] = gather(torch.tensor([own], dtype=dtype), [1] * count()).tolist()
     return numbers
+
+
+def exchange(own: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+    """Send rows to each process. Return those that all processes sent to this one, in the order of their ranks.
+
+    Args:
+        own: (n, dim), the rows for each process one after another.
+        sent: how many rows each process gets.
+        received: how many rows each process sends to this one.
+    """
+    import torch
+    from torch import distributed
+
+    join()
+    found = torch.empty(sum(received), *own.shape[1:], dtype=own.dtype, device=own.device)
+    distributed.all_to_all_single(found, own.contiguous(), list(received), list(sent))
+    return found
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -7,18 +7,17 @@ variables, and the store of their run is in the process that started them.
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import drhard.backends
 import drhard.embeddings
 import drhard.parts
 from drhard import commands, processes
 from drhard.exact import ExactIndex
-from drhard.trainer import StaticTrainer
+from drhard.training import LossCheck
 
 import pytest
 import torch
@@ -101,25 +100,25 @@ def run_script(script: str, *arguments: object) -> None:
     processes.wait_for_all()
 
 
-def train_star(arguments: Sequence[object], trace: Path) -> None:
-    """Run star/train.py in this process. Write the loss of each batch and the gradient of each update to ``trace``."""
+def train(script: str, arguments: Sequence[object], trace: Path) -> None:
+    """Run a training in this process. Write the loss of each batch and the gradient of each update to ``trace``."""
     losses, gradients = [], []
-    compute_loss, sum_gradients = StaticTrainer.compute_loss, processes.sum_gradients
+    note, sum_gradients = LossCheck.note, processes.sum_gradients
 
-    def noted_loss(self: StaticTrainer, *arguments: Any, **options: Any) -> Any:
-        loss = compute_loss(self, *arguments, **options)
-        losses.append(loss.item())
-        return loss
+    def noted_loss(self: LossCheck, loss: torch.Tensor, step: int) -> None:
+        note(self, loss, step)
+        parts = processes.gather_numbers(loss.item())
+        losses.append(sum(parts) if script == "adore/train.py" else parts[0])
 
-    def noted_gradients(parameters: Any) -> None:
+    def noted_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         parameters = list(parameters)
         sum_gradients(parameters)
         gradients.append(torch.cat([parameter.grad.reshape(-1) for parameter in parameters]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StaticTrainer, "compute_loss", noted_loss)
+        patch.setattr(LossCheck, "note", noted_loss)
         patch.setattr(processes, "sum_gradients", noted_gradients)
-        run_script("star/train.py", *arguments)
+        run_script(script, *arguments)
     if processes.is_first():
         torch.save({"losses": losses, "gradients": gradients}, trace)
     processes.wait_for_all()

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import drhard.windows
 from drhard import processes
+from drhard.embeddings import encode
 from drhard.errors import InputError
+from drhard.tokens import PASSAGES, TokenMemmap
 
 import pytest
 import sharing
 import torch
-from helpers import ROOT, given, refused, run_python, save_tiny, snapshot, the_error, write_collection
+from helpers import ROOT, given, refused, run_python, save_tiny, snapshot, the_error, tiny_model, write_collection
 from safetensors.torch import load_file
 
 SHARING = {
@@ -48,7 +50,7 @@ def test_every_script_shares_its_work_or_refuses() -> None:
         assert decorators(path) == {"shared_command" if name in SHARING else "command"}, name
 
 
-@pytest.mark.parametrize("script", ["preprocess.py", "adore/train.py", "msmarco_eval.py"])
+@pytest.mark.parametrize("script", ["preprocess.py", "search.py", "msmarco_eval.py"])
 def test_a_script_for_one_process_refuses_several(
     script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,23 @@ def star_arguments(data: Path, folder: Path, batch: int, case: str, init: str = 
     ]
 
 
+ADORE = {
+    "adore": (),
+    "cut and added up": ("--metric_cut", 3, "--gradient_accumulation_steps", 2),
+    "compressed": ("--index_factory", "SQ8"),
+}
+
+
+def adore_arguments(data: Path, folder: Path, batch: int, case: str, init: str = "init") -> list[object]:
+    numbers = "--adam_epsilon 1e-3 --learning_rate 2e-4 --score_scale 0.1 --num_train_epochs 2 --warmup_steps 1"
+    numbers += " --logging_steps 1 --neg_topk 20 --max_seq_length 6 --eval_split dev --metric RR@5"
+    return [
+        *("--preprocess_dir", data / "preprocess", "--pembed_path", data / "documents" / "passages.memmap"),
+        *("--init_path", data / init, "--model_save_dir", folder / case, "--log_dir", folder / "log" / case),
+        *("--per_gpu_batch_size", batch, *numbers.split(), *ADORE.get(case, ())),
+    ]
+
+
 def torchrun(*words: object, count: int = 2) -> subprocess.CompletedProcess[str]:
     return run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *words)
 
@@ -140,22 +159,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hard.json").write_text(json.dumps({str(query): list(range(12, 30)) for query in range(QUERIES)}))
     save_tiny(folder / "init")
     save_tiny(folder / "dropout", dropout=0.2)
+    passages = TokenMemmap.open(folder / "preprocess", PASSAGES, 10)
+    encode(tiny_model(), passages, folder / "documents" / "passages.memmap", 8, torch.device("cpu"))
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path) -> Callable[[int], Path]:
-    """The folder of what 1, 2 or 4 processes train: each case with batches of 4."""
+    """The folder of what 1, 2 or 4 processes train: each case with batches of 4. The odd last batch has one query."""
 
     @cache
     def train(count: int) -> Path:
-        folder = data / f"star{count}"
+        folder = data / f"trained{count}"
         folder.mkdir()
 
         def work() -> None:
             for case in CASES:
                 arguments = star_arguments(data, folder, 4 // count, case)
-                sharing.train_star(arguments, folder / f"{case}.pt")
+                sharing.train("star/train.py", arguments, folder / f"{case}.pt")
+            for case in ADORE:
+                arguments = adore_arguments(data, folder, 4 // count, case)
+                sharing.train("adore/train.py", arguments, folder / f"{case}.pt")
 
         sharing.share(count, work, folder / "printed")
         return folder
@@ -163,7 +187,7 @@ def trained(data: Path) -> Callable[[int], Path]:
     return train
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *ADORE])
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_have_the_losses_and_gradients_of_one(trained: Callable[[int], Path], case: str, count: int) -> None:
     one, several = (torch.load(trained(number) / f"{case}.pt") for number in (1, count))
@@ -173,7 +197,8 @@ def test_processes_have_the_losses_and_gradients_of_one(trained: Callable[[int],
     # The first update starts from the same weights; the optimizer then turns rounding into small differences.
     assert (several["gradients"][0] - one["gradients"][0]).abs().max() <= 1e-6
     assert (trained(count) / "printed" / "1.txt").read_text() == ""
-    assert (trained(count) / "printed" / "0.txt").read_text().count(f"Wrote {trained(count) / case}\n") == 1
+    written = trained(count) / case / "epoch-2" if case in ADORE else trained(count) / case
+    assert (trained(count) / "printed" / "0.txt").read_text().count(f"Wrote {written}\n") == 1
 
 
 def break_off(whole: Path, folder: Path, step: int) -> None:
@@ -184,7 +209,7 @@ def break_off(whole: Path, folder: Path, step: int) -> None:
 
 def test_a_training_of_two_processes_resumes_as_if_unbroken(data: Path, tmp_path: Path) -> None:
     def train(case: str) -> None:
-        sharing.train_star(star_arguments(data, tmp_path, 2, case, "dropout"), tmp_path / f"{case}.pt")
+        sharing.train("star/train.py", star_arguments(data, tmp_path, 2, case, "dropout"), tmp_path / f"{case}.pt")
 
     sharing.share(2, lambda: train("whole"), tmp_path / "printed")
     break_off(tmp_path / "whole", tmp_path / "resumed", 2)
@@ -196,7 +221,7 @@ def test_a_training_of_two_processes_resumes_as_if_unbroken(data: Path, tmp_path
 
 def test_one_process_resumes_what_two_began(data: Path, trained: Callable[[int], Path], tmp_path: Path) -> None:
     break_off(trained(2) / "star", tmp_path / "star", 2)
-    sharing.train_star(star_arguments(data, tmp_path, 4, "star"), tmp_path / "star.pt")
+    sharing.train("star/train.py", star_arguments(data, tmp_path, 4, "star"), tmp_path / "star.pt")
     resumed, one = (torch.load(parent / "star.pt") for parent in (tmp_path, trained(1)))
     assert resumed["losses"] == pytest.approx(one["losses"][2:], abs=1e-5)
 
