@@ -36,6 +36,11 @@ _SPOKEN = "spoken"  # how many processes wanted to report how the run ended
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
 
 
+# How many processes other launchers have started. srun sets its variable for a step alone; SLURM_NTASKS is also set in
+# the script of a job, which runs once.
+_COPIES = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
+
+
 @dataclass
 class _Run:
     """What a process knows of the others."""
@@ -87,6 +92,15 @@ def was_launched() -> bool:
 def is_first() -> bool:
     """Return whether this process is the one that writes, logs and decides for all."""
     return _run.rank == 0
+
+
+def find_copies() -> tuple[str, int] | None:
+    """Return which launcher started more processes than know of each other, and how many; None if none did.
+
+    A launcher that starts one torchrun on each machine starts no more than there are processes in the run.
+    """
+    found = ((launcher, os.environ.get(variable, "")) for variable, launcher in _COPIES.items())
+    return next(((name, int(number)) for name, number in found if number.isdigit() and int(number) > count()), None)
 
 
 # Beginning and end

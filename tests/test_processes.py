@@ -13,10 +13,12 @@ from pathlib import Path
 
 import drhard.windows
 from drhard import processes
+from drhard.adore import AdoreTraining
 from drhard.embeddings import encode
 from drhard.errors import InputError
 from drhard.tokens import PASSAGES, TokenMemmap
 
+import numpy as np
 import pytest
 import sharing
 import torch
@@ -57,6 +59,41 @@ def test_a_script_for_one_process_refuses_several(
     monkeypatch.setattr(processes, "_run", processes._Run(0, 3))
     expected = f"error: {Path(script).name} works in one process, and this run has 3; start it with python, without "
     assert refused(script, "--help", capsys=capsys).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "3"}, "srun"),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, "mpirun"),
+        ({"PMI_SIZE": "3"}, "mpirun"),
+        ({"SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "3", "WORLD_SIZE": "3"}, "mpirun"),
+        ({"SLURM_STEP_NUM_TASKS": "3", "RANK": "0", "WORLD_SIZE": "1"}, "srun"),  # a torchrun --standalone in each
+    ],
+)
+@pytest.mark.parametrize("script", ["star/train.py", "preprocess.py"])
+def test_copies_that_do_not_know_of_each_other_are_refused(
+    variables: dict[str, str],
+    launcher: str,
+    script: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "_run", processes._read_environment())
+    sentence = refused(script, "--help", capsys=capsys)
+    assert sentence.startswith(f"error: {launcher} started 3 copies of this command, which would overwrite each other")
+
+
+def test_one_torchrun_on_each_machine_is_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_run", processes._Run(3, 16))
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert processes.find_copies() is None
+    monkeypatch.setattr(processes, "_run", processes._Run())
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # in the script of a job
+    assert processes.find_copies() is None
 
 
 def test_processes_other_than_the_first_are_silent(
@@ -217,6 +254,37 @@ def test_a_training_of_two_processes_resumes_as_if_unbroken(data: Path, tmp_path
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert len(torch.load(tmp_path / "resumed.pt")["losses"]) == 4
+
+
+def test_adore_of_two_processes_resumes_as_if_unbroken(data: Path, tmp_path: Path) -> None:
+    """Stopped by SIGTERM in one of them, then killed. One process can go on with what two began."""
+    train_step = AdoreTraining._train_step
+
+    def train(case: str, batch: int = 2, fault: signal.Signals | None = None, at: int = 0) -> None:
+        def step(self: AdoreTraining, rows: np.ndarray) -> object:
+            if self.step == at and fault is not None and processes.rank() == 1:
+                os.kill(os.getpid(), fault)
+            return train_step(self, rows)
+
+        arguments = adore_arguments(data, tmp_path, batch, case, "dropout")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AdoreTraining, "_train_step", step)
+            sharing.train("adore/train.py", arguments, tmp_path / f"{case}.pt")
+
+    log = tmp_path / "printed"
+    sharing.share(2, lambda: train("whole"), log)
+    stopped = sharing.start_processes(2, lambda: train("broken", 2, signal.SIGTERM, 3), log / "stopped")
+    assert sharing.wait_for(stopped) == [130, 130]
+    shutil.copytree(tmp_path / "broken", tmp_path / "fewer")
+    killed = sharing.start_processes(2, lambda: train("broken", 2, signal.SIGKILL, 5), log / "killed")
+    assert sharing.wait_for(killed) == [2, -signal.SIGKILL]
+    assert the_error((log / "killed" / "0.txt").read_text()) == f"error: {processes.LEFT_ALONE}"
+    sharing.share(2, lambda: train("broken"), log)
+    whole, broken = (load_file(tmp_path / name / "epoch-2" / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    train("fewer", 4)
+    losses = [torch.load(tmp_path / f"{name}.pt")["losses"] for name in ("whole", "fewer")]
+    assert len(losses[0]) == 6 and len(losses[1]) == 2
 
 
 def test_one_process_resumes_what_two_began(data: Path, trained: Callable[[int], Path], tmp_path: Path) -> None:
