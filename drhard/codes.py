@@ -26,6 +26,7 @@ from tqdm import tqdm
 UNIT = 2.0**-24  # half the distance of 1 to the next float32: the greatest relative error of a float32 operation
 SAMPLE = 8192  # documents from which the mean is taken
 GROUP = 256  # documents that share a scale
+FIRST_ROWS, GROWTH = 8192, 4  # of the tiles of a search
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -109,9 +110,13 @@ class Codes:
     norm: torch.Tensor
 
     def tiles(self, rows: int) -> Iterator[tuple[torch.Tensor, CodedBlock]]:
-        """Yield documents one after another, about ``rows`` at a time: their rows (B,) int64, and their codes."""
-        step = -(-rows // GROUP)
-        for group in range(0, len(self.scale), step):
+        """Yield documents one after another: their rows (B,) int64, and their codes.
+
+        The first tiles are small, each of the next is :data:`GROWTH` times as large, up to about ``rows``: what a
+        search learns from one tile spares it work in the next.
+        """
+        most, step, group = -(-rows // GROUP), min(-(-rows // GROUP), FIRST_ROWS // GROUP), 0
+        while group < len(self.scale):
             first, last = group * GROUP, min((group + step) * GROUP, len(self.values))
             of_block = torch.arange(first, last, device=self.places.device) // BLOCK_ROWS * BLOCK_ROWS
             groups = slice(group, group + step)
@@ -123,6 +128,7 @@ class Codes:
                 self.norm[groups],
             )
             yield of_block + block.places, block
+            group, step = group + step, min(GROWTH * step, most)
 
 
 def encode_documents(
