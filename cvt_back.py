@@ -14,8 +14,8 @@ import argparse
 from pathlib import Path
 
 from drhard.collection import Collection
+from drhard.commands import command
 from drhard.conversion import convert_hard_negatives, convert_run, hard_negatives_path
-from drhard.errors import command
 from drhard.flags import add_flags
 from drhard.hard_json import HARD_FILE
 from drhard.msmarco import CORPORA

@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from drhard.commands import command
 from drhard.downloads import (
     Manifest,
     download,
@@ -26,7 +27,6 @@ from drhard.downloads import (
     is_checkpoint,
     read_manifest,
 )
-from drhard.errors import command
 
 DATASETS = ("passage", "doc")
 HERE = Path(__file__).resolve().parent

@@ -11,7 +11,8 @@ import argparse
 from pathlib import Path
 
 from drhard.collection import Collection
-from drhard.errors import InputError, command
+from drhard.commands import command
+from drhard.errors import InputError
 from drhard.hub import find_checkpoint
 from drhard.msmarco import CORPORA
 

@@ -14,8 +14,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from drhard.commands import command
 from drhard.dataset import EMPTY_TEXTS, parse_split
-from drhard.errors import InputError, command
+from drhard.errors import InputError
 from drhard.importing import append_passages, import_collection
 from drhard.msmarco import CORPORA
 from drhard.sources import IR_DATASETS, FieldNames, Source, read_beir, read_files, read_ir_datasets

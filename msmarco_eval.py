@@ -10,7 +10,7 @@ numbers or texts.
 import argparse
 import sys
 
-from drhard.errors import command
+from drhard.commands import command
 from drhard.metrics import Coverage, mean_reciprocal_rank
 from drhard.msmarco import DOC, PASSAGE
 from drhard.numbers import COUNT

@@ -11,8 +11,8 @@ import argparse
 import os
 from pathlib import Path
 
+from drhard.commands import command
 from drhard.dataset import EMPTY_TEXTS, find_corpus
-from drhard.errors import command
 from drhard.model_tokenizer import open_tokenizer
 from drhard.msmarco import CORPORA
 from drhard.numbers import COUNT, LENGTH

@@ -20,7 +20,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from drhard.errors import InputError, command
+from drhard.commands import command
+from drhard.errors import InputError
 from drhard.files import write_json, write_whole_text
 from drhard.numbers import NATURAL
 from drhard.recipes import CHECKPOINT, SCRATCH, Row, Step, Table, each_once, find_rows

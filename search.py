@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drhard.collection import Collection
+from drhard.commands import command
 from drhard.dataset import find_corpus
-from drhard.errors import InputError, command, shorten
+from drhard.errors import InputError, shorten
 from drhard.files import decode_line, require_file
 from drhard.flags import ENCODER, INDEX, add_flags
 from drhard.hub import find_checkpoint

@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 
-from drhard.errors import command
+from drhard.commands import command
 from drhard.metrics import measure_run, parse_measures
 from drhard.numbers import COUNT
 from drhard.qrels import read_grades

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from drhard.collection import Collection
-from drhard.errors import command
+from drhard.commands import command
 from drhard.files import require_file
 from drhard.flags import ENCODER, INDEX, PRECISION, add_flags
 from drhard.hub import find_checkpoint

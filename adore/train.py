@@ -17,7 +17,7 @@ from pathlib import Path
 
 from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.collection import Collection
-from drhard.errors import command
+from drhard.commands import command
 from drhard.files import require_file, sole_writer
 from drhard.flags import ENCODER, INDEX, add_flags
 from drhard.hub import find_checkpoint

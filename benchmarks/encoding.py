@@ -12,9 +12,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from drhard.commands import command
 from drhard.devices import choose_device
 from drhard.embeddings import encode, open_embeddings
-from drhard.errors import command
 from drhard.roberta_dot import RobertaDot
 from drhard.tokens import PASSAGES, TokenMemmap
 

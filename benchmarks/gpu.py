@@ -24,10 +24,10 @@ from typing import Any
 from drhard.adore import AdoreInput, AdoreTraining
 from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.collection import Collection
+from drhard.commands import command
 from drhard.devices import choose_device
 from drhard.embeddings import encode
 from drhard.encoder import Encoder, embed_groups
-from drhard.errors import command
 from drhard.index import check_topk
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss

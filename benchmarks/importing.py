@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from drhard.errors import command
+from drhard.commands import command
 from drhard.files import write_whole_text
 from drhard.importing import import_collection
 from drhard.sources import FieldNames, read_beir

@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drhard.errors import InputError, command
+from drhard.commands import command
+from drhard.errors import InputError
 from drhard.files import read_object, sole_writer, write_json, write_whole_text
 from drhard.flags import SEARCH_MEMORY_GB
 from drhard.msmarco import CORPORA

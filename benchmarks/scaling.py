@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from drhard.code_file import codes_path, open_codes
+from drhard.commands import command
 from drhard.embeddings import open_embeddings
-from drhard.errors import command
 from drhard.exact import ExactIndex
 from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import check_topk

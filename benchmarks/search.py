@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from drhard.codes import keep_codes
-from drhard.errors import command
+from drhard.commands import command
 from drhard.exact import TILE_SCORES, ExactIndex
 from drhard.index import check_topk
 from drhard.products import has_fast_int8

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from drhard.errors import command
+from drhard.commands import command
 from drhard.files import read_lines
 from drhard.tokenizer import RobertaTokenizer, byte_characters
 from drhard.tokens import PASSAGES, TokenMemmap

@@ -17,8 +17,8 @@ import time
 from typing import Any
 
 from drhard.adore import Candidates
+from drhard.commands import command
 from drhard.encoder import embed_groups, model_inputs
-from drhard.errors import command
 from drhard.exact import ExactIndex
 from drhard.index import check_topk
 from drhard.losses import adore_loss, pairwise_loss

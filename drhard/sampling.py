@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drhard import processes
 from drhard.collection import Collection
 from drhard.encoder import model_inputs
 from drhard.strategies import Example, Pool, Strategy
@@ -101,7 +102,8 @@ class Collator:
     """Turns examples into tensors: queries, documents, and a mask of negatives (B, D).
 
     Queries and documents are arguments of :func:`drhard.encoder.embed_groups`. The D documents are the positives, one
-    for each query, and then the drawn negatives.
+    for each query, and then the drawn negatives. If several processes share the batch, queries and documents are those
+    of this one, perhaps none. The mask is that of the whole batch in any case.
 
     Args:
         strategy: decides which documents are negatives of which query.
@@ -122,18 +124,22 @@ class Collator:
         self.grouping = grouping
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        positives = [example.positive for example in examples]
-        drawn = [row for example in examples for row in example.drawn]
+        own = examples[processes.own_part(len(examples))]
+        queries = [example.query for example in own]
+        documents = [example.positive for example in own] + [row for example in own for row in example.drawn]
         return {
-            "query": self._group(self.queries, np.array([example.query for example in examples])),
-            "document": self._group(self.documents, np.array(positives + drawn)),
+            "query": self._group(self.queries, np.array(queries, dtype=np.int64)),
+            "document": self._group(self.documents, np.array(documents, dtype=np.int64)),
             "negatives": torch.from_numpy(self.strategy.mask(examples, self.relevant)),
         }
 
     def _group(self, tokens: TokenMemmap, rows: np.ndarray) -> dict[str, Any]:
-        groups = self.grouping.split(tokens.lengths[rows])
+        groups = self.grouping.split(tokens.lengths[rows]) if len(rows) else [rows]
         places = np.argsort(np.concatenate(groups))
-        return {"groups": [self._pad(tokens, rows[group]) for group in groups], "places": torch.from_numpy(places)}
+        return {
+            "groups": [self._pad(tokens, rows[group]) for group in groups if len(group)],
+            "places": torch.from_numpy(places),
+        }
 
     def _pad(self, tokens: TokenMemmap, rows: np.ndarray) -> dict[str, torch.Tensor | None]:
         width = tokens.max_length if self.grouping.padding else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from drhard import processes
 from drhard.checkpoints import EVALUATION_FOLDER, MINING_FOLDER, RECORD_FILE, open_training
 from drhard.collection import Collection
 from drhard.embeddings import remove_embeddings_of_others
@@ -16,7 +17,7 @@ from drhard.hard_json import HARD_FILE, read_hard_negatives, write_hard_negative
 from drhard.mining import mine_hard_negatives
 from drhard.negatives import MINED, HardNegatives, Selection, keep_queries_with_negatives
 from drhard.numbers import Ranks
-from drhard.provenance import find_difference, is_unchanged, read_sealed_step, read_stamp, write_stamp
+from drhard.provenance import digest_record, find_difference, is_unchanged, read_sealed_step, read_stamp, write_stamp
 from drhard.retrieval import Retriever
 from drhard.sampling import CALL_TOKENS, Collator, Grouping, TrainingDataset
 from drhard.settings import EncodingSettings, SearchSettings
@@ -27,7 +28,6 @@ from drhard.training import Events, choose_scale, make_record
 from drhard.validation import Validation
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 # Fields of the record that decide which hard negatives are mined.
@@ -102,8 +102,8 @@ class StaticTraining:
         The caller must be the sole writer of the folder. ``--overwrite_output_dir`` removes an earlier training.
 
         Raises:
-            InputError: as the constructor and :func:`drhard.checkpoints.open_training`; or several processes would
-                have to mine.
+            InputError: as the constructor and :func:`drhard.checkpoints.open_training`; or the processes have
+                different input, or do not see the same folder.
         """
         training = cls(model, data, flags, args, tokenizer_from)
         training._resume()
@@ -120,14 +120,18 @@ class StaticTraining:
         Raises:
             InputError: as :func:`drhard.mining.mine_hard_negatives`.
         """
+        processes.first_value(self._write_mined)
+        pool = read_hard_negatives(self.hard_path, self.relevant, len(self.collection.passages))
+        self._draw_from(pool)
+        return pool
+
+    def _write_mined(self) -> None:
         folder = self.output_dir / MINING_FOLDER
         with mine_hard_negatives(
             self._make_retriever(torch.float32), self.collection, "train", folder, self.selection
         ) as mined:
             write_hard_negatives(self.hard_path, mined.hard)
             write_stamp(self.hard_path, self._mined_from() | {"sha256": digest_file(self.hard_path)})
-        self._draw_from(mined.hard)
-        return mined.hard
 
     def run(self) -> None:
         """Train to the end and write the model. Mine first if that was not done.
@@ -136,12 +140,12 @@ class StaticTraining:
             InputError: a loss or a weight is not finite, or a disk is full; or as :meth:`mine`.
         """
         pool = self.mine() if self.pool is None else self.pool
-        if self.args.process_index == 0:
+        if processes.is_first():
             write_json(self.output_dir / RECORD_FILE, self.record, indent=1)  # marks the folder as this training's
         flags, args = self.flags, self.args
         drawn = self.strategy.count_drawn(flags.per_query_hard_num)
         done = read_sealed_step(self.start) if self.start else 0
-        writes_events = "tensorboard" in flags.report_to and args.process_index == 0
+        writes_events = "tensorboard" in flags.report_to and processes.is_first()
         grouping = Grouping(flags.padding, flags.chunk_size, CALL_TOKENS[args.device.type])
         trainer = StaticTrainer(
             model=self.model,
@@ -194,7 +198,7 @@ class StaticTraining:
             "documents": self.collection.passages.digest(),
             "hard negatives": self._name_negatives(),
             "train_batch_size": self.args.train_batch_size,
-            "world_size": self.args.world_size,
+            "world_size": self.args.world_size,  # 1: the number of processes decides nothing
         }
 
     def _name_negatives(self) -> str | None:
@@ -206,20 +210,18 @@ class StaticTraining:
         return "mined with --init_path" + (f", {self._chosen}" if self._chosen else "")
 
     def _resume(self) -> None:
-        """Find the checkpoint to start from, and hard negatives that were mined. Process 0 decides for all."""
-        start = None
-        if self.args.process_index == 0:
-            asked = Path(self.flags.resume_from_checkpoint) if self.flags.resume_from_checkpoint else None
-            start = open_training(self.output_dir, self.record, self.flags.overwrite_output_dir, asked)
-        self.start = broadcast_object_list([start])[0]
-        if self.validation is not None and self.args.world_size > 1:
-            raise InputError("several processes cannot measure the model together: omit --eval_split, or train in one")
+        """Find the checkpoint to start from, and hard negatives that were mined. The first process decides for all."""
+        processes.require_same(digest_record(self.record), "models, data or flags")
+        processes.require_shared(self.output_dir)
+        start = processes.first_value(self._find_start)
+        self.start = Path(start) if start else None
         if self.pool is None and not self.finished:
             self._read_mined()
-            if self.pool is None and self.args.world_size > 1:
-                raise InputError(
-                    "several processes cannot mine together: run star/prepare_hardneg.py first and give --hardneg_path"
-                )
+
+    def _find_start(self) -> str | None:
+        asked = Path(self.flags.resume_from_checkpoint) if self.flags.resume_from_checkpoint else None
+        start = open_training(self.output_dir, self.record, self.flags.overwrite_output_dir, asked)
+        return str(start) if start else None
 
     def _read_mined(self) -> None:
         """Read the hard negatives that were mined into the folder, if they are those that :meth:`mine` would mine."""

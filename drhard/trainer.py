@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+from drhard import processes
 from drhard.checkpoints import STATE_FILE, checkpoint_folder, keep_newest
 from drhard.encoder import Encoder, embed_groups
-from drhard.files import partial_path, remove_folder, write_whole_folder
+from drhard.files import remove_folder, write_whole_folder
 from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
 from drhard.model_folder import list_model_files, load_encoder, save_encoder
@@ -18,6 +18,7 @@ from drhard.sampling import TrainingDataset
 from drhard.training import Events, LossCheck, check_trained, group_parameters, warn_of_long_warmup
 from drhard.validation import BEST_FOLDER, Validation
 
+import numpy as np
 import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -44,6 +45,19 @@ class EpochDraws(TrainerCallback):
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Set the epoch of the data set."""
         self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class DropoutDraws(TrainerCallback):
+    """Seeds the random numbers of each update, if several processes share it. Dropout is then another in each.
+
+    The numbers depend on seed, update and process alone, so a training that resumes needs none from its checkpoint.
+    """
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seed torch's random numbers."""
+        if processes.count() > 1:
+            entropy = np.random.SeedSequence((args.seed, state.global_step, processes.rank()))
+            torch.manual_seed(int(entropy.generate_state(1)[0]))
 
 
 class TrainingLines(ProgressCallback):
@@ -158,6 +172,7 @@ class StaticTrainer(Trainer):
         if events is not None:
             self.add_callback(EventsCallback(events))
         self.add_callback(EpochDraws(self.train_dataset))
+        self.add_callback(DropoutDraws())
         self.validating = validating
         if validating is not None:
             self.add_callback(validating)
@@ -195,25 +210,48 @@ class StaticTrainer(Trainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> torch.Tensor | tuple[torch.Tensor, None]:
-        """Return the loss of a batch that :class:`drhard.sampling.Collator` made."""
-        # Under DataParallel, the Trainer itself does not turn on mixed precision.
-        with self.accelerator.autocast():
-            queries = embed_groups(model, **inputs["query"], recompute=self.in_chunks)  # (B, dim)
-            documents = embed_groups(model, **inputs["document"], recompute=self.in_chunks)  # (D, dim)
+        """Return the loss of a batch that :class:`drhard.sampling.Collator` made.
+
+        Several processes embed a part of the batch each, and gather the embeddings E = (E_0, E_1, ...) of all. Each
+        then computes the same loss L(E) of the whole batch. E_r alone depends on what process r computed, so its
+        backward pass gives the gradient g_r = dL/dE_r dE_r/dw. The gradient of L is the sum of all g_r by the chain
+        rule, not their mean: see :meth:`training_step`.
+        """
+        negatives = inputs["negatives"]  # (B, D)
+        queries = self._embed(model, inputs["query"])  # (b, dim)
+        documents = self._embed(model, inputs["document"])  # (d, dim)
         with torch.autocast(queries.device.type, enabled=False):  # scores are float32 under mixed precision too
-            scores = queries.float() @ documents.float().T * self.score_scale  # (B, D)
+            queries, documents = _gather_batch(queries.float(), documents.float(), *negatives.shape)
+            scores = queries @ documents.T * self.score_scale  # (B, D)
             positive = torch.arange(len(scores), device=scores.device)
-            loss = self.loss(scores, positive, inputs["negatives"])
+            loss = self.loss(scores, positive, negatives)
         self.loss_check.note(loss, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
+
+    def _embed(self, model: torch.nn.Module, sequences: Mapping[str, Any]) -> torch.Tensor:
+        if not sequences["groups"]:  # this process has no part of the batch
+            return torch.zeros(0, self.model.output_embedding_size, device=self.args.device, requires_grad=True)
+        with self.accelerator.autocast():
+            return embed_groups(model, **sequences, recompute=self.in_chunks)
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Add this batch to the gradient. After the last batch of an update, sum the gradients of all processes.
+
+        Each process has accumulated the sum of g_r over the batches of the update, and the Trainer has divided each
+        by their number. So one sum over the processes gives the gradient that one process alone would have.
+        """
+        loss: torch.Tensor = super().training_step(*arguments, **options)
+        if self.accelerator.sync_gradients:
+            processes.sum_gradients(self.model.parameters())
+        return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the model and keep it if it is the best. The Trainer calls it when an evaluation is due."""
         assert self.validating is not None
         validation, step = self.validating.validation, self.state.global_step
         self.loss_check.check()
-        value = self.validating.evaluate()
-        if validation.add(step, value) and step > 0:
+        value = processes.first_value(self.validating.evaluate)
+        if validation.add(step, value) and step > 0 and processes.is_first():
             self._save_encoder(Path(self.args.output_dir) / BEST_FOLDER, validation.notes())
         measured = {f"eval_{validation.name}": value}
         self.log(measured)
@@ -268,24 +306,41 @@ class StaticTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint. Its folder gets its final name once it is whole, and only then an older one is removed.
 
-        One of several processes makes and names the folder. Each process writes the state of its random numbers.
+        The first of several processes writes it. All have the same weights and optimizer.
         """
         output_dir, step = Path(self.args.output_dir), self.state.global_step
         target = checkpoint_folder(output_dir, step)
-        first = self.args.should_save
         self.store_flos()
-        if first and target.is_dir():  # not whole, or the training resumed from an earlier one
+        if not processes.is_first():
+            return
+        if target.is_dir():  # not whole, or the training resumed from an earlier one
             remove_folder(target)
-        with write_whole_folder(target) if first else nullcontext(partial_path(target)) as folder:
-            self.accelerator.wait_for_everyone()
+        with write_whole_folder(target) as folder:
             self.save_model(str(folder), _internal_call=True)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
-            self.accelerator.wait_for_everyone()
-            if first:
-                self.state.save_to_json(str(folder / STATE_FILE))
-                files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-                write_seal(folder, step, self.record, files)
-        if first:
-            keep_newest(output_dir, step, self.args.save_total_limit)
+            self.state.save_to_json(str(folder / STATE_FILE))
+            files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+            write_seal(folder, step, self.record, files)
+        keep_newest(output_dir, step, self.args.save_total_limit)
+
+
+def _gather_batch(
+    queries: torch.Tensor, documents: torch.Tensor, batch: int, total: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gather the embeddings of a batch, in the order that one process alone would have.
+
+    Args:
+        queries: (b, dim) of this process.
+        documents: (d, dim) of this process: the positives, then the drawn negatives.
+        batch: B, the queries of all processes.
+        total: D, the documents of all processes.
+
+    Returns:
+        (B, dim) and (D, dim).
+    """
+    own, sizes, drawn = len(queries), processes.split(batch), total // batch - 1
+    positives = processes.gather(documents[:own], sizes)
+    negatives = processes.gather(documents[own:], [size * drawn for size in sizes])
+    return processes.gather(queries, sizes), torch.cat([positives, negatives])

@@ -5,6 +5,7 @@ import logging
 from argparse import Namespace
 from dataclasses import fields
 
+from drhard import processes
 from drhard.devices import choose_device
 from drhard.errors import InputError, reason_of
 from drhard.trainer_flags import WORKING
@@ -21,6 +22,24 @@ GPU_WORKERS = 2
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # names in transformers 5, the newer one first
 
 
+class OneOfSeveral(TrainingArguments):
+    """The arguments of one process. For the Trainer it trains alone, on the batches of all processes together.
+
+    So epochs, steps and the order of the queries are those of one process. :class:`drhard.sampling.Collator` keeps
+    this process's part of a batch. Only the first process writes and logs.
+    """
+
+    @property
+    def process_index(self) -> int:
+        """The rank of this process."""
+        return processes.rank()
+
+    @property
+    def local_process_index(self) -> int:
+        """The rank too: no process but the first writes, on no machine."""
+        return processes.rank()
+
+
 def trainer_arguments(flags: Namespace) -> TrainingArguments:
     """Make the arguments of Trainer.
 
@@ -35,6 +54,7 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
     if flags.dataloader_num_workers is None:
         values["dataloader_num_workers"] = GPU_WORKERS if on_gpu else 0
     values |= {
+        "per_device_train_batch_size": flags.per_device_train_batch_size * processes.count(),
         "use_cpu": not on_gpu,
         _known_checkpointing(): bool(flags.activation_checkpointing or flags.gradient_checkpointing),
         "dataloader_pin_memory": flags.dataloader_pin_memory and on_gpu,
@@ -52,18 +72,19 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
     if flags.bf16 and not on_gpu:
         raise InputError("--bf16 needs a GPU; omit it")
     try:
-        args = TrainingArguments(**values)
+        args = OneOfSeveral(**values)
     except json.JSONDecodeError as error:
         raise InputError(f"--lr_scheduler_kwargs: not JSON ({error})") from None
     except (ValueError, TypeError, OSError) as error:  # flags contradict each other
         raise InputError(reason_of(error)) from None
     _check_scheduler(args)
-    if args.n_gpu > 1 and (flags.chunk_size or flags.bf16):
-        flag = "--chunk_size" if flags.chunk_size else "--bf16"
-        raise InputError(
-            f"{flag} does not work with several GPUs in one process: choose one with CUDA_VISIBLE_DEVICES, or "
-            "start a process for each with torchrun"
+    if args.n_gpu > 1:
+        log.warning(
+            "uses one of %d GPUs; to use all, start a process for each with torchrun --nproc_per_node %d and divide "
+            "--per_device_train_batch_size by %d",
+            *[args.n_gpu] * 3,
         )
+        args._n_gpu = 1
     return args
 
 

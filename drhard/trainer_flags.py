@@ -5,13 +5,13 @@ a field or parses one differently. This module is light to import, so flags are 
 """
 
 import argparse
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from drhard import processes
 from drhard.dataset import parse_split
 from drhard.errors import InputError
 from drhard.flags import NORMALIZE_HELP, POOLING_HELP, POOLINGS
@@ -92,8 +92,8 @@ VALIDATION: Mapping[str, Flag] = {  # of both trainings; see drhard/validation.p
 
 
 WORKING: Mapping[str, Flag] = {
-    # Not an outcome by itself: star/train.py records the batch of all GPUs together.
-    "per_device_train_batch_size": Flag(COUNT, 256, "batch size per GPU, in queries"),
+    # Not an outcome by itself: star/train.py records the batch of all processes together.
+    "per_device_train_batch_size": Flag(COUNT, 256, "batch size per process (one for each GPU), in queries"),
     "per_device_eval_batch_size": Flag(COUNT, 128, "batch size per GPU for mining, in sequences"),
     "gradient_accumulation_steps": _outcome(COUNT, 1, "batches for one update"),
     "dataloader_drop_last": _outcome(bool, False, "drop a smaller last batch"),
@@ -157,14 +157,9 @@ WORKING: Mapping[str, Flag] = {
         choices=("fork", "spawn", "forkserver"),
     ),
     "local_rank": Flag(RANK, -1, "rank of this process; torchrun sets it"),
-    "ddp_find_unused_parameters": Flag(
-        bool, False, "look for unused parameters; each step uses all of them", needs="torchrun"
+    "ddp_timeout": Flag(
+        Range(1, 10**7), processes.TIMEOUT, "seconds that a process waits for the others", needs="torchrun"
     ),
-    "ddp_bucket_cap_mb": Flag(COUNT, None, "setting of DistributedDataParallel", needs="torchrun"),
-    "ddp_broadcast_buffers": Flag(bool, None, "setting of DistributedDataParallel", needs="torchrun"),
-    "ddp_static_graph": Flag(bool, None, "setting of DistributedDataParallel", needs="torchrun"),
-    "ddp_backend": Flag(str, None, "backend of torch.distributed", needs="torchrun"),
-    "ddp_timeout": Flag(Range(1, 10**7), 1800, "timeout of torch.distributed in seconds", needs="torchrun"),
 }
 
 OWN: Mapping[str, Flag] = {  # star/train.py's own
@@ -209,6 +204,7 @@ _LABELS = "is not supported: STAR's loss takes no labels"
 _OPTIMIZER = "is not supported: choose the optimizer with --optimizer_str lamb or adamw"
 _COMPILE = "is not supported: the batches have many shapes, so torch.compile gains nothing"
 _SHARDS = "is not supported: the model fits on one GPU; to use several, start one process for each with torchrun"
+_DDP = "is not supported: the processes add up their gradients without DistributedDataParallel, by NCCL or gloo"
 _TRACKIO = "is not supported: set trackio's environment variables instead"
 _CHECKPOINTING = "is not supported: give --gradient_checkpointing alone"
 
@@ -257,6 +253,16 @@ REFUSED = {
     **dict.fromkeys(
         ("ignore_data_skip", "restore_callback_states_from_checkpoint"),
         "is not supported: a resumed training must give the same weights as an unbroken one",
+    ),
+    **dict.fromkeys(
+        (
+            "ddp_find_unused_parameters",
+            "ddp_bucket_cap_mb",
+            "ddp_broadcast_buffers",
+            "ddp_static_graph",
+            "ddp_backend",
+        ),
+        _DDP,
     ),
     "use_cache": "is not supported: an encoder generates nothing",
     "neftune_noise_alpha": "is not supported: STAR adds no noise to the embeddings",
@@ -357,7 +363,7 @@ def trainer_words(words: Sequence[str]) -> list[str]:
 def check_needs(values: argparse.Namespace, flags: Mapping[str, Flag]) -> None:
     """Raise InputError if one of the ``flags`` needs another that is not given."""
     given = {name for name, flag in flags.items() if getattr(values, name) != flag.default}
-    present = {f"--{name}" for name in given} | ({"torchrun"} if "LOCAL_RANK" in os.environ else set())
+    present = {f"--{name}" for name in given} | ({"torchrun"} if processes.was_launched() else set())
     for name in sorted(given):
         needed = flags[name].needs
         if needed and needed not in present:

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from drhard.collection import Collection
-from drhard.errors import command
+from drhard.commands import command
 from drhard.flags import ENCODER, INDEX, PRECISION, RETRIEVAL, add_flags
 from drhard.hub import find_checkpoint
 from drhard.runs import digest_ids, run_path, write_run

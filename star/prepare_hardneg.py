@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from drhard.collection import Collection
+from drhard.commands import command
 from drhard.dataset import find_corpus
-from drhard.errors import InputError, command
+from drhard.errors import InputError
 from drhard.flags import ENCODER, FLAT, INDEX, PRECISION, RETRIEVAL, SELECTION, add_flags
 from drhard.hard_json import HARD_FILE, write_hard_negatives
 from drhard.hub import find_checkpoint

@@ -18,8 +18,10 @@ import argparse
 import sys
 from contextlib import nullcontext
 
+from drhard import processes
 from drhard.collection import Collection
-from drhard.errors import InputError, command
+from drhard.commands import shared_command
+from drhard.errors import InputError
 from drhard.files import sole_writer
 from drhard.flags import FLAGS, SELECTION, add_flags
 from drhard.hard_json import open_pool
@@ -58,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-@command
+@shared_command
 def main() -> None:
     flags = parse_arguments()
     collection = Collection(flags.preprocess_dir, flags.max_query_length, flags.max_doc_length)
@@ -76,10 +78,11 @@ def main() -> None:
     from transformers import set_seed
 
     args = trainer_arguments(flags)
+    processes.join(args.ddp_timeout)
     set_seed(args.seed)
     model = load_encoder(flags.init_path, True, flags.pooling, flags.normalize)
     data = StaticInput(collection, relevant, pool, validation)
-    with sole_writer(args.output_dir) if args.process_index == 0 else nullcontext():
+    with sole_writer(args.output_dir) if processes.is_first() else nullcontext():
         training = StaticTraining.open(model, data, flags, args, tokenizer_from=checkpoint)
         if training.finished:
             print(f"{flags.output_dir} already holds the model of this training")

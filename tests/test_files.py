@@ -370,7 +370,7 @@ def limited(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run code as a script's main where no file may be larger than 100 kB, which stands for a full disk."""
     program = (
         "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from pathlib import Path\nfrom drhard.errors import command\nfrom drhard.files import *\n"
+        "from pathlib import Path\nfrom drhard.commands import command\nfrom drhard.files import *\n"
         f"@command\ndef main():\n    path = Path(sys.argv[1])\n{textwrap.indent(code, '    ')}\nmain()\n"
     )
     return run_python("-c", program, *arguments)
@@ -460,7 +460,7 @@ def test_a_part_that_was_lost_is_found_before_the_rename(tmp_path: Path) -> None
 
 
 def test_output_to_a_full_disk_is_one_sentence() -> None:
-    code = "from drhard.errors import command\n@command\ndef main():\n    print('x' * 10)\nmain()"
+    code = "from drhard.commands import command\n@command\ndef main():\n    print('x' * 10)\nmain()"
     command = [sys.executable, "-c", code]
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -469,7 +469,7 @@ def test_output_to_a_full_disk_is_one_sentence() -> None:
 
 
 def test_output_on_a_terminal_that_knows_ascii_alone() -> None:
-    code = "from drhard.errors import command\n@command\ndef main():\n    print('naïve —')\nmain()"
+    code = "from drhard.commands import command\n@command\ndef main():\n    print('naïve —')\nmain()"
     result = run_python("-c", code, PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stdout) == (0, "na\\xefve \\u2014\n")
 

@@ -14,7 +14,6 @@ from drhard.metrics import measure_run, parse_measures
 from drhard.qrels import read_grades
 from drhard.retrieval import Retriever
 from drhard.runs import write_run
-from drhard.static import StaticTraining
 from drhard.trainer import StaticTrainer
 from drhard.validation import BEST_FOLDER, EVALUATION_FILE, Evaluation, Validation
 
@@ -305,15 +304,6 @@ def test_another_measure_does_not_resume(folder: Path, measured: Path, capsys: p
         capsys=capsys,
     )
     assert "metric" in message
-
-
-def test_several_processes_do_not_measure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = object.__new__(StaticTraining)
-    training.args = Namespace(process_index=1, world_size=2)
-    training.validation, training.pool, training.output_dir = object(), object(), Path()
-    monkeypatch.setattr("drhard.static.broadcast_object_list", lambda values: values)
-    with pytest.raises(InputError, match="several processes cannot measure"):
-        training._resume()
 
 
 def test_a_measured_collection_is_encoded_in_full(

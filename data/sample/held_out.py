@@ -9,7 +9,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from drhard.errors import command
+from drhard.commands import command
 from drhard.files import read_lines, write_whole
 from drhard.msmarco import PASSAGE
 

@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from drhard.commands import command
 from drhard.files import write_whole_file
 
 HERE = Path(__file__).resolve().parent
@@ -146,6 +147,7 @@ def write_queries(
         write_lines(folder / qrel_file, lines)
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(

@@ -10,7 +10,8 @@ import importlib
 import shutil
 from pathlib import Path
 
-from drhard.errors import InputError, command
+from drhard.commands import command
+from drhard.errors import InputError
 from drhard.files import digest_file, require_file, write_whole_folder
 from drhard.hub import CONFIG_FILE, SAFETENSORS_FILE, find_checkpoint
 

@@ -27,6 +27,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from drhard.commands import command
 from drhard.files import write_whole_file
 from drhard.model_folder import save_encoder
 from drhard.qrels import read_relevant
@@ -421,6 +422,7 @@ class Evaluation:
 # 7. All together --------------------------------------------------------------------------------------------
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True, help="for the vocabulary and the teacher's embeddings")

@@ -6,7 +6,7 @@ python data/sample/results.py --data_root runs/sample
 import argparse
 from pathlib import Path
 
-from drhard.errors import command
+from drhard.commands import command
 from drhard.files import write_json
 from drhard.metrics import mean_reciprocal_rank, measure_queries, parse_measures
 from drhard.qrels import read_grades, read_relevant

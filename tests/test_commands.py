@@ -1,6 +1,7 @@
 """Bad input becomes one sentence and exit code 2 in one place; other errors stay what they are."""
 
-from drhard.errors import InputError, command
+from drhard.commands import command
+from drhard.errors import InputError
 
 import pytest
 from helpers import the_error
