@@ -277,26 +277,33 @@ class Found:
 
 
 def measure_adore(bench: Bench) -> list[dict[str, Any]]:
-    """Take steps of ADORE without the search: encode, gather the vectors, the loss, the gradient and AdamW."""
+    """Take steps of ADORE: encode, search, gather the vectors, the loss, the gradient and AdamW.
+
+    The first row is without the search, and gathers vectors in the memory of the computer. The limit of both is that of
+    the model.
+    """
     count = bench.args.documents
     check_topk(TOPK, count)
     collection = write_training(bench, 10 * ADORE_QUERIES, 1)
     documents = make_documents(bench)
     relevant = {row: [row % count] for row in range(10 * ADORE_QUERIES)}
-    data = AdoreInput(collection, relevant, documents, Found(count), "found")
     settings = AdoreSettings(metric_cut=TOPK, neg_topk=TOPK, per_gpu_batch_size=ADORE_QUERIES, warmup_steps=0)
     model = random_encoder(bench.args.layers, bench.args.vocabulary).to(bench.device)
     output = AdoreOutput(bench.folder / "models", bench.folder / "log", bench.folder)
-    training = AdoreTraining(model, data, settings, output)
     queries = np.arange(ADORE_QUERIES)
-
-    def steps() -> None:
-        for _ in range(bench.args.steps):
-            training._train_step(queries)
-
     work = 3 * flops(model.config, collection.queries("train").lengths[queries])
     limit = bench.args.steps * bench.limits.seconds(work, torch.float32, 28 * count_weights(model))
-    return [bench.row("ADORE without the search, float32", steps, limit, "steps", bench.args.steps)]
+    rows = []
+    for way, index in ((" without the search", Found(count)), ("", open_shards(documents, [bench.device]))):
+        data = AdoreInput(collection, relevant, documents, index, "of a benchmark")
+        training = AdoreTraining(model, data, settings, output)
+
+        def steps(training: AdoreTraining = training) -> None:
+            for _ in range(bench.args.steps):
+                training._train_step(queries)
+
+        rows.append(bench.row(f"ADORE{way}, float32", steps, limit, "steps", bench.args.steps))
+    return rows
 
 
 def measure_lamb(bench: Bench) -> list[dict[str, Any]]:

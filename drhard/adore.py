@@ -23,6 +23,7 @@ from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.model_folder import save_encoder
 from drhard.provenance import check_record
+from drhard.shards import ShardedIndex
 from drhard.tokens import TokenMemmap
 from drhard.training import (
     DIVERGED,
@@ -148,6 +149,11 @@ class AdoreInput:
     def queries(self) -> TokenMemmap:
         """The tokens of the train queries."""
         return self.collection.queries("train")
+
+    def vectors(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Return the documents of ``rows``, of their shape and dim, on ``device``: from GPUs if these hold them."""
+        found = self.index.gather(rows, device) if isinstance(self.index, ShardedIndex) else None
+        return to_device(gather_rows(self.documents, rows), device) if found is None else found
 
 
 class AdoreTraining:
@@ -275,7 +281,7 @@ class AdoreTraining:
             raise InputError(f"step {self.step + 1}: the query vectors are not finite; {DIVERGED}")
         _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
-        vectors = to_device(gather_rows(data.documents, candidates.rows), self.device)  # (Q, C, dim)
+        vectors = data.vectors(candidates.rows, self.device)  # (Q, C, dim)
         scores = torch.einsum("qd,qcd->qc", queries, vectors) * self.score_scale
         loss = self.loss(
             scores,

@@ -26,7 +26,7 @@ from tqdm import tqdm
 UNIT = 2.0**-24  # half the distance of 1 to the next float32: the greatest relative error of a float32 operation
 SAMPLE = 8192  # documents from which the mean is taken
 GROUP = 256  # documents that share a scale
-FIRST_ROWS, GROWTH = 8192, 4  # of the tiles of a search
+FIRST_ROWS, FIRST_SHARE, GROWTH = 8192, 256, 4  # of the tiles of a search, see Codes.tiles
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -112,10 +112,11 @@ class Codes:
     def tiles(self, rows: int) -> Iterator[tuple[torch.Tensor, CodedBlock]]:
         """Yield documents one after another: their rows (B,) int64, and their codes.
 
-        The first tiles are small, each of the next is :data:`GROWTH` times as large, up to about ``rows``: what a
-        search learns from one tile spares it work in the next.
+        The first tile is small, each of the next is :data:`GROWTH` times as large, up to about ``rows``: what a search
+        learns from one tile spares it work in the next.
         """
-        most, step, group = -(-rows // GROUP), min(-(-rows // GROUP), FIRST_ROWS // GROUP), 0
+        most, group = -(-rows // GROUP), 0
+        step = min(most, max(FIRST_ROWS, rows // FIRST_SHARE) // GROUP)
         while group < len(self.scale):
             first, last = group * GROUP, min((group + step) * GROUP, len(self.values))
             of_block = torch.arange(first, last, device=self.places.device) // BLOCK_ROWS * BLOCK_ROWS

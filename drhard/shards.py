@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from drhard.blocks import read_blocks
 from drhard.coded import TOO_MANY, CodedSearch, DeviceVectors, HostVectors, Vectors
 from drhard.codes import GROUP, keep_codes
-from drhard.devices import explain_no_gpu, require_gpu
+from drhard.devices import explain_no_gpu, require_gpu, to_device
 from drhard.errors import InputError
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
 from drhard.sieve import SIEVED, best_of_pairs
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 SCRATCH = 3_000_000_000  # bytes that a search needs on a GPU beside the codes
 SIEVES = 1_000_000_000  # bytes of the documents that may be among the best, of all queries searched together
 QUERY_ROWS = 1024  # most queries multiplied with a tile at a time
-TILE_SCORES = 1 << 26  # 256 MB of products keep a GPU busy
+TILE_SCORES = 1 << 27  # 512 MB of products keep a GPU busy while Python launches the next kernels
 DENSE_ROWS = 1 << 15  # documents scored at a time if the codes say too little
 CODE_BYTES = 2 + 3 * 8 / GROUP  # of a document, beside one for each dimension
 
@@ -61,6 +61,21 @@ class ShardedIndex:
                 bar.update(len(part))
                 yield np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
+    def gather(self, rows: np.ndarray, device: torch.device) -> torch.Tensor | None:
+        """Return the documents of ``rows``, of their shape and dim, on ``device``; None if a shard has only codes."""
+        gathered = torch.empty(rows.size, self.shards[0].dim, device=device)
+        wanted = rows.reshape(-1)
+        for shard in self.shards:
+            if shard.copy is None:
+                return None
+            places = np.flatnonzero((wanted >= shard.first_row) & (wanted < shard.first_row + len(shard.copy)))
+            found = shard.copy[to_device(wanted[places] - shard.first_row, shard.copy.device)].to(device)
+            if len(places) == len(wanted):
+                gathered = found
+            else:
+                gathered[to_device(places, device)] = found
+        return gathered.view(*rows.shape, -1)
+
 
 class Shard:
     """Documents on a device.
@@ -76,6 +91,8 @@ class Shard:
     Attributes:
         dim: their dimensions.
         found: the number of documents that a search can find.
+        first_row: the row of its first document.
+        copy: (N, dim) float32 on the device, None if they have no room there.
 
     Raises:
         InputError: a document is not finite.
@@ -90,17 +107,16 @@ class Shard:
         left_out: np.ndarray = NO_ROWS,
         progress: bool = False,
     ):
-        self._documents, self._first_row, self._device = documents, first_row, device
+        self._documents, self.first_row, self._device = documents, first_row, device
         count, self.dim = documents.shape
         absent = part_of(left_out, first_row, count)
         self.found = count - len(absent)
         self._absent = torch.from_numpy(absent).to(device)
-        copy = None
+        self.copy: torch.Tensor | None = None
         if documents.nbytes + bytes_of_codes(count, self.dim) + SCRATCH <= room:
-            copy = torch.empty(count, self.dim, device=device)
-        codes = keep_codes(documents, device, progress, copy)
-        vectors: Vectors = HostVectors(documents) if copy is None else DeviceVectors(copy)
-        self._copy = copy
+            self.copy = torch.empty(count, self.dim, device=device)
+        codes = keep_codes(documents, device, progress, self.copy)
+        vectors: Vectors = HostVectors(documents) if self.copy is None else DeviceVectors(self.copy)
         self._coded = CodedSearch(codes, vectors, QUERY_ROWS, TILE_SCORES, absent)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +127,7 @@ class Shard:
         asked = torch.from_numpy(queries).to(self._device)
         found = self._coded.search(asked, k) or self._search_all(asked, k)
         scores, rows = (part.cpu().numpy() for part in found)
-        return scores, rows + self._first_row
+        return scores, rows + self.first_row
 
     @torch.no_grad()
     def _search_all(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,8 +141,8 @@ class Shard:
         return best
 
     def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        if self._copy is not None:
-            yield from zip(range(0, len(self._copy), DENSE_ROWS), self._copy.split(DENSE_ROWS), strict=True)
+        if self.copy is not None:
+            yield from zip(range(0, len(self.copy), DENSE_ROWS), self.copy.split(DENSE_ROWS), strict=True)
             return
         for first, block in read_blocks(self._documents, DENSE_ROWS):
             yield first, torch.from_numpy(block).to(self._device)
