@@ -57,24 +57,22 @@ class CodedQueries:
         greatest = exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         unit = greatest / levels
         first = (exact / unit).round()
-        codes = [first]
+        self._parts = [first.to(torch.int8)]
         lost = exact - first * unit
         if parts == 2:
             unit = unit / SHIFT
             second = (lost / unit).round()  # at most SHIFT / 2
-            codes.append(second)
+            self._parts.append(second.to(torch.int8))
             lost = lost - second * unit
-        self._codes = torch.cat(codes).to(torch.int8)
         self.unit = unit[:, 0]
         self.error = torch.linalg.vector_norm(lost, dim=1)
 
     def multiply(self, values: torch.Tensor) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`. The products are below 2^24, so those of two parts fit in int32."""
-        found: torch.Tensor = int8_products(values, self._codes)
-        count = len(self.unit)
-        if len(self._codes) == count:
-            return found
-        return found[:, count:].add_(found[:, :count], alpha=SHIFT)
+        found: torch.Tensor = int8_products(values, self._parts[0])
+        for part in self._parts[1:]:
+            found = int8_products(values, part).add_(found, alpha=SHIFT)
+        return found
 
 
 def float32_error(dim: int) -> float:

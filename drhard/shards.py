@@ -41,6 +41,7 @@ class ShardedIndex:
     def __init__(self, shards: "Sequence[Shard]", progress: bool = False):
         self.shards, self.progress = shards, progress
         self._count = sum(shard.found for shard in shards)
+        self._threads = ThreadPoolExecutor(len(shards))  # kept: a new thread is slow in its first products on a GPU
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`drhard.index.Index.search`."""
@@ -54,8 +55,7 @@ class ShardedIndex:
         with tqdm(total=len(queries), unit="query", desc="searching", disable=not self.progress) as bar:
             for first in range(0, len(queries), together):
                 part = np.array(queries[first : first + together], np.float32)
-                with ThreadPoolExecutor(len(self.shards)) as threads:
-                    found = list(threads.map(lambda shard, part=part: shard.search(part, k), self.shards))
+                found = list(self._threads.map(lambda shard, part=part: shard.search(part, k), self.shards))
                 scores, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
                 order = np.lexsort((rows, -scores), axis=1)[:, :k]
                 bar.update(len(part))

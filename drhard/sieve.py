@@ -76,9 +76,9 @@ class Sieve:
         mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
         if whole:
             of_groups = scores[: whole * GROUP].unflatten(0, (whole, GROUP))
-            _compare(of_groups, below[:whole, None], mask[: whole * GROUP].view(of_groups.shape))
+            torch.gt(of_groups, below[:whole, None], out=mask[: whole * GROUP].view(of_groups.shape))
         if whole * GROUP < len(scores):
-            _compare(scores[whole * GROUP :], below[whole], mask[whole * GROUP :])
+            torch.gt(scores[whole * GROUP :], below[whole], out=mask[whole * GROUP :])
         return _places(mask)
 
     def merge(self) -> None:
@@ -172,14 +172,6 @@ def _round_down(numbers: torch.Tensor) -> torch.Tensor:
     """Return float32 numbers that are below ``numbers``, float64."""
     rounded = numbers.to(torch.float32)
     return torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
-
-
-def _compare(scores: torch.Tensor, below: torch.Tensor, mask: torch.Tensor) -> None:
-    """Set ``mask`` where ``scores`` are above ``below``. NumPy compares in half of torch's time on a CPU."""
-    if scores.device.type == "cpu":
-        np.greater(scores.numpy(), below.numpy(), out=mask.numpy())
-    else:
-        torch.gt(scores, below, out=mask)
 
 
 def _places(mask: torch.Tensor) -> torch.Tensor:
