@@ -95,8 +95,12 @@ class Bench:
     def measure(self, work: Callable[[], Any]) -> tuple[float, float]:
         """Return the median seconds of ``work``, and the peak memory in GB."""
         seconds = time_on(self.device, work, self.args.rounds)
+        return seconds, self.peak_gb()
+
+    def peak_gb(self) -> float:
+        """Return the peak memory in GB."""
         on_gpu = self.device.type == "cuda"
-        return seconds, torch.cuda.max_memory_allocated(self.device) / 1e9 if on_gpu else peak_memory_gb()
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if on_gpu else peak_memory_gb()
 
     def row(self, way: str, work: Callable[[], Any], limit: float | None, unit: str, count: float) -> dict[str, Any]:
         """Measure ``work``, which does ``count`` of a ``unit``. ``limit`` is its least time, None if it has none."""
@@ -201,7 +205,7 @@ def measure_search(bench: Bench) -> list[dict[str, Any]]:
             "unit": "documents/s",
         }
     ]
-    rows[0] |= {"limit_seconds": None, "of_the_limit": None, "peak_gb": None}
+    rows[0] |= {"limit_seconds": None, "of_the_limit": None, "peak_gb": bench.peak_gb()}
     on_device = torch.from_numpy(documents).to(bench.device)
     for queries, what in ((ADORE_QUERIES, "a step of ADORE"), (SEARCHED, "mining")):
         asked = torch.randn(queries, DIM, device=bench.device)
