@@ -14,6 +14,7 @@ It needs torch, transformers and this project, and neither faiss nor the network
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ from drhard.lamb import Lamb
 from drhard.losses import pairwise_loss
 from drhard.products import has_fast_int8, int8_products
 from drhard.sampling import CALL_TOKENS, Collator, Grouping, TrainingDataset
-from drhard.shards import open_shards
+from drhard.shards import FEWEST_CODED, open_shards
 from drhard.strategies import STAR, AnyDocument
 from drhard.tokens import PASSAGES, query_name
 from drhard.training import group_parameters
@@ -46,6 +47,8 @@ QUERY_LENGTH, LONGEST = 24, 120  # tokens, as star/train.py is published
 ADORE_QUERIES, TOPK = 32, 200  # of a step of ADORE
 SEARCHED = 4096  # queries of a part of mining
 DIM = 768  # of embeddings
+BLOCK = 1 << 15  # documents that the plain search scores at a time
+NEAR = 1e-4  # of the top score; float32 rounds sums of another order
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -92,8 +95,12 @@ class Bench:
     def measure(self, work: Callable[[], Any]) -> tuple[float, float]:
         """Return the median seconds of ``work``, and the peak memory in GB."""
         seconds = time_on(self.device, work, self.args.rounds)
+        return seconds, self.peak_gb()
+
+    def peak_gb(self) -> float:
+        """Return the peak memory in GB."""
         on_gpu = self.device.type == "cuda"
-        return seconds, torch.cuda.max_memory_allocated(self.device) / 1e9 if on_gpu else peak_memory_gb()
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if on_gpu else peak_memory_gb()
 
     def row(self, way: str, work: Callable[[], Any], limit: float | None, unit: str, count: float) -> dict[str, Any]:
         """Measure ``work``, which does ``count`` of a ``unit``. ``limit`` is its least time, None if it has none."""
@@ -163,20 +170,65 @@ def measure_encoding(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+def make_documents(bench: Bench) -> np.ndarray:
+    """Return random embeddings (documents, DIM) float32, made on the device: 27 GB take a processor a minute."""
+    documents = np.empty((bench.args.documents, DIM), dtype=np.float32)
+    for first in range(0, len(documents), BLOCK):
+        block = documents[first : first + BLOCK]
+        block[:] = torch.randn(block.shape, device=bench.device).cpu().numpy()
+    return documents
+
+
+def plain_search(documents: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search in float32 with what torch offers, block by block. Return scores and rows, both (Q, k)."""
+    best = [(queries @ block.T).topk(min(k, len(block))) for block in documents.split(BLOCK)]
+    rows = torch.cat([found.indices + number * BLOCK for number, found in enumerate(best)], dim=1)
+    scores, places = torch.cat([found.values for found in best], dim=1).topk(k)
+    return scores, rows.gather(1, places)
+
+
 def measure_search(bench: Bench) -> list[dict[str, Any]]:
-    """Search by int8 codes, as mining and ADORE do. The limit multiplies the codes once, or reads them."""
-    random, count = np.random.default_rng(4), bench.args.documents
-    check_topk(TOPK, count)
-    documents = random.standard_normal((count, DIM), dtype=np.float32)
+    """Search as mining and ADORE do, and plainly in float32. The limit of both multiplies once, or reads once.
+
+    Ours takes int8 codes from :data:`drhard.shards.FEWEST_CODED` documents on; its limit is that of its numbers.
+    """
+    check_topk(TOPK, bench.args.documents)
+    documents = make_documents(bench)
+    seconds = -time.perf_counter()
     index = open_shards(documents, [bench.device])
-    rows = []
+    seconds += time.perf_counter()
+    rows = [
+        {
+            "way": "copying the documents, or making codes",
+            "seconds": seconds,
+            "rate": len(documents) / seconds,
+            "unit": "documents/s",
+        }
+    ]
+    rows[0] |= {"limit_seconds": None, "of_the_limit": None, "peak_gb": bench.peak_gb()}
+    on_device = torch.from_numpy(documents).to(bench.device)
     for queries, what in ((ADORE_QUERIES, "a step of ADORE"), (SEARCHED, "mining")):
-        asked = random.standard_normal((queries, DIM), dtype=np.float32)
-        multiplying = bench.limits.seconds(2 * queries * count * DIM, torch.int8)
-        limit = max(multiplying, bench.limits.seconds(0, torch.int8, count * DIM))
-        search = partial(index.search, asked, TOPK)
-        rows.append(bench.row(f"{what}, {queries} queries", search, limit, "queries", queries))
+        asked = torch.randn(queries, DIM, device=bench.device)
+        host = asked.cpu().numpy()
+        check_found(index.search(host, TOPK)[0], plain_search(on_device, asked, TOPK)[0].cpu().numpy())
+        coded = len(documents) >= FEWEST_CODED
+        ways: dict[str, tuple[torch.dtype, Callable[[], Any]]] = {
+            "ours": (torch.int8 if coded else torch.float32, partial(index.search, host, TOPK)),
+            "plain": (torch.float32, partial(plain_search, on_device, asked, TOPK)),
+        }
+        for way, (dtype, search) in ways.items():
+            work, read = 2 * queries * len(documents) * DIM, len(documents) * DIM * dtype.itemsize
+            limit = max(bench.limits.seconds(work, dtype), bench.limits.seconds(0, dtype, read))
+            rows.append(
+                bench.row(f"{what}, {queries} queries, {way}, {name(dtype)}", search, limit, "queries", queries)
+            )
     return rows
+
+
+def check_found(scores: np.ndarray, expected: np.ndarray) -> None:
+    """End the benchmark if the scores (Q, k) are not those of a search in float32."""
+    if np.abs(scores - expected).max() > NEAR * np.abs(expected).max():
+        raise SystemExit("error: the documents found are not the best; a faster wrong answer is no answer")
 
 
 def write_training(bench: Bench, queries: int, passages: int) -> Collection:
@@ -243,26 +295,33 @@ class Found:
 
 
 def measure_adore(bench: Bench) -> list[dict[str, Any]]:
-    """Take steps of ADORE without the search: encode, gather the vectors, the loss, the gradient and AdamW."""
+    """Take steps of ADORE: encode, search, gather the vectors, the loss, the gradient and AdamW.
+
+    The first row is without the search, and gathers vectors in the memory of the computer. The limit of both is that of
+    the model.
+    """
     count = bench.args.documents
     check_topk(TOPK, count)
     collection = write_training(bench, 10 * ADORE_QUERIES, 1)
-    documents = np.random.default_rng(3).standard_normal((count, DIM), dtype=np.float32)
+    documents = make_documents(bench)
     relevant = {row: [row % count] for row in range(10 * ADORE_QUERIES)}
-    data = AdoreInput(collection, relevant, documents, Found(count), "found")
     settings = AdoreSettings(metric_cut=TOPK, neg_topk=TOPK, per_gpu_batch_size=ADORE_QUERIES, warmup_steps=0)
     model = random_encoder(bench.args.layers, bench.args.vocabulary).to(bench.device)
     output = AdoreOutput(bench.folder / "models", bench.folder / "log", bench.folder)
-    training = AdoreTraining(model, data, settings, output)
     queries = np.arange(ADORE_QUERIES)
-
-    def steps() -> None:
-        for _ in range(bench.args.steps):
-            training._train_step(queries)
-
     work = 3 * flops(model.config, collection.queries("train").lengths[queries])
     limit = bench.args.steps * bench.limits.seconds(work, torch.float32, 28 * count_weights(model))
-    return [bench.row("ADORE without the search, float32", steps, limit, "steps", bench.args.steps)]
+    rows = []
+    for way, index in ((" without the search", Found(count)), ("", open_shards(documents, [bench.device]))):
+        data = AdoreInput(collection, relevant, documents, index, "of a benchmark")
+        training = AdoreTraining(model, data, settings, output)
+
+        def steps(training: AdoreTraining = training) -> None:
+            for _ in range(bench.args.steps):
+                training._train_step(queries)
+
+        rows.append(bench.row(f"ADORE{way}, float32", steps, limit, "steps", bench.args.steps))
+    return rows
 
 
 def measure_lamb(bench: Bench) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from drhard.losses import adore_loss
 from drhard.model_folder import save_encoder
 from drhard.parts import SharedIndex
 from drhard.provenance import check_record, digest_record
+from drhard.shards import ShardedIndex
 from drhard.tokens import TokenMemmap
 from drhard.training import (
     DIVERGED,
@@ -152,6 +153,18 @@ class AdoreInput:
     def queries(self) -> TokenMemmap:
         """The tokens of the train queries."""
         return self.collection.queries("train")
+
+    def vectors(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Return the documents (q, C, dim) of this process's queries on ``device``: from GPUs if these hold them.
+
+        Args:
+            rows: (Q, C) int64, of the queries of all processes.
+        """
+        index, own = self.index, rows[processes.own_part(len(rows))]
+        if isinstance(index, SharedIndex):
+            return index.fetch(rows, device)
+        found = index.gather(own, device) if isinstance(index, ShardedIndex) else None
+        return to_device(gather_rows(self.documents, own), device) if found is None else found
 
 
 class AdoreTraining:
@@ -292,7 +305,7 @@ class AdoreTraining:
             raise InputError(f"step {self.step + 1}: the query vectors are not finite; {DIVERGED}")
         _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
-        vectors = self._fetch(candidates.rows)
+        vectors = data.vectors(candidates.rows, self.device)
         scores = torch.einsum("qd,qcd->qc", queries, vectors) * self.score_scale
         loss = self.loss(
             scores,
@@ -322,14 +335,6 @@ class AdoreTraining:
         ids, mask = self.data.queries.batch(rows, self.model.config.pad_token_id)
         embeddings: torch.Tensor = self.model(*model_inputs(ids, mask, self.device))
         return embeddings
-
-    def _fetch(self, rows: np.ndarray) -> torch.Tensor:
-        """Return the vectors (q, C, dim) of the documents in ``rows`` (Q, C), for the queries of this process."""
-        index = self.data.index
-        if isinstance(index, SharedIndex):
-            return index.fetch(rows, self.device)
-        own = processes.own_part(len(rows))
-        return to_device(gather_rows(self.data.documents, rows[own]), self.device)
 
     def _batch_rows(self, step: int) -> np.ndarray:
         epoch, batch = divmod(step, self.steps_per_epoch)

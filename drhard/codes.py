@@ -26,6 +26,7 @@ from tqdm import tqdm
 UNIT = 2.0**-24  # half the distance of 1 to the next float32: the greatest relative error of a float32 operation
 SAMPLE = 8192  # documents from which the mean is taken
 GROUP = 256  # documents that share a scale
+FIRST_ROWS, FIRST_SHARE, GROWTH = 8192, 256, 4  # of the tiles of a search, see Codes.tiles
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -109,9 +110,14 @@ class Codes:
     norm: torch.Tensor
 
     def tiles(self, rows: int) -> Iterator[tuple[torch.Tensor, CodedBlock]]:
-        """Yield documents one after another, about ``rows`` at a time: their rows (B,) int64, and their codes."""
-        step = -(-rows // GROUP)
-        for group in range(0, len(self.scale), step):
+        """Yield documents one after another: their rows (B,) int64, and their codes.
+
+        The first tile is small, each of the next is :data:`GROWTH` times as large, up to about ``rows``: what a search
+        learns from one tile spares it work in the next.
+        """
+        most, group = -(-rows // GROUP), 0
+        step = min(most, max(FIRST_ROWS, rows // FIRST_SHARE) // GROUP)
+        while group < len(self.scale):
             first, last = group * GROUP, min((group + step) * GROUP, len(self.values))
             of_block = torch.arange(first, last, device=self.places.device) // BLOCK_ROWS * BLOCK_ROWS
             groups = slice(group, group + step)
@@ -123,6 +129,7 @@ class Codes:
                 self.norm[groups],
             )
             yield of_block + block.places, block
+            group, step = group + step, min(GROWTH * step, most)
 
 
 def encode_documents(
@@ -137,15 +144,30 @@ def encode_documents(
     Raises:
         InputError: a document is not finite, or the file became shorter.
     """
-    levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
-    bar = tqdm(total=len(documents), unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress)
+    levels = count_levels(documents.shape[1])
+    for first, block in read_finite_blocks(documents, progress, "rounding to int8"):
+        on_device = torch.from_numpy(block).to(mean.device)
+        if copy is not None:
+            copy[first : first + len(block)] = on_device
+        yield encode_block(on_device, mean, levels)
+
+
+def read_finite_blocks(documents: np.ndarray, progress: bool, task: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the first row and the documents of each block, the next one read meanwhile.
+
+    Args:
+        documents: (N, dim) float32.
+        progress: show a bar with the name of the ``task``.
+
+    Raises:
+        InputError: a document is not finite, or the file became shorter.
+    """
+    name = name_source(documents, "the documents")
+    bar = tqdm(total=len(documents), unit="doc", unit_scale=True, desc=task, disable=not progress)
     with bar, closing(prefetch(read_blocks(documents, BLOCK_ROWS))) as blocks:
         for first, block in blocks:
             check_finite(block, first, name)
-            on_device = torch.from_numpy(block).to(mean.device)
-            if copy is not None:
-                copy[first : first + len(block)] = on_device
-            yield encode_block(on_device, mean, levels)
+            yield first, block
             bar.update(len(block))
 
 

@@ -71,7 +71,7 @@ class CodedQueries:
         """See :meth:`Multiplier.multiply`. The products are below 2^24, so those of two parts fit in int32."""
         found: torch.Tensor = int8_products(values, self._parts[0])
         for part in self._parts[1:]:
-            found = torch.add(int8_products(values, part), found, alpha=SHIFT)
+            found = int8_products(values, part).add_(found, alpha=SHIFT)
         return found
 
 

@@ -5,6 +5,7 @@ from drhard.codes import GROUP
 import numpy as np
 import torch
 
+QUERY_BITS = 32  # where the query stands in the whole numbers by which documents are sorted
 SIEVED = 8 + 8 + 4 + 4  # bytes of a document that may be among the best: query, row, bounds
 
 
@@ -49,11 +50,11 @@ class Sieve:
         if len(hits) == 0:
             return
         document, query = hits // scores.shape[1], hits % scores.shape[1]
-        group = document // GROUP
-        value = scores.reshape(-1)[hits].to(torch.float64) * slope[group, query] + offset[query]
-        wide = width[group, query]
+        of_group = document // GROUP * scores.shape[1] + query
+        value = scores[document, query] * slope.view(-1).index_select(0, of_group) + offset.index_select(0, query)
+        wide = width.view(-1).index_select(0, of_group)
         lower, upper = _round_down(value - wide), -_round_down(-value - wide)
-        self._waiting.append((query, rows[document], lower, upper))
+        self._waiting.append((query, rows.index_select(0, document), lower, upper))
         self._count += len(hits)
         if self._count - self.kept >= max(self.kept, len(self.floors) * self._k):
             self.merge()
@@ -73,28 +74,28 @@ class Sieve:
         below = _below(least, scores.dtype)
         whole = len(scores) // GROUP
         mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
-        grouped = (whole, GROUP, scores.shape[1])
         if whole:
-            of_groups = scores[: whole * GROUP].reshape(grouped)
-            torch.gt(of_groups, below[:whole, None], out=mask[: whole * GROUP].view(grouped))
+            of_groups = scores[: whole * GROUP].unflatten(0, (whole, GROUP))
+            torch.gt(of_groups, below[:whole, None], out=mask[: whole * GROUP].view(of_groups.shape))
         if whole * GROUP < len(scores):
             torch.gt(scores[whole * GROUP :], below[whole], out=mask[whole * GROUP :])
         return _places(mask)
 
     def merge(self) -> None:
-        """Drop the documents that are below the floors of all documents added so far."""
+        """Drop the documents that are below the floors of all documents added so far. A GPU is waited for once."""
         if not self._waiting:
             return
         query, row, lower, upper = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-        counts = torch.bincount(query, minlength=len(self.floors))
-        enough = counts >= self._k
-        places = (counts.cumsum(0) - counts + self._k - 1)[enough]
-        kth = _decode(_sort(_encode(query, lower))[places])
-        self.floors[enough] = torch.maximum(self.floors[enough], kth.to(torch.float64))
+        keys = _sort(_encode(query, lower))
+        bounds = torch.arange(len(self.floors) + 1, device=query.device) << QUERY_BITS
+        starts = torch.searchsorted(keys, bounds)
+        kth = _decode(keys[(starts[:-1] + self._k - 1).clamp_max(len(keys) - 1)])
+        enough = starts.diff() >= self._k
+        self.floors = torch.where(enough, self.floors.maximum(kth.to(torch.float64)), self.floors)
         self._known = self._known or bool(enough.all())
-        alive = upper >= self.floors[query]
-        self._waiting = [(query[alive], row[alive], lower[alive], upper[alive])]
-        self.kept = self._count = int(alive.sum())
+        alive = _places(upper >= self.floors[query])
+        self._waiting = [tuple(part.index_select(0, alive) for part in (query, row, lower, upper))]
+        self.kept = self._count = len(alive)
 
     def found(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the query and the row of each document that is kept, both (n,) int64, by query, then by row."""
@@ -114,7 +115,7 @@ def _encode(query: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     """
     bits = lower.view(torch.int32).to(torch.int64)
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as the float32 numbers do
-    return (query << 32) + (0x7FFFFFFF - ascending)
+    return (query << QUERY_BITS) + (0x7FFFFFFF - ascending)
 
 
 def best_of_pairs(

@@ -3,6 +3,7 @@
 import json
 import logging
 from argparse import Namespace
+from dataclasses import fields
 
 from drhard import processes
 from drhard.devices import choose_device
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 # A batch of 256 queries takes 40 ms of a core to make. By arithmetic, its step takes 54 ms on an H100 in bfloat16:
 # 42,000 tokens, 0.51 GFLOP each, 400 TFLOP/s.
 GPU_WORKERS = 2
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # names in transformers 5, the newer one first
 
 
 class OneOfSeveral(TrainingArguments):
@@ -48,14 +50,13 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
         InputError: flags contradict each other, or need a package or a GPU that is missing.
     """
     on_gpu = choose_device(flags.use_cpu or flags.no_cuda).type != "cpu"
-    values = {name: getattr(flags, name) for name in WORKING}
+    values = {name: getattr(flags, name) for name in WORKING if name not in CHECKPOINTING}
     if flags.dataloader_num_workers is None:
         values["dataloader_num_workers"] = GPU_WORKERS if on_gpu else 0
     values |= {
         "per_device_train_batch_size": flags.per_device_train_batch_size * processes.count(),
         "use_cpu": not on_gpu,
-        # The present name of gradient_checkpointing in transformers.
-        "activation_checkpointing": bool(flags.activation_checkpointing or flags.gradient_checkpointing),
+        _known_checkpointing(): bool(flags.activation_checkpointing or flags.gradient_checkpointing),
         "dataloader_pin_memory": flags.dataloader_pin_memory and on_gpu,
         # The GPU copies a batch from pinned memory while Python goes on.
         "accelerator_config": {"non_blocking": flags.dataloader_pin_memory and on_gpu},
@@ -85,6 +86,12 @@ def trainer_arguments(flags: Namespace) -> TrainingArguments:
         )
         args._n_gpu = 1
     return args
+
+
+def _known_checkpointing() -> str:
+    """Return the name that the installed transformers has for --gradient_checkpointing."""
+    known = {field.name for field in fields(TrainingArguments)}
+    return next(name for name in CHECKPOINTING if name in known)
 
 
 def _loggers(names: list[str]) -> list[str]:

@@ -14,21 +14,27 @@ from helpers import must_run
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("held", ["embeddings", "codes", "both"])
 @pytest.mark.parametrize("shards", [1, 2])
-def test_search_on_the_gpu_equals_the_cpu(monkeypatch: pytest.MonkeyPatch, shards: int, copied: bool) -> None:
-    """With the embeddings on the GPU too, and with the codes alone."""
+def test_search_on_the_gpu_equals_the_cpu(monkeypatch: pytest.MonkeyPatch, shards: int, held: str) -> None:
     random = np.random.default_rng(0)
     documents = random.standard_normal((200_000, 96), dtype=np.float32)
     documents[7] = documents[100_007]
     queries = random.standard_normal((1500, 96), dtype=np.float32)
-    if not copied:
+    if held == "codes":
         monkeypatch.setattr(drhard.shards, "free_bytes", lambda _: drhard.shards.SCRATCH + documents.nbytes // 2)
+    if held == "both":
+        monkeypatch.setattr(drhard.shards, "FEWEST_CODED", 0)
     index = open_shards(documents, [torch.device("cuda", 0)] * shards)
     scores, rows = index.search(queries, 100)
     exact_scores, exact_rows = ExactIndex(documents).search(queries, 100)
     np.testing.assert_allclose(scores, exact_scores, rtol=1e-4)
     assert (rows == exact_rows).mean() > 0.999  # near ties may stand in another order
+    gathered = index.gather(rows[:10], torch.device("cuda", 0))
+    if held == "codes":
+        assert gathered is None
+    else:
+        np.testing.assert_array_equal(gathered.cpu().numpy(), documents[rows[:10]])
 
 
 def test_star_inference_on_the_gpu_equals_the_cpu(preprocessed: Path, tmp_path: Path) -> None:

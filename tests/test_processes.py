@@ -25,12 +25,8 @@ import torch
 from helpers import ROOT, given, refused, run_python, save_tiny, snapshot, the_error, tiny_model, write_collection
 from safetensors.torch import load_file
 
-SHARING = {
-    "star/train.py",
-    "star/inference.py",
-    "star/prepare_hardneg.py",
-    "adore/inference.py",
-}  # the scripts whose processes share the work
+# The scripts whose processes share the work
+SHARING = {"adore/inference.py", "adore/train.py", "star/inference.py", "star/prepare_hardneg.py", "star/train.py"}
 SCRIPTS = {
     str(path.relative_to(ROOT)): path
     for folder in (".", "star", "adore", "data/sample", "benchmarks")

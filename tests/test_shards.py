@@ -19,28 +19,37 @@ PATIENT = settings(deadline=None, max_examples=60)
 
 
 @PATIENT
-@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 30), st.booleans())
-def test_shards_find_what_the_whole_has(seed: int, shards: int, k: int, copied: bool) -> None:
-    """Small whole numbers, so that ties abound; some documents are not found."""
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 30), st.booleans(), st.booleans())
+def test_shards_find_what_the_whole_has(seed: int, shards: int, k: int, copied: bool, coded: bool) -> None:
+    """Small whole numbers, so that ties abound; some documents are not found. Shards with documents give their rows."""
     random = np.random.default_rng(seed)
     documents = random.integers(-2, 3, (random.integers(2, 60), 5)).astype(np.float32)
     queries = random.integers(-2, 3, (4, 5)).astype(np.float32)
     left_out = np.flatnonzero(random.random(len(documents)) < 0.2)[: len(documents) - 1]
     k = min(k, len(documents) - len(left_out))
-    index = open_small(documents, shards, left_out, copied)
-    assert all((shard._copy is not None) == copied for shard in index.shards)
+    index = open_small(documents, shards, left_out, copied, coded)
+    assert all((shard.copy is not None) == copied for shard in index.shards)
     for found, expected in zip(
         index.search(queries, k), ExactIndex(documents, left_out=left_out).search(queries, k), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
+    rows = random.integers(0, len(documents), (3, 7))
+    gathered = index.gather(rows, CPU)
+    if copied:
+        np.testing.assert_array_equal(gathered, documents[rows])
+    else:
+        assert gathered is None
 
 
-def open_small(documents: np.ndarray, shards: int, left_out: np.ndarray, copied: bool) -> ShardedIndex:
+def open_small(
+    documents: np.ndarray, shards: int, left_out: np.ndarray, copied: bool, coded: bool = True
+) -> ShardedIndex:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drhard.shards, "free_bytes", lambda _: SCRATCH + 10**6)
-        if not copied:
-            patch.setattr(drhard.shards, "bytes_of_codes", lambda count, dim: 10**6 - count * dim)
+        if coded:
+            patch.setattr(drhard.shards, "FEWEST_CODED", 0)
+        room = 10**6 if copied else bytes_of_codes(-(-len(documents) // shards), documents.shape[1])
+        patch.setattr(drhard.shards, "free_bytes", lambda _: SCRATCH + room)
         return open_shards(documents, [CPU] * shards, left_out=left_out)
 
 
@@ -63,7 +72,7 @@ def test_many_queries_in_parts(monkeypatch: pytest.MonkeyPatch, copied: bool, pa
 
 @pytest.mark.parametrize("copied", [True, False])
 def test_documents_that_codes_cannot_tell_apart(monkeypatch: pytest.MonkeyPatch, copied: bool) -> None:
-    monkeypatch.setattr(drhard.shards, "DENSE_ROWS", 900)
+    monkeypatch.setattr(drhard.shards, "DENSE_SCORES", 1800)
     documents = np.ones((5000, 4), dtype=np.float32)
     documents[4321] = 2
     index = open_small(documents, 2, np.array([3]), copied)
