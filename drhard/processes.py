@@ -119,7 +119,8 @@ def start() -> None:
 
         _choose_gpu()
         with _meeting():
-            _run.store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT))))
+            store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT))))
+            _run.store = _find_own_part(store)
         threading.Thread(target=_give_signs_of_life, args=(_run.store, _run.rank, _run.ended), daemon=True).start()
     for name in _VARIABLES:
         os.environ.pop(name, None)
@@ -149,6 +150,35 @@ def join(timeout: float = TIMEOUT) -> None:
                 rank=_run.rank,
                 world_size=_run.count,
             )
+
+
+def _find_own_part(store: Any) -> Any:
+    """Return the part of ``store`` that belongs to this run, without what an earlier attempt of torchrun left there.
+
+    The first process names the run. Each other one answers with a name of its own, and starts once the first has listed
+    this name among the members: the list of an earlier attempt lacks it.
+
+    Raises:
+        RuntimeError: a process did not come in time.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    own, end = uuid.uuid4().hex, time.monotonic() + TIMEOUT
+    if is_first():
+        store.set("run", own)
+    answered = ""
+    while time.monotonic() < end:
+        run = store.get("run").decode()
+        answers, members = [f"{run} {other}" for other in range(count())], f"{run} members"
+        if run != answered:
+            store.set(answers[rank()], own)
+            answered = run
+        if is_first() and store.check(answers):
+            store.set(members, json.dumps([store.get(answer).decode() for answer in answers]))
+        if store.check([members]) and own in json.loads(store.get(members)):
+            return PrefixStore(run, store)
+        time.sleep(LONGEST_NAP)
+    raise RuntimeError("some did not come in time")
 
 
 def _give_signs_of_life(store: Any, rank: int, ended: threading.Event) -> None:

@@ -2,21 +2,28 @@
 
 torchrun starts its processes anew, which takes seconds. To the project these look the same: they have the same
 variables, and the store of their run is in the process that started them.
+
+As a program, for torchrun: run a script with its arguments. One process is killed in its fourth step, once.
 """
 
+import ctypes
 import os
+import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import drhard.backends
 import drhard.embeddings
 import drhard.parts
 from drhard import commands, processes
 from drhard.exact import ExactIndex
+from drhard.trainer import StaticTrainer
 from drhard.training import LossCheck
 
 import pytest
@@ -28,11 +35,18 @@ STORES: list[TCPStore] = []  # one for each run, kept until the tests end
 SMALL = 7  # documents in a block and in a window: a few of each in a collection of a test
 
 
-def start_processes(count: int, work: Callable[[], object], log: Path, silence: float = 300) -> list[int]:
+def start_processes(
+    count: int,
+    work: Callable[[], object],
+    log: Path,
+    silence: float = 300,
+    prepare: Callable[[int], object] = lambda rank: None,
+) -> list[int]:
     """Fork processes that run ``work`` and share it. What they print goes to files in ``log``. Return their ids.
 
     Args:
         silence: seconds until a killed process counts as dead.
+        prepare: called first in each process, with its rank.
     """
     log.mkdir(parents=True, exist_ok=True)
     STORES.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
@@ -43,6 +57,7 @@ def start_processes(count: int, work: Callable[[], object], log: Path, silence: 
             variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": STORES[-1].port}
             os.environ.update({name: str(value) for name, value in variables.items()}, MASTER_ADDR="127.0.0.1")
             os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+            prepare(rank)
             processes.SILENCE, processes.BEAT = silence, 0.1
             os._exit(_be_process(work, log / f"{rank}.txt"))
         started.append(pid)
@@ -77,10 +92,40 @@ def wait_for(started: Sequence[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
 
 
-def share(count: int, work: Callable[[], object], log: Path) -> None:
-    """Run ``work``, shared by processes, to a good end."""
-    codes = wait_for(start_processes(count, work, log))
+def share(count: int, work: Callable[[], object], log: Path, **options: Any) -> None:
+    """Run ``work``, shared by processes, to a good end. The options are those of :func:`start_processes`."""
+    codes = wait_for(start_processes(count, work, log, **options))
     assert codes == [0] * count, "\n".join(path.read_text() for path in sorted(log.iterdir()))
+
+
+@contextmanager
+def two_hosts() -> Iterator[Callable[[int], None]]:
+    """Two network namespaces, joined by a wire. Yield what moves a process into one of them."""
+    names = [f"hosts{os.getpid()}{end}" for end in "ab"]
+    address = "10.77.0.{}"
+    try:
+        for name in names:
+            _ip("netns", "add", name)
+        _ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            _ip("-n", name, "addr", "add", f"{address.format(number)}/24", "dev", name)
+            for device in ("lo", name):
+                _ip("-n", name, "link", "set", device, "up")
+
+        def move(rank: int) -> None:
+            with open(f"/run/netns/{names[rank]}") as namespace:
+                assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) == 0, ctypes.get_errno()
+            os.environ.update(MASTER_ADDR=address.format(1), GLOO_SOCKET_IFNAME=names[rank], LOCAL_RANK="0")
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # the store is in the first process
+
+        yield move
+    finally:
+        for name in names:
+            _ip("netns", "delete", name, check=False)
+
+
+def _ip(*words: str, check: bool = True) -> None:
+    subprocess.run(["ip", *words], check=check, capture_output=True)
 
 
 @contextmanager
@@ -122,3 +167,21 @@ def train(script: str, arguments: Sequence[object], trace: Path) -> None:
     if processes.is_first():
         torch.save({"losses": losses, "gradients": gradients}, trace)
     processes.wait_for_all()
+
+
+def die_once(step: int, rank: int) -> None:
+    """Kill this process if it is to be killed at this step, and torchrun has not restarted it since."""
+    if (step, rank, os.environ["TORCHELASTIC_RESTART_COUNT"]) == (3, 1, "0"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    training_step = StaticTrainer.training_step
+
+    def step_or_die(self: StaticTrainer, *arguments: Any, **options: Any) -> torch.Tensor:
+        die_once(self.state.global_step, processes.rank())
+        return training_step(self, *arguments, **options)
+
+    StaticTrainer.training_step = step_or_die  # type: ignore[method-assign]
+    with given(*sys.argv[1:]) as module:
+        module.main()

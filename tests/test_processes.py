@@ -170,6 +170,10 @@ ADORE = {
 }
 
 
+# The cases that so many processes train
+TRAINED = dict.fromkeys((1, 2), [*CASES, *ADORE]) | {4: ["star", "in-batch", "random", "hard", "adore"]}
+
+
 def adore_arguments(data: Path, folder: Path, batch: int, case: str, init: str = "init") -> list[object]:
     numbers = "--adam_epsilon 1e-3 --learning_rate 2e-4 --score_scale 0.1 --num_train_epochs 2 --warmup_steps 1"
     numbers += " --logging_steps 1 --neg_topk 20 --max_seq_length 6 --eval_split dev --metric RR@5"
@@ -180,8 +184,8 @@ def adore_arguments(data: Path, folder: Path, batch: int, case: str, init: str =
     ]
 
 
-def torchrun(*words: object, count: int = 2) -> subprocess.CompletedProcess[str]:
-    return run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, *words)
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *words)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +211,10 @@ def trained(data: Path) -> Callable[[int], Path]:
         folder.mkdir()
 
         def work() -> None:
-            for case in CASES:
-                arguments = star_arguments(data, folder, 4 // count, case)
-                sharing.train("star/train.py", arguments, folder / f"{case}.pt")
-            for case in ADORE:
-                arguments = adore_arguments(data, folder, 4 // count, case)
-                sharing.train("adore/train.py", arguments, folder / f"{case}.pt")
+            for case in TRAINED[count]:
+                script, arguments = ("adore", adore_arguments) if case in ADORE else ("star", star_arguments)
+                trace = folder / f"{case}.pt"
+                sharing.train(f"{script}/train.py", arguments(data, folder, 4 // count, case), trace)
 
         sharing.share(count, work, folder / "printed")
         return folder
@@ -220,8 +222,7 @@ def trained(data: Path) -> Callable[[int], Path]:
     return train
 
 
-@pytest.mark.parametrize("case", [*CASES, *ADORE])
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(("count", "case"), [(count, case) for count in (2, 4) for case in TRAINED[count]])
 def test_processes_have_the_losses_and_gradients_of_one(trained: Callable[[int], Path], case: str, count: int) -> None:
     one, several = (torch.load(trained(number) / f"{case}.pt") for number in (1, count))
     assert len(one["losses"]) == 6 and len(set(one["losses"])) > 3
@@ -327,10 +328,7 @@ def test_processes_retrieve_and_mine_the_same_bytes(data: Path, retrieved: Path,
     assert (tmp_path / "printed" / "1.txt").read_text() == ""
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_encoding_goes_on_with_another_number_after_a_kill(
-    data: Path, retrieved: Path, tmp_path: Path, count: int
-) -> None:
+def test_encoding_goes_on_with_another_number_after_a_kill(data: Path, retrieved: Path, tmp_path: Path) -> None:
     write_at = drhard.windows._write_at
 
     def die_before_a_mark(descriptor: int, window: memoryview, place: int) -> None:
@@ -351,7 +349,7 @@ def test_encoding_goes_on_with_another_number_after_a_kill(
     assert the_error((tmp_path / "killed" / "0.txt").read_text()) == f"error: {processes.LEFT_ALONE}"
     marks = (tmp_path / "star" / "passages.memmap.partial.windows").read_bytes()
     assert len(marks) == 5 and marks.count(1) >= 2  # one was in work, one waited, one was being read
-    sharing.share(count, lambda: retrieve(data, tmp_path), tmp_path / "printed")
+    sharing.share(3, lambda: retrieve(data, tmp_path), tmp_path / "printed")
     assert same_files(tmp_path, retrieved)
 
 
@@ -418,9 +416,44 @@ def test_folders_that_are_not_shared_are_refused(data: Path, tmp_path: Path, scr
     assert "is not one folder for all processes of this run; give one that all machines share" in the_error(printed)
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root, and ip of iproute2")
+def test_two_hosts_train_and_resume_in_a_shared_folder(
+    data: Path, trained: Callable[[int], Path], tmp_path: Path
+) -> None:
+    def train() -> None:
+        sharing.train("star/train.py", star_arguments(data, tmp_path, 2, "star"), tmp_path / "star.pt")
+        sharing.train("adore/train.py", adore_arguments(data, tmp_path, 2, "adore"), tmp_path / "adore.pt")
+
+    with sharing.two_hosts() as move:
+        sharing.share(2, train, tmp_path / "printed", prepare=move)
+        for case in ("star", "adore"):
+            found, expected = (torch.load(folder / f"{case}.pt")["losses"] for folder in (tmp_path, trained(2)))
+            assert found == expected
+        (tmp_path / "star" / "checkpoint.json").unlink()
+        (tmp_path / "adore" / "epoch-2" / "config.json").unlink()
+        sharing.share(2, train, tmp_path / "printed", prepare=move)
+    assert torch.load(tmp_path / "star.pt")["losses"] == torch.load(tmp_path / "adore.pt")["losses"] == []
+    assert (tmp_path / "star" / "checkpoint.json").exists()
+    assert (tmp_path / "adore" / "epoch-2" / "config.json").exists()
+
+
+def test_torchrun_restarts_a_killed_process_and_the_weights_are_the_same(data: Path, tmp_path: Path) -> None:
+    def train() -> None:
+        sharing.run_script("star/train.py", *star_arguments(data, tmp_path, 2, "whole", "dropout"))
+
+    sharing.share(2, train, tmp_path / "printed")
+    arguments = star_arguments(data, tmp_path, 2, "killed", "dropout")
+    ended = torchrun("--max-restarts", 2, ROOT / "tests" / "sharing.py", "star/train.py", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert f"resuming from {tmp_path / 'killed' / 'checkpoint-2'}" in ended.stdout
+    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
 def test_bad_input_of_all_processes_is_one_sentence(data: Path, tmp_path: Path) -> None:
-    arguments = star_arguments(data, tmp_path, 2, "star", "nowhere")
-    ended = torchrun(ROOT / "star" / "train.py", *arguments)
-    assert ended.returncode != 0
-    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "nowhere" in errors[0]
+    def work() -> None:
+        sharing.run_script("star/train.py", *star_arguments(data, tmp_path, 2, "star", "nowhere"))
+
+    assert sharing.wait_for(sharing.start_processes(2, work, tmp_path / "printed")) == [2, 2]
+    printed = "".join(path.read_text() for path in (tmp_path / "printed").iterdir())
+    assert "nowhere" in the_error(printed)
