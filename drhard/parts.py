@@ -99,6 +99,8 @@ class SharedIndex:
 def _merge(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores and the rows, both (Q, k), of the best documents that all processes found, in each of them.
 
+    Each process merges what was found for some of the queries, and sends the result to the others.
+
     Args:
         scores, rows: (Q, K) of this process's best documents; K is at most ``k``.
     """
@@ -106,20 +108,28 @@ def _merge(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np
     scores = np.pad(scores, ((0, 0), (0, lacking)), constant_values=-np.inf)
     rows = np.pad(rows, ((0, 0), (0, lacking)), constant_values=-1)
     best_scores, best_rows = np.empty((count, k), dtype=np.float32), np.empty((count, k), dtype=np.int64)
-    at_once = max(1, RESULTS_AT_ONCE // (k * processes.count()))
+    at_once = max(1, RESULTS_AT_ONCE // k)
     for first in range(0, count, at_once):
         some = slice(first, first + at_once)
-        of_all, rows_of_all = _side_by_side(scores[some]), _side_by_side(rows[some])
+        sizes = processes.split(len(scores[some]))
+        of_all, rows_of_all = (_exchange(found[some], sizes) for found in (scores, rows))
         order = np.lexsort((rows_of_all, -of_all), axis=1)[:, :k]
-        best_scores[some] = np.take_along_axis(of_all, order, 1)
-        best_rows[some] = np.take_along_axis(rows_of_all, order, 1)
+        for best, found in ((best_scores, of_all), (best_rows, rows_of_all)):
+            own = torch.from_numpy(np.take_along_axis(found, order, 1))
+            best[some] = processes.gather(own, sizes).numpy()
     return best_scores, best_rows
 
 
-def _side_by_side(own: np.ndarray) -> np.ndarray:
-    """Return the arrays (Q, k) of all processes as one (Q, P k)."""
-    gathered = processes.gather(torch.from_numpy(own), [len(own)] * processes.count())
-    joined: np.ndarray = np.concatenate(np.split(gathered.numpy(), processes.count()), axis=1)
+def _exchange(found: np.ndarray, sizes: list[int]) -> np.ndarray:
+    """Return what all processes found for the queries of this one, (q, P k).
+
+    Args:
+        found: (Q, k) what this process found, for all queries.
+        sizes: how many queries each process gets.
+    """
+    received = [sizes[processes.rank()]] * processes.count()
+    gathered = processes.exchange(torch.from_numpy(found), sizes, received).numpy()
+    joined: np.ndarray = np.concatenate(np.split(gathered, processes.count()), axis=1)
     return joined
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import documented
 import pytest
 from documented import CHANGELOG, DOCUMENTS, README, RESULTS, WALKTHROUGH, Printed
-from helpers import ROOT
+from helpers import ROOT, parse_flags
 from transformers import TrainingArguments
 
 WORDS = 1000  # of the README, without its commands: five minutes
@@ -18,7 +18,9 @@ LINK = re.compile(r"\[[^][]*\]\(([^()\s]+)\)")
 FLAG = re.compile(r"(?<![\w-])--([a-z]\w*)")
 NAMED = re.compile(r"(?:\w+/)*\w+\.(?:py|sh)\b")
 PLACEHOLDER = "NAME"
-OTHERS = {"logdir"}  # tensorboard's
+TORCHRUN = {"max_restarts", "nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "standalone"}
+SLURM = {"cpus", "gpus", "nodes", "ntasks"}  # the first words of sbatch's flags
+OTHERS = {"logdir", *TORCHRUN, *SLURM}  # the first is tensorboard's
 FOLDERS = (".", "drhard", "star", "adore", "tests", "tests/campaigns", "benchmarks", "data/sample")
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8")
@@ -150,6 +152,18 @@ def test_printed_script_exists_and_knows_the_flags(command: Printed) -> None:
     for word in words[1:]:
         if word.startswith("--"):
             assert f'"{word.partition("=")[0]}"' in source, command
+
+
+@pytest.mark.parametrize(
+    "command",
+    [command for command in commands() if "torchrun" in command.words],
+    ids=lambda command: f"{command.where}: {command.words[-1]}",
+)
+def test_scripts_know_the_flags_behind_torchrun(command: Printed) -> None:
+    words = command.words[command.words.index("torchrun") + 1 :]
+    script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+    assert {word[2:] for word in words[:script] if word.startswith("--")} <= TORCHRUN
+    parse_flags(words[script], *words[script + 1 :])
 
 
 def test_walkthrough_runs_every_script_of_the_pipeline() -> None:
