@@ -204,11 +204,14 @@ def _choose_gpu() -> None:
     """Hide all GPUs but that of this process, unless the launcher did so. torch has not asked for them yet."""
     import torch
 
-    gpus = torch.cuda.device_count()
-    if gpus <= 1:
+    gpus, seen_by_all = torch.cuda.device_count(), "TORCHELASTIC_RUN_ID" in os.environ  # set by torchrun
+    if gpus == 0 or (gpus == 1 and not seen_by_all):
         return
-    if _run.local_rank >= gpus:
-        raise InputError(f"there are {gpus} GPUs on this machine; start as many processes on it (--nproc_per_node)")
+    if gpus < _run.on_machine or _run.local_rank >= gpus:
+        raise InputError(
+            f"this machine has {gpus} GPU(s) for {_run.on_machine} processes; start fewer on it (--nproc_per_node), or "
+            "hide the GPUs with CUDA_VISIBLE_DEVICES= to compute on the CPU"
+        )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[_run.local_rank].strip()
 

@@ -145,7 +145,7 @@ CASES: dict[str, tuple[object, ...]] = {
     "chunks": ("--chunk_size", 1),
     "accumulation": ("--gradient_accumulation_steps", 2),
     "checkpointing": ("--gradient_checkpointing", "--per_query_hard_num", 3),
-    "mined": ("--negative_ranks", "1-5"),
+    "mined": ("--negative_ranks", "1-5", "--eval_split", "dev", "--metric", "RR@5"),
 }
 
 
@@ -457,3 +457,37 @@ def test_bad_input_of_all_processes_is_one_sentence(data: Path, tmp_path: Path) 
     assert sharing.wait_for(sharing.start_processes(2, work, tmp_path / "printed")) == [2, 2]
     printed = "".join(path.read_text() for path in (tmp_path / "printed").iterdir())
     assert "nowhere" in the_error(printed)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "torchrun", "expected"),
+    [(0, True, None), (1, False, None), (1, True, "1 GPU"), (3, True, "3 GPU"), (4, True, "7"), (8, False, "7")],
+)
+def test_each_process_sees_its_own_gpu(
+    gpus: int, torchrun: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fourth process of four. The user let them see GPUs 4 to 7, if there are four."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(processes, "_run", processes._Run(3, 4, local_rank=3, on_machine=4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is as before after the test
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
+    if gpus == 4:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    if gpus in (1, 3) and expected:
+        with pytest.raises(InputError, match=rf"this machine has {expected}.s. for 4 processes"):
+            processes._choose_gpu()
+    else:
+        processes._choose_gpu()
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == ("3" if gpus == 8 else expected)
+
+
+def test_bm25_mines_in_one_process(data: Path, tmp_path: Path) -> None:
+    def work() -> None:
+        options = ["--data_type", "passage", "--mode", "train", "--preprocess_dir", data / "preprocess"]
+        sharing.run_script("star/prepare_hardneg.py", *options, "--retriever", "bm25", "--data_root", tmp_path)
+
+    assert sharing.wait_for(sharing.start_processes(2, work, tmp_path / "printed")) == [2, 2]
+    printed = "".join(path.read_text() for path in (tmp_path / "printed").iterdir())
+    assert "--retriever bm25 works in one process" in the_error(printed)
