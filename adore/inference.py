@@ -8,8 +8,9 @@
 import argparse
 from pathlib import Path
 
+from drhard import processes
 from drhard.collection import Collection
-from drhard.commands import command
+from drhard.commands import shared_command
 from drhard.files import require_file
 from drhard.flags import ENCODER, INDEX, PRECISION, add_flags
 from drhard.hub import find_checkpoint
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@command
+@shared_command
 def main() -> None:
     args = parse_arguments()
     run, results = run_path(args.output_dir, args.mode), results_path(args.output_dir, args.mode)
@@ -69,7 +70,7 @@ def main() -> None:
     query_path = args.output_dir / f"{args.mode}.qembed.memmap"
     embeddings = encoding.encode(model, queries, query_path)
     with search_embeddings(embeddings, documents, searching, results, args.topk, left_out) as found:
-        write_run(run, found.scores, found.rows, digest_ids(collection, args.mode))
+        processes.first_value(lambda: write_run(run, found.scores, found.rows, digest_ids(collection, args.mode)))
     print(f"Wrote {query_path}")
     print(f"Wrote {run}")
 

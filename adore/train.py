@@ -12,12 +12,14 @@ An interrupted training resumes.
 """
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from drhard import processes
 from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.collection import Collection
-from drhard.commands import command
+from drhard.commands import shared_command
 from drhard.files import require_file, sole_writer
 from drhard.flags import ENCODER, INDEX, add_flags
 from drhard.hub import find_checkpoint
@@ -42,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@command
+@shared_command
 def main() -> None:
     args = parse_arguments()
     collection = Collection(args.preprocess_dir, args.max_seq_length)
@@ -72,9 +74,9 @@ def main() -> None:
     deepest = max(settings.neg_topk, validation.depth if validation else 0)
     searching = replace(SearchSettings.from_flags(args), progress=False, repeated=True)
     searching.check(deepest, len(documents) - len(collection.left_out), documents.shape[1])
-    if not searching.gpus:
+    if processes.count() == 1 and not searching.gpus:  # each of several processes holds a part
         documents = read_if_it_fits(documents)
-    with sole_writer(output.model_save_dir):
+    with sole_writer(output.model_save_dir) if processes.is_first() else nullcontext():
         index = searching.open(documents, deepest, collection.left_out)
         data = AdoreInput(collection, relevant, documents, index, searching.outcome(), validation)
         training = AdoreTraining.open(model.to(device), data, settings, output)

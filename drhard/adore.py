@@ -5,10 +5,12 @@ import logging
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from drhard import processes
 from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.adore_state import STATE_FILE, WAY_OUT, read_state, write_state
 from drhard.checkpoints import RECORD_FILE
@@ -22,7 +24,8 @@ from drhard.hub import CONFIG_FILE
 from drhard.index import Index
 from drhard.losses import adore_loss
 from drhard.model_folder import save_encoder
-from drhard.provenance import check_record
+from drhard.parts import SharedIndex
+from drhard.provenance import check_record, digest_record
 from drhard.shards import ShardedIndex
 from drhard.tokens import TokenMemmap
 from drhard.training import (
@@ -33,6 +36,7 @@ from drhard.training import (
     choose_scale,
     group_parameters,
     make_record,
+    seed_dropout,
     warn_of_long_warmup,
 )
 from drhard.validation import BEST_FOLDER, Validation
@@ -151,9 +155,16 @@ class AdoreInput:
         return self.collection.queries("train")
 
     def vectors(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-        """Return the documents of ``rows``, of their shape and dim, on ``device``: from GPUs if these hold them."""
-        found = self.index.gather(rows, device) if isinstance(self.index, ShardedIndex) else None
-        return to_device(gather_rows(self.documents, rows), device) if found is None else found
+        """Return the documents (q, C, dim) of this process's queries on ``device``: from GPUs if these hold them.
+
+        Args:
+            rows: (Q, C) int64, of the queries of all processes.
+        """
+        index, own = self.index, rows[processes.own_part(len(rows))]
+        if isinstance(index, SharedIndex):
+            return index.fetch(rows, device)
+        found = index.gather(own, device) if isinstance(index, ShardedIndex) else None
+        return to_device(gather_rows(self.documents, own), device) if found is None else found
 
 
 class AdoreTraining:
@@ -178,7 +189,9 @@ class AdoreTraining:
         adopt_prompts(model, data.queries, *([data.collection.passages] if data.collection.has_passages else []))
         self.model, self.device = model.train(), model.device
         self.score_scale = choose_scale(model, settings.score_scale)
-        settings = replace(settings, score_scale=self.score_scale)
+        # From here on, a batch is that of all processes together, for the record too.
+        batch_size = settings.per_gpu_batch_size * processes.count()
+        settings = replace(settings, score_scale=self.score_scale, per_gpu_batch_size=batch_size)
         self.data, self.settings, self.output = data, settings, output
         self.record = self._make_record()
         self.state_path = output.model_save_dir / STATE_FILE
@@ -204,11 +217,11 @@ class AdoreTraining:
     def open(cls, model: Encoder, data: AdoreInput, settings: AdoreSettings, output: AdoreOutput) -> Self:
         """Open the training in ``output.model_save_dir``. Load its state if it was stopped there.
 
-        The caller must be the sole writer of the folder.
+        The caller must be the sole writer of the folder; of several processes, the first must be.
 
         Raises:
             InputError: as the constructor; the state in the folder is damaged, or belongs to a training with other
-                settings.
+                settings; or the processes have different input, or do not see the same folder.
         """
         training = cls(model, data, settings, output)
         training._resume()
@@ -216,8 +229,8 @@ class AdoreTraining:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done and the last checkpoint exists."""
-        return self._ended and (self.newest / CONFIG_FILE).exists()
+        """Whether all steps are done and the last checkpoint exists. Several processes must ask together."""
+        return processes.first_value(lambda: self._ended and (self.newest / CONFIG_FILE).exists())
 
     @property
     def _ended(self) -> bool:
@@ -240,10 +253,11 @@ class AdoreTraining:
         if self.step == 0:
             torch.manual_seed(self.settings.seed)
             self._save_state()  # marks the folder as this training's
-            write_json(self.output.model_save_dir / RECORD_FILE, self.record, indent=1)
+            if processes.is_first():
+                write_json(self.output.model_save_dir / RECORD_FILE, self.record, indent=1)
         means = Means()
         saved_at = time.monotonic()
-        with Events(self.output.log_dir, self.step) as events, StopRequest() as stop, self._bar() as bar:
+        with self._events() as events, StopRequest() as stop, self._bar() as bar:
             self._measure_if_due(events)
             while not self._ended:
                 means.add(self._train_step(self._batch_rows(self.step)))
@@ -252,41 +266,51 @@ class AdoreTraining:
                 if self.step % self.output.logging_steps == 0:
                     self.loss_check.check()
                     values = means.take()
-                    events.add({f"train/{name}": value for name, value in values.items()}, self.step)
+                    values["loss"] = sum(processes.gather_numbers(values["loss"]))
+                    if events is not None:
+                        events.add({f"train/{name}": value for name, value in values.items()}, self.step)
                     bar.set_postfix({name: f"{values[name]:.4g}" for name in ("loss", "mrr_10")})
                 self._save_what_is_due()
                 self._measure_if_due(events)
-                if self._between_updates() and (stop.noted or time.monotonic() - saved_at > self.output.state_seconds):
-                    self._save_state()
-                    saved_at = time.monotonic()
-                    if stop.noted:
+                if self._between_updates():
+                    stopped = any(processes.gather_numbers(int(stop.noted)))  # all stop after the same step
+                    if stopped or time.monotonic() - saved_at > self.output.state_seconds:
+                        self._save_state()
+                        saved_at = time.monotonic()
+                    if stopped:
                         raise KeyboardInterrupt
         if not self.finished:  # it stopped within an epoch, or somebody moved the last checkpoint away
             self._save(self.newest)
         self._save_state()
 
+    def _events(self) -> AbstractContextManager[Events | None]:
+        return Events(self.output.log_dir, self.step) if processes.is_first() else nullcontext()
+
     def _bar(self) -> "tqdm[Any]":
         return tqdm(total=self.total_steps, initial=self.step, desc="training", unit="step")
 
     def _train_step(self, rows: np.ndarray) -> dict[str, float | torch.Tensor]:
-        """Take a step. Python waits for a GPU only once, for the query vectors that the search needs."""
-        data, settings = self.data, self.settings
-        relevant = [data.relevant[row] for row in rows.tolist()]
-        ids, mask = data.queries.batch(rows, self.model.config.pad_token_id)
-        queries = self.model(*model_inputs(ids, mask, self.device))
+        """Take a step. Python waits for a GPU only once, for the query vectors that the search needs.
 
-        searched = queries.detach().float().cpu()
+        Each process embeds some of the queries and computes their part of the loss. It is a sum over queries, so its
+        gradient is the sum of the gradients of all processes.
+        """
+        data, settings = self.data, self.settings
+        relevant, own = [data.relevant[row] for row in rows.tolist()], processes.own_part(len(rows))
+        queries = self._embed_with_dropout(rows[own])
+
+        searched = processes.gather(queries.detach().float().cpu(), processes.split(len(rows)))
         if not searched.isfinite().all():
             self.loss_check.check()
             raise InputError(f"step {self.step + 1}: the query vectors are not finite; {DIVERGED}")
         _, retrieved = data.index.search(searched.numpy(), settings.neg_topk)
         candidates = Candidates(retrieved, relevant)
-        vectors = data.vectors(candidates.rows, self.device)  # (Q, C, dim)
+        vectors = data.vectors(candidates.rows, self.device)
         scores = torch.einsum("qd,qcd->qc", queries, vectors) * self.score_scale
         loss = self.loss(
             scores,
-            torch.from_numpy(candidates.relevant),
-            torch.from_numpy(candidates.listed),
+            torch.from_numpy(candidates.relevant[own]),
+            torch.from_numpy(candidates.listed[own]),
             settings.metric_cut,
         )
         loss = loss / settings.per_gpu_batch_size  # published: the nominal size, even if the last batch is smaller
@@ -295,12 +319,22 @@ class AdoreTraining:
 
         rate = self.scheduler.get_last_lr()[0]
         if (self.step + 1) % settings.gradient_accumulation_steps == 0:
+            processes.sum_gradients(self.model.parameters())
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
             self.optimizer.step()
             self.scheduler.step()
             self.optimizer.zero_grad()
         mrr, recall = measure_retrieval(retrieved, relevant)
         return {"loss": loss.detach(), "mrr_10": mrr, "recall_10": recall, "lr": rate}
+
+    def _embed_with_dropout(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the embeddings (q, dim) of queries of this process, perhaps of none."""
+        seed_dropout(self.settings.seed, self.step)
+        if len(rows) == 0:
+            return torch.zeros(0, self.model.output_embedding_size, device=self.device, requires_grad=True)
+        ids, mask = self.data.queries.batch(rows, self.model.config.pad_token_id)
+        embeddings: torch.Tensor = self.model(*model_inputs(ids, mask, self.device))
+        return embeddings
 
     def _batch_rows(self, step: int) -> np.ndarray:
         epoch, batch = divmod(step, self.steps_per_epoch)
@@ -322,10 +356,12 @@ class AdoreTraining:
             self._save(self._epoch(self.step // self.steps_per_epoch))
 
     def _save(self, folder: Path, notes: Mapping[str, object] | None = None) -> None:
+        if not processes.is_first():
+            return
         self._check_trained()
         save_encoder(self.model, folder, self.output.tokenizer_from, notes)
 
-    def _measure_if_due(self, events: Events) -> None:
+    def _measure_if_due(self, events: Events | None) -> None:
         """Measure the model before the first step, after each epoch or so many steps, and after the last step."""
         validation, every = self.data.validation, self.settings.eval_steps or self.steps_per_epoch
         if validation is None or (self.step % every and self.step < self.total_steps):
@@ -337,7 +373,8 @@ class AdoreTraining:
         value = validation.measure(found)
         if validation.add(self.step, value) and self.step > 0:
             self._save(self.output.model_save_dir / BEST_FOLDER, validation.notes())
-        events.add({f"eval/{validation.name}": value}, self.step)
+        if events is not None:
+            events.add({f"eval/{validation.name}": value}, self.step)
         tqdm.write(json.dumps({"step": self.step, f"eval_{validation.name}": float(f"{value:.4g}")}))
 
     def _embed(self, tokens: TokenMemmap) -> np.ndarray:
@@ -375,6 +412,8 @@ class AdoreTraining:
         check_trained(self.model, self.step)
 
     def _save_state(self) -> None:
+        if not processes.is_first():
+            return
         self._check_trained()
         state = {
             "record": self.record,
@@ -391,12 +430,25 @@ class AdoreTraining:
     def _resume(self) -> None:
         """Load the state of a training that was stopped in the folder, if there is one."""
         folder = self.output.model_save_dir
+        processes.require_same(digest_record(self.record), "models, data or flags")
+        processes.require_shared(folder)
+        if processes.first_value(self._has_state):
+            self._load_state()
+        processes.wait_for_all()  # the first process may write the state from now on
+
+    def _has_state(self) -> bool:
+        """Return whether a training was stopped in the folder. Remove what it left half-written."""
+        folder = self.output.model_save_dir
         for pattern in ("epoch-*", "checkpoint-*"):
             remove_unfinished(folder, pattern)
         if not self.state_path.exists():
             if any(any(folder.glob(pattern)) for pattern in ("epoch-*", "checkpoint-*", BEST_FOLDER)):
                 raise InputError(f"{folder}: has checkpoints of another training; {WAY_OUT}")
-            return
+            return False
+        return True
+
+    def _load_state(self) -> None:
+        folder = self.output.model_save_dir
         state = read_state(self.state_path)
         check_record(folder, state["record"], self.record, WAY_OUT)
         self.step = state["step"]

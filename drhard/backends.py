@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from drhard import processes
 from drhard.code_file import open_codes
 from drhard.compressed import check_factory, open_compressed
-from drhard.embeddings import fits_in_memory
+from drhard.embeddings import fits_in_memory, read_if_it_fits
 from drhard.exact import ExactIndex
 from drhard.faiss_index import check_faiss_gpus, require_faiss
 from drhard.files import require_file
 from drhard.flags import FLAT, SEARCH_MEMORY_GB
-from drhard.index import Index, check_topk
+from drhard.index import Index, check_topk, part_of
 from drhard.numbers import SEARCH_GB
+from drhard.parts import FirstsIndex, SharedIndex, own_rows
 from drhard.products import has_fast_int8
-from drhard.shards import check_gpus, find_gpus_with_room, open_shards
+from drhard.shards import ShardedIndex, check_gpus, find_gpus_with_room, open_shards
+from drhard.vectors import check_finite, name_source
 
 import numpy as np
 import torch
@@ -58,14 +61,28 @@ class ExactBackend:
             check_gpus(self.gpus)
 
     def open(self, documents: np.ndarray, k: int, left_out: np.ndarray) -> Index:
-        """See :meth:`Backend.open`. Raises InputError if a GPU cannot hold its part of the documents."""
+        """See :meth:`Backend.open`. Raises InputError if a GPU cannot hold its part of the documents.
+
+        Several processes hold a part of the documents each. All of them must open and search the index together.
+        """
+        if processes.count() == 1:
+            return self._open(documents, left_out)
+        own = own_rows(len(documents))
+        part, absent = documents[own], part_of(left_out, own.start, own.stop - own.start)
+        if self.repeated and not self.gpus:
+            part = read_if_it_fits(part)
+            check_finite(part, own.start, name_source(documents, "the documents"))
+        return SharedIndex(self._open(part, absent), part, len(documents))
+
+    def _open(self, documents: np.ndarray, left_out: np.ndarray) -> ExactIndex | ShardedIndex:
         gpus = self.gpus
         if gpus is None:
             gpus = find_gpus_with_room(*documents.shape)
-        if gpus:
+        if gpus and len(documents):
             check_gpus(gpus)
             return open_shards(documents, [torch.device("cuda", gpu) for gpu in gpus], self.progress, left_out)
-        codes = open_codes(documents, progress=True) if self.repeated and _should_code(documents) else None
+        coded = self.repeated and len(documents) > 0 and _should_code(documents)
+        codes = open_codes(documents, progress=True) if coded else None
         return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out, codes=codes)
 
 
@@ -98,5 +115,15 @@ class CompressedBackend:
             check_factory(self.factory, dim, self.parameters, bool(self.gpus))
 
     def open(self, documents: np.ndarray, k: int, left_out: np.ndarray) -> Index:
-        """See :meth:`Backend.open`. Raises InputError as :func:`drhard.compressed.open_compressed`."""
-        return open_compressed(documents, self.factory, self.path, self.parameters, self.gpus, self.progress, left_out)
+        """See :meth:`Backend.open`. Raises InputError as :func:`drhard.compressed.open_compressed`.
+
+        The first of several processes holds the whole index. All of them must open and search it together.
+        """
+        opened: list[Index] = []
+
+        def open_here() -> None:
+            options = self.path, self.parameters, self.gpus, self.progress, left_out
+            opened.append(open_compressed(documents, self.factory, *options))
+
+        processes.first_value(open_here)
+        return opened[0] if processes.count() == 1 else FirstsIndex(next(iter(opened), None))

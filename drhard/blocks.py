@@ -1,9 +1,9 @@
 """Read documents block by block, so that searching a collection of any size takes bounded memory."""
 
-import os
 from collections.abc import Iterator
 
 from drhard.errors import InputError
+from drhard.vectors import find_in_file
 
 import numpy as np
 
@@ -14,17 +14,19 @@ BUFFERS = 3  # blocks in memory: one in use, one waiting, one being read
 def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the first row and the embeddings (B, dim) float32 of each block of ``documents`` (N, dim).
 
-    A whole memmap is read from its file into ``BUFFERS`` arrays in turn. Mapped pages would stay in memory and count
-    as the process's. A block is overwritten after ``BUFFERS`` more blocks.
+    A memmap, or consecutive rows of one, is read from its file into ``BUFFERS`` arrays in turn. Mapped pages would stay
+    in memory and count as the process's. A block is overwritten after ``BUFFERS`` more blocks.
 
     Raises:
         InputError: the file became shorter.
     """
     count, dim = documents.shape
-    name = documents.filename if isinstance(documents, np.memmap) else None
-    if name is not None and documents.nbytes >= os.path.getsize(name):  # a whole memmap, even if it became shorter
+    place = find_in_file(documents)
+    if place is not None:
+        name, start = place
         buffers = [np.empty((min(block_rows, count), dim), dtype=documents.dtype) for _ in range(BUFFERS)]
         with open(name, "rb", buffering=0) as file:
+            file.seek(start)
             for number, first in enumerate(range(0, count, block_rows)):
                 block = buffers[number % BUFFERS][: count - first]
                 left = block.data.cast("B")
@@ -32,7 +34,7 @@ def read_blocks(documents: np.ndarray, block_rows: int) -> Iterator[tuple[int, n
                     try:
                         read = file.readinto(left)
                     except OSError as error:  # say which file: the system does not
-                        raise OSError(error.errno, error.strerror, name) from None
+                        raise OSError(error.errno, error.strerror, str(name)) from None
                     if not read:
                         raise InputError(f"{name}: became shorter while it was read")
                     left = left[read:]

@@ -13,7 +13,7 @@ from drhard.codes import Codes
 from drhard.index import NO_ROWS
 from drhard.rounded import RoundedQueries
 from drhard.sieve import Sieve, least_score, order_by_score
-from drhard.vectors import gather_rows, whole_file
+from drhard.vectors import find_in_file, gather_rows
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class HostVectors:
         """See :meth:`Vectors.score`."""
         asked, rows = queries.cpu().numpy(), row.cpu().numpy()
         bounds = np.searchsorted(query.cpu().numpy(), np.arange(len(asked) + 1))
-        if whole_file(self._documents) is None:
+        if find_in_file(self._documents) is None:
             scores = _score_pairs(self._documents, asked, rows, bounds)
         else:
             scores = self._score_from_file(asked, rows, bounds)

@@ -58,6 +58,7 @@ def _prepared(main: Callable[[], None]) -> None:
 
 def _run(main: Callable[[], None]) -> None:
     try:
+        _refuse_copies()
         main()
         sys.stdout.flush()  # now, while a full disk can still be reported
     except InputError as error:
@@ -82,6 +83,17 @@ def _run(main: Callable[[], None]) -> None:
         if not processes.is_lost_contact(error):
             raise
         _end(processes.LEFT_ALONE)
+
+
+def _refuse_copies() -> None:
+    """Raise InputError if this is one of several processes that do not know of each other."""
+    copies = processes.find_copies()
+    if copies is not None:
+        launcher, count = copies
+        raise InputError(
+            f"{launcher} started {count} copies of this command, which would overwrite each other's files; let it "
+            "start one torchrun on each machine, as docs/scale-out.md says, or a single process"
+        )
 
 
 class _OneLine(logging.Formatter):

@@ -1,15 +1,14 @@
 """Embedding memmaps: float32 (rows, dim). A stamp beside each says what it was made from."""
 
-import errno
 import logging
-import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from drhard import processes
 from drhard.collection import Collection
 from drhard.devices import to_device
 from drhard.encoder import Encoder, HalfPrecision, check_tokens, model_inputs
@@ -20,13 +19,13 @@ from drhard.files import (
     disk_faults,
     partial_path,
     remove_folder,
-    sync,
     write_whole_file,
 )
 from drhard.growth import finish_growth, grow_files, is_growing
 from drhard.prefetch import prefetch
 from drhard.provenance import (
     check_made_from,
+    digest_record,
     digest_sample,
     find_difference,
     read_stamp,
@@ -35,6 +34,7 @@ from drhard.provenance import (
     write_stamp,
 )
 from drhard.tokens import TokenMemmap
+from drhard.windows import WindowedFile
 
 import numpy as np
 import psutil
@@ -68,14 +68,15 @@ def encode(
     """Write the embeddings of all rows of ``tokens`` to ``path``. A stopped run resumes.
 
     Rows are encoded in windows. Within a window they are batched by length, which saves padding. Threads prepare
-    batches and write windows while the model works. A resumed run keeps the whole windows of the unfinished file.
+    batches and write windows while the model works. If there are several processes, each takes the next window when it
+    has time; who encodes a window changes no byte. A resumed run keeps the windows that the unfinished file has.
 
     Args:
         path: float32 (rows, dim); its stamp is ``path`` + ``.json``. An existing file is reused if its stamp says
             that encoding would give the same. If it has the first rows of that, it grows: the windows that it has in
             full stay, and it can be used until the others are encoded.
-        batch_size: sequences of the maximum length in a batch, for each GPU, or of GPU_LENGTH if that is more. A batch
-            takes more of shorter ones.
+        batch_size: sequences of the maximum length in a batch, or of GPU_LENGTH if that is more. A batch takes more of
+            shorter ones.
         dtype: the precision of the model's backbone. The file is float32 in any case.
 
     Returns:
@@ -83,31 +84,19 @@ def encode(
 
     Raises:
         InputError: the model cannot read ``tokens``, the existing file was made from something else, or the model
-            gives numbers that are not finite.
+            gives numbers that are not finite; or the processes have different input, or do not see the same folder.
     """
     path = Path(path)
     check_tokens(model, tokens)
     stamp = _make_stamp(model, tokens, dtype)
-    encoding, prepared = _Encoding(model, tokens, batch_size, device, dtype), _prepared(path)
-    unfinished = prepared.exists() or partial_path(path).exists()
-    if path.exists() and not unfinished and not _can_grow(path, stamp, tokens):
-        _check(path, stamp)
-        log.info("%s already exists; reusing it", path)
-        return int(stamp["dim"])
-    with claim_partial(path) as file:
-        finish_growth(prepared)
-        if not path.exists():
-            shutil.rmtree(prepared, ignore_errors=True)  # of a file that was deleted since
-            _encode_from(encoding, 0, path, stamp, file)
-            return int(stamp["dim"])
-        try:
-            if _can_grow(path, stamp, tokens):
-                _grow(encoding, path, stamp)
-            else:  # finished by another process since we looked, or just now
-                shutil.rmtree(prepared, ignore_errors=True)
-                _check(path, stamp)
-        finally:
-            partial_path(path).unlink()
+    encoding = _Encoding(model, tokens, batch_size, device, dtype)
+    processes.require_same(digest_record(stamp), "models, texts or lengths")
+    processes.require_shared(path.parent)
+    with ExitStack() as stack:  # the first process decides what is encoded, and gives the file its name
+        job = processes.first_value(lambda: stack.enter_context(_plan(tokens, path, stamp)))
+        if job is not None:
+            _encode_windows(encoding, _Job(*job))
+        processes.first_value(stack.close)
     return int(stamp["dim"])
 
 
@@ -121,30 +110,68 @@ class _Encoding(NamedTuple):
     dtype: torch.dtype
 
 
-def _encode_from(encoding: _Encoding, first: int, path: Path, stamp: dict[str, Any], file: BinaryIO) -> None:
-    """Write the embeddings of the rows from ``first`` on to ``path``.
+class _Job(NamedTuple):
+    """Windows to encode into a file. The file begins with row ``first``, and is counted in windows from there."""
 
-    Args:
-        first: the first row of a window.
-        stamp: of ``path``.
-        file: the unfinished file of ``path``.
+    path: str
+    rows: int  # of the file
+    first: int
+    windows: list[int]
+
+
+@contextmanager
+def _plan(tokens: TokenMemmap, path: Path, stamp: dict[str, Any]) -> Iterator[_Job | None]:
+    """Yield what must be encoded, or None. The block does so. Then finish the file.
 
     Raises:
         InputError: as :func:`encode`.
     """
+    prepared = _prepared(path)
+    unfinished = prepared.exists() or partial_path(path).exists()
+    if path.exists() and not unfinished and not _can_grow(path, stamp, tokens):
+        _check(path, stamp)
+        log.info("%s already exists; reusing it", path)
+        yield None
+        return
+    with claim_partial(path) as file:
+        finish_growth(prepared)
+        if not path.exists():
+            shutil.rmtree(prepared, ignore_errors=True)  # of a file that was deleted since
+            with _plan_file(0, path, stamp, file) as job:
+                yield job
+            return
+        try:
+            if _can_grow(path, stamp, tokens):
+                with _plan_growth(path, stamp) as growth:
+                    yield growth
+            else:  # finished by another process since we looked, or just now
+                shutil.rmtree(prepared, ignore_errors=True)
+                _check(path, stamp)
+                yield None
+        finally:
+            partial_path(path).unlink()
+
+
+@contextmanager
+def _plan_file(first: int, path: Path, stamp: dict[str, Any], file: BinaryIO) -> Iterator[_Job]:
+    """Plan to write the embeddings of the rows from ``first`` on to ``path``.
+
+    Args:
+        first: the first row of a window.
+        stamp: of ``path``.
+        file: the unfinished file of ``path``, claimed.
+    """
+    target = _windowed(path, stamp["rows"], stamp["dim"])
     with disk_faults(path):
-        done = _resume(path, stamp, file)
-    try:
-        with closing(_embed(encoding, first + done)) as windows:
-            _write_windows(file, _require_finite(windows, path, encoding.dtype))
-    except DiskFault:  # a later run keeps what was written
-        raise
-    except InputError:  # the unfinished file is of no use
-        partial_path(path).unlink()
-        stamp_path(path).unlink()
-        raise
+        missing = _begin(target, stamp, file)
+    yield _Job(str(path), stamp["rows"], first, missing)
     with disk_faults(path):
-        _finish(path, stamp)
+        target.finish()
+
+
+def _windowed(path: Path, rows: int, dim: int) -> WindowedFile:
+    row_bytes = dim * DTYPE.itemsize
+    return WindowedFile(path, rows * row_bytes, WINDOW * row_bytes)
 
 
 def _prepared(path: Path) -> Path:
@@ -162,8 +189,9 @@ def _can_grow(path: Path, stamp: dict[str, Any], tokens: TokenMemmap) -> bool:
     return whole and find_difference(found, expected) is None
 
 
-def _grow(encoding: _Encoding, path: Path, stamp: dict[str, Any]) -> None:
-    """Encode the rows of ``stamp`` that the embeddings at ``path`` lack, and append them.
+@contextmanager
+def _plan_growth(path: Path, stamp: dict[str, Any]) -> Iterator[_Job | None]:
+    """Plan to encode the rows of ``stamp`` that the embeddings at ``path`` lack, and to append them.
 
     The last window of the file is encoded again unless it is full, since its batches are now others.
     """
@@ -175,9 +203,11 @@ def _grow(encoding: _Encoding, path: Path, stamp: dict[str, Any]) -> None:
     if not _is_end(end, stamp_of_end):
         shutil.rmtree(prepared, ignore_errors=True)
     prepared.mkdir(exist_ok=True)
-    if not end.exists():
-        with claim_partial(end) as file:
-            _encode_from(encoding, first, end, stamp_of_end, file)
+    if end.exists():
+        yield None
+    else:
+        with claim_partial(end) as file, _plan_file(first, end, stamp_of_end, file) as job:
+            yield job
     write_stamp(end, stamp)
     grow_files(prepared, {path.name: first * row_bytes}, stamp_path(path).name)
 
@@ -202,75 +232,96 @@ def _make_stamp(model: Encoder, tokens: TokenMemmap, dtype: torch.dtype) -> dict
     }
 
 
-def _resume(path: Path, stamp: dict[str, Any], file: BinaryIO) -> int:
-    """Cut the unfinished ``file`` of ``path`` to whole windows if it has this ``stamp``. Return how many rows it keeps.
+def _begin(target: WindowedFile, stamp: dict[str, Any], file: BinaryIO) -> list[int]:
+    """Cut the unfinished ``file`` to the windows that it has with this ``stamp``. Return the numbers of the others.
 
     Raises:
         InputError: it was made from something else.
     """
-    row_bytes = stamp["dim"] * DTYPE.itemsize
-    done = int(partial_path(path).stat().st_size // row_bytes // WINDOW * WINDOW)
-    if done and _has_stamp(path, stamp, partial_path(path)):
-        file.truncate(done * row_bytes)
-        return done
-    file.truncate(0)  # before the new stamp is written, which does not hold for the old rows
-    write_stamp(path, stamp)
-    return 0
+    count, missing = -(-target.size // target.window), target.find_missing()
+    if len(missing) < count and _has_stamp(target.path, stamp, partial_path(target.path)):
+        target.begin(file, missing)
+        return missing
+    every = list(range(count))
+    target.begin(file, every)  # before the new stamp is written, which does not hold for the old rows
+    write_stamp(target.path, stamp)
+    return every
 
 
-def _require_finite(windows: Iterator[np.ndarray], path: Path, dtype: torch.dtype) -> Iterator[np.ndarray]:
-    """Yield ``windows``. Raises InputError if a number is not finite."""
-    for window in windows:
-        if not np.isfinite(window).all():
-            raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
-        yield window
+def _encode_windows(encoding: _Encoding, job: _Job) -> None:
+    """Encode windows, shared with the other processes, and write each while the next one is computed.
+
+    Raises:
+        InputError: as :func:`encode`.
+    """
+    path = Path(job.path)
+    target = _windowed(path, job.rows, encoding.model.output_embedding_size)
+    starts = [job.first + number * WINDOW for number in job.windows]
+    with target.writing() as write, processes.share_tasks(len(starts)) as tasks:
+        try:
+            own = (starts[task] for task in tasks)
+            with closing(_embed(encoding, starts, own)) as windows, ThreadPoolExecutor(1) as writer:
+                writing = writer.submit(lambda: None)
+                for start, window in windows:
+                    _require_finite(window, path, encoding.dtype)
+                    writing.result()
+                    writing = writer.submit(write, (start - job.first) // WINDOW, window)
+                writing.result()
+        except DiskFault:  # a later run keeps what was written
+            raise
+        except InputError:  # the unfinished file is of no use
+            target.discard()
+            stamp_path(path).unlink(missing_ok=True)
+            raise
 
 
-def _write_windows(file: BinaryIO, windows: Iterator[np.ndarray]) -> None:
-    """Append each window while the next one is computed."""
-    with ThreadPoolExecutor(1) as writer:
-        writing = writer.submit(file.flush)
-        for window in windows:
-            writing.result()
-            writing = writer.submit(_append, file, window)
-        writing.result()
+def _require_finite(window: np.ndarray, path: Path, dtype: torch.dtype) -> None:
+    """Raise InputError if a number is not finite."""
+    if not np.isfinite(window).all():
+        raise InputError(f"{path}: the model gives embeddings that are not finite{_reason(dtype)}")
 
 
-def _finish(path: Path, stamp: dict[str, Any]) -> None:
-    """Give the finished file its name. Raises OSError if the disk lost a part of it."""
-    sync(partial_path(path))
-    if partial_path(path).stat().st_size != stamp["rows"] * stamp["dim"] * DTYPE.itemsize:
-        raise OSError(errno.EIO, "the disk lost a part of it", str(path))
-    os.replace(partial_path(path), path)
+def _embed(encoding: _Encoding, starts: Sequence[int], own: Iterable[int]) -> Generator[tuple[int, np.ndarray]]:
+    """Yield the first row and the embeddings (W, dim) of each window of this process.
 
-
-def _embed(encoding: _Encoding, done: int) -> Generator[np.ndarray]:
-    """Yield the embeddings (W, dim) of each window, from row ``done`` on."""
+    Args:
+        starts: the first rows of all windows that must be encoded, ascending.
+        own: those of this process, ascending.
+    """
     model, tokens, batch_size, device, dtype = encoding
     model = model.to(device).eval()
-    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     module: nn.Module = model if dtype == torch.float32 else HalfPrecision(model, dtype)
-    if gpus > 1:
-        module = nn.DataParallel(module)
     dim = model.output_embedding_size
     embeddings = torch.empty(0, dim)
-    bar = tqdm(
-        total=int(tokens.lengths.sum()),
-        initial=int(tokens.lengths[:done].sum()),
-        unit="token",
-        unit_scale=True,
-        desc=f"encoding {tokens.name}",
-    )
-    batches = prefetch(_batches(tokens, done, batch_size * max(gpus, 1), model.config.pad_token_id, device))
+    left = sum(_count_window(tokens, start) for start in starts)
+    total = int(tokens.lengths.sum())
+    bar = tqdm(total=total, initial=total - left, unit="token", unit_scale=True, desc=f"encoding {tokens.name}")
+    batches = prefetch(_batches(tokens, own, batch_size, model.config.pad_token_id, device))
+    order = iter(starts)
     with bar, closing(batches):
         for batch in batches:
             if batch.first_of_window:
+                _pass_to(batch.start, order, tokens, bar)
                 embeddings = torch.empty(min(WINDOW, len(tokens) - batch.start), dim, device=device)
             with torch.inference_mode():  # not around the loop: it would apply in the caller between two windows
                 embeddings[batch.rows] = module(batch.ids, batch.mask)
             bar.update(batch.tokens)
             if batch.last_of_window:
-                yield embeddings.cpu().numpy()
+                yield batch.start, embeddings.cpu().numpy()
+        _pass_to(len(tokens), order, tokens, bar)
+
+
+def _count_window(tokens: TokenMemmap, start: int) -> int:
+    """Return the number of tokens in the window that begins with row ``start``."""
+    return int(tokens.lengths[start : start + WINDOW].sum())
+
+
+def _pass_to(start: int, order: Iterator[int], tokens: TokenMemmap, bar: "tqdm[Any]") -> None:
+    """Count the windows before ``start`` as done: other processes took them."""
+    for other in order:
+        if other == start:
+            return
+        bar.update(_count_window(tokens, other))
 
 
 def _reason(dtype: torch.dtype) -> str:
@@ -295,10 +346,12 @@ class _Batch(NamedTuple):
     last_of_window: bool
 
 
-def _batches(tokens: TokenMemmap, done: int, batch_size: int, pad_id: int, device: torch.device) -> Iterator[_Batch]:
-    """Yield the rows from ``done`` on, window by window, batched by length, on ``device``."""
+def _batches(
+    tokens: TokenMemmap, starts: Iterable[int], batch_size: int, pad_id: int, device: torch.device
+) -> Iterator[_Batch]:
+    """Yield the rows of the windows that begin at ``starts``, batched by length, on ``device``."""
     most_tokens = count_tokens(batch_size, tokens.max_length, device)
-    for start in range(done, len(tokens), WINDOW):
+    for start in starts:
         lengths = tokens.lengths[start : start + WINDOW]
         by_length = np.argsort(-lengths, kind="stable")  # longest first: a lack of memory shows at once
         first = 0
@@ -316,11 +369,6 @@ def count_tokens(batch_size: int, max_length: int, device: torch.device) -> int:
     if device.type == "cpu":
         return min(batch_size * max_length, CPU_TOKENS)
     return batch_size * max(max_length, GPU_LENGTH)
-
-
-def _append(file: BinaryIO, embeddings: np.ndarray) -> None:
-    file.write(embeddings.data)
-    file.flush()
 
 
 def write_row_numbers(path: str | Path, rows: int) -> None:
@@ -456,5 +504,5 @@ def read_if_it_fits(documents: np.ndarray) -> np.ndarray:
 
 
 def fits_in_memory(documents: np.ndarray) -> bool:
-    """Return whether reading ``documents`` would leave as much memory free again."""
-    return documents.nbytes * 2 <= psutil.virtual_memory().available
+    """Return whether each process on this machine can read as many ``documents`` and leave as much memory free."""
+    return documents.nbytes * 2 * processes.count_on_machine() <= psutil.virtual_memory().available

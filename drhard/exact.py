@@ -33,7 +33,7 @@ class ExactIndex:
     """Exact search. The documents stream past all queries, block by block.
 
     Args:
-        documents: (N, dim) float32, usually a memmap. A memmap is read from its file and not mapped.
+        documents: (N, dim) float32, usually a memmap or a part of one. It is read from its file and not mapped.
         progress: show a bar over the documents.
         memory_gb: the memory of a pass, its results included, beside the documents and queries. It does not depend on
             the size of the collection. Queries that do not fit are searched in further passes.
@@ -63,15 +63,24 @@ class ExactIndex:
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`drhard.index.Index.search`. Also raises InputError if a document is not finite."""
-        check_topk(k, len(self.documents) - len(self.left_out))
+        check_topk(k, self.found)
         return join_passes(self.passes(queries, k), len(queries), k)
 
     def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See :meth:`drhard.index.Index.passes`. Raises InputError as :meth:`search`."""
+        check_topk(k, self.found)
+        yield from self.find(queries, k)
+
+    @property
+    def found(self) -> int:
+        """The number of documents that a search can find."""
+        return len(self.documents) - len(self.left_out)
+
+    def find(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See :meth:`drhard.parts.Part.find`. Raises InputError as :meth:`search`."""
         count, dim = self.documents.shape
         check_queries(queries, dim)
-        check_topk(k, count - len(self.left_out))
-        together = self.count_together(k)
+        together, k = self.count_together(k), min(k, self.found)
         starts = range(0, len(queries), together)
         with tqdm(
             total=count * len(starts), unit="doc", unit_scale=True, desc="searching", disable=not self.progress
@@ -81,10 +90,10 @@ class ExactIndex:
                 scores = np.empty((len(part), k), dtype=np.float32)
                 rows = np.empty((len(part), k), dtype=np.int64)
                 before = bar.n
-                found = self._coded and self._coded.search(torch.from_numpy(part), k, bar.update)
+                found = self._coded and k and self._coded.search(torch.from_numpy(part), k, bar.update)
                 if found:
                     scores[:], rows[:] = (of_codes.numpy() for of_codes in found)
-                else:
+                elif k:
                     bar.update(before - bar.n)
                     self._search_pass(part, scores, rows, bar)
                 yield scores, rows

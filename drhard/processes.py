@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -23,13 +24,21 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
-TIMEOUT = 1800  # seconds that a process waits for the others, unless a flag says otherwise
-POLL = 1.0  # seconds between two looks at whether the run has ended
+TIMEOUT = 1800  # seconds that a process waits for tensors of the others, unless a flag says otherwise
+SILENCE = 300.0  # seconds without a sign of life after which another process counts as dead
+BEAT = 5.0  # seconds between two signs of life
+LONGEST_NAP = 0.05  # seconds between two looks at the store
 LEFT_ALONE = "a process of this run ended early or did not answer; run the same command again to resume"
 _SPOKEN = "spoken"  # how many processes wanted to report how the run ended
 # accelerate and transformers would split a training in their own way if they saw these.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+
+
+# How many processes other launchers have started. srun sets its variable for a step alone; SLURM_NTASKS is also set in
+# the script of a job, which runs once.
+_COPIES = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
 
 
 @dataclass
@@ -40,16 +49,21 @@ class _Run:
     count: int = 1
     local_rank: int = 0  # on this machine
     store: Any = None  # torch.distributed's, once the processes have started to share their work
-    values: int = 0  # how often first_value() was called
+    agreements: int = 0  # how many there were so far; the same in all processes
+    on_machine: int = 1  # processes of this run on this machine
     launched: bool = False  # by torchrun or the like, even if this is the only process
+    ended: threading.Event = field(default_factory=threading.Event)  # no more signs of life
 
 
 def _read_environment() -> _Run:
     """Return what torchrun or accelerate launch say in the environment."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return _Run()
-    rank, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return _Run(rank, count, local, launched=True) if count > 1 else _Run(launched=True)
+    rank, count, local, on_machine = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    return _Run(rank, count, local, on_machine=on_machine, launched=True) if count > 1 else _Run(launched=True)
 
 
 _run = _read_environment()
@@ -65,6 +79,11 @@ def rank() -> int:
     return _run.rank
 
 
+def count_on_machine() -> int:
+    """Return how many processes of this run share the memory of this machine."""
+    return _run.on_machine
+
+
 def was_launched() -> bool:
     """Return whether torchrun or the like started this process."""
     return _run.launched
@@ -73,6 +92,15 @@ def was_launched() -> bool:
 def is_first() -> bool:
     """Return whether this process is the one that writes, logs and decides for all."""
     return _run.rank == 0
+
+
+def find_copies() -> tuple[str, int] | None:
+    """Return which launcher started more processes than know of each other, and how many; None if none did.
+
+    A launcher that starts one torchrun on each machine starts no more than there are processes in the run.
+    """
+    found = ((launcher, os.environ.get(variable, "")) for variable, launcher in _COPIES.items())
+    return next(((name, int(number)) for name, number in found if number.isdigit() and int(number) > count()), None)
 
 
 # Beginning and end
@@ -92,6 +120,7 @@ def start() -> None:
         _choose_gpu()
         with _meeting():
             _run.store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT))))
+        threading.Thread(target=_give_signs_of_life, args=(_run.store, _run.rank, _run.ended), daemon=True).start()
     for name in _VARIABLES:
         os.environ.pop(name, None)
 
@@ -120,6 +149,17 @@ def join(timeout: float = TIMEOUT) -> None:
                 rank=_run.rank,
                 world_size=_run.count,
             )
+
+
+def _give_signs_of_life(store: Any, rank: int, ended: threading.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the machine with the store is gone; the main thread will see it
+        while not ended.is_set():
+            store.add(_sign(rank), 1)
+            ended.wait(BEAT)
+
+
+def _sign(rank: int) -> str:
+    return f"alive {rank}"
 
 
 @contextlib.contextmanager
@@ -178,39 +218,73 @@ def is_lost_contact(error: BaseException) -> bool:
 
 def leave() -> None:
     """Wait for the other processes and part from them, so that none ends while another still talks to it."""
-    if _run.store is not None:
-        from torch import distributed
+    if _run.store is None:
+        return
+    from torch import distributed
 
-        wait_for_all()
+    wait_for_all()
+    _run.store.add("left", 1)
+    if is_first():  # the store may be in this process, and end with it
+        _wait_until(lambda: bool(_run.store.add("left", 0) == count()))
+    _run.ended.set()
+    if distributed.is_initialized():
         distributed.destroy_process_group()
-        _run.store = None
+    _run.store = None
 
 
 # Agreement
 
 
-def wait_for_all() -> None:
-    """Wait until all processes are here. Raises RuntimeError if one ended or does not come in time."""
-    if count() > 1:
-        import torch
-        from torch import distributed
+def _next_key(what: str) -> str:
+    """Return a key of the store for the next agreement. All processes must ask for it in the same order."""
+    _run.agreements += 1
+    return f"{what} {_run.agreements}"
 
-        join()
-        distributed.all_reduce(torch.zeros(1))
+
+def _wait_until(ready: Callable[[], bool]) -> None:
+    """Look at the store until ``ready``.
+
+    Raises:
+        InputError: another process ended or gave no sign of life for :data:`SILENCE` seconds.
+    """
+    nap, looked = 0.001, time.monotonic()
+    signs: dict[int, tuple[int, float]] = {}  # rank -> its last sign, and when it was new
+    while not ready():
+        if _run.store.add(_SPOKEN, 0):
+            raise InputError(LEFT_ALONE)
+        time.sleep(nap)
+        nap = min(2 * nap, LONGEST_NAP)
+        now = time.monotonic()
+        if now - looked >= min(BEAT, SILENCE / 2):
+            looked = now
+            for other in range(count()):
+                sign = int(_run.store.add(_sign(other), 0))
+                known, since = signs.get(other, (sign, now))
+                signs[other] = (sign, now if sign != known else since)
+            if any(now - since > SILENCE for _, since in signs.values()):
+                raise InputError(LEFT_ALONE)
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here. Raises InputError if one ended."""
+    if count() > 1:
+        key = _next_key("here")
+        _run.store.add(key, 1)
+        _wait_until(lambda: bool(_run.store.add(key, 0) == count()))
 
 
 def first_value(make: Callable[[], T]) -> T:
     """Return, in all processes, what ``make`` returns in the first. All must call it in the same order.
 
     Args:
-        make: returns JSON types. It is called in the first process only, and may take longer than the time-out.
+        make: returns JSON types. It is called in the first process only, and may take any time.
 
     Raises:
-        InputError: ``make`` raised it.
+        InputError: ``make`` raised it, or another process ended.
     """
     if count() == 1:
         return make()
-    key, _run.values = f"value {_run.values}", _run.values + 1
+    key = _next_key("value")
     if is_first():
         try:
             value = make()
@@ -219,10 +293,7 @@ def first_value(make: Callable[[], T]) -> T:
             raise
         _run.store.set(key, json.dumps([value, None]))
         return value
-    while not _run.store.check([key]):
-        if _run.store.add(_SPOKEN, 0):  # the first process may be gone
-            raise InputError(LEFT_ALONE)
-        time.sleep(POLL / 20)
+    _wait_until(lambda: bool(_run.store.check([key])))
     value, message = json.loads(_run.store.get(key))
     if message is not None:
         raise InputError(message)
@@ -263,22 +334,48 @@ def _leave_mark(folder: Path) -> str:
 
 def _require_all(good: bool, message: str) -> None:
     """Raise InputError in all processes unless ``good`` is true in all."""
-    import torch
-    from torch import distributed
-
-    join()
-    bad = torch.tensor([not good], dtype=torch.int64)
-    distributed.all_reduce(bad)
-    if bad.item():
+    key = _next_key("bad")
+    if not good:
+        _run.store.set(key, message)
+    wait_for_all()
+    if _run.store.check([key]):
         raise InputError(message)
 
 
 # Work
 
 
-def take(name: str) -> int:
-    """Return the number, from 0, of the next task called ``name``. No two processes get the same."""
-    return int(_run.store.add(f"task {name}", 1)) - 1
+@contextlib.contextmanager
+def share_tasks(total: int) -> Iterator[Iterator[int]]:
+    """Share tasks. Yield the numbers of those that this process does, ascending; the block does them.
+
+    A process takes the next task when it has time. At the end of the block, it waits for the others.
+
+    Args:
+        total: the number of tasks.
+
+    Raises:
+        InputError: the block raised it in one of the processes. The others do not begin another task.
+    """
+    if count() == 1:
+        yield iter(range(total))
+        return
+    key = _next_key("tasks")
+    failure = f"{key} failure"
+
+    def take() -> Iterator[int]:
+        while not _run.store.check([failure]) and (task := _run.store.add(key, 1) - 1) < total:
+            yield task
+
+    try:
+        yield take()
+    except InputError as error:
+        _run.store.set(failure, str(error))
+        wait_for_all()
+        raise
+    wait_for_all()
+    if _run.store.check([failure]):
+        raise InputError(_run.store.get(failure).decode())
 
 
 def split(total: int) -> list[int]:
@@ -301,7 +398,7 @@ def gather(own: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     :func:`sum_gradients`.
 
     Args:
-        own: (n, ...) float32, n = ``sizes[rank()]``.
+        own: (n, ...) of any type, n = ``sizes[rank()]``.
         sizes: the length of each process's tensor.
 
     Returns:
@@ -320,6 +417,34 @@ def gather(own: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     received = [part[:size] for part, size in zip(parts, sizes, strict=True)]
     received[rank()] = own
     return torch.cat(received)
+
+
+def gather_numbers(own: Number) -> list[Number]:
+    """Return the numbers of all processes, in the order of their ranks."""
+    if count() == 1:
+        return [own]
+    import torch
+
+    dtype = torch.float64 if isinstance(own, float) else torch.int64
+    numbers: list[Number] = gather(torch.tensor([own], dtype=dtype), [1] * count()).tolist()
+    return numbers
+
+
+def exchange(own: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> torch.Tensor:
+    """Send rows to each process. Return those that all processes sent to this one, in the order of their ranks.
+
+    Args:
+        own: (n, dim), the rows for each process one after another.
+        sent: how many rows each process gets.
+        received: how many rows each process sends to this one.
+    """
+    import torch
+    from torch import distributed
+
+    join()
+    found = torch.empty(sum(received), *own.shape[1:], dtype=own.dtype, device=own.device)
+    distributed.all_to_all_single(found, own.contiguous(), list(received), list(sent))
+    return found
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

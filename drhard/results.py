@@ -3,10 +3,12 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from drhard import processes
 from drhard.errors import InputError
 from drhard.files import claim_partial, disk_faults, partial_path
 from drhard.provenance import read_stamp, stamp_path, write_stamp
@@ -40,7 +42,7 @@ def search_on_disk(
     """Search with the results in a file, ``{path}.partial``. A stopped search resumes after its last pass.
 
     Only this process can write the file until the block ends. The block uses the results. If it ends well, the file is
-    removed: ``path`` itself never appears.
+    removed: ``path`` itself never appears. Several processes must search together; the first one writes, and all read.
 
     Args:
         path: the file of the results; see :func:`results_path`.
@@ -52,39 +54,62 @@ def search_on_disk(
     Raises:
         InputError: another process is writing the file, a score is not finite, or the disk is full.
     """
-    unfinished = partial_path(path)
-    record = np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))])  # for each query
-    with claim_partial(path) as file:
-        _search(file, unfinished, dict(made_from, k=k), queries, record, search)
-        found = np.memmap(unfinished, dtype=record, mode="r", shape=(queries,)).view(np.ndarray)
+    target = _Target(
+        partial_path(path),
+        dict(made_from, k=k),
+        queries,
+        np.dtype([("scores", np.float32, (k,)), ("rows", np.int32, (k,))]),
+    )
+    with ExitStack() as stack:
+        done = processes.first_value(lambda: target.begin(stack.enter_context(claim_partial(path))))
+        if done < queries:
+            for scores, rows in search(done):
+                target.add(scores, rows)
+        processes.wait_for_all()
+        found = np.memmap(target.path, dtype=target.record, mode="r", shape=(queries,)).view(np.ndarray)
         yield Results(found["scores"], found["rows"])
-        stamp_path(unfinished).unlink(missing_ok=True)
-        unfinished.unlink()
+        processes.wait_for_all()
+        target.remove()
 
 
-def _search(
-    file: BinaryIO,
-    path: Path,
-    made_from: dict[str, Any],
-    queries: int,
-    record: np.dtype,
-    search: Callable[[int], Parts],
-) -> None:
-    """Search until ``file``, open at ``path``, has a ``record`` for each query."""
-    done = _read_done(path, made_from, os.fstat(file.fileno()).st_size // record.itemsize)
-    with disk_faults(path):
-        file.truncate(done * record.itemsize)
-    if not done:
-        write_stamp(path, made_from | {"done": 0})
-    elif done < queries:
-        log.info("resuming the search after %d of %d queries", done, queries)
-    if done == queries:
-        return
-    for scores, rows in search(done):
+@dataclass
+class _Target:
+    """The file of the results. The first process writes it.
+
+    Attributes:
+        record: the results of a query.
+        file: open in the first process once the search has begun.
+        done: the number of queries that have results.
+    """
+
+    path: Path
+    made_from: dict[str, Any]
+    queries: int
+    record: np.dtype
+    file: BinaryIO | None = None
+    done: int = 0
+
+    def begin(self, file: BinaryIO) -> int:
+        """Keep what an earlier search has completed. Return the number of its queries."""
+        size = os.fstat(file.fileno()).st_size
+        self.file, self.done = file, _read_done(self.path, self.made_from, size // self.record.itemsize)
+        with disk_faults(self.path):
+            file.truncate(self.done * self.record.itemsize)
+        if not self.done:
+            write_stamp(self.path, self.made_from | {"done": 0})
+        elif self.done < self.queries:
+            log.info("resuming the search after %d of %d queries", self.done, self.queries)
+        return self.done
+
+    def add(self, scores: np.ndarray, rows: np.ndarray) -> None:
+        """Write the results of a pass. Raises InputError if a score is not finite, or the disk is full."""
+        file, path = self.file, self.path
+        if file is None:
+            return
         at_once = max(1, WRITTEN_AT_ONCE // scores.shape[1])
         for first in range(0, len(rows), at_once):
             part = slice(first, first + at_once)
-            block = np.empty(len(rows[part]), dtype=record)
+            block = np.empty(len(rows[part]), dtype=self.record)
             block["scores"], block["rows"] = scores[part], rows[part]
             if not (np.isfinite(block["scores"]) | (block["rows"] < 0)).all():
                 raise InputError(f"{path}: a score is not finite; numbers in the embeddings or the index are too large")
@@ -92,8 +117,14 @@ def _search(
         file.flush()
         with disk_faults(path):
             os.fsync(file.fileno())
-        done += len(rows)
-        write_stamp(path, made_from | {"done": done})
+        self.done += len(rows)
+        write_stamp(path, self.made_from | {"done": self.done})
+
+    def remove(self) -> None:
+        """Remove the file."""
+        if self.file is not None:
+            stamp_path(self.path).unlink(missing_ok=True)
+            self.path.unlink()
 
 
 def _read_done(path: Path, made_from: dict[str, Any], written: int) -> int:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from drhard import processes
 from drhard.collection import Collection
 from drhard.embeddings import digest_embeddings, write_row_numbers
 from drhard.encoder import Encoder
@@ -35,7 +36,7 @@ class Retriever:
         """Encode a mode's queries and the passages into ``folder`` and search the passages.
 
         Embeddings go into ``{name}.memmap`` and ``{name}-id.memmap``. A later call reuses them. A stopped search leaves
-        its results there too, and resumes.
+        its results there too, and resumes. Several processes must call this together; they share the work.
 
         Args:
             topk: passages for each query.
@@ -52,7 +53,7 @@ class Retriever:
 
     def _encode(self, tokens: TokenMemmap, folder: Path) -> np.ndarray:
         embeddings = self.encoding.encode(self.model, tokens, folder / f"{tokens.name}.memmap")
-        write_row_numbers(folder / f"{tokens.name}-id.memmap", len(tokens))
+        processes.first_value(lambda: write_row_numbers(folder / f"{tokens.name}-id.memmap", len(tokens)))
         return embeddings
 
 

@@ -1,5 +1,6 @@
 """Settings for encoding and searching. They are made from flags, and checked before the long work begins."""
 
+import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from drhard.tokens import TokenMemmap
 import numpy as np
 import torch
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class EncodingSettings:
     """How texts become embeddings."""
 
-    batch_size: int  # sequences of the maximum length, for each GPU
+    batch_size: int  # sequences of the maximum length
     device: torch.device
     dtype: torch.dtype = torch.float32  # the precision of the model on a GPU; embeddings are written as float32
 
@@ -32,14 +35,19 @@ class EncodingSettings:
     def from_flags(cls, flags: Namespace) -> "EncodingSettings":
         """Make settings from the encoding flags of :mod:`drhard.flags`.
 
+        Logs a warning if this is the only process and there are several GPUs: it uses one.
+
         Raises:
-            InputError: torch cannot compile for the device, or would have to for several GPUs.
+            InputError: torch cannot compile for the device.
         """
         device = choose_device(flags.no_cuda)
         if getattr(flags, "torch_compile", False):
             require_compiler(device)
-            if device.type == "cuda" and torch.cuda.device_count() > 1:
-                raise InputError("--torch_compile encodes on one GPU: choose one with CUDA_VISIBLE_DEVICES, or omit it")
+        if device.type == "cuda" and torch.cuda.device_count() > 1:
+            log.warning(
+                "encodes on one of %d GPUs; to use all, start a process for each with torchrun --nproc_per_node %d",
+                *[torch.cuda.device_count()] * 2,
+            )
         return cls(flags.batch_size, device, choose_dtype(flags.precision, device))
 
     def check(self, model: Encoder, *tokens: TokenMemmap) -> None:

@@ -39,11 +39,14 @@ class ShardedIndex:
     Args:
         shards: in the order of their rows.
         progress: show a bar over the queries of :meth:`passes`.
+
+    Attributes:
+        found: the number of documents that a search can find.
     """
 
     def __init__(self, shards: "Sequence[Shard]", progress: bool = False):
         self.shards, self.progress = shards, progress
-        self._count = sum(shard.found for shard in shards)
+        self.found = sum(shard.found for shard in shards)
         self._threads = ThreadPoolExecutor(len(shards))  # kept: a new thread is slow in its first products on a GPU
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,8 +55,12 @@ class ShardedIndex:
 
     def passes(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See :meth:`drhard.index.Index.passes`. The results are merged in memory, a few thousand queries at a time."""
+        check_topk(k, self.found)
+        yield from self.find(queries, k)
+
+    def find(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See :meth:`drhard.parts.Part.find`."""
         check_queries(queries, self.shards[0].dim)
-        check_topk(k, self._count)
         together = max(1, SIEVES // (4 * TOO_MANY * k * SIEVED))
         with tqdm(total=len(queries), unit="query", desc="searching", disable=not self.progress) as bar:
             for first in range(0, len(queries), together):

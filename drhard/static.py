@@ -120,18 +120,18 @@ class StaticTraining:
         Raises:
             InputError: as :func:`drhard.mining.mine_hard_negatives`.
         """
-        processes.first_value(self._write_mined)
-        pool = read_hard_negatives(self.hard_path, self.relevant, len(self.collection.passages))
-        self._draw_from(pool)
-        return pool
-
-    def _write_mined(self) -> None:
         folder = self.output_dir / MINING_FOLDER
         with mine_hard_negatives(
             self._make_retriever(torch.float32), self.collection, "train", folder, self.selection
         ) as mined:
-            write_hard_negatives(self.hard_path, mined.hard)
-            write_stamp(self.hard_path, self._mined_from() | {"sha256": digest_file(self.hard_path)})
+            processes.first_value(lambda: self._write_mined(mined.hard))
+        pool = read_hard_negatives(self.hard_path, self.relevant, len(self.collection.passages))
+        self._draw_from(pool)
+        return pool
+
+    def _write_mined(self, hard: HardNegatives) -> None:
+        write_hard_negatives(self.hard_path, hard)
+        write_stamp(self.hard_path, self._mined_from() | {"sha256": digest_file(self.hard_path)})
 
     def run(self) -> None:
         """Train to the end and write the model. Mine first if that was not done.
@@ -176,10 +176,11 @@ class StaticTraining:
         assert self.validation is not None
         split, depth, folder = self.validation.split, self.validation.depth, self.output_dir / EVALUATION_FOLDER
         dtype = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else torch.float32
-        remove_embeddings_of_others(folder, self.model)
+        validation = self.validation
+        processes.first_value(lambda: remove_embeddings_of_others(folder, self.model))
         with self._make_retriever(dtype).retrieve(self.collection, split, folder, depth) as found:
-            value = self.validation.measure(found.rows)
-        remove_folder(folder)
+            value = processes.first_value(lambda: validation.measure(found.rows))
+        processes.first_value(lambda: remove_folder(folder))
         return value
 
     def _draw_from(self, pool: Pool) -> None:

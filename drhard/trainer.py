@@ -15,10 +15,9 @@ from drhard.losses import pairwise_loss
 from drhard.model_folder import list_model_files, load_encoder, save_encoder
 from drhard.provenance import write_seal
 from drhard.sampling import TrainingDataset
-from drhard.training import Events, LossCheck, check_trained, group_parameters, warn_of_long_warmup
+from drhard.training import Events, LossCheck, check_trained, group_parameters, seed_dropout, warn_of_long_warmup
 from drhard.validation import BEST_FOLDER, Validation
 
-import numpy as np
 import torch
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -48,16 +47,11 @@ class EpochDraws(TrainerCallback):
 
 
 class DropoutDraws(TrainerCallback):
-    """Seeds the random numbers of each update, if several processes share it. Dropout is then another in each.
-
-    The numbers depend on seed, update and process alone, so a training that resumes needs none from its checkpoint.
-    """
+    """Seeds the random numbers of each update, if several processes share it."""
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Seed torch's random numbers."""
-        if processes.count() > 1:
-            entropy = np.random.SeedSequence((args.seed, state.global_step, processes.rank()))
-            torch.manual_seed(int(entropy.generate_state(1)[0]))
+        seed_dropout(args.seed, state.global_step)
 
 
 class TrainingLines(ProgressCallback):
@@ -250,7 +244,7 @@ class StaticTrainer(Trainer):
         assert self.validating is not None
         validation, step = self.validating.validation, self.state.global_step
         self.loss_check.check()
-        value = processes.first_value(self.validating.evaluate)
+        value = self.validating.evaluate()
         if validation.add(step, value) and step > 0 and processes.is_first():
             self._save_encoder(Path(self.args.output_dir) / BEST_FOLDER, validation.notes())
         measured = {f"eval_{validation.name}": value}

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from drhard import processes
 from drhard.encoder import Encoder, check_finite, digest_config
 from drhard.errors import InputError
 from drhard.files import disk_faults
 from drhard.provenance import digest_relevant
 from drhard.tokens import TokenMemmap
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -56,6 +58,16 @@ def group_parameters(model: Encoder, weight_decay: float) -> list[dict[str, Any]
     plain = [parameter for name, parameter in named.items() if name in undecayed]
     decayed = [parameter for name, parameter in named.items() if name not in undecayed]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def seed_dropout(seed: int, step: int) -> None:
+    """Seed the random numbers of a step, if several processes share it. Dropout is then another in each.
+
+    The numbers depend on seed, step and process alone, so a training that resumes needs none from its checkpoint.
+    """
+    if processes.count() > 1:
+        entropy = np.random.SeedSequence((seed, step, processes.rank()))
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
 
 
 # Checks

@@ -4,7 +4,6 @@ import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from drhard.errors import InputError
 
@@ -45,7 +44,7 @@ def name_source(embeddings: np.ndarray, otherwise: str) -> str:
 
 
 def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return ``vectors[rows]``. Of a whole memmap, each row is read once, in the order of the file, by several threads.
+    """Return ``vectors[rows]``. Of a memmap, each row is read once, in the order of the file, by several threads.
 
     The file is mapped anew for a few rows at a time, and without reading ahead. The pages of the memmap itself would
     stay in memory and count as the process's.
@@ -57,25 +56,39 @@ def gather_rows(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     Returns:
         Of the shape of ``rows``, and dim.
     """
-    path = whole_file(vectors)
-    if path is None:
+    place = find_in_file(vectors)
+    if place is None:
         gathered: np.ndarray = np.asarray(vectors)[rows]
         return gathered
-    distinct, place = np.unique(rows, return_inverse=True)
+    path, start = place
+    distinct, inverse = np.unique(rows, return_inverse=True)
     found = np.empty((len(distinct), vectors.shape[1]), dtype=vectors.dtype)
     with open(path, "rb") as file, ThreadPoolExecutor(READERS) as threads:
-        parts = (slice(first, first + GATHERED_AT_ONCE) for first in range(0, len(distinct), GATHERED_AT_ONCE))
-        list(threads.map(lambda part: _read_rows(file, vectors, distinct, found, part), parts))
-    return found if np.array_equal(distinct, rows) else found[place.reshape(rows.shape)]
+
+        def read(first: int) -> None:
+            """Read some rows from the file, mapped anew for them."""
+            part = slice(first, first + GATHERED_AT_ONCE)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+                mapping.madvise(mmap.MADV_RANDOM)
+                source = np.frombuffer(mapping, vectors.dtype, vectors.size, start).reshape(vectors.shape)
+                np.take(source, distinct[part], axis=0, out=found[part], mode="clip")  # other modes copy once more
+                del source  # before the mapping is closed
+
+        list(threads.map(read, range(0, len(distinct), GATHERED_AT_ONCE)))
+    return found if np.array_equal(distinct, rows) else found[inverse.reshape(rows.shape)]
 
 
-def _read_rows(file: BinaryIO, vectors: np.ndarray, rows: np.ndarray, found: np.ndarray, part: slice) -> None:
-    """Fill ``found[part]`` with ``vectors[rows[part]]`` from the file of ``vectors``, mapped anew for these rows."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        mapping.madvise(mmap.MADV_RANDOM)
-        source = np.frombuffer(mapping, vectors.dtype).reshape(vectors.shape)
-        np.take(source, rows[part], axis=0, out=found[part], mode="clip")  # other modes copy once more
-        del source  # before the mapping is closed
+def find_in_file(vectors: np.ndarray) -> tuple[Path, int] | None:
+    """Return the file of ``vectors`` (N, dim) and the byte at which they begin in it.
+
+    None if they are not consecutive rows of a memmap.
+    """
+    mapping = getattr(vectors, "_mmap", None)
+    if not isinstance(vectors, np.memmap) or mapping is None or not vectors.flags.c_contiguous:
+        return None
+    mapped_from = vectors.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    address = np.frombuffer(mapping, np.uint8).__array_interface__["data"][0]
+    return Path(str(vectors.filename)), mapped_from + vectors.__array_interface__["data"][0] - address
 
 
 def whole_file(vectors: np.ndarray) -> Path | None:

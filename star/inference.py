@@ -9,8 +9,9 @@ Reads {data_root}/{type}/preprocess and {data_root}/{type}/trained_models/star. 
 import argparse
 from pathlib import Path
 
+from drhard import processes
 from drhard.collection import Collection
-from drhard.commands import command
+from drhard.commands import shared_command
 from drhard.flags import ENCODER, INDEX, PRECISION, RETRIEVAL, add_flags
 from drhard.hub import find_checkpoint
 from drhard.runs import digest_ids, run_path, write_run
@@ -33,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@command
+@shared_command
 def main() -> None:
     args = parse_arguments()
     root = args.data_root / args.data_type
@@ -58,7 +59,7 @@ def main() -> None:
         f"{model_dir} on {retriever.encoding.device}"
     )
     with retriever.retrieve(collection, args.mode, output_dir, args.topk) as found:
-        write_run(run, found.scores, found.rows, digest_ids(collection, args.mode))
+        processes.first_value(lambda: write_run(run, found.scores, found.rows, digest_ids(collection, args.mode)))
     print(f"Wrote {run}")
 
 

@@ -15,8 +15,9 @@ import argparse
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from drhard import processes
 from drhard.collection import Collection
-from drhard.commands import command
+from drhard.commands import shared_command
 from drhard.dataset import find_corpus
 from drhard.errors import InputError
 from drhard.flags import ENCODER, FLAT, INDEX, PRECISION, RETRIEVAL, SELECTION, add_flags
@@ -58,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-@command
+@shared_command
 def main() -> None:
     args = parse_arguments()
     root = args.data_root / args.data_type
@@ -67,9 +68,13 @@ def main() -> None:
     preprocess = args.preprocess_dir or root / "preprocess"
     collection = Collection(preprocess, args.max_query_length, args.max_doc_length)
     mine = with_bm25 if args.retriever == "bm25" else with_encoder
-    with mine(args, root, collection, output_dir) as mined:
+
+    def write(mined: Mined) -> None:
         write_run(run, mined.scores, mined.rows, digest_ids(collection, args.mode))
         write_hard_negatives(output_dir / HARD_FILE, mined.hard)
+
+    with mine(args, root, collection, output_dir) as mined:
+        processes.first_value(lambda: write(mined))
     print(f"Wrote {run}")
     print(f"Wrote {output_dir / HARD_FILE}")
 
@@ -77,6 +82,8 @@ def main() -> None:
 def with_bm25(
     args: argparse.Namespace, root: Path, collection: Collection, output_dir: Path
 ) -> AbstractContextManager[Mined]:
+    if processes.count() > 1:
+        raise InputError("--retriever bm25 works in one process; start it with python, without torchrun")
     if args.model_dir or args.precision or args.pooling or args.normalize:
         raise InputError(
             "--retriever bm25 does not use --model_dir, --pooling, --normalize, --fp16 and --bf16; omit them"

@@ -131,10 +131,10 @@ def test_a_full_disk_is_one_sentence_and_encoding_resumes(
         encode(tiny_model(), tokens, path, 8, CPU)
     assert partial_path(path).stat().st_size >= 15 * 64
     encoded = []
-    batches = drhard.embeddings._batches
-    monkeypatch.setattr(drhard.embeddings, "_batches", lambda *given: encoded.append(given[1]) or batches(*given))
+    embed = drhard.embeddings._embed
+    monkeypatch.setattr(drhard.embeddings, "_embed", lambda *given: encoded.extend(given[1]) or embed(*given))
     encode(tiny_model(), tokens, path, 8, CPU)
-    assert encoded == [15]
+    assert encoded == [15, 20]
     np.testing.assert_allclose(
         open_embeddings(path, 16, 23), one_by_one(tiny_model(), random_sequences(23, 12, seed=0), LENGTH), atol=1e-5
     )
@@ -169,7 +169,7 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed(
 ) -> None:
     tokens = open_tokens(tmp_path, [*random_sequences(13, 12, seed=0), *[[0, 9, 2]] * 10], 12, LENGTH)
     monkeypatch.setattr(drhard.embeddings, "WINDOW", 10)
-    batches = list(drhard.embeddings._batches(tokens, 10, batch_size=4, pad_id=1, device=CPU))
+    batches = list(drhard.embeddings._batches(tokens, [10, 20], batch_size=4, pad_id=1, device=CPU))
     assert sorted(batch.start + int(row) for batch in batches for row in batch.rows) == list(range(10, 23))
     assert [batch.start for batch in batches if batch.first_of_window] == [10, 20]
     assert [batch.start for batch in batches if batch.last_of_window] == [10, 20]
@@ -177,7 +177,7 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed(
     assert max(len(batch.rows) for batch in batches) > 4  # of short sequences it takes more
     assert sum(batch.tokens for batch in batches) == tokens.lengths[10:].sum()
     monkeypatch.setattr(drhard.embeddings, "CPU_TOKENS", 1)
-    assert len(list(drhard.embeddings._batches(tokens, 0, batch_size=2, pad_id=1, device=CPU))) == 23
+    assert len(list(drhard.embeddings._batches(tokens, [0, 10, 20], batch_size=2, pad_id=1, device=CPU))) == 23
 
 
 def test_batches_fill_a_gpu_or_the_caches_of_a_cpu() -> None:

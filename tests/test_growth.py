@@ -17,6 +17,7 @@ from typing import BinaryIO
 import drhard.embeddings
 import drhard.growth
 import drhard.preprocessing
+import drhard.windows
 import drhard.workers
 from drhard.dataset import find_corpus, read_import
 from drhard.embeddings import encode, open_embeddings
@@ -32,7 +33,6 @@ from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap
 from drhard.workers import Batch, Rows
 
-import numpy as np
 import pytest
 import torch
 from formats import register, write_beir, write_jsonl
@@ -563,10 +563,15 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def encoded_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The first row of each call of the encoder."""
+    """The first row of each encoding."""
     rows: list[int] = []
-    batches = drhard.embeddings._batches
-    monkeypatch.setattr(drhard.embeddings, "_batches", lambda *given: rows.append(given[1]) or batches(*given))
+    embed = drhard.embeddings._embed
+
+    def noted(encoding: object, starts: list[int], own: Iterator[int]) -> object:
+        rows.append(starts[0])
+        return embed(encoding, starts, own)
+
+    monkeypatch.setattr(drhard.embeddings, "_embed", noted)
     return rows
 
 
@@ -637,16 +642,16 @@ def test_a_stopped_encoding_goes_on(tmp_path: Path, encoded_rows: list[int], mon
     """After its last full window; unless the tokens are others by then."""
     folder = tmp_path / "grown"
     old, new = encoded(folder, 12), encoded(tmp_path / "once", 33)
-    append_window = drhard.embeddings._append
+    write_at = drhard.windows._write_at
 
-    def stop_in_third(file: BinaryIO, window: np.ndarray) -> None:
-        append_window(file, window)
-        if file.tell() > 2 * 5 * 16 * 4:
+    def stop_in_third(descriptor: int, data: memoryview, place: int) -> None:
+        write_at(descriptor, data, place)
+        if (len(data), place) == (1, 2):  # its mark
             raise KeyboardInterrupt
 
     for rows in (33, 31):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(drhard.embeddings, "_append", stop_in_third)
+            patch.setattr(drhard.windows, "_write_at", stop_in_third)
             encoded(folder, rows)
         assert {name: data for name, data in snapshot(folder).items() if "growing" not in name} == old
         encoded_rows.clear()
