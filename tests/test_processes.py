@@ -185,7 +185,9 @@ def adore_arguments(data: Path, folder: Path, batch: int, case: str, init: str =
 
 
 def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    return run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *words)
+    """Start two processes. Forks cover the same code, so coverage need not slow them down."""
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *words)
+    return run_python(*words, COVERAGE_PROCESS_CONFIG="")
 
 
 @pytest.fixture(scope="module")
