@@ -144,30 +144,15 @@ def encode_documents(
     Raises:
         InputError: a document is not finite, or the file became shorter.
     """
-    levels = count_levels(documents.shape[1])
-    for first, block in read_finite_blocks(documents, progress, "rounding to int8"):
-        on_device = torch.from_numpy(block).to(mean.device)
-        if copy is not None:
-            copy[first : first + len(block)] = on_device
-        yield encode_block(on_device, mean, levels)
-
-
-def read_finite_blocks(documents: np.ndarray, progress: bool, task: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the first row and the documents of each block, the next one read meanwhile.
-
-    Args:
-        documents: (N, dim) float32.
-        progress: show a bar with the name of the ``task``.
-
-    Raises:
-        InputError: a document is not finite, or the file became shorter.
-    """
-    name = name_source(documents, "the documents")
-    bar = tqdm(total=len(documents), unit="doc", unit_scale=True, desc=task, disable=not progress)
+    levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
+    bar = tqdm(total=len(documents), unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress)
     with bar, closing(prefetch(read_blocks(documents, BLOCK_ROWS))) as blocks:
         for first, block in blocks:
             check_finite(block, first, name)
-            yield first, block
+            on_device = torch.from_numpy(block).to(mean.device)
+            if copy is not None:
+                copy[first : first + len(block)] = on_device
+            yield encode_block(on_device, mean, levels)
             bar.update(len(block))
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.coded import TOO_MANY, CodedSearch, DeviceVectors, HostVectors, Vectors
-from drhard.codes import GROUP, keep_codes, read_finite_blocks
+from drhard.codes import GROUP, keep_codes
 from drhard.devices import explain_no_gpu, require_gpu, to_device
 from drhard.errors import InputError
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
@@ -27,9 +27,9 @@ SIEVES = 1_000_000_000  # bytes of the documents that may be among the best, of 
 QUERY_ROWS = 1024  # most queries multiplied with a tile at a time
 TILE_SCORES = 1 << 27  # 512 MB of products keep a GPU busy while Python launches the next kernels
 DENSE_SCORES = 1 << 24  # scored at a time in float32; choosing the best of them takes 600 MB
-# Fewer documents are searched in float32, if there is room for them. An H100 searches 500,000 for 32 queries in 2.7 ms
-# in float32 and in 11.5 ms by codes, for 4,096 queries in 91 and 235 ms; 8.8 million in 44 and 42, 1,590 and 880 ms.
-FEWEST_CODED = 2_000_000
+# Fewer documents than this are searched for few queries in float32, if there is room for them. An H100 searches 500,000
+# for 32 queries in 4.3 ms in float32 and in 11.5 ms by codes, for 4,096 queries in 394 and 235 ms.
+FEWEST_CODED, FEW_QUERIES = 2_000_000, 128
 CODE_BYTES = 2 + 3 * 8 / GROUP  # of a document, beside one for each dimension
 
 
@@ -123,14 +123,8 @@ class Shard:
         self.found = count - len(absent)
         self._absent = absent
         self.copy: torch.Tensor | None = None
-        self._coded: CodedSearch | None = None
-        few = count < FEWEST_CODED
-        if documents.nbytes + (0 if few else bytes_of_codes(count, self.dim)) + SCRATCH <= room:
+        if documents.nbytes + bytes_of_codes(count, self.dim) + SCRATCH <= room:
             self.copy = torch.empty(count, self.dim, device=device)
-        if self.copy is not None and few:
-            for first, block in read_finite_blocks(documents, progress, f"copying to {device}"):
-                self.copy[first : first + len(block)] = torch.from_numpy(block).to(device)
-            return
         codes = keep_codes(documents, device, progress, self.copy)
         vectors: Vectors = HostVectors(documents) if self.copy is None else DeviceVectors(self.copy)
         self._coded = CodedSearch(codes, vectors, QUERY_ROWS, TILE_SCORES, absent)
@@ -141,7 +135,10 @@ class Shard:
         if k == 0:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         asked = torch.from_numpy(queries).to(self._device)
-        found = (self._coded and self._coded.search(asked, k)) or self._search_all(asked, k)
+        few = self.copy is not None and len(self.copy) < FEWEST_CODED and len(queries) <= FEW_QUERIES
+        found = None if few else self._coded.search(asked, k)
+        if found is None:
+            found = self._search_all(asked, k)
         scores, rows = (part.cpu().numpy() for part in found)
         return scores, rows + self.first_row
 

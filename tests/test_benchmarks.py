@@ -87,7 +87,7 @@ def test_gpu(tmp_path: Path) -> None:
     ways = [row["way"] for row in results["results"]]
     assert [way.partition(",")[0].split()[0] for way in ways] == [
         *["encoding"] * 3,
-        *("copying", "a", "a", "mining", "mining"),
+        *("making", "a", "a", "mining", "mining"),
         *["STAR"] * 3,
         *("ADORE", "ADORE", "LAMB"),
     ]
