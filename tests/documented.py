@@ -52,6 +52,14 @@ class Printed:
         return self.words[1].removeprefix("./") if self.words[0] == "python" and len(self.words) > 1 else None
 
 
+def in_one_process(command: Printed) -> Printed:
+    """The command without torchrun in front of its script."""
+    if "torchrun" not in command.words:
+        return command
+    script = next(number for number, word in enumerate(command.words) if word.endswith(".py"))
+    return Printed(command.where, ("python", *command.words[script:]))
+
+
 def in_text(text: str, name: str) -> list[Printed]:
     """The commands of the bash blocks in Markdown, in their order."""
     found = []

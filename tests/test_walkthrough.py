@@ -29,18 +29,19 @@ ELSEWHERE = (  # what sets up, and what other tests run
     "python reproduce.py",
     "python search.py",
     "python tests/campaigns",
+    "first=",  # of a Slurm file
 )
 QUERIES = {"train": 40, "dev": 100, "test": 5}  # judged, of 500 documents; enough for two runs to differ
 
 
 def without_gpus(words: tuple[str, ...]) -> list[str]:
-    """The words without the flags that name GPUs which are not there, and their numbers."""
+    """The words without the flags that name GPUs which are not there, and their numbers, or that need one."""
     kept, dropping = [], False
     for word in words:
         dropping = word in GPU_FLAGS or (dropping and word.isdigit())
         if not dropping or torch.cuda.device_count() > 3:
             kept.append(word)
-    return kept
+    return kept if torch.cuda.is_available() else [word for word in kept if word != "--bf16"]
 
 
 def run(command: Printed) -> None:
@@ -56,7 +57,7 @@ def run(command: Printed) -> None:
 def ours(commands: list[Printed]) -> Iterator[Printed]:
     """Those that the walk-through runs here, each once; fails for a command of a kind that is not known."""
     seen = set()
-    for command in commands:
+    for command in map(documented.in_one_process, commands):
         line = " ".join(command.words)
         if command.script in documented.SCRIPTS:
             if line not in seen:
