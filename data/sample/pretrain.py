@@ -5,6 +5,9 @@ never seen a description query. It learns from the sample's passages, their titl
 WordNet's glosses, and from a teacher's embeddings of these texts (all-MiniLM-L6-v2, Apache-2.0). Phrases and
 glosses that equal any query are dropped.
 
+--gcide makes the starting checkpoint of data/gcide instead. Titles are its headwords, clauses its first definitions. It
+learns from no glosses, because these are the queries there.
+
 The teacher's embeddings are computed once and kept in --work_dir. The teacher is not needed afterwards.
 --teacher is a folder, such as the one that data/sample/minilm.py writes, or a name on the Hugging Face hub.
 --wordnet is a folder with data.noun, data.verb, ... of WordNet 3.0 (in Debian: package wordnet-base, folder
@@ -25,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from drhard.files import write_whole_file
@@ -73,6 +77,10 @@ DEFINITION = re.compile(
 )
 CLAUSE_END = re.compile(r"[,;:(]|\s(?:that|which|who|whose|where|when|while|and is|and was)\s")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"“])")
+
+
+GCIDE_PASSAGES = 40_000
+ENTRY_START = re.compile(r"^(?:(?:\([^()]*\)|[A-Za-z]{1,6}\.|[&;,0-9.]+)\s+)*")  # "v. t. (Naut.) 1. "
 
 
 @dataclass
@@ -132,6 +140,30 @@ def read_glosses(folder: Path) -> Iterator[str]:
                     yield gloss
 
 
+def collect_gcide_texts(dataset: Path) -> Texts:
+    """Collect the texts of the collection's first GCIDE_PASSAGES entries."""
+    draw = random.Random(SEED)
+    index: dict[str, int] = {}
+
+    def position(text: str) -> int:
+        return index.setdefault(text, len(index))
+
+    texts = Texts([], [], [], [], [], [], [])
+    for _, entry in islice(read_rows(dataset / "collection.tsv"), GCIDE_PASSAGES):
+        head, _, definition = entry.partition(", ")
+        definition = ENTRY_START.sub("", definition)
+        sentences = [text for text in SENTENCE_END.split(definition) if len(text.split()) >= 3]
+        first = sentences[:1]
+        short = [CLAUSE_END.split(text)[0].strip() for text in first]
+        texts.passages.append(position(entry))
+        texts.titles.append(position(head))
+        texts.clauses.append([position(text) for text in dict.fromkeys(short) if len(text.split()) >= 3])
+        texts.sentences.append([position(text) for text in sentences[:2]])
+        texts.phrases.append([position(span) for text in first for span in phrases_of(text, 1, draw)])
+    texts.texts = list(index)
+    return texts
+
+
 def collect_texts(wordnet: Path | None) -> Texts:
     """Collect all texts to learn from, except those that equal any query."""
     draw = random.Random(SEED)
@@ -163,14 +195,14 @@ def collect_texts(wordnet: Path | None) -> Texts:
 # 2. The teacher ---------------------------------------------------------------------------------------------
 
 
-def teacher_vectors(texts: list[str], name: str, work_dir: Path) -> np.ndarray:
+def teacher_vectors(texts: list[str], name: str, work_dir: Path, bf16: bool) -> np.ndarray:
     """Return the teacher's unit embeddings, (len(texts), 384) float16. Those of the same texts are computed once."""
     stamp = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     path = work_dir / f"teacher-{stamp}.npy"
     if path.exists():
         return np.load(path)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModel.from_pretrained(name).eval().to(torch.bfloat16)
+    model = AutoModel.from_pretrained(name).eval().to(torch.bfloat16 if bf16 else torch.float32)
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float16)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     with torch.inference_mode():
@@ -396,13 +428,12 @@ def embed(model: RobertaDot, tokens: list[list[int]]) -> torch.Tensor:
 
 
 class Evaluation:
-    """Computes the MRR@10 of some queries of the sample over all passages."""
+    """Computes the MRR@10 of some queries over all passages."""
 
-    def __init__(self, tokenizer: RobertaTokenizer, split: str, last: int | None):
-        folder = HERE / "passage" / "dataset"
+    def __init__(self, tokenizer: RobertaTokenizer, folder: Path, split: str, last: int | None):
         queries = [(int(qid), text) for qid, text in read_rows(folder / f"queries.{split}.tsv")]
         queries = queries[-last:] if last else queries
-        collection = [(int(pid), text) for pid, text in read_rows(folder / "collection.tsv.gz")]
+        collection = [(int(pid), text) for pid, text in read_rows(next(folder.glob("collection.tsv*")))]
         row_of = {pid: row for row, (pid, _) in enumerate(collection)}
         relevant = read_relevant(folder / f"qrels.{split}.tsv")
         cut = {"max_length": 32, "truncation": True}
@@ -427,6 +458,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=HERE / "warmup")
     parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--wordnet", type=Path, help="folder with WordNet's data.noun, ...; none: no glosses")
+    parser.add_argument("--gcide", type=Path, help="folder that data/gcide/make_gcide.py wrote; none: the sample")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--bf16", action="store_true", help="faster where the processor has bfloat16")
@@ -436,7 +468,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work_dir.mkdir(parents=True, exist_ok=True)
 
-    texts = collect_texts(args.wordnet)
+    dataset = args.gcide or HERE / "passage" / "dataset"
+    texts = collect_gcide_texts(args.gcide) if args.gcide else collect_texts(args.wordnet)
     print(
         f"{len(texts.texts):,} texts: {len(texts.passages):,} passages, {sum(map(len, texts.sentences)):,} "
         f"sentences, {sum(map(len, texts.clauses)):,} clauses, {sum(map(len, texts.phrases)):,} phrases, "
@@ -445,12 +478,12 @@ def main() -> None:
     vocabulary = [texts.texts[row] for row in (*texts.passages, *texts.titles)]
     tokenizer = train_vocabulary(vocabulary, args.work_dir / "vocabulary")
     words = [tokenizer.decode([id_]).strip() or "." for id_ in range(len(tokenizer))]
-    vectors = teacher_vectors(texts.texts, args.teacher, args.work_dir)
-    word_vectors = teacher_vectors(words, args.teacher, args.work_dir)
+    vectors = teacher_vectors(texts.texts, args.teacher, args.work_dir, args.bf16)
+    word_vectors = teacher_vectors(words, args.teacher, args.work_dir, args.bf16)
     tokens = tokenizer.encode_batch(texts.texts, max_length=PASSAGE_LENGTH, truncation=True)
     model = start_model(tokenizer, word_vectors)
     print(f"{len(tokenizer):,} tokens in the vocabulary, {model.num_parameters():,} parameters")
-    held_out = Evaluation(tokenizer, "train", HELD_OUT)
+    held_out = Evaluation(tokenizer, dataset, "train", HELD_OUT)
     print(f"at the start: held-out MRR@10 {held_out(model):.4f}")
     train(model, texts, vectors, tokens, args, lambda: held_out(model))
     save_encoder(model.half(), args.output_dir, tokenizer_from=args.work_dir / "vocabulary")
