@@ -1,8 +1,8 @@
 """The tables of data/gcide, a reverse dictionary: the paper's claims where they can be told apart.
 
 There are two models: all-MiniLM-L6-v2, and a small one that was pre-trained on this collection. Their settings were
-chosen with held-out training queries: ``gcide-held-out`` has the rows for that, and data/gcide/choose.py writes
-data/gcide/settings.json.
+chosen with held-out training queries: ``gcide-held-out`` and ``gcide-small-held-out`` have the rows for that, and
+data/gcide/choose.py writes data/gcide/settings.json.
 
 Within a table, all static trainings encode as many documents, unless a row's name says otherwise.
 """
@@ -42,6 +42,7 @@ class Model:
     """A model that the trainings start from, and the values to choose its settings from.
 
     Attributes:
+        table: the table of its results.
         name: its name in settings.json, and of its folder.
         title: its name in tables.
         optimizer: ``--optimizer_str`` of star/train.py.
@@ -53,6 +54,7 @@ class Model:
         seeds: of each row.
     """
 
+    table: str
     name: str
     title: str
     optimizer: str
@@ -65,6 +67,7 @@ class Model:
 
 
 MINILM = Model(
+    table="gcide",
     name="minilm",
     title="MiniLM",
     optimizer="adamw",
@@ -76,6 +79,7 @@ MINILM = Model(
     seeds=(42, 43, 44),
 )
 SMALL = Model(
+    table="gcide-small",
     name="warmup",
     title="Warm-up",
     optimizer="lamb",
@@ -187,7 +191,7 @@ def recorded(table: str, row: str, trial: Trial) -> Trial:
 
 
 def make_row(table: str, name: str, trials: Iterable[Trial], values: tuple[float, ...] | None = None) -> Row:
-    measures = MEASURES if table != HELD_OUT else HELD_OUT_MEASURES
+    measures = HELD_OUT_MEASURES if table.endswith(HELD_OUT) else MEASURES
     return Row(table, name, expect(measures, values), {SCRATCH: tuple(recorded(table, name, one) for one in trials)})
 
 
@@ -227,9 +231,9 @@ def read_settings() -> dict[str, dict[str, str]]:
     return settings
 
 
-def claims_table(name: str, title: str, model: Model, gpus: Sequence[int]) -> Table:
+def claims_table(model: Model, title: str, gpus: Sequence[int]) -> Table:
     """Return the table of the paper's methods, and of two that go beyond it."""
-    make = Rows(name, model, data_of("gcide", "", gpus))
+    make = Rows(model.table, model, data_of("gcide", "", gpus))
     start, steps = make.start, model.steps
     in_batch, random, hard, star = (make.training(kind, kind) for kind in ("in-batch", "random", "hard", "star"))
     large = 128
@@ -260,7 +264,7 @@ def claims_table(name: str, title: str, model: Model, gpus: Sequence[int]) -> Ta
         make.static("STAR, twice the steps", longer),
         make.static("STAR, second round", again),
     )
-    return make_table(name, title, start, rows, claims(model.title))
+    return make_table(model.table, title, start, rows, claims(model.title))
 
 
 def claims(start: str) -> tuple[Question, ...]:
@@ -321,7 +325,7 @@ def size_table(size: int, gpus: Sequence[int]) -> Table:
 
 
 def make_table(name: str, title: str, start: Start, rows: Iterable[Row], questions: tuple[Question, ...]) -> Table:
-    measures = MEASURES if name != HELD_OUT else HELD_OUT_MEASURES
+    measures = HELD_OUT_MEASURES if name.endswith(HELD_OUT) else MEASURES
     modes = {measure.mode for measure in measures.values()}
     by_name = {row.name: row for row in rows}
     compared = ("ADORE (STAR)", "STAR")
@@ -341,22 +345,22 @@ def make_table(name: str, title: str, start: Start, rows: Iterable[Row], questio
 
 # The choice of settings -------------------------------------------------------------------------------------
 
-HELD_OUT = "gcide-held-out"
+HELD_OUT = "-held-out"
 Choices = dict[str, dict[str, list[Row]]]  # what is chosen -> value -> its rows, whose mean counts
 
 
 def choices_of(model: Model, gpus: Sequence[int] = ()) -> Choices:
     """Return the rows that the settings of a model are chosen by."""
-    data, usual, hardest = data_of(HELD_OUT, "--held_out", gpus), model.rates[1], RANKS[1]
+    data, usual, hardest = data_of(f"gcide{HELD_OUT}", "--held_out", gpus), model.rates[1], RANKS[1]
     start = start_of(model, data, hardest, model.adore_rates[0])
 
     def row(name: str, base: Start | Static, adore: str = "") -> Row:
-        name, folder = f"{model.title}, {name}", "-".join(name.lower().replace("(", "").replace(")", "").split())
         if adore:
+            folder = "-".join(name.lower().replace("(", "").replace(")", "").split())
             trial = trial_of_adore(base, HELD_OUT_SEED, f"{model.name}-{folder}", modes=("dev",))
         elif isinstance(base, Static):
             trial = trial_of_static(base, HELD_OUT_SEED, ("dev",))
-        return make_row(HELD_OUT, name, [trial])
+        return make_row(f"{model.table}{HELD_OUT}", name, [trial])
 
     def training(kind: str, rate: str, selection: str = "") -> list[Row]:
         selection = selection or f"--negative_ranks {hardest}"
@@ -380,17 +384,11 @@ def choices_of(model: Model, gpus: Sequence[int] = ()) -> Choices:
     }
 
 
-def held_out_table(gpus: Sequence[int]) -> Table:
-    """Return the rows by which the settings were chosen."""
-    rows = [
-        row
-        for model in MODELS
-        for values in choices_of(model, gpus).values()
-        for of_value in values.values()
-        for row in of_value
-    ]
-    start = start_of(MINILM, data_of(HELD_OUT, "--held_out", gpus), RANKS[1], MINILM.adore_rates[0])
-    return make_table(HELD_OUT, "The choice of settings for the reverse dictionary", start, rows, ())
+def held_out_table(model: Model, gpus: Sequence[int] = ()) -> Table:
+    """Return the rows by which the settings of a model were chosen."""
+    rows = [row for values in choices_of(model, gpus).values() for of_value in values.values() for row in of_value]
+    start = start_of(model, data_of(f"gcide{HELD_OUT}", "--held_out", gpus), RANKS[1], model.adore_rates[0])
+    return make_table(f"{model.table}{HELD_OUT}", f"The choice of settings, {model.title}", start, rows, ())
 
 
 def gcide_tables(gpus: Sequence[int] = ()) -> list[Table]:
@@ -400,9 +398,9 @@ def gcide_tables(gpus: Sequence[int] = ()) -> list[Table]:
         gpus: the GPUs to search on; empty for the CPU.
     """
     return [
-        claims_table("gcide", "A reverse dictionary, all-MiniLM-L6-v2", MINILM, gpus),
-        claims_table("gcide-small", "A reverse dictionary, a small model", SMALL, gpus),
+        claims_table(MINILM, "A reverse dictionary, all-MiniLM-L6-v2", gpus),
+        claims_table(SMALL, "A reverse dictionary, a small model", gpus),
         budget_table(gpus),
         *(size_table(size, gpus) for size in SIZES),
-        held_out_table(gpus),
+        *(held_out_table(model, gpus) for model in MODELS),
     ]

@@ -1,6 +1,7 @@
 """Choose the settings of the reverse dictionary with held-out training queries, and write data/gcide/settings.json.
 
-    python reproduce.py run gcide-held-out     # 50 trainings; each is measured as it ends
+    python reproduce.py run gcide-held-out           # 25 trainings; each is measured as it ends
+    python reproduce.py run gcide-small-held-out
     python data/gcide/choose.py
 
 For each setting, the value with the highest held-out MRR@10 wins. Settings whose rows are not all measured stay.
@@ -18,8 +19,9 @@ from drhard.tables_gcide import MODELS, SETTINGS, choices_of, held_out_table, re
 @command
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    table, settings = held_out_table(()), read_settings()
+    settings = read_settings()
     for model in MODELS:
+        table = held_out_table(model)
         for setting, values in choices_of(model).items():
             found = {value: mean(table, rows) for value, rows in values.items()}
             shown = ", ".join(f"{value} {'—' if one is None else f'{one:.4f}'}" for value, one in found.items())
