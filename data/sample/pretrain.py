@@ -68,6 +68,7 @@ NEIGHBOURHOOD = 24  # a group is drawn from this many nearest passages
 
 TEACHER_SCALE = 20.0  # a cosine of the teacher times this is a logit, as in the teacher's own training
 TEACHER_LENGTH = 256  # the teacher's own maximum
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HELD_OUT = 700  # the last training queries, to choose settings; nothing here learns from them
 SEED = 42
 
@@ -202,7 +203,7 @@ def teacher_vectors(texts: list[str], name: str, work_dir: Path, bf16: bool) -> 
     if path.exists():
         return np.load(path)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModel.from_pretrained(name).eval().to(torch.bfloat16 if bf16 else torch.float32)
+    model = AutoModel.from_pretrained(name).eval().to(DEVICE, torch.bfloat16 if bf16 else torch.float32)
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float16)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     with torch.inference_mode():
@@ -214,10 +215,10 @@ def teacher_vectors(texts: list[str], name: str, work_dir: Path, bf16: bool) -> 
                 truncation=True,
                 max_length=TEACHER_LENGTH,
                 return_tensors="pt",
-            )
+            ).to(DEVICE)
             hidden = model(**batch).last_hidden_state.float()  # (B, L, 384)
             mask = batch["attention_mask"][:, :, None]
-            vectors[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).half().numpy()
+            vectors[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).half().cpu().numpy()
     with write_whole_file(path) as file:
         np.save(file, vectors)
     return vectors
@@ -295,10 +296,11 @@ def start_model(tokenizer: RobertaTokenizer, token_vectors: np.ndarray) -> Rober
 
 
 def pad(tokens: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and attention mask, both (B, L) int64."""
+    """Return ids and attention mask, both (B, L) int64 on the device."""
     ids = torch.full((len(tokens), max(map(len, tokens))), pad_id)
     for row, line in enumerate(tokens):
         ids[row, : len(line)] = torch.tensor(line)
+    ids = ids.to(DEVICE)
     return ids, (ids != pad_id).long()
 
 
@@ -308,7 +310,7 @@ class Batches:
     def __init__(self, texts: Texts, vectors: np.ndarray):
         self.texts = texts
         self.draw = random.Random(SEED)
-        passages = torch.from_numpy(vectors[texts.passages]).float()
+        passages = torch.from_numpy(vectors[texts.passages]).float().to(DEVICE)
         self.near = [
             row for block in passages.split(1000) for row in (block @ passages.T).topk(NEIGHBOURHOOD).indices.tolist()
         ]
@@ -370,8 +372,8 @@ def train(
     evaluate: Callable[[], float],
 ) -> None:
     """Train the model to rank passages for a short text as the teacher does, and to predict its embeddings."""
-    teacher = torch.from_numpy(vectors)
-    to_teacher = nn.Linear(OUTPUT_SIZE, teacher.shape[1])  # not part of the model that is saved
+    teacher = torch.from_numpy(vectors).to(DEVICE)
+    to_teacher = nn.Linear(OUTPUT_SIZE, teacher.shape[1], device=DEVICE)  # not part of the model that is saved
     pad_id = model.config.pad_token_id
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *to_teacher.parameters()], lr=args.learning_rate, weight_decay=0.01
@@ -381,7 +383,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / ramp, (args.steps - step) / (args.steps - ramp))
     )
-    autocast = torch.autocast("cpu", torch.bfloat16) if args.bf16 else nullcontext()
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16) if args.bf16 else nullcontext()
     batches = iter(Batches(texts, vectors))
     model.train()
     start = time.time()
@@ -419,7 +421,7 @@ def train(
 def embed(model: RobertaDot, tokens: list[list[int]]) -> torch.Tensor:
     """Return embeddings (len(tokens), dim), in the order of `tokens`."""
     model.eval()
-    out = torch.zeros(len(tokens), OUTPUT_SIZE)
+    out = torch.zeros(len(tokens), OUTPUT_SIZE, device=DEVICE)
     order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
     for start in range(0, len(order), 128):
         rows = order[start : start + 128]
@@ -444,7 +446,7 @@ class Evaluation:
 
     def __call__(self, model: RobertaDot) -> float:
         scores = embed(model, self.queries) @ embed(model, self.passages).T
-        best = scores.topk(10).indices
+        best = scores.topk(10).indices.cpu()
         hits = (best == self.relevant[:, None]).float()
         return float((hits / torch.arange(1, 11)).sum(1).mean())
 
@@ -481,12 +483,12 @@ def main() -> None:
     vectors = teacher_vectors(texts.texts, args.teacher, args.work_dir, args.bf16)
     word_vectors = teacher_vectors(words, args.teacher, args.work_dir, args.bf16)
     tokens = tokenizer.encode_batch(texts.texts, max_length=PASSAGE_LENGTH, truncation=True)
-    model = start_model(tokenizer, word_vectors)
+    model = start_model(tokenizer, word_vectors).to(DEVICE)
     print(f"{len(tokenizer):,} tokens in the vocabulary, {model.num_parameters():,} parameters")
     held_out = Evaluation(tokenizer, dataset, "train", HELD_OUT)
     print(f"at the start: held-out MRR@10 {held_out(model):.4f}")
     train(model, texts, vectors, tokens, args, lambda: held_out(model))
-    save_encoder(model.half(), args.output_dir, tokenizer_from=args.work_dir / "vocabulary")
+    save_encoder(model.cpu().half(), args.output_dir, tokenizer_from=args.work_dir / "vocabulary")
     print(f"wrote {args.output_dir}")
 
 
