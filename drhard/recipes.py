@@ -81,6 +81,7 @@ class Trial:
     model: Path | None  # None for a row without a model
     runs: Mapping[str, Path]  # by mode
     log_dir: Path | None  # TensorBoard's folder of the last training; None if nothing is trained
+    record: Path | None = None  # the file that keeps what was measured; None to measure the runs for each report
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ FLAG = re.compile(r"(?<![\w-])--([a-z]\w*)")
 NAMED = re.compile(r"(?:\w+/)*\w+\.(?:py|sh)\b")
 PLACEHOLDER = "NAME"
 OTHERS = {"logdir"}  # tensorboard's
-FOLDERS = (".", "drhard", "star", "adore", "tests", "tests/campaigns", "benchmarks", "data/sample")
+FOLDERS = (".", "drhard", "star", "adore", "tests", "tests/campaigns", "benchmarks", "data/sample", "data/gcide")
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8")
     for folder in FOLDERS
