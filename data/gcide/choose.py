@@ -9,7 +9,7 @@ For each setting, the value with the highest held-out MRR@10 wins. Settings whos
 
 import argparse
 
-from drhard.errors import command
+from drhard.commands import command
 from drhard.files import write_json
 from drhard.measured import find_measured, read_judged
 from drhard.recipes import SCRATCH, Row, Table

@@ -23,7 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.errors import InputError, command
+from drhard.commands import command
+from drhard.errors import InputError
 from drhard.files import digest_file, read_object, write_whole_folder, write_whole_text
 from drhard.making import assign_ids, digest
 from drhard.msmarco import PASSAGE
