@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
         sub.add_argument("--from", dest="origin", choices=(CHECKPOINT, SCRATCH), help="models (checkpoint)")
         sub.add_argument("--faiss_gpus", type=NATURAL, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
     run.add_argument("--dry_run", action="store_true", help="only print what would run")
-    report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample (all)")
+    report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample, minilm, gcide (all)")
     report.add_argument("--output_dir", type=Path, help="also write report.md, report.json and report.html there")
     for sub in (listing, show, run, measure, report):
         sub.add_argument("--data_root", type=Path, help="the data root of MS MARCO (data)")
@@ -67,7 +67,9 @@ def main() -> None:
         for step in find_steps(tables, args.row, args.origin):
             print(step.command)
     elif args.command == "run":
-        for step in find_steps(tables, args.row, args.origin):
+        steps = find_steps(tables, args.row, args.origin)
+        require_start(tables[args.row.partition(":")[0]])
+        for step in steps:
             run_step(step, args.dry_run)
         if not args.dry_run:
             print(f"\n{args.row} is made; '{report_command(args)}' shows it")
@@ -94,6 +96,12 @@ def steps_of(row: Row, origin: str | None) -> list[Step]:
     if origin not in row.trials:
         raise InputError(f"{row.id} has no published checkpoint; omit --from")
     return row.steps(origin)
+
+
+def require_start(table: Table) -> None:
+    """Raise InputError if the rows of a table need what no step makes, and it is missing."""
+    if table.needs is not None and not table.needs.path.exists():
+        raise InputError(f"{table.needs.path}: is not part of the project; make it first: {table.needs.by}")
 
 
 def run_step(step: Step, dry_run: bool) -> None:

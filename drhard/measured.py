@@ -1,14 +1,16 @@
 """Measure one training of a row: the values of each query, and digests of its runs and weights."""
 
+import json
 import logging
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from drhard.embeddings import are_made_by
 from drhard.errors import InputError, shorten
-from drhard.files import digest_file, read_object, write_json
+from drhard.files import check_fields, digest_file, read_lines, read_object, write_json
 from drhard.hub import CONFIG_FILE
 from drhard.metrics import measure_run, parse_measures
 from drhard.model_folder import load_encoder
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 CURVE_TAGS = ("train/loss", "train/mrr_10")  # TensorBoard's
 DIGITS = 6  # of a query's value in a record
+RECORD = {"runs": dict, "queries": dict, "curves": dict}
+AGAIN = "delete it, and run the row again"
 
 Judged = dict[str, dict[str, dict[str, int]]]  # mode -> query -> document -> grade
 
@@ -54,18 +58,24 @@ def read_judged(table: Table) -> Judged:
 
 
 def find_measured(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial | None:
-    """Return what was recorded of a trial, or else measure its runs; None if they do not exist.
+    """Return what was recorded of a trial, or else measure its runs, or else take the table's committed record.
 
     Runs of a model that now has other weights are skipped, with a warning.
+
+    Returns:
+        None if there is no record and no run.
 
     Raises:
         InputError: the record, a run or a qrels file is damaged, or a run has no qrels file.
     """
     if trial.record is not None and trial.record.exists():
         return read_record(table, trial.record)
-    if not all(path.exists() for path in trial.runs.values()) or not _made_by_its_model(trial):
+    if all(path.exists() for path in trial.runs.values()) and _made_by_its_model(trial):
+        return _measure(table, trial, judged)
+    if trial.record is None or table.records is None:
         return None
-    return _measure(table, trial, judged)
+    committed = read_committed(table.records).get(str(trial.record))
+    return None if committed is None else _check_record(table, f"{table.records}, {trial.record}", committed)
 
 
 def write_record(table: Table, trial: Trial) -> None:
@@ -91,11 +101,35 @@ def write_record(table: Table, trial: Trial) -> None:
 
 def read_record(table: Table, path: Path) -> MeasuredTrial:
     """Read what :func:`write_record` wrote. Raises InputError if it is damaged, or lacks a measure of the table."""
-    record = read_object(path, {"runs": dict, "queries": dict, "curves": dict}, "delete it, and run the row again")
+    return _check_record(table, str(path), read_object(path, RECORD, AGAIN))
+
+
+@cache  # a report asks for each trial
+def read_committed(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a file of records, one a line, gzipped or not.
+
+    Returns:
+        The records by their field ``record``: the file that :func:`write_record` wrote.
+
+    Raises:
+        InputError: a line is not one JSON object with this field.
+    """
+    records = {}
+    for number, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({shorten(error)})") from None
+        if not isinstance(record, dict) or not isinstance(record.get("record"), str):
+            raise InputError(f"{path}, line {number}: expected an object with the field 'record'")
+        records[record["record"]] = record
+    return records
+
+
+def _check_record(table: Table, name: str, record: dict[str, Any]) -> MeasuredTrial:
+    check_fields(name, record, RECORD, f"; {AGAIN}")
     if record["queries"].keys() != table.measures.keys():
-        raise InputError(
-            f"{path}: has other measures than {', '.join(table.measures)}; delete it, and run the row again"
-        )
+        raise InputError(f"{name}: has other measures than {', '.join(table.measures)}; {AGAIN}")
     queries = {key: np.array(values, dtype=np.float64) for key, values in record["queries"].items()}
     return MeasuredTrial(record.get("seed"), record.get("model"), record["runs"], queries, record["curves"])
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from drhard.recipes import SCRATCH, Measure, Question, Row, Step, Table, Trial, expect, make_step
+from drhard.recipes import SCRATCH, Made, Measure, Question, Row, Step, Table, Trial, expect, make_step
 from drhard.trainings import (
     Adore,
     Data,
@@ -26,7 +26,9 @@ from drhard.trainings import (
     trial_of_static,
 )
 
-SETTINGS = Path(__file__).resolve().parent.parent / "data" / "gcide" / "settings.json"
+HERE = Path(__file__).resolve().parent.parent / "data" / "gcide"
+SETTINGS = HERE / "settings.json"
+RECORDS = HERE / "results" / "records.jsonl.gz"
 SIZES = (10_000, 30_000, 111_672)  # passages; the last is all
 HELD_OUT_SEED = 42
 MEASURES = {
@@ -91,6 +93,13 @@ SMALL = Model(
     seeds=(42, 43, 44, 45, 46),
 )
 MODELS = (MINILM, SMALL)
+WARMUP = Made(
+    Path("data/gcide/warmup"),
+    "python data/gcide/make_gcide.py --output_dir runs/gcide/passage/dataset; "
+    "python data/sample/minilm.py --output_dir runs/gcide/passage/minilm; "
+    "python data/sample/pretrain.py --gcide runs/gcide/passage/dataset --teacher runs/gcide/passage/minilm "
+    "--work_dir runs/pretrain-gcide --output_dir data/gcide/warmup",
+)
 RANKS = ("1-10", "1-30", "1-200")  # of hard negatives
 LATER_RANKS = ("10-100", "30-200")  # without the hardest, which may be unjudged positives
 MARGINS = ("0.05", "0.1", "0.2")
@@ -340,6 +349,8 @@ def make_table(name: str, title: str, start: Start, rows: Iterable[Row], questio
         rows=by_name,
         questions=questions,
         gains=compared if set(compared) <= by_name.keys() else None,
+        records=RECORDS,
+        needs=WARMUP if name.startswith(SMALL.table) else None,
     )
 
 
