@@ -341,7 +341,7 @@ def make_table(name: str, title: str, start: Start, rows: Iterable[Row], questio
     return Table(
         name=name,
         title=title,
-        source="measured with these very commands; data/gcide/results",
+        source="none yet; rows that were not run here come from committed records, see data/gcide/README.md",
         measures=measures,
         ok=0.0005,
         close=0.01,
