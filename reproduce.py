@@ -8,7 +8,7 @@
 
 The models of the paper's rows are the published checkpoints; --from scratch trains them instead. The sample's models
 are always trained, from the sample's own small model or from all-MiniLM-L6-v2. The commands and the expected values are
-in drhard/tables_msmarco.py and drhard/tables_sample.py.
+in drhard/tables_msmarco.py, drhard/tables_sample.py and drhard/tables_gcide.py.
 """
 
 import argparse
@@ -34,19 +34,22 @@ INTERRUPTED = (130, -signal.SIGINT)
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list | show | run | report")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | show | run | measure | report")
     listing = commands.add_parser("list", help="print the names of all rows")
     show = commands.add_parser("show", help="print a row's commands")
     run = commands.add_parser("run", help="run a row's commands, except those whose result exists")
+    measure = commands.add_parser("measure", help="keep what a row's runs measure; the last step of some rows")
+    measure.add_argument("row", metavar="ROW", help="a row such as gcide:STAR")
+    measure.add_argument("--seed", type=NATURAL, help="the seed of the training (none, for a row without seeds)")
     report = commands.add_parser("report", help="print the tables: expected, measured, difference")
     for sub in (show, run):
         sub.add_argument("row", metavar="ROW", help="a row such as sample:STAR, or a table for all its rows")
         sub.add_argument("--from", dest="origin", choices=(CHECKPOINT, SCRATCH), help="models (checkpoint)")
         sub.add_argument("--faiss_gpus", type=NATURAL, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
     run.add_argument("--dry_run", action="store_true", help="only print what would run")
-    report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample (all)")
+    report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample, minilm, gcide (all)")
     report.add_argument("--output_dir", type=Path, help="also write report.md, report.json and report.html there")
-    for sub in (listing, show, run, report):
+    for sub in (listing, show, run, measure, report):
         sub.add_argument("--data_root", type=Path, help="the data root of MS MARCO (data)")
     return parser.parse_args()
 
@@ -64,10 +67,14 @@ def main() -> None:
         for step in find_steps(tables, args.row, args.origin):
             print(step.command)
     elif args.command == "run":
-        for step in find_steps(tables, args.row, args.origin):
+        steps = find_steps(tables, args.row, args.origin)
+        require_start(tables[args.row.partition(":")[0]])
+        for step in steps:
             run_step(step, args.dry_run)
         if not args.dry_run:
             print(f"\n{args.row} is made; '{report_command(args)}' shows it")
+    elif args.command == "measure":
+        measure(tables, args.row, args.seed)
     else:
         write_report(tables, args.tables, output_dir)
 
@@ -89,6 +96,12 @@ def steps_of(row: Row, origin: str | None) -> list[Step]:
     if origin not in row.trials:
         raise InputError(f"{row.id} has no published checkpoint; omit --from")
     return row.steps(origin)
+
+
+def require_start(table: Table) -> None:
+    """Raise InputError if the rows of a table need what no step makes, and it is missing."""
+    if table.needs is not None and not table.needs.path.exists():
+        raise InputError(f"{table.needs.path}: is not part of the project; make it first: {table.needs.by}")
 
 
 def run_step(step: Step, dry_run: bool) -> None:
@@ -120,6 +133,18 @@ def run_in_shell(line: str) -> int:
             return process.wait()
         except KeyboardInterrupt:  # the command received it too and is saving its work
             continue
+
+
+def measure(tables: Mapping[str, Table], wanted: str, seed: int | None) -> None:
+    """Measure the training of a row that has this seed, and keep what was found."""
+    row, *others = find_rows(tables, wanted)
+    trials = [] if others else [trial for trials in row.trials.values() for trial in trials if trial.seed == seed]
+    if len(trials) != 1:
+        raise InputError(f"{wanted}: has no training, or several, with the seed {seed}; see reproduce.py list")
+    from drhard.measured import write_record  # imported here: it loads torch and TensorBoard, which takes seconds
+
+    write_record(tables[row.table], trials[0])
+    print(f"Wrote {trials[0].record}")
 
 
 def report_command(args: argparse.Namespace) -> str:

@@ -81,6 +81,7 @@ class Trial:
     model: Path | None  # None for a row without a model
     runs: Mapping[str, Path]  # by mode
     log_dir: Path | None  # TensorBoard's folder of the last training; None if nothing is trained
+    record: Path | None = None  # the file that keeps what was measured; None to measure the runs for each report
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,14 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A file or folder, and the commands that make it."""
+
+    path: Path
+    by: str
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows with the same measures."""
 
@@ -117,6 +126,8 @@ class Table:
     rows: Mapping[str, Row]
     questions: tuple[Question, ...] = ()
     gains: tuple[str, str] | None = None  # a row and a baseline to compare query by query
+    records: Path | None = None  # committed records of trials, for the report of whoever has not run them
+    needs: Made | None = None  # what no step makes, because it takes too long
 
 
 def find_rows(tables: Mapping[str, Table], wanted: str) -> list[Row]:

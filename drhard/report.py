@@ -1,56 +1,19 @@
-"""Measure the rows of tables: values, intervals, tests, and digests of runs and weights."""
+"""Compare the rows of tables: values, intervals, tests, and digests of runs and weights."""
 
-import logging
-import math
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from drhard.embeddings import are_made_by
-from drhard.errors import InputError, shorten
-from drhard.files import digest_file
-from drhard.hub import CONFIG_FILE
-from drhard.metrics import measure_run, parse_measures
-from drhard.model_folder import load_encoder
-from drhard.pretrained import find_weights_files
-from drhard.qrels import read_grades
-from drhard.recipes import Row, Table, Trial
+from drhard.measured import MeasuredTrial, find_measured, finite, read_judged
+from drhard.recipes import Row, Table
 from drhard.significance import compare, holm, mean_interval
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-log = logging.getLogger(__name__)
 
 OK, CLOSE, FAIL, NOT_RUN = "OK", "close", "FAIL", "—"
 SIGNIFICANT = 0.05
-CURVE_TAGS = ("train/loss", "train/mrr_10")  # TensorBoard's
 LIBRARIES = ("torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "ir_measures")
-
-Grades = dict[str, dict[str, int]]  # query -> document -> grade
-
-
-@dataclass(frozen=True)
-class MeasuredTrial:
-    """The values of one training.
-
-    Attributes:
-        model: path and SHA-256 of its weights; None for a row without a model.
-        runs: path and SHA-256 of its run, by mode.
-        queries: (Q,) values of the judged queries, by the keys of the table's measures.
-        curves: [step, value] pairs of its training by TensorBoard's tags. Empty without TensorBoard's files.
-    """
-
-    seed: int | None
-    model: dict[str, str] | None
-    runs: dict[str, dict[str, str]]
-    queries: dict[str, np.ndarray]
-    curves: dict[str, list[list[float]]]
-
-    def mean(self, key: str) -> float:
-        return float(self.queries[key].mean())
 
 
 @dataclass(frozen=True)
@@ -91,7 +54,7 @@ def make_report(tables: list[Table]) -> dict[str, Any]:
         InputError: a run or a qrels file is damaged, or a run has no qrels file.
     """
     report = {"machine": _describe_machine(), "tables": [_report_table(table) for table in tables]}
-    return {key: _finite(value) for key, value in report.items()}
+    return {key: finite(value) for key, value in report.items()}
 
 
 def _report_table(table: Table) -> dict[str, Any]:
@@ -117,78 +80,16 @@ def measure_table(table: Table) -> list[MeasuredRow]:
     Raises:
         InputError: as :func:`make_report`.
     """
-    judged = {mode: read_grades(path) for mode, path in table.qrels.items() if path.exists()}
+    judged = read_judged(table)
     rows = []
     for row in table.rows.values():
         measured = []
         for origin, trials in row.trials.items():
-            found = [
-                _measure(table, trial, judged)
-                for trial in trials
-                if all(path.exists() for path in trial.runs.values()) and _made_by_its_model(trial)
-            ]
+            found = [one for trial in trials if (one := find_measured(table, trial, judged)) is not None]
             if found:
                 measured.append(MeasuredRow(row, origin, found))
         rows += measured or [MeasuredRow(row, next(iter(row.trials)))]
     return rows
-
-
-def _measure(table: Table, trial: Trial, judged: dict[str, Grades]) -> MeasuredTrial:
-    queries: dict[str, np.ndarray] = {}
-    for mode, path in trial.runs.items():
-        if mode not in judged:
-            raise InputError(f"{table.qrels[mode]}: no such file, but {path} exists; run preprocess.py")
-        keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
-        measures = parse_measures([measure.measure for measure in keys.values()])
-        values, coverage = measure_run(measures, path, table.qrels[mode], judged[mode])
-        if coverage.missing:
-            log.warning("%s", coverage)
-        queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
-    return MeasuredTrial(
-        seed=trial.seed,
-        model=_identify(find_weights_files(trial.model)[0]) if trial.model else None,
-        runs={mode: _identify(path) for mode, path in trial.runs.items()},
-        queries=queries,
-        curves=_read_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
-    )
-
-
-def _made_by_its_model(trial: Trial) -> bool:
-    """Return whether the present weights of a trial's model made its runs. Log a warning if not."""
-    if trial.model is None:
-        return True
-    if not (trial.model / CONFIG_FILE).exists():
-        log.warning("%s: no such model, although its runs exist; they are skipped", trial.model)
-        return False
-    digest = load_encoder(trial.model).fingerprint()
-    for mode, run in trial.runs.items():
-        for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
-            if not are_made_by(run.with_name(name), digest):
-                log.warning("%s: was not made by the weights in %s; it is skipped", run, trial.model)
-                return False
-    return True
-
-
-def _identify(path: Path) -> dict[str, str]:
-    return {"path": str(path), "sha256": digest_file(path)}
-
-
-def _read_curves(log_dir: Path) -> dict[str, list[list[float]]]:
-    """Read the :data:`CURVE_TAGS` that a training logged: [step, value] pairs by tag."""
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
-    try:
-        events.Reload()
-    except Exception as error:  # the type depends on the damage
-        log.warning("%s: TensorBoard cannot read its curves (%s)", log_dir, shorten(error))
-        return {}
-    logged = [tag for tag in CURVE_TAGS if tag in events.Tags()["scalars"]]
-    curves = {}
-    for tag in logged:
-        by_step = {
-            event.step: event.value for event in events.Scalars(tag)
-        }  # a step repeated after resuming counts once
-        curves[tag] = [[step, round(value, 5)] for step, value in sorted(by_step.items())]
-    return curves
 
 
 def _report_row(table: Table, measured: MeasuredRow) -> dict[str, Any]:
@@ -337,12 +238,3 @@ def _describe_machine() -> dict[str, str]:
         except ModuleNotFoundError:
             continue
     return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"} | versions
-
-
-def _finite(content: Any) -> Any:
-    """Return ``content`` with None for each number that is not finite. JSON has no such numbers."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -6,16 +6,23 @@ Each step below has a file or folder that appears only when its command's result
 runs in the project's folder.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.recipes import SCRATCH, Measure, Question, Row, Step, Table, Trial, expect, make_step
+from drhard.recipes import SCRATCH, Measure, Question, Row, Table, Trial, expect, make_step
+from drhard.trainings import (
+    Adore,
+    Data,
+    Start,
+    Static,
+    trial_of_adore,
+    trial_of_bm25,
+    trial_of_start,
+    trial_of_static,
+)
 
 ROOT = "runs/sample"
 WORK = f"{ROOT}/passage"
 SEEDS = (42, 43, 44)
-QUERY_LENGTH = 24  # tokens of a query in static trainings
-DOC_LENGTH = 64  # tokens of a document
 COMPRESSED = "--index_factory OPQ16,PQ16"
 MEASURES = {
     "mrr": Measure("dev MRR@10", "dev", "RR@10"),
@@ -44,92 +51,17 @@ MINILM_QUESTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Adore:
-    """Settings of adore/train.py."""
-
-    rate: str
-    warmup: int
-    epochs: int
-
-
-@dataclass(frozen=True)
-class Start:
-    """A model that trainings start from, and what they share.
-
-    Attributes:
-        folder: the name of the model's folder, and of its runs' folder.
-        tokens: the name of its tokens' folder.
-        place: the step that puts the model there.
-        tokenize: the step that makes its tokens.
-        mine: the step that mines hard negatives with it.
-        optimizer: ``--optimizer_str`` of star/train.py.
-        adore: the settings of ADORE.
-    """
-
-    folder: str
-    tokens: str
-    place: Step
-    tokenize: Step
-    mine: Step
-    optimizer: str
-    adore: Adore
-
-
-@dataclass(frozen=True)
-class Static:
-    """A training of both encoders with static negatives. The defaults are those of the sample's own model.
-
-    Attributes:
-        start: the model that it starts from.
-        folder: the folder of its models, one for each seed.
-        negatives: ``--negatives`` of star/train.py.
-        batch: queries in a step.
-        flags: further flags of star/train.py.
-    """
-
-    start: Start
-    folder: str
-    negatives: str
-    batch: int
-    rate: str = "1e-3"
-    steps: int = 1600
-    warmup: int = 50
-    flags: str = "--save_steps 400"
-
-    @property
-    def mined(self) -> bool:
-        """Whether its negatives are mined first."""
-        from drhard.strategies import STRATEGIES  # imported here: flags are parsed before NumPy loads
-
-        return STRATEGIES[self.negatives].mined
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A model of queries and passages.
-
-    Attributes:
-        start: the model that its training started from, or that it is.
-        model: its folder.
-        runs: the folder of its embeddings and runs.
-        steps: all steps that make it and its tokens.
-    """
-
-    start: Start
-    model: str
-    runs: str
-    steps: tuple[Step, ...]
-
-
 TEXTS = make_step(
     f"{WORK}/dataset",
     f"mkdir -p {WORK} && rm -rf {WORK}/dataset.partial && cp -R data/sample/passage/dataset {WORK}/dataset.partial",
     f"&& mv {WORK}/dataset.partial {WORK}/dataset",
 )
 
+DATA = Data(ROOT, TEXTS)
+
 # The sample's own model. Each of its trainings encodes 51,200 documents.
 WARM_UP = Start(
+    DATA,
     folder="warmup",
     tokens="preprocess",
     place=make_step(
@@ -144,23 +76,30 @@ WARM_UP = Start(
     ),
     mine=make_step(
         f"{WORK}/warmup_retrieve/hard.json",
-        f"python star/prepare_hardneg.py --data_type passage --data_root {ROOT} --max_doc_length {DOC_LENGTH}",
+        f"python star/prepare_hardneg.py --data_type passage --data_root {ROOT} --max_doc_length {DATA.doc_length}",
         "--mode train --topk 10",
     ),
     optimizer="lamb",
     adore=Adore(rate="5e-5", warmup=100, epochs=5),
 )
-IN_BATCH = Static(WARM_UP, "in-batch", "in-batch", batch=32)
-RANDOM = Static(WARM_UP, "random", "random", batch=16)
-HARD = Static(WARM_UP, "hard", "hard", batch=16)
-STAR = Static(WARM_UP, "star", "star", batch=16)
+
+
+def of_sample(folder: str, negatives: str, batch: int, rate: str = "1e-3", steps: int = 1600) -> Static:
+    return Static(WARM_UP, folder, negatives, batch, rate, steps, warmup=50, flags="--save_steps 400")
+
+
+IN_BATCH = of_sample("in-batch", "in-batch", batch=32)
+RANDOM = of_sample("random", "random", batch=16)
+HARD = of_sample("hard", "hard", batch=16)
+STAR = of_sample("star", "star", batch=16)
 # The same budget in fewer, larger steps: 128 documents a step, 1.3 % of the collection.
-IN_BATCH_LARGE = Static(WARM_UP, "in-batch-large", "in-batch", batch=128, rate="2e-3", steps=400)
-STAR_LARGE = Static(WARM_UP, "star-large", "star", batch=64, rate="2e-3", steps=400)
+IN_BATCH_LARGE = of_sample("in-batch-large", "in-batch", batch=128, rate="2e-3", steps=400)
+STAR_LARGE = of_sample("star-large", "star", batch=64, rate="2e-3", steps=400)
 
 # A model that everyone uses. Each of its static trainings encodes 3,200 documents. For the choice of the settings, see
 # data/sample/README.md.
 MINILM = Start(
+    DATA,
     folder="minilm",
     tokens="preprocess-minilm",
     place=make_step(
@@ -174,7 +113,7 @@ MINILM = Start(
     ),
     mine=make_step(
         f"{WORK}/minilm_retrieve/hard.json",
-        f"python star/prepare_hardneg.py --data_type passage --data_root {ROOT} --max_doc_length {DOC_LENGTH}",
+        f"python star/prepare_hardneg.py --data_type passage --data_root {ROOT} --max_doc_length {DATA.doc_length}",
         f"--mode train --topk 30 --preprocess_dir {WORK}/preprocess-minilm --model_dir {WORK}/minilm",
         f"--output_dir {WORK}/minilm_retrieve",
     ),
@@ -186,143 +125,6 @@ MINILM_IN_BATCH = Static(
     MINILM, "minilm-in-batch", "in-batch", batch=32, rate="1e-4", steps=100, warmup=10, flags=MINILM_FLAGS
 )
 MINILM_STAR = Static(MINILM, "minilm-star", "star", batch=16, rate="1e-4", steps=100, warmup=10, flags=MINILM_FLAGS)
-
-
-def retrieve_bm25(mode: str) -> Step:
-    return make_step(
-        f"{WORK}/evaluate/bm25/{mode}.rank.tsv",
-        f"python star/prepare_hardneg.py --data_type passage --data_root {ROOT} --retriever bm25 --k1 0.9 --b 0.4",
-        f"--mode {mode} --output_dir {WORK}/evaluate/bm25",
-    )
-
-
-def train(base: Static, seed: int) -> Step:
-    model, start = f"{base.folder}/seed-{seed}", base.start
-    return make_step(
-        f"{WORK}/trained_models/{model}/config.json",
-        f"python star/train.py --do_train --negatives {base.negatives}",
-        f"--hardneg_path {start.mine.makes}" if base.mined else "",
-        f"--init_path {WORK}/{start.folder} --preprocess_dir {WORK}/{start.tokens}",
-        f"--output_dir {WORK}/trained_models/{model} --logging_dir {WORK}/log/{model} --seed {seed}",
-        f"--per_device_train_batch_size {base.batch} --max_query_length {QUERY_LENGTH} --max_doc_length {DOC_LENGTH}",
-        f"--optimizer_str {start.optimizer} --learning_rate {base.rate} --max_steps {base.steps}",
-        f"--warmup_steps {base.warmup} {base.flags}",
-    )
-
-
-def untrained(start: Start) -> Encoder:
-    return Encoder(
-        start,
-        model=f"{WORK}/{start.folder}",
-        runs=f"{WORK}/evaluate/{start.folder}",
-        steps=(TEXTS, start.place, start.tokenize),
-    )
-
-
-def trained(base: Static, seed: int) -> Encoder:
-    start = base.start
-    mining = [start.mine] if base.mined else []
-    return Encoder(
-        start,
-        model=f"{WORK}/trained_models/{base.folder}/seed-{seed}",
-        runs=f"{WORK}/evaluate/{base.folder}/seed-{seed}",
-        steps=(*untrained(start).steps, *mining, train(base, seed)),
-    )
-
-
-def retrieve(encoder: Encoder, mode: str) -> Step:
-    """Return the search with both encoders. It leaves the embeddings of the passages, from which ADORE starts."""
-    tokens = encoder.start.tokens
-    return make_step(
-        f"{encoder.runs}/{mode}.rank.tsv",
-        f"python star/inference.py --data_type passage --data_root {ROOT} --max_doc_length {DOC_LENGTH} --mode {mode}",
-        f"--model_dir {encoder.model} --output_dir {encoder.runs}",
-        "" if tokens == "preprocess" else f"--preprocess_dir {WORK}/{tokens}",  # the script's default
-    )
-
-
-def train_adore(encoder: Encoder, seed: int, folder: str, index: str) -> Step:
-    model, start = f"{folder}/seed-{seed}", encoder.start
-    return make_step(
-        f"{WORK}/trained_models/{model}/epoch-{start.adore.epochs}/config.json",
-        f"python adore/train.py --metric_cut 200 --init_path {encoder.model}",
-        f"--pembed_path {encoder.runs}/passages.memmap --preprocess_dir {WORK}/{start.tokens}",
-        f"--model_save_dir {WORK}/trained_models/{model} --log_dir {WORK}/log/{model} --seed {seed}",
-        f"--learning_rate {start.adore.rate} --warmup_steps {start.adore.warmup}",
-        f"--num_train_epochs {start.adore.epochs} --logging_steps 50",
-        index,
-    )
-
-
-def retrieve_adore(encoder: Encoder, seed: int, folder: str, mode: str) -> Step:
-    model, start = f"{folder}/seed-{seed}", encoder.start
-    return make_step(
-        f"{WORK}/evaluate/{model}/{mode}.rank.tsv",
-        f"python adore/inference.py --model_dir {WORK}/trained_models/{model}/epoch-{start.adore.epochs}",
-        f"--output_dir {WORK}/evaluate/{model} --preprocess_dir {WORK}/{start.tokens} --mode {mode}",
-        f"--dmemmap_path {encoder.runs}/passages.memmap",
-    )
-
-
-def trial_of_bm25() -> Trial:
-    return Trial(
-        seed=None,
-        steps=(*untrained(WARM_UP).steps, retrieve_bm25("dev"), retrieve_bm25("test")),
-        model=None,
-        runs=_runs(f"{WORK}/evaluate/bm25"),
-        log_dir=None,
-    )
-
-
-def trial_of_start(start: Start) -> Trial:
-    encoder = untrained(start)
-    return Trial(
-        seed=None,
-        steps=(*encoder.steps, retrieve(encoder, "dev"), retrieve(encoder, "test")),
-        model=Path(encoder.model),
-        runs=_runs(encoder.runs),
-        log_dir=None,
-    )
-
-
-def trial_of_static(base: Static, seed: int) -> Trial:
-    encoder = trained(base, seed)
-    return Trial(
-        seed=seed,
-        steps=(*encoder.steps, retrieve(encoder, "dev"), retrieve(encoder, "test")),
-        model=Path(encoder.model),
-        runs=_runs(encoder.runs),
-        log_dir=Path(f"{WORK}/log/{base.folder}/seed-{seed}"),
-    )
-
-
-def trial_of_adore(base: Start | Static, seed: int, folder: str, index: str = "") -> Trial:
-    """Return ADORE's trial on a static model, or on a model as it is.
-
-    Args:
-        folder: the folder of ADORE's models, one for each seed.
-        index: flags of adore/train.py for a compressed index.
-    """
-    encoder = untrained(base) if isinstance(base, Start) else trained(base, seed)
-    model = f"{folder}/seed-{seed}"
-    steps = (
-        *encoder.steps,
-        retrieve(encoder, "dev"),
-        train_adore(encoder, seed, folder, index),
-        retrieve_adore(encoder, seed, folder, "dev"),
-        retrieve_adore(encoder, seed, folder, "test"),
-    )
-    return Trial(
-        seed=seed,
-        steps=steps,
-        model=Path(f"{WORK}/trained_models/{model}/epoch-{encoder.start.adore.epochs}"),
-        runs=_runs(f"{WORK}/evaluate/{model}"),
-        log_dir=Path(f"{WORK}/log/{model}"),
-    )
-
-
-def _runs(folder: str) -> dict[str, Path]:
-    return {mode: Path(f"{folder}/{mode}.rank.tsv") for mode in ("dev", "test")}
 
 
 def make_row(table: str, name: str, expected: tuple[float, float, float] | None, *trials: Trial) -> Row:
@@ -369,7 +171,7 @@ def sample_table() -> Table:
         "sample",
         "The embedded sample",
         QUESTIONS,
-        row("BM25", 0.6967, 0.9590, 0.7209, trial_of_bm25()),
+        row("BM25", 0.6967, 0.9590, 0.7209, trial_of_bm25(WARM_UP)),
         row("Warm-up", 0.4968, 0.9650, 0.5692, trial_of_start(WARM_UP)),
         row("In-Batch Neg", 0.5621, 0.9663, 0.6161, *static(IN_BATCH)),
         row("Rand Neg", 0.5091, 0.9533, 0.5619, *static(RANDOM)),
@@ -395,7 +197,7 @@ def minilm_table() -> Table:
         "minilm",
         "The embedded sample, with all-MiniLM-L6-v2",
         MINILM_QUESTIONS,
-        row("BM25", 0.6967, 0.9590, 0.7209, trial_of_bm25()),
+        row("BM25", 0.6967, 0.9590, 0.7209, trial_of_bm25(WARM_UP)),
         row("MiniLM", 0.6262, 0.9860, 0.6615, trial_of_start(MINILM)),
         row("In-Batch Neg", 0.7699, 0.9937, 0.8044, *static(MINILM_IN_BATCH)),
         row("STAR", 0.7920, 0.9940, 0.8222, *static(MINILM_STAR)),

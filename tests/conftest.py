@@ -27,6 +27,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "campaigns",
         "extension",
         "full_size",
+        "gcide",
         "gpu",
         "mining",
         "own_collection",

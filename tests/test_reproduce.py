@@ -70,7 +70,7 @@ def test_all_published_rows_are_there_with_their_values() -> None:
 @pytest.mark.parametrize("table", all_tables().values(), ids=lambda table: table.name)
 def test_tables_refer_to_rows_and_measures_that_exist(table: Table) -> None:
     compared = [(question.row, question.than) for question in table.questions]
-    for row, than in (*compared, table.gains or ()):
+    for row, than in [*compared, *filter(None, [table.gains])]:
         assert {row, than} <= table.rows.keys()
     for name, row in table.rows.items():
         assert (row.table, row.name) == (table.name, name)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from urllib.parse import quote
 
 from drhard.commands import command
 from drhard.files import write_whole_file
+from drhard.making import assign_ids, digest
 
 HERE = Path(__file__).resolve().parent
 
@@ -47,11 +47,6 @@ DOC_FILES = {
     "test": ("msmarco-test2019-queries.tsv", "2019qrels-docs.txt"),
     "lead": ("docleaderboard-queries.tsv", None),
 }
-
-
-def digest(salt: str, text: str) -> int:
-    """Return a number that depends only on the two strings."""
-    return int.from_bytes(hashlib.sha256(f"{salt}:{text}".encode()).digest()[:8], "big")
 
 
 def shorten(text: str) -> str:
@@ -77,19 +72,6 @@ def read_articles(source: Path) -> list[dict[str, str]]:
             extracts.add(extract)
             articles.append(article)
     return articles
-
-
-def assign_ids(keys: Iterable[str], salt: str, limit: int) -> dict[str, int]:
-    """Give each key an official id: its hash within the range, or the next free number."""
-    taken: set[int] = set()
-    ids = {}
-    for key in sorted(keys):
-        number = digest(salt, key) % limit
-        while number in taken:
-            number = (number + 1) % limit
-        taken.add(number)
-        ids[key] = number
-    return ids
 
 
 def choose_queries(articles: list[dict[str, str]]) -> dict[str, str]:

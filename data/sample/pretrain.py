@@ -5,6 +5,9 @@ never seen a description query. It learns from the sample's passages, their titl
 WordNet's glosses, and from a teacher's embeddings of these texts (all-MiniLM-L6-v2, Apache-2.0). Phrases and
 glosses that equal any query are dropped.
 
+--gcide makes the starting checkpoint of data/gcide instead. Titles are its headwords, clauses its first definitions. It
+learns from no glosses, because these are the queries there.
+
 The teacher's embeddings are computed once and kept in --work_dir. The teacher is not needed afterwards.
 --teacher is a folder, such as the one that data/sample/minilm.py writes, or a name on the Hugging Face hub.
 --wordnet is a folder with data.noun, data.verb, ... of WordNet 3.0 (in Debian: package wordnet-base, folder
@@ -25,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from drhard.commands import command
@@ -65,6 +69,7 @@ NEIGHBOURHOOD = 24  # a group is drawn from this many nearest passages
 
 TEACHER_SCALE = 20.0  # a cosine of the teacher times this is a logit, as in the teacher's own training
 TEACHER_LENGTH = 256  # the teacher's own maximum
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HELD_OUT = 700  # the last training queries, to choose settings; nothing here learns from them
 SEED = 42
 
@@ -74,6 +79,10 @@ DEFINITION = re.compile(
 )
 CLAUSE_END = re.compile(r"[,;:(]|\s(?:that|which|who|whose|where|when|while|and is|and was)\s")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"“])")
+
+
+GCIDE_PASSAGES = 40_000
+ENTRY_START = re.compile(r"^(?:(?:\([^()]*\)|[A-Za-z]{1,6}\.|[&;,0-9.]+)\s+)*")  # "v. t. (Naut.) 1. "
 
 
 @dataclass
@@ -133,6 +142,30 @@ def read_glosses(folder: Path) -> Iterator[str]:
                     yield gloss
 
 
+def collect_gcide_texts(dataset: Path) -> Texts:
+    """Collect the texts of the collection's first GCIDE_PASSAGES entries."""
+    draw = random.Random(SEED)
+    index: dict[str, int] = {}
+
+    def position(text: str) -> int:
+        return index.setdefault(text, len(index))
+
+    texts = Texts([], [], [], [], [], [], [])
+    for _, entry in islice(read_rows(dataset / "collection.tsv"), GCIDE_PASSAGES):
+        head, _, definition = entry.partition(", ")
+        definition = ENTRY_START.sub("", definition)
+        sentences = [text for text in SENTENCE_END.split(definition) if len(text.split()) >= 3]
+        first = sentences[:1]
+        short = [CLAUSE_END.split(text)[0].strip() for text in first]
+        texts.passages.append(position(entry))
+        texts.titles.append(position(head))
+        texts.clauses.append([position(text) for text in dict.fromkeys(short) if len(text.split()) >= 3])
+        texts.sentences.append([position(text) for text in sentences[:2]])
+        texts.phrases.append([position(span) for text in first for span in phrases_of(text, 1, draw)])
+    texts.texts = list(index)
+    return texts
+
+
 def collect_texts(wordnet: Path | None) -> Texts:
     """Collect all texts to learn from, except those that equal any query."""
     draw = random.Random(SEED)
@@ -164,14 +197,14 @@ def collect_texts(wordnet: Path | None) -> Texts:
 # 2. The teacher ---------------------------------------------------------------------------------------------
 
 
-def teacher_vectors(texts: list[str], name: str, work_dir: Path) -> np.ndarray:
+def teacher_vectors(texts: list[str], name: str, work_dir: Path, bf16: bool) -> np.ndarray:
     """Return the teacher's unit embeddings, (len(texts), 384) float16. Those of the same texts are computed once."""
     stamp = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     path = work_dir / f"teacher-{stamp}.npy"
     if path.exists():
         return np.load(path)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModel.from_pretrained(name).eval().to(torch.bfloat16)
+    model = AutoModel.from_pretrained(name).eval().to(DEVICE, torch.bfloat16 if bf16 else torch.float32)
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float16)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     with torch.inference_mode():
@@ -183,10 +216,10 @@ def teacher_vectors(texts: list[str], name: str, work_dir: Path) -> np.ndarray:
                 truncation=True,
                 max_length=TEACHER_LENGTH,
                 return_tensors="pt",
-            )
+            ).to(DEVICE)
             hidden = model(**batch).last_hidden_state.float()  # (B, L, 384)
             mask = batch["attention_mask"][:, :, None]
-            vectors[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).half().numpy()
+            vectors[rows] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).half().cpu().numpy()
     with write_whole_file(path) as file:
         np.save(file, vectors)
     return vectors
@@ -264,10 +297,11 @@ def start_model(tokenizer: RobertaTokenizer, token_vectors: np.ndarray) -> Rober
 
 
 def pad(tokens: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and attention mask, both (B, L) int64."""
+    """Return ids and attention mask, both (B, L) int64 on the device."""
     ids = torch.full((len(tokens), max(map(len, tokens))), pad_id)
     for row, line in enumerate(tokens):
         ids[row, : len(line)] = torch.tensor(line)
+    ids = ids.to(DEVICE)
     return ids, (ids != pad_id).long()
 
 
@@ -277,7 +311,7 @@ class Batches:
     def __init__(self, texts: Texts, vectors: np.ndarray):
         self.texts = texts
         self.draw = random.Random(SEED)
-        passages = torch.from_numpy(vectors[texts.passages]).float()
+        passages = torch.from_numpy(vectors[texts.passages]).float().to(DEVICE)
         self.near = [
             row for block in passages.split(1000) for row in (block @ passages.T).topk(NEIGHBOURHOOD).indices.tolist()
         ]
@@ -339,8 +373,8 @@ def train(
     evaluate: Callable[[], float],
 ) -> None:
     """Train the model to rank passages for a short text as the teacher does, and to predict its embeddings."""
-    teacher = torch.from_numpy(vectors)
-    to_teacher = nn.Linear(OUTPUT_SIZE, teacher.shape[1])  # not part of the model that is saved
+    teacher = torch.from_numpy(vectors).to(DEVICE)
+    to_teacher = nn.Linear(OUTPUT_SIZE, teacher.shape[1], device=DEVICE)  # not part of the model that is saved
     pad_id = model.config.pad_token_id
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *to_teacher.parameters()], lr=args.learning_rate, weight_decay=0.01
@@ -350,7 +384,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / ramp, (args.steps - step) / (args.steps - ramp))
     )
-    autocast = torch.autocast("cpu", torch.bfloat16) if args.bf16 else nullcontext()
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16) if args.bf16 else nullcontext()
     batches = iter(Batches(texts, vectors))
     model.train()
     start = time.time()
@@ -388,7 +422,7 @@ def train(
 def embed(model: RobertaDot, tokens: list[list[int]]) -> torch.Tensor:
     """Return embeddings (len(tokens), dim), in the order of `tokens`."""
     model.eval()
-    out = torch.zeros(len(tokens), OUTPUT_SIZE)
+    out = torch.zeros(len(tokens), OUTPUT_SIZE, device=DEVICE)
     order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
     for start in range(0, len(order), 128):
         rows = order[start : start + 128]
@@ -397,13 +431,12 @@ def embed(model: RobertaDot, tokens: list[list[int]]) -> torch.Tensor:
 
 
 class Evaluation:
-    """Computes the MRR@10 of some queries of the sample over all passages."""
+    """Computes the MRR@10 of some queries over all passages."""
 
-    def __init__(self, tokenizer: RobertaTokenizer, split: str, last: int | None):
-        folder = HERE / "passage" / "dataset"
+    def __init__(self, tokenizer: RobertaTokenizer, folder: Path, split: str, last: int | None):
         queries = [(int(qid), text) for qid, text in read_rows(folder / f"queries.{split}.tsv")]
         queries = queries[-last:] if last else queries
-        collection = [(int(pid), text) for pid, text in read_rows(folder / "collection.tsv.gz")]
+        collection = [(int(pid), text) for pid, text in read_rows(next(folder.glob("collection.tsv*")))]
         row_of = {pid: row for row, (pid, _) in enumerate(collection)}
         relevant = read_relevant(folder / f"qrels.{split}.tsv")
         cut = {"max_length": 32, "truncation": True}
@@ -414,7 +447,7 @@ class Evaluation:
 
     def __call__(self, model: RobertaDot) -> float:
         scores = embed(model, self.queries) @ embed(model, self.passages).T
-        best = scores.topk(10).indices
+        best = scores.topk(10).indices.cpu()
         hits = (best == self.relevant[:, None]).float()
         return float((hits / torch.arange(1, 11)).sum(1).mean())
 
@@ -429,6 +462,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=HERE / "warmup")
     parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--wordnet", type=Path, help="folder with WordNet's data.noun, ...; none: no glosses")
+    parser.add_argument("--gcide", type=Path, help="folder that data/gcide/make_gcide.py wrote; none: the sample")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--bf16", action="store_true", help="faster where the processor has bfloat16")
@@ -438,7 +472,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work_dir.mkdir(parents=True, exist_ok=True)
 
-    texts = collect_texts(args.wordnet)
+    dataset = args.gcide or HERE / "passage" / "dataset"
+    texts = collect_gcide_texts(args.gcide) if args.gcide else collect_texts(args.wordnet)
     print(
         f"{len(texts.texts):,} texts: {len(texts.passages):,} passages, {sum(map(len, texts.sentences)):,} "
         f"sentences, {sum(map(len, texts.clauses)):,} clauses, {sum(map(len, texts.phrases)):,} phrases, "
@@ -447,15 +482,15 @@ def main() -> None:
     vocabulary = [texts.texts[row] for row in (*texts.passages, *texts.titles)]
     tokenizer = train_vocabulary(vocabulary, args.work_dir / "vocabulary")
     words = [tokenizer.decode([id_]).strip() or "." for id_ in range(len(tokenizer))]
-    vectors = teacher_vectors(texts.texts, args.teacher, args.work_dir)
-    word_vectors = teacher_vectors(words, args.teacher, args.work_dir)
+    vectors = teacher_vectors(texts.texts, args.teacher, args.work_dir, args.bf16)
+    word_vectors = teacher_vectors(words, args.teacher, args.work_dir, args.bf16)
     tokens = tokenizer.encode_batch(texts.texts, max_length=PASSAGE_LENGTH, truncation=True)
-    model = start_model(tokenizer, word_vectors)
+    model = start_model(tokenizer, word_vectors).to(DEVICE)
     print(f"{len(tokenizer):,} tokens in the vocabulary, {model.num_parameters():,} parameters")
-    held_out = Evaluation(tokenizer, "train", HELD_OUT)
+    held_out = Evaluation(tokenizer, dataset, "train", HELD_OUT)
     print(f"at the start: held-out MRR@10 {held_out(model):.4f}")
     train(model, texts, vectors, tokens, args, lambda: held_out(model))
-    save_encoder(model.half(), args.output_dir, tokenizer_from=args.work_dir / "vocabulary")
+    save_encoder(model.cpu().half(), args.output_dir, tokenizer_from=args.work_dir / "vocabulary")
     print(f"wrote {args.output_dir}")
 
 

@@ -1,0 +1,201 @@
+"""Measure one training of a row: the values of each query, and digests of its runs and weights."""
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from drhard.embeddings import are_made_by
+from drhard.errors import InputError, shorten
+from drhard.files import check_fields, digest_file, read_lines, read_object, write_json
+from drhard.hub import CONFIG_FILE
+from drhard.metrics import measure_run, parse_measures
+from drhard.model_folder import load_encoder
+from drhard.pretrained import find_weights_files
+from drhard.qrels import read_grades
+from drhard.recipes import Table, Trial
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+log = logging.getLogger(__name__)
+
+CURVE_TAGS = ("train/loss", "train/mrr_10")  # TensorBoard's
+DIGITS = 6  # of a query's value in a record
+RECORD = {"runs": dict, "queries": dict, "curves": dict}
+AGAIN = "delete it, and run the row again"
+
+Judged = dict[str, dict[str, dict[str, int]]]  # mode -> query -> document -> grade
+
+
+@dataclass(frozen=True)
+class MeasuredTrial:
+    """The values of one training.
+
+    Attributes:
+        model: path and SHA-256 of its weights; None for a row without a model.
+        runs: path and SHA-256 of its run, by mode.
+        queries: (Q,) values of the judged queries, by the keys of the table's measures.
+        curves: [step, value] pairs of its training by TensorBoard's tags. Empty without TensorBoard's files.
+    """
+
+    seed: int | None
+    model: dict[str, str] | None
+    runs: dict[str, dict[str, str]]
+    queries: dict[str, np.ndarray]
+    curves: dict[str, list[list[float]]]
+
+    def mean(self, key: str) -> float:
+        return float(self.queries[key].mean())
+
+
+def read_judged(table: Table) -> Judged:
+    """Return the judgements of each mode whose file exists."""
+    return {mode: read_grades(path) for mode, path in table.qrels.items() if path.exists()}
+
+
+def find_measured(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial | None:
+    """Return what was recorded of a trial, or else measure its runs, or else take the table's committed record.
+
+    Runs of a model that now has other weights are skipped, with a warning.
+
+    Returns:
+        None if there is no record and no run.
+
+    Raises:
+        InputError: the record, a run or a qrels file is damaged, or a run has no qrels file.
+    """
+    if trial.record is not None and trial.record.exists():
+        return read_record(table, trial.record)
+    if all(path.exists() for path in trial.runs.values()) and _made_by_its_model(trial):
+        return _measure(table, trial, judged)
+    if trial.record is None or table.records is None:
+        return None
+    committed = read_committed(table.records).get(str(trial.record))
+    return None if committed is None else _check_record(table, f"{table.records}, {trial.record}", committed)
+
+
+def write_record(table: Table, trial: Trial) -> None:
+    """Measure a trial, and keep what was found in its file.
+
+    Raises:
+        InputError: the trial keeps no record, or as :func:`find_measured`; a run does not exist.
+    """
+    if trial.record is None:
+        raise InputError(f"{table.name} keeps no records; 'reproduce.py report {table.name}' measures its runs")
+    measured = find_measured(table, trial, read_judged(table))
+    if measured is None:
+        raise InputError(f"{', '.join(map(str, trial.runs.values()))}: are not there; run the row first")
+    content = {
+        "seed": measured.seed,
+        "model": measured.model,
+        "runs": measured.runs,
+        "queries": {key: [round(float(value), DIGITS) for value in of] for key, of in measured.queries.items()},
+        "curves": measured.curves,
+    }
+    write_json(trial.record, finite(content))
+
+
+def read_record(table: Table, path: Path) -> MeasuredTrial:
+    """Read what :func:`write_record` wrote. Raises InputError if it is damaged, or lacks a measure of the table."""
+    return _check_record(table, str(path), read_object(path, RECORD, AGAIN))
+
+
+@cache  # a report asks for each trial
+def read_committed(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a file of records, one a line, gzipped or not.
+
+    Returns:
+        The records by their field ``record``: the file that :func:`write_record` wrote.
+
+    Raises:
+        InputError: a line is not one JSON object with this field.
+    """
+    records = {}
+    for number, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({shorten(error)})") from None
+        if not isinstance(record, dict) or not isinstance(record.get("record"), str):
+            raise InputError(f"{path}, line {number}: expected an object with the field 'record'")
+        records[record["record"]] = record
+    return records
+
+
+def _check_record(table: Table, name: str, record: dict[str, Any]) -> MeasuredTrial:
+    check_fields(name, record, RECORD, f"; {AGAIN}")
+    if record["queries"].keys() != table.measures.keys():
+        raise InputError(f"{name}: has other measures than {', '.join(table.measures)}; {AGAIN}")
+    queries = {key: np.array(values, dtype=np.float64) for key, values in record["queries"].items()}
+    return MeasuredTrial(record.get("seed"), record.get("model"), record["runs"], queries, record["curves"])
+
+
+def _measure(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial:
+    queries: dict[str, np.ndarray] = {}
+    for mode, path in trial.runs.items():
+        if mode not in judged:
+            raise InputError(f"{table.qrels[mode]}: no such file, but {path} exists; run preprocess.py")
+        keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
+        measures = parse_measures([measure.measure for measure in keys.values()])
+        values, coverage = measure_run(measures, path, table.qrels[mode], judged[mode])
+        if coverage.missing:
+            log.warning("%s", coverage)
+        queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
+    return MeasuredTrial(
+        seed=trial.seed,
+        model=_identify(find_weights_files(trial.model)[0]) if trial.model else None,
+        runs={mode: _identify(path) for mode, path in trial.runs.items()},
+        queries=queries,
+        curves=_read_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
+    )
+
+
+def _made_by_its_model(trial: Trial) -> bool:
+    """Return whether the present weights of a trial's model made its runs. Log a warning if not."""
+    if trial.model is None:
+        return True
+    if not (trial.model / CONFIG_FILE).exists():
+        log.warning("%s: no such model, although its runs exist; they are skipped", trial.model)
+        return False
+    digest = load_encoder(trial.model).fingerprint()
+    for mode, run in trial.runs.items():
+        for name in (f"{mode}-query.memmap", f"{mode}.qembed.memmap"):
+            if not are_made_by(run.with_name(name), digest):
+                log.warning("%s: was not made by the weights in %s; it is skipped", run, trial.model)
+                return False
+    return True
+
+
+def _identify(path: Path) -> dict[str, str]:
+    return {"path": str(path), "sha256": digest_file(path)}
+
+
+def _read_curves(log_dir: Path) -> dict[str, list[list[float]]]:
+    """Read the :data:`CURVE_TAGS` that a training logged: [step, value] pairs by tag."""
+    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
+    try:
+        events.Reload()
+    except Exception as error:  # the type depends on the damage
+        log.warning("%s: TensorBoard cannot read its curves (%s)", log_dir, shorten(error))
+        return {}
+    logged = [tag for tag in CURVE_TAGS if tag in events.Tags()["scalars"]]
+    curves = {}
+    for tag in logged:
+        by_step = {
+            event.step: event.value for event in events.Scalars(tag)
+        }  # a step repeated after resuming counts once
+        curves[tag] = [[step, round(value, 5)] for step, value in sorted(by_step.items())]
+    return curves
+
+
+def finite(content: Any) -> Any:
+    """Return ``content`` with None for each number that is not finite. JSON has no such numbers."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
