@@ -15,7 +15,6 @@ from drhard.adore_settings import AdoreOutput, AdoreSettings
 from drhard.adore_state import STATE_FILE, WAY_OUT, read_state, write_state
 from drhard.checkpoints import RECORD_FILE
 from drhard.collection import Collection
-from drhard.devices import to_device
 from drhard.embeddings import digest_embeddings
 from drhard.encoder import Encoder, adopt_prompts, check_tokens, model_inputs
 from drhard.errors import InputError
@@ -26,7 +25,7 @@ from drhard.losses import adore_loss
 from drhard.model_folder import save_encoder
 from drhard.parts import SharedIndex
 from drhard.provenance import check_record, digest_record
-from drhard.shards import ShardedIndex
+from drhard.shards import read_vectors
 from drhard.tokens import TokenMemmap
 from drhard.training import (
     DIVERGED,
@@ -40,7 +39,6 @@ from drhard.training import (
     warn_of_long_warmup,
 )
 from drhard.validation import BEST_FOLDER, Validation
-from drhard.vectors import gather_rows
 
 import numpy as np
 import torch
@@ -160,11 +158,9 @@ class AdoreInput:
         Args:
             rows: (Q, C) int64, of the queries of all processes.
         """
-        index, own = self.index, rows[processes.own_part(len(rows))]
-        if isinstance(index, SharedIndex):
-            return index.fetch(rows, device)
-        found = index.gather(own, device) if isinstance(index, ShardedIndex) else None
-        return to_device(gather_rows(self.documents, own), device) if found is None else found
+        if isinstance(self.index, SharedIndex):
+            return self.index.fetch(rows, device)
+        return read_vectors(self.index, self.documents, rows[processes.own_part(len(rows))], device)
 
 
 class AdoreTraining:

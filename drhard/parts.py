@@ -11,8 +11,7 @@ from drhard import processes
 from drhard.blocks import BLOCK_ROWS
 from drhard.devices import to_device
 from drhard.index import RESULTS_AT_ONCE, Index, check_topk, join_passes
-from drhard.shards import ShardedIndex
-from drhard.vectors import gather_rows
+from drhard.shards import read_vectors
 
 import numpy as np
 import torch
@@ -83,17 +82,12 @@ class SharedIndex:
         wanted = [np.unique(some) for some in np.split(rows, ends)]  # by each process
         first, last = self._bounds[processes.rank()], self._bounds[processes.rank() + 1]
         asked = [some[(some >= first) & (some < last)] for some in wanted]  # of this one
-        vectors = self._read(np.concatenate(asked) - first, device)
+        vectors = read_vectors(self._part, self._documents, np.concatenate(asked) - first, device)
         mine = wanted[processes.rank()]
         received = np.diff(np.searchsorted(mine, self._bounds)).tolist()
         found = processes.exchange(vectors, list(map(len, asked)), received)  # in the order of ``mine``
         place = np.searchsorted(mine, rows[processes.own_part(len(rows))])
         return found[to_device(place, device)]
-
-    def _read(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-        """Return documents (n, dim) of this process, from its GPU if that holds them."""
-        found = self._part.gather(rows, device) if isinstance(self._part, ShardedIndex) else None
-        return to_device(gather_rows(self._documents, rows), device) if found is None else found
 
 
 def _merge(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

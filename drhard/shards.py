@@ -14,6 +14,7 @@ from drhard.devices import explain_no_gpu, require_gpu, to_device
 from drhard.errors import InputError
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
 from drhard.sieve import SIEVED, best_of_pairs
+from drhard.vectors import gather_rows
 
 import numpy as np
 import psutil
@@ -162,6 +163,17 @@ class Shard:
             return
         for first, block in read_blocks(self._documents, min(most, BLOCK_ROWS)):
             yield first, torch.from_numpy(block).to(self._device)
+
+
+def read_vectors(index: object, documents: np.ndarray, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return ``documents[rows]``, of the shape of ``rows`` and dim, on ``device``: from GPUs if ``index`` has them.
+
+    Args:
+        index: of ``documents`` (N, dim).
+        rows: int64, of any shape.
+    """
+    found = index.gather(rows, device) if isinstance(index, ShardedIndex) else None
+    return to_device(gather_rows(documents, rows), device) if found is None else found
 
 
 def bytes_of_codes(count: int, dim: int) -> int:
