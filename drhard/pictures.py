@@ -126,7 +126,7 @@ def _draw_answers(table: dict[str, Any]) -> Picture:
         f"that finds less. The answer and the p-value are those of {next(iter(table['measures'].values()))}."
     )
     if any(asked["margin"] is not None for asked in table["questions"]):
-        caption += " The dashed line is the loss that does not count."
+        caption += " Where the question is whether a row is as good, the dashed line is the loss that does not count."
     height = 1.0 + STRIPE * len(table["questions"]) * (1.8 + len(table["measures"]))
     return caption, _to_svg(height, partial(_plot_answers, table=table))
 
@@ -216,11 +216,11 @@ def _plot_answer(axes: Axes, asked: dict[str, Any], top: float) -> None:
     results, colour = list(asked["measures"].values()), ANSWERS[asked["answer"]]
     bottom = top + 1.3 + len(results)
     p = max(results[0]["t_test"], results[0]["randomization"])
-    text = f"{asked['answer']}, p {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
+    p_value = "" if asked["margin"] is not None else f", p {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9}
     beside["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line crosses the letters
     axes.text(0, top + 0.8, asked["question"], **beside)
-    axes.text(1, top + 0.8, text, ha="right", color=colour, **beside)
+    axes.text(1, top + 0.8, f"{asked['answer']}{p_value}", ha="right", color=colour, **beside)
     axes.plot([0, 0], [top + 1.3, bottom], color="black", lw=0.8, zorder=1)
     if asked["margin"] is not None:
         axes.plot([-asked["margin"]] * 2, [top + 1.3, bottom], color="black", lw=1, ls=(0, (3, 2)))

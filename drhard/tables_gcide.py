@@ -335,7 +335,7 @@ def size_table(size: int, gpus: Sequence[int]) -> Table:
         make.static("In-Batch Neg", make.training("in-batch", "in-batch")),
         make.static("STAR", make.training("star", "star")),
     )
-    point = Point("passages of the collection", size)
+    point = Point("passages of the dictionary", size)
     questions = (Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg", point=point),)
     return make_recorded(make.start, f"{size:,} passages of a reverse dictionary, MiniLM", rows, questions)
 

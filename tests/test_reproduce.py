@@ -602,7 +602,7 @@ def test_answers_are_one_word(project: Path, margin: float | None, gains: int, l
     assert asked["answer"] == answer
     text, page = render_markdown(report), render_html(report)
     assert ("as good as another" in text) == (margin is not None)
-    assert ("The dashed line" in page) == (margin is not None)
+    assert ("the dashed line" in page) == (margin is not None)
     least = asked["measures"]["mrr"]["least_found"]
     assert (f"a true difference of {least:.4f} would have been found" in text) == (answer == "not shown")
 
