@@ -89,11 +89,16 @@ def group_queries(queries: list[Query]) -> list[list[Query]]:
 
 
 def split_queries(queries: list[Query], sizes: Mapping[str, int]) -> Splits:
-    """Fill each split of ``sizes`` with as many queries; all others are for training. No two splits share a group."""
-    splits: Splits = {name: [] for name in (*sizes, "train")}
+    """Fill each split of ``sizes`` with so many queries. No two splits share a group.
+
+    Without a size of "train", all others are for training; else they are left out.
+    """
+    others: list[Query] = []
+    splits: Splits = {name: [] for name in sizes} | ({} if "train" in sizes else {"train": others})
     for part in group_queries(queries):
-        fitting = (name for name, size in sizes.items() if len(splits[name]) + len(part) <= size)
-        splits[next(fitting, "train")] += part
+        fitting = (splits[name] for name, size in sizes.items() if len(splits[name]) + len(part) <= size)
+        found = next(fitting, others)
+        found += part
     return splits
 
 
@@ -128,7 +133,8 @@ def make_dataset(
     Args:
         args: the flags of :func:`add_flags`.
         texts: the passages, each once.
-        sizes: the number of queries in dev, in test, and in the part of train that settings are chosen with, "held".
+        sizes: the number of queries in dev, in test, in the part of train that settings are chosen with, "held", and
+            in the rest of train; without the last, that is all others.
         known: the SHA-256 of the files by form and name. A form is "whole" or "held-out", and the number of passages
             if that was given. A form that is not there is not checked.
         advice: what to do if a digest differs.

@@ -330,7 +330,7 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
     assert "does not use --model_dir, --pooling, --normalize, --fp16" in refused(
         script, *arguments, "--fp16", capsys=capsys
     )
-    assert "--k1 and --b need --retriever bm25" in refused(
+    assert "--k1, --b and --split_names need --retriever bm25" in refused(
         script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
     )
     for more in (("--nprobe", 3), ("--index_factory", "SQ8")):

@@ -21,7 +21,10 @@ PLACEHOLDER = "NAME"
 TORCHRUN = {"max_restarts", "nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "standalone"}
 SLURM = {"cpus", "gpus", "nodes", "ntasks"}  # the first words of sbatch's flags
 OTHERS = {"logdir", *TORCHRUN, *SLURM}  # the first is tensorboard's
-FOLDERS = (".", "drhard", "star", "adore", "tests", "tests/campaigns", "benchmarks", "data/sample", "data/gcide")
+FOLDERS = (
+    *(".", "drhard", "star", "adore", "tests", "tests/campaigns", "benchmarks"),
+    *("data", "data/sample", "data/gcide", "data/code"),
+)
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8")
     for folder in FOLDERS
