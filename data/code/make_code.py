@@ -6,7 +6,7 @@ Writes the collection, queries and judgements under MS MARCO's names, byte for b
 by data/code/manifest.json. README.md beside this script says what is dropped, and why. The functions come from wheels,
 which are read and neither installed nor run:
 
-    python -m pip download --no-deps --python-version 3.11 --platform manylinux_2_28_x86_64 \\
+    pip download --no-deps --python-version 3.11 --platform manylinux_2_28_x86_64 \\
         --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \\
         --requirement data/code/wheels.txt --dest runs/code/wheels
     python data/code/make_code.py --wheels runs/code/wheels --output_dir runs/code/passage/dataset
