@@ -26,7 +26,10 @@ from helpers import ROOT, given, refused, run_python, save_tiny, snapshot, the_e
 from safetensors.torch import load_file
 
 # The scripts whose processes share the work
-SHARING = {"adore/inference.py", "adore/train.py", "star/inference.py", "star/prepare_hardneg.py", "star/train.py"}
+SHARING = {
+    *("adore/inference.py", "adore/train.py", "preprocess.py"),
+    *("star/inference.py", "star/prepare_hardneg.py", "star/train.py"),
+}
 SCRIPTS = {
     str(path.relative_to(ROOT)): path
     for folder in (".", "star", "adore", "data/sample", "benchmarks")
@@ -48,7 +51,7 @@ def test_every_script_shares_its_work_or_refuses() -> None:
         assert decorators(path) == {"shared_command" if name in SHARING else "command"}, name
 
 
-@pytest.mark.parametrize("script", ["preprocess.py", "search.py", "msmarco_eval.py"])
+@pytest.mark.parametrize("script", ["cvt_back.py", "search.py", "msmarco_eval.py"])
 def test_a_script_for_one_process_refuses_several(
     script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +334,7 @@ def test_processes_retrieve_and_mine_the_same_bytes(data: Path, retrieved: Path,
 
 
 def test_encoding_goes_on_with_another_number_after_a_kill(data: Path, retrieved: Path, tmp_path: Path) -> None:
-    write_at = drhard.windows._write_at
+    write_at = drhard.windows.write_at
 
     def die_before_a_mark(descriptor: int, window: memoryview, place: int) -> None:
         if os.fstat(descriptor).st_size == 5:  # the marks of the passages
@@ -344,7 +347,7 @@ def test_encoding_goes_on_with_another_number_after_a_kill(data: Path, retrieved
 
     def killed() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(drhard.windows, "_write_at", die_before_a_mark)
+            patch.setattr(drhard.windows, "write_at", die_before_a_mark)
             retrieve(data, tmp_path)
 
     assert sharing.wait_for(sharing.start_processes(2, killed, tmp_path / "killed", silence=5)) == [2, -signal.SIGKILL]
