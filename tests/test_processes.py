@@ -173,10 +173,6 @@ ADORE = {
 }
 
 
-# The cases that so many processes train
-TRAINED = dict.fromkeys((1, 2), [*CASES, *ADORE]) | {4: ["star", "in-batch", "random", "hard", "adore"]}
-
-
 def adore_arguments(data: Path, folder: Path, batch: int, case: str, init: str = "init") -> list[object]:
     numbers = "--adam_epsilon 1e-3 --learning_rate 2e-4 --score_scale 0.1 --num_train_epochs 2 --warmup_steps 1"
     numbers += " --logging_steps 1 --neg_topk 20 --max_seq_length 6 --eval_split dev --metric RR@5"
@@ -216,7 +212,7 @@ def trained(data: Path) -> Callable[[int], Path]:
         folder.mkdir()
 
         def work() -> None:
-            for case in TRAINED[count]:
+            for case in (*CASES, *ADORE):
                 script, arguments = ("adore", adore_arguments) if case in ADORE else ("star", star_arguments)
                 trace = folder / f"{case}.pt"
                 sharing.train(f"{script}/train.py", arguments(data, folder, 4 // count, case), trace)
@@ -227,7 +223,8 @@ def trained(data: Path) -> Callable[[int], Path]:
     return train
 
 
-@pytest.mark.parametrize(("count", "case"), [(count, case) for count in (2, 4) for case in TRAINED[count]])
+@pytest.mark.parametrize("case", [*CASES, *ADORE])
+@pytest.mark.parametrize("count", [2, 4])
 def test_processes_have_the_losses_and_gradients_of_one(trained: Callable[[int], Path], case: str, count: int) -> None:
     one, several = (torch.load(trained(number) / f"{case}.pt") for number in (1, count))
     assert len(one["losses"]) == 6 and len(set(one["losses"])) > 3
