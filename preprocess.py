@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
         "--threads",
         type=WORKERS,
         default=max(1, (os.cpu_count() or 1) // processes.count_on_machine()),
-        help="number of processes that tokenize, for each process of torchrun (default: all cores of the machine)",
+        help="number of workers that tokenize (default: all cores); under torchrun, of each process",
     )
     parser.add_argument(
         "--empty_texts",

@@ -34,8 +34,10 @@ BEAT = 5.0  # seconds between two signs of life
 LONGEST_NAP = 0.05  # seconds between two looks at the store
 LEFT_ALONE = "a process of this run ended early or did not answer; run the same command again to resume"
 _SPOKEN = "spoken"  # how many processes wanted to report how the run ended
-# accelerate and transformers would split a training in their own way if they saw these.
+# accelerate and transformers would split a training in their own way if they saw these. Those that begin with
+# ACCELERATE_ come from the settings of accelerate launch, and could compile or shard the model.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+_ACCELERATE = "ACCELERATE_"
 
 
 # How many processes other launchers have started. srun sets its variable for a step alone; SLURM_NTASKS is also set in
@@ -124,8 +126,9 @@ def start() -> None:
             store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT))))
             _run.store = _find_own_part(store)
         threading.Thread(target=_give_signs_of_life, args=(_run.store, _run.rank, _run.ended), daemon=True).start()
-    for name in _VARIABLES:
-        os.environ.pop(name, None)
+    for name in list(os.environ):
+        if name in _VARIABLES or name.startswith(_ACCELERATE):
+            del os.environ[name]
 
 
 def join(timeout: float = TIMEOUT) -> None:

@@ -126,6 +126,15 @@ def test_the_environment_says_which_process_this_is(
     assert (found.rank, found.count, found.local_rank) == expected
 
 
+def test_libraries_see_no_variables_of_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_run", processes._Run())
+    for name in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_DYNAMO_BACKEND", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    processes.start()
+    assert {name for name in os.environ if "RANK" in name or "WORLD" in name or "ACCELERATE" in name} == set()
+    assert os.environ["MASTER_PORT"] == "1"
+
+
 @pytest.mark.parametrize("total", [0, 1, 5, 6, 7])
 def test_parts_of_a_batch_are_whole_and_in_order(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
