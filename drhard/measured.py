@@ -14,6 +14,7 @@ from drhard.files import check_fields, digest_file, read_lines, read_object, wri
 from drhard.hub import CONFIG_FILE
 from drhard.metrics import measure_run, parse_measures
 from drhard.model_folder import load_encoder
+from drhard.msmarco import find_source_file
 from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
 from drhard.recipes import Table, Trial
@@ -28,7 +29,7 @@ DIGITS = 6  # of a query's value in a record
 RECORD = {"runs": dict, "queries": dict, "curves": dict}
 AGAIN = "delete it, and run the row again"
 
-Judged = dict[str, dict[str, dict[str, int]]]  # mode -> query -> document -> grade
+Judged = dict[Path, dict[str, dict[str, int]]]  # file of judgements -> query -> document -> grade
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,12 @@ class MeasuredTrial:
 
 
 def read_judged(table: Table) -> Judged:
-    """Return the judgements of each mode whose file exists."""
-    return {mode: read_grades(path) for mode, path in table.qrels.items() if path.exists()}
+    """Return the judgements by which the runs of a table are measured, of each file that exists, gzipped or not."""
+    trials = [trial for row in table.rows.values() for of in row.trials.values() for trial in of]
+    theirs = [trial.qrels for trial in trials if trial.qrels and trial.has_runs]
+    paths = {path for qrels in (table.qrels, *theirs) for path in qrels.values()}
+    found = {path: find_source_file(path.parent, path.name) for path in sorted(paths)}
+    return {path: read_grades(file) for path, file in found.items() if file is not None}
 
 
 def find_measured(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial | None:
@@ -70,7 +75,7 @@ def find_measured(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial |
     """
     if trial.record is not None and trial.record.exists():
         return read_record(table, trial.record)
-    if all(path.exists() for path in trial.runs.values()) and _made_by_its_model(trial):
+    if trial.has_runs and _made_by_its_model(trial):
         return _measure(table, trial, judged)
     if trial.record is None or table.records is None:
         return None
@@ -137,11 +142,13 @@ def _check_record(table: Table, name: str, record: dict[str, Any]) -> MeasuredTr
 def _measure(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial:
     queries: dict[str, np.ndarray] = {}
     for mode, path in trial.runs.items():
-        if mode not in judged:
-            raise InputError(f"{table.qrels[mode]}: no such file, but {path} exists; run preprocess.py")
+        qrels = (trial.qrels or table.qrels)[mode]
+        if qrels not in judged:
+            way_out = f"run {'preprocess.py' if trial.qrels is None else trial.steps[-1].command}"
+            raise InputError(f"{qrels}: no such file, but {path} exists; {way_out}")
         keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
         measures = parse_measures([measure.measure for measure in keys.values()])
-        values, coverage = measure_run(measures, path, table.qrels[mode], judged[mode])
+        values, coverage = measure_run(measures, path, qrels, judged[qrels])
         if coverage.missing:
             log.warning("%s", coverage)
         queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}

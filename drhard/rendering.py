@@ -15,7 +15,7 @@ import jinja2
 TEMPLATE = Path(__file__).with_name("report.html")
 NONE = "—"
 MARKDOWN = re.compile(r"[\\`*_\[\]|$~]")  # characters that Markdown takes for markup
-ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here"}
+ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here", "run": "published run"}
 
 
 def render_text(report: dict[str, Any]) -> str:
