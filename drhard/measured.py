@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,12 +13,13 @@ from drhard.embeddings import are_made_by
 from drhard.errors import InputError, shorten
 from drhard.files import check_fields, digest_file, read_lines, read_object, write_json
 from drhard.hub import CONFIG_FILE
-from drhard.metrics import measure_run, parse_measures
+from drhard.metrics import Coverage, measure_queries, parse_measures
 from drhard.model_folder import load_encoder
 from drhard.msmarco import find_source_file
 from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
 from drhard.recipes import Table, Trial
+from drhard.runs import Ranking, read_rankings
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,7 +28,9 @@ log = logging.getLogger(__name__)
 
 CURVE_TAGS = ("train/loss", "train/mrr_10")  # TensorBoard's
 DIGITS = 6  # of a query's value in a record
+TOP = 3  # documents of each query that a record keeps
 RECORD = {"runs": dict, "queries": dict, "curves": dict}
+DETAILS = {"ranks": list, "tops": dict}  # which older records lack
 AGAIN = "delete it, and run the row again"
 
 Judged = dict[Path, dict[str, dict[str, int]]]  # file of judgements -> query -> document -> grade
@@ -41,6 +45,10 @@ class MeasuredTrial:
         runs: path and SHA-256 of its run, by mode.
         queries: (Q,) values of the judged queries, by the keys of the table's measures.
         curves: [step, value] pairs of its training by TensorBoard's tags. Empty without TensorBoard's files.
+        ranks: (Q,) int64, the rank of the first relevant document of each query, 0 if the run has none, in the run
+            that the table's first measure measures; None if no one kept them.
+        tops: ids of the first :data:`TOP` documents of each query of that run, in the order of ``ranks``. A record has
+            them for the first seed of a row only; else None.
     """
 
     seed: int | None
@@ -48,6 +56,8 @@ class MeasuredTrial:
     runs: dict[str, dict[str, str]]
     queries: dict[str, np.ndarray]
     curves: dict[str, list[list[float]]]
+    ranks: np.ndarray | None = None
+    tops: dict[str, list[str]] | None = None
 
     def mean(self, key: str) -> float:
         return float(self.queries[key].mean())
@@ -94,14 +104,23 @@ def write_record(table: Table, trial: Trial) -> None:
     measured = find_measured(table, trial, read_judged(table))
     if measured is None:
         raise InputError(f"{', '.join(map(str, trial.runs.values()))}: are not there; run the row first")
-    content = {
+    content: dict[str, Any] = {
         "seed": measured.seed,
         "model": measured.model,
         "runs": measured.runs,
         "queries": {key: [round(float(value), DIGITS) for value in of] for key, of in measured.queries.items()},
         "curves": measured.curves,
     }
+    if measured.ranks is not None:
+        content["ranks"] = measured.ranks.tolist()
+    if measured.tops is not None and table.questions and _is_first(table, trial):
+        content["tops"] = measured.tops
     write_json(trial.record, finite(content))
+
+
+def _is_first(table: Table, trial: Trial) -> bool:
+    """Return whether a trial has the first seed of a row."""
+    return any(trials[0] == trial for row in table.rows.values() for trials in row.trials.values())
 
 
 def read_record(table: Table, path: Path) -> MeasuredTrial:
@@ -132,23 +151,38 @@ def read_committed(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_record(table: Table, name: str, record: dict[str, Any]) -> MeasuredTrial:
-    check_fields(name, record, RECORD, f"; {AGAIN}")
+    check_fields(name, record, RECORD, f"; {AGAIN}", DETAILS)
     if record["queries"].keys() != table.measures.keys():
         raise InputError(f"{name}: has other measures than {', '.join(table.measures)}; {AGAIN}")
     queries = {key: np.array(values, dtype=np.float64) for key, values in record["queries"].items()}
-    return MeasuredTrial(record.get("seed"), record.get("model"), record["runs"], queries, record["curves"])
+    count = len(queries[next(iter(table.measures))])
+    for field in DETAILS:
+        if len(record.get(field, range(count))) != count:
+            raise InputError(f"{name}: {field!r} does not have an entry for each query; {AGAIN}")
+    ranks = np.array(record["ranks"], dtype=np.int64) if "ranks" in record else None
+    return MeasuredTrial(
+        record.get("seed"), record.get("model"), record["runs"], queries, record["curves"], ranks, record.get("tops")
+    )
 
 
 def _measure(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial:
     queries: dict[str, np.ndarray] = {}
+    found: dict[str, tuple[int, list[str]]] = {}
+    qrels_of = trial.qrels or table.qrels
+    first = next(iter(table.measures.values())).mode
     for mode, path in trial.runs.items():
-        qrels = (trial.qrels or table.qrels)[mode]
+        qrels = qrels_of[mode]
         if qrels not in judged:
             way_out = f"run {'preprocess.py' if trial.qrels is None else trial.steps[-1].command}"
             raise InputError(f"{qrels}: no such file, but {path} exists; {way_out}")
         keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
         measures = parse_measures([measure.measure for measure in keys.values()])
-        values, coverage = measure_run(measures, path, qrels, judged[qrels])
+        coverage = Coverage(path, qrels, judged[qrels])
+        rankings = coverage.count(read_rankings(path))
+        if mode == first:
+            rankings = _note(rankings, judged[qrels], found)
+        values = measure_queries(measures, rankings, judged[qrels])
+        coverage.check()
         if coverage.missing:
             log.warning("%s", coverage)
         queries |= {key: values[str(measure)] for key, measure in zip(keys, measures, strict=True)}
@@ -158,7 +192,25 @@ def _measure(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial:
         runs={mode: _identify(path) for mode, path in trial.runs.items()},
         queries=queries,
         curves=_read_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
+        ranks=np.array([found[qid][0] if qid in found else 0 for qid in judged[qrels_of[first]]], dtype=np.int64),
+        tops={qid: found[qid][1] if qid in found else [] for qid in judged[qrels_of[first]]},
     )
+
+
+def _note(
+    rankings: Iterator[Ranking[str]], judged: Mapping[str, Mapping[str, int]], found: dict[str, tuple[int, list[str]]]
+) -> Iterator[Ranking[str]]:
+    """Yield the rankings. Note the rank of the first relevant document of each judged query, and the first documents.
+
+    Args:
+        found: where they are noted, by query; the rank is 0 if no document is relevant.
+    """
+    for ranking in rankings:
+        grades = judged.get(ranking.qid)
+        if grades is not None:
+            ranks = (rank for rank, docid in enumerate(ranking.docids, start=1) if grades.get(docid, 0) > 0)
+            found[ranking.qid] = next(ranks, 0), ranking.docids[:TOP]
+        yield ranking
 
 
 def _made_by_its_model(trial: Trial) -> bool:

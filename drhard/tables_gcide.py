@@ -9,16 +9,18 @@ Within a table, all static trainings encode as many documents, unless a row's na
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drhard.recipes import SCRATCH, Made, Measure, Question, Row, Step, Table, Trial, expect, make_step
 from drhard.trainings import (
+    MEASURES,
     Adore,
     Data,
     Start,
     Static,
+    make_table,
     mine_with,
     trial_of_adore,
     trial_of_bm25,
@@ -31,11 +33,8 @@ SETTINGS = HERE / "settings.json"
 RECORDS = HERE / "results" / "records.jsonl.gz"
 SIZES = (10_000, 30_000, 111_672)  # passages; the last is all
 HELD_OUT_SEED = 42
-MEASURES = {
-    "mrr": Measure("dev MRR@10", "dev", "RR@10"),
-    "r100": Measure("dev R@100", "dev", "R@100"),
-    "ndcg10": Measure("test nDCG@10", "test", "nDCG@10"),
-}
+SOURCE = "none yet; rows that were not run here come from committed records, see data/gcide/README.md"
+Measures = Mapping[str, Measure]
 HELD_OUT_MEASURES = {"mrr": Measure("held-out MRR@10", "dev", "RR@10")}
 
 
@@ -49,7 +48,8 @@ class Model:
         title: its name in tables.
         optimizer: ``--optimizer_str`` of star/train.py.
         steps: of a static training with 32 documents each. The warm-up takes a tenth of them.
-        rates: learning rates of static trainings, with the usual one in the middle.
+        rates: learning rates of static trainings.
+        usual_rate: the one of them at which everything else is chosen.
         adore_rates: learning rates of ADORE.
         epochs: of ADORE.
         index: a compressed index of its embeddings, as faiss calls it.
@@ -61,7 +61,8 @@ class Model:
     title: str
     optimizer: str
     steps: int
-    rates: tuple[str, str, str]
+    rates: tuple[str, ...]
+    usual_rate: str
     adore_rates: tuple[str, ...]
     epochs: int
     index: str
@@ -74,8 +75,9 @@ MINILM = Model(
     title="MiniLM",
     optimizer="adamw",
     steps=400,
-    rates=("5e-5", "1e-4", "2e-4"),
-    adore_rates=("2e-5", "5e-5", "1e-4"),
+    rates=("2.5e-5", "5e-5", "1e-4", "2e-4"),
+    usual_rate="1e-4",
+    adore_rates=("2e-5", "5e-5", "1e-4", "2e-4"),
     epochs=1,
     index="OPQ48,PQ48",
     seeds=(42, 43, 44),
@@ -86,8 +88,9 @@ SMALL = Model(
     title="Warm-up",
     optimizer="lamb",
     steps=800,
-    rates=("5e-4", "1e-3", "2e-3"),
-    adore_rates=("2e-5", "5e-5", "1e-4"),
+    rates=("2.5e-4", "5e-4", "1e-3", "2e-3"),
+    usual_rate="1e-3",
+    adore_rates=("2e-5", "5e-5", "1e-4", "2e-4"),
     epochs=2,
     index="OPQ16,PQ16",
     seeds=(42, 43, 44, 45, 46),
@@ -100,7 +103,8 @@ WARMUP = Made(
     "python data/sample/pretrain.py --gcide runs/gcide/passage/dataset --teacher runs/gcide/passage/minilm "
     "--work_dir runs/pretrain-gcide --output_dir data/gcide/warmup",
 )
-RANKS = ("1-10", "1-30", "1-200")  # of hard negatives
+RANKS = ("1-10", "1-30", "1-200", "1-500")  # of hard negatives
+USUAL_RANKS = "1-30"  # at which everything else is chosen
 LATER_RANKS = ("10-100", "30-200")  # without the hardest, which may be unjudged positives
 MARGINS = ("0.05", "0.1", "0.2")
 
@@ -273,7 +277,7 @@ def claims_table(model: Model, title: str, gpus: Sequence[int]) -> Table:
         make.static("STAR, twice the steps", longer),
         make.static("STAR, second round", again),
     )
-    return make_table(model.table, title, start, rows, claims(model.title))
+    return make_recorded(start, title, rows, claims(model.title))
 
 
 def claims(start: str) -> tuple[Question, ...]:
@@ -317,7 +321,7 @@ def budget_table(gpus: Sequence[int]) -> Table:
             rows.append(make.static(f"{label}, {steps} steps", make.training(f"{kind}{folder}", kind, steps=steps)))
         pair = (f"STAR, {steps} steps", f"In-Batch Neg, {steps} steps")
         questions.append(Question(f"Is STAR better than In-Batch Neg after {steps} steps?", *pair))
-    return make_table(name, "A reverse dictionary, MiniLM, by budget", make.start, rows, tuple(questions))
+    return make_recorded(make.start, "A reverse dictionary, MiniLM, by budget", rows, questions)
 
 
 def size_table(size: int, gpus: Sequence[int]) -> Table:
@@ -330,28 +334,15 @@ def size_table(size: int, gpus: Sequence[int]) -> Table:
         make.static("STAR", make.training("star", "star")),
     )
     questions = (Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg"),)
-    return make_table(name, f"{size:,} passages of a reverse dictionary, MiniLM", make.start, rows, questions)
+    return make_recorded(make.start, f"{size:,} passages of a reverse dictionary, MiniLM", rows, questions)
 
 
-def make_table(name: str, title: str, start: Start, rows: Iterable[Row], questions: tuple[Question, ...]) -> Table:
-    measures = HELD_OUT_MEASURES if name.endswith(HELD_OUT) else MEASURES
-    modes = {measure.mode for measure in measures.values()}
-    by_name = {row.name: row for row in rows}
-    compared = ("ADORE (STAR)", "STAR")
-    return Table(
-        name=name,
-        title=title,
-        source="none yet; rows that were not run here come from committed records, see data/gcide/README.md",
-        measures=measures,
-        ok=0.0005,
-        close=0.01,
-        qrels={mode: Path(f"{start.data.work}/{start.tokens}/{mode}-qrel.tsv") for mode in sorted(modes)},
-        rows=by_name,
-        questions=questions,
-        gains=compared if set(compared) <= by_name.keys() else None,
-        records=RECORDS,
-        needs=WARMUP if name.startswith(SMALL.table) else None,
-    )
+def make_recorded(
+    start: Start, title: str, rows: Sequence[Row], questions: Iterable[Question] = (), measures: Measures = MEASURES
+) -> Table:
+    """Return a table whose trials have committed records."""
+    table = make_table(start, title, SOURCE, rows, questions, measures)
+    return replace(table, records=RECORDS, needs=WARMUP if table.name.startswith(SMALL.table) else None)
 
 
 # The choice of settings -------------------------------------------------------------------------------------
@@ -362,8 +353,8 @@ Choices = dict[str, dict[str, list[Row]]]  # what is chosen -> value -> its rows
 
 def choices_of(model: Model, gpus: Sequence[int] = ()) -> Choices:
     """Return the rows that the settings of a model are chosen by."""
-    data, usual, hardest = data_of(f"gcide{HELD_OUT}", "--held_out", gpus), model.rates[1], RANKS[1]
-    start = start_of(model, data, hardest, model.adore_rates[0])
+    data, usual = data_of(f"gcide{HELD_OUT}", "--held_out", gpus), model.usual_rate
+    start = start_of(model, data, USUAL_RANKS, model.adore_rates[0])
 
     def row(name: str, base: Start | Static, adore: str = "") -> Row:
         if adore:
@@ -374,15 +365,15 @@ def choices_of(model: Model, gpus: Sequence[int] = ()) -> Choices:
         return make_row(f"{model.table}{HELD_OUT}", name, [trial])
 
     def training(kind: str, rate: str, selection: str = "") -> list[Row]:
-        selection = selection or f"--negative_ranks {hardest}"
+        selection = selection or f"--negative_ranks {USUAL_RANKS}"
         words = [kind, rate, *(selection.split()[1::2] if kind in ("star", "hard") else ())]
         base = static(model, start, "-".join(words), kind, rate)
         return [row(" ".join(words), replace(base, mine=mine(model, data, selection)))]
 
     def adore(rate: str) -> list[Row]:
         faster = replace(start, adore=replace(start.adore, rate=rate))
-        star = static(model, faster, f"star-{usual}-{hardest}", "star", usual)
-        star = replace(star, mine=mine(model, data, f"--negative_ranks {hardest}"))
+        star = static(model, faster, f"star-{usual}-{USUAL_RANKS}", "star", usual)
+        star = replace(star, mine=mine(model, data, f"--negative_ranks {USUAL_RANKS}"))
         return [row(f"ADORE {rate}", faster, rate), row(f"ADORE (STAR) {rate}", star, rate)]
 
     kinds = ("in-batch", "random", "hard", "star")
@@ -398,8 +389,8 @@ def choices_of(model: Model, gpus: Sequence[int] = ()) -> Choices:
 def held_out_table(model: Model, gpus: Sequence[int] = ()) -> Table:
     """Return the rows by which the settings of a model were chosen."""
     rows = [row for values in choices_of(model, gpus).values() for of_value in values.values() for row in of_value]
-    start = start_of(model, data_of(f"gcide{HELD_OUT}", "--held_out", gpus), RANKS[1], model.adore_rates[0])
-    return make_table(f"{model.table}{HELD_OUT}", f"The choice of settings, {model.title}", start, rows, ())
+    start = start_of(model, data_of(f"gcide{HELD_OUT}", "--held_out", gpus), USUAL_RANKS, model.adore_rates[0])
+    return make_recorded(start, f"The choice of settings, {model.title}", rows, measures=HELD_OUT_MEASURES)
 
 
 def gcide_tables(gpus: Sequence[int] = ()) -> list[Table]:

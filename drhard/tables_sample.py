@@ -6,14 +6,14 @@ Each step below has a file or folder that appears only when its command's result
 runs in the project's folder.
 """
 
-from pathlib import Path
-
-from drhard.recipes import SCRATCH, Measure, Question, Row, Table, Trial, expect, make_step
+from drhard.recipes import SCRATCH, Question, Row, Table, Trial, expect, make_step
 from drhard.trainings import (
+    MEASURES,
     Adore,
     Data,
     Start,
     Static,
+    make_table,
     trial_of_adore,
     trial_of_bm25,
     trial_of_start,
@@ -24,11 +24,7 @@ ROOT = "runs/sample"
 WORK = f"{ROOT}/passage"
 SEEDS = (42, 43, 44)
 COMPRESSED = "--index_factory OPQ16,PQ16"
-MEASURES = {
-    "mrr": Measure("dev MRR@10", "dev", "RR@10"),
-    "r100": Measure("dev R@100", "dev", "R@100"),
-    "ndcg10": Measure("test nDCG@10", "test", "nDCG@10"),
-}
+SOURCE = "measured with these very commands; data/sample/results"
 QUESTIONS = (
     Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg"),
     Question("Is STAR better than Rand Neg?", "STAR", "Rand Neg"),
@@ -136,22 +132,6 @@ def make_row(table: str, name: str, expected: tuple[float, float, float] | None,
     return Row(table, name, expect(MEASURES, expected), {SCRATCH: trials})
 
 
-def make_table(start: Start, name: str, title: str, questions: tuple[Question, ...], *rows: Row) -> Table:
-    """Return a table of rows that start from one model. Its expected values were measured with these commands."""
-    return Table(
-        name=name,
-        title=title,
-        source="measured with these very commands; data/sample/results",
-        measures=MEASURES,
-        ok=0.0005,
-        close=0.01,
-        qrels={mode: Path(f"{WORK}/{start.tokens}/{mode}-qrel.tsv") for mode in ("dev", "test")},
-        rows={row.name: row for row in rows},
-        questions=questions,
-        gains=("ADORE (STAR)", "STAR"),
-    )
-
-
 def static(base: Static) -> list[Trial]:
     return [trial_of_static(base, seed) for seed in SEEDS]
 
@@ -166,11 +146,7 @@ def sample_table() -> Table:
     def row(name: str, mrr: float, r100: float, ndcg10: float, *trials: Trial) -> Row:
         return make_row("sample", name, (mrr, r100, ndcg10), *trials)
 
-    return make_table(
-        WARM_UP,
-        "sample",
-        "The embedded sample",
-        QUESTIONS,
+    rows = [
         row("BM25", 0.6967, 0.9590, 0.7209, trial_of_bm25(WARM_UP)),
         row("Warm-up", 0.4968, 0.9650, 0.5692, trial_of_start(WARM_UP)),
         row("In-Batch Neg", 0.5621, 0.9663, 0.6161, *static(IN_BATCH)),
@@ -183,7 +159,8 @@ def sample_table() -> Table:
         row("ADORE (STAR), compressed", 0.5876, 0.9737, 0.6301, *adore(STAR, "adore-star-pq", COMPRESSED)),
         row("In-Batch Neg, large batch", 0.5682, 0.9693, 0.6132, *static(IN_BATCH_LARGE)),
         row("STAR, large batch", 0.5727, 0.9697, 0.6171, *static(STAR_LARGE)),
-    )
+    ]
+    return make_table(WARM_UP, "The embedded sample", SOURCE, rows, QUESTIONS)
 
 
 def minilm_table() -> Table:
@@ -192,11 +169,7 @@ def minilm_table() -> Table:
     def row(name: str, mrr: float, r100: float, ndcg10: float, *trials: Trial) -> Row:
         return make_row("minilm", name, (mrr, r100, ndcg10), *trials)
 
-    return make_table(
-        MINILM,
-        "minilm",
-        "The embedded sample, with all-MiniLM-L6-v2",
-        MINILM_QUESTIONS,
+    rows = [
         row("BM25", 0.6967, 0.9590, 0.7209, trial_of_bm25(WARM_UP)),
         row("MiniLM", 0.6262, 0.9860, 0.6615, trial_of_start(MINILM)),
         row("In-Batch Neg", 0.7699, 0.9937, 0.8044, *static(MINILM_IN_BATCH)),
@@ -204,4 +177,5 @@ def minilm_table() -> Table:
         row("ADORE (MiniLM)", 0.6701, 0.9933, 0.7030, *adore(MINILM, "minilm-adore")),
         row("ADORE (In-Batch Neg)", 0.7895, 0.9960, 0.8219, *adore(MINILM_IN_BATCH, "minilm-adore-in-batch")),
         row("ADORE (STAR)", 0.8027, 0.9960, 0.8344, *adore(MINILM_STAR, "minilm-adore-star")),
-    )
+    ]
+    return make_table(MINILM, "The embedded sample, with all-MiniLM-L6-v2", SOURCE, rows, MINILM_QUESTIONS)

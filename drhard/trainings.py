@@ -4,13 +4,18 @@ Each step has a file or folder that appears only when its command's results are 
 folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.recipes import Step, Trial, make_step
+from drhard.recipes import Measure, Question, Row, Step, Table, Trial, make_step
 
 MODES = ("dev", "test")
+MEASURES = {
+    "mrr": Measure("dev MRR@10", "dev", "RR@10"),
+    "r100": Measure("dev R@100", "dev", "R@100"),
+    "ndcg10": Measure("test nDCG@10", "test", "nDCG@10"),
+}
 
 SEARCH, ADORE_SEARCH = "--faiss_gpus", "--faiss_gpu_index"  # two published names of the same
 
@@ -298,3 +303,31 @@ def trial_of_adore(
 
 def _runs(folder: str, modes: Sequence[str]) -> dict[str, Path]:
     return {mode: Path(f"{folder}/{mode}.rank.tsv") for mode in modes}
+
+
+def make_table(
+    start: Start,
+    title: str,
+    source: str,
+    rows: Sequence[Row],
+    questions: Iterable[Question] = (),
+    measures: Mapping[str, Measure] = MEASURES,
+) -> Table:
+    """Return the table of rows that start from one model."""
+    by_name = {row.name: row for row in rows}
+    compared = ("ADORE (STAR)", "STAR")
+    return Table(
+        name=rows[0].table,
+        title=title,
+        source=source,
+        measures=measures,
+        ok=0.0005,
+        close=0.01,
+        qrels={
+            mode: Path(f"{start.data.work}/{start.tokens}/{mode}-qrel.tsv")
+            for mode in sorted({measure.mode for measure in measures.values()})
+        },
+        rows=by_name,
+        questions=tuple(questions),
+        gains=compared if set(compared) <= by_name.keys() else None,
+    )

@@ -8,7 +8,9 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from drhard.errors import InputError
 from drhard.measured import find_measured, read_committed
+from drhard.model_folder import save_encoder
 from drhard.recipes import SCRATCH
 from drhard.report import measure_table
 from drhard.tables import all_tables
@@ -16,7 +18,7 @@ from drhard.tables_gcide import RECORDS, SETTINGS
 
 import pytest
 from documented import RESULTS
-from helpers import ROOT, load_script, must_run, refused
+from helpers import ROOT, load_script, must_run, refused, tiny_model
 
 BUILD, REPRODUCE, CHOOSE = "data/gcide/make_gcide.py", "reproduce.py", "data/gcide/choose.py"
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -165,11 +167,48 @@ def test_own_runs_are_measured_and_take_the_place_of_the_committed_record(projec
         for path in (table.qrels[mode], run):
             path.parent.mkdir(parents=True, exist_ok=True)
         table.qrels[mode].write_text("0\t0\t7\t1\n")
-        run.write_text("0\t5\t1\n0\t7\t2\n")
+        run.write_text("0\t5\t1\n0\t7\t2\n0\t8\t3\n0\t9\t4\n")
     assert "Wrote" in must_run(REPRODUCE, "measure", "gcide:BM25", cwd=project)
     assert trial.record is not None and trial.record.exists()
     own = find_measured(table, trial, {})
     assert own is not None and own.mean("mrr") == 0.5 and own.mean("r100") == 1
+    assert own.ranks is not None and own.ranks.tolist() == [2]
+    assert own.tops == {"0": ["5", "7", "8"]}
+
+
+def test_record_keeps_the_first_documents_for_the_first_seed_only(project: Path) -> None:
+    table = all_tables()["gcide"]
+    trials = table.rows["In-Batch Neg"].trials[SCRATCH]
+    for mode in ("dev", "test"):
+        for trial in trials[:2]:
+            assert trial.model is not None
+            trial.runs[mode].parent.mkdir(parents=True, exist_ok=True)
+            trial.runs[mode].write_text("3\t5\t1\n2\t7\t1\n")
+            save_encoder(tiny_model(), trial.model, trial.model)
+        table.qrels[mode].parent.mkdir(parents=True, exist_ok=True)
+        table.qrels[mode].write_text("2\t0\t7\t1\n3\t0\t7\t1\n")
+    for trial, tops in zip(trials[:2], ({"2": ["7"], "3": ["5"]}, None), strict=True):
+        must_run(REPRODUCE, "measure", "gcide:In-Batch Neg", "--seed", str(trial.seed), cwd=project)
+        found = find_measured(table, trial, {})
+        assert found is not None and found.ranks is not None
+        assert found.ranks.tolist() == [1, 0]
+        assert found.tops == tops
+
+
+def test_record_with_damaged_ranks_is_refused(project: Path) -> None:
+    table = all_tables()["gcide"]
+    [trial] = table.rows["BM25"].trials[SCRATCH]
+    assert trial.record is not None
+    trial.record.parent.mkdir(parents=True)
+    queries = {key: [1.0, 0.0] for key in table.measures}
+    content = {"runs": {}, "queries": queries, "curves": {}}
+    trial.record.write_text(json.dumps(content))  # as earlier versions wrote it
+    found = find_measured(table, trial, {})
+    assert found is not None and found.ranks is None and found.tops is None
+    for field, value in (("ranks", [1]), ("ranks", 1), ("tops", {"0": ["1"]}), ("tops", [])):
+        trial.record.write_text(json.dumps(content | {field: value}))
+        with pytest.raises(InputError, match=field):
+            find_measured(table, trial, {})
 
 
 def test_what_cannot_be_measured_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

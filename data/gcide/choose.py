@@ -1,6 +1,6 @@
 """Choose the settings of the reverse dictionary with held-out training queries, and write data/gcide/settings.json.
 
-    python reproduce.py run gcide-held-out           # 25 trainings; each is measured as it ends
+    python reproduce.py run gcide-held-out           # 32 trainings; each is measured as it ends
     python reproduce.py run gcide-small-held-out
     python data/gcide/choose.py
 
