@@ -9,7 +9,7 @@
 The models of the paper's rows are the published checkpoints; --from scratch trains them instead. For the rows STAR and
 ADORE (STAR), --from run fetches the runs that the authors published, and needs no model. The sample's models are
 always trained, from the sample's own small model or from all-MiniLM-L6-v2. The commands and the expected values are in
-drhard/tables_msmarco.py, drhard/tables_sample.py and drhard/tables_gcide.py.
+drhard/tables_msmarco.py, drhard/tables_sample.py, drhard/tables_gcide.py and drhard/tables_code.py.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         sub.add_argument("--from", dest="origin", choices=(CHECKPOINT, SCRATCH, RUN), help="models or run (checkpoint)")
         sub.add_argument("--faiss_gpus", type=NATURAL, nargs="+", default=[], help="GPUs to search on (none: the CPU)")
     run.add_argument("--dry_run", action="store_true", help="only print what would run")
-    report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample, minilm, gcide (all)")
+    report.add_argument("tables", metavar="TABLE", nargs="*", help="passage, doc, sample, minilm, gcide, code (all)")
     report.add_argument("--output_dir", type=Path, help="also write report.md, report.json and report.html there")
     for sub in (listing, show, run, measure, report):
         sub.add_argument("--data_root", type=Path, help="the data root of MS MARCO (data)")

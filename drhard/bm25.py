@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from drhard.errors import InputError
 from drhard.index import check_topk
 from drhard.msmarco import Bm25Parameters
-from drhard.words import split, stem
+from drhard.words import split, split_code, stem
 
 import bm25s
 import numpy as np
@@ -49,10 +49,12 @@ class Bm25Index:
     """
 
     def __init__(self, documents: Iterable[str], count: int, parameters: Bm25Parameters):
-        k1, b = parameters
+        k1, b, split_names = parameters
         if not (k1 >= 0 and 0 <= b <= 1):
             raise InputError(f"BM25 with k1 {k1} and b {b}: expected a k1 of 0 or more and a b from 0 to 1")
-        self._words = Tokenizer(lower=False, splitter=split, stopwords="english", stemmer=stem)
+        self._words = Tokenizer(
+            lower=False, splitter=split_code if split_names else split, stopwords="english", stemmer=stem
+        )
         bar = tqdm(documents, total=count, unit="doc", unit_scale=True, desc="BM25: words")
         ids = _TokenLists(self._words.streaming_tokenize(bar))
         self.count = len(ids)

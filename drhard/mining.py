@@ -90,7 +90,9 @@ def mine_bm25_negatives(
 
     index = Bm25Index(documents, len(passages), parameters)
     texts = hashlib.sha256("\n".join(queries).encode()).hexdigest()
-    made_from = {"queries": texts, "documents": passages.digest(), "index": f"BM25 {parameters.k1} {parameters.b}"}
+    words = " split_names" if parameters.split_names else ""
+    kind = f"BM25 {parameters.k1} {parameters.b}{words}"
+    made_from = {"queries": texts, "documents": passages.digest(), "index": kind}
 
     def passes(done: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         together = max(1, RESULTS_AT_ONCE // depth)

@@ -115,10 +115,17 @@ class QueryFiles(NamedTuple):
 
 
 class Bm25Parameters(NamedTuple):
-    """BM25's parameters: ``k1`` saturates a word's frequency, ``b`` sets how much a document's length counts."""
+    """BM25's parameters.
+
+    Attributes:
+        k1: saturates a word's frequency.
+        b: sets how much a document's length counts.
+        split_names: whether names in source code, such as ``get_value`` and ``getValue``, are split into words.
+    """
 
     k1: float
     b: float
+    split_names: bool = False
 
 
 NOT_TUNED = Bm25Parameters(0.9, 0.4)

@@ -29,6 +29,7 @@ class Data:
         texts: the step that puts the texts there.
         query_length: tokens of a query in static trainings.
         doc_length: tokens of a document.
+        bm25: further flags of BM25's search.
         gpus: the GPUs to search on; passages are then encoded in half precision. Empty for the CPU.
     """
 
@@ -36,6 +37,7 @@ class Data:
     texts: Step
     query_length: int = 24
     doc_length: int = 64
+    bm25: str = ""
     gpus: Sequence[int] = ()
 
     @property
@@ -238,6 +240,7 @@ def retrieve_bm25(start: Start, mode: str) -> Step:
     return make_step(
         f"{data.work}/evaluate/bm25/{mode}.rank.tsv",
         f"python star/prepare_hardneg.py --data_type passage --data_root {data.root} --retriever bm25 --k1 0.9 --b 0.4",
+        data.bm25,
         f"--mode {mode} --output_dir {data.work}/evaluate/bm25",
         "" if start.tokens == "preprocess" else f"--preprocess_dir {data.work}/{start.tokens}",
     )

@@ -52,6 +52,7 @@ _IN_DIGITS = "'.,;\u037e\u0589\u060c\u060d\u066c\u07f8\u2018\u2019\u2024\u2044"
 _ASCII_WORD = re.compile(
     r"(?=_*[a-z0-9])\w+(?:(?:(?<=[a-z])['.:](?=[a-z])|(?<=[0-9])['.,;](?=[0-9]))\w+)*", re.ASCII
 ).findall
+_NAME_PARTS = re.compile(r"_|(?<![0-9])[.:]|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _WIDE = re.compile("[\uff01-\uff9f]+")  # full-width ASCII, half-width Katakana
 
 
@@ -71,6 +72,11 @@ def split(text: str) -> list[str]:
             else:
                 words.extend(map("".join, zip(characters, characters[1:], strict=False)))
     return [word[:-2] if word.endswith("'s") else word for word in words] if "'s" in text else words
+
+
+def split_code(text: str) -> list[str]:
+    """Return the words of source code: as :func:`split`, and names are split at ``_``, at dots and at capitals."""
+    return split(_NAME_PARTS.sub(" ", text))
 
 
 def stem(word: str) -> str:

@@ -52,6 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--k1", type=RATE, help="BM25's k1 (MS MARCO passage, tuned: 0.82; others: 0.9)")
     parser.add_argument("--b", type=FRACTION, help="BM25's b (MS MARCO passage, tuned: 0.68; others: 0.4)")
+    parser.add_argument(
+        "--split_names", action="store_true", help="BM25 splits names in source code into words: get_value, getValue"
+    )
     args = parser.parse_args()
     if args.topk is not None and args.negative_ranks is not None:
         raise InputError("--topk N is the same as --negative_ranks 1-N; omit one of the two")
@@ -95,15 +98,15 @@ def with_bm25(
     corpus = find_corpus(CORPORA[args.data_type], root / "dataset")
     k1, b = corpus.bm25.k1 if args.k1 is None else args.k1, corpus.bm25.b if args.b is None else args.b
     print(f"Mining {args.selection} for each {args.mode} query with BM25, k1 {k1}, b {b}")
-    parameters = Bm25Parameters(k1, b)
+    parameters = Bm25Parameters(k1, b, args.split_names)
     return mine_bm25_negatives(corpus, root / "dataset", collection, args.mode, output_dir, args.selection, parameters)
 
 
 def with_encoder(
     args: argparse.Namespace, root: Path, collection: Collection, output_dir: Path
 ) -> AbstractContextManager[Mined]:
-    if args.k1 is not None or args.b is not None:
-        raise InputError("--k1 and --b need --retriever bm25; omit them or add it")
+    if args.k1 is not None or args.b is not None or args.split_names:
+        raise InputError("--k1, --b and --split_names need --retriever bm25; omit them or add it")
     model_dir = args.model_dir or root / "warmup"
     queries, passages = collection.queries(args.mode), collection.passages
     find_checkpoint(model_dir)

@@ -25,6 +25,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "bad_input",
         "benchmarks",
         "campaigns",
+        "code_search",
         "extension",
         "full_size",
         "gcide",

@@ -28,6 +28,7 @@ DOCUMENTS = (  # all Markdown that is written by hand
     CHANGELOG,
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks" / "README.md",
+    ROOT / "data" / "code" / "README.md",
     ROOT / "data" / "gcide" / "README.md",
     ROOT / "data" / "sample" / "README.md",
     ROOT / "tests" / "data" / "README.md",

@@ -14,7 +14,7 @@ from helpers import ROOT
 
 LIBRARY = ROOT / "drhard"
 LISTED = re.findall(r"^- `(\w+)`: ", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
-FOLDERS = ("drhard", "star", "adore", "tests", "benchmarks", "data/sample", "data/gcide")
+FOLDERS = ("drhard", "star", "adore", "tests", "benchmarks", "data/sample", "data/gcide", "data/code")
 PYTHON = [*ROOT.glob("*.py"), *chain.from_iterable((ROOT / folder).rglob("*.py") for folder in FOLDERS)]
 LONGEST, MOST_PARAMETERS = 50, 7  # lines beside the docstring
 

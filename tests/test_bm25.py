@@ -116,6 +116,16 @@ def test_words_of_one_letter_count() -> None:
     assert rows[0].tolist() == [2, 0, 1]
 
 
+def test_names_in_source_code_are_split_on_demand() -> None:
+    documents = ["def get_value(self)", "def getValue(self)", "return HTTPServer.value", "x = 1.5"]
+    _, rows = Bm25Index(documents, 4, Bm25Parameters(0.9, 0.4, split_names=True)).search(
+        ["get value", "http server"], 3
+    )
+    assert rows.tolist() == [[0, 1, 2], [2, -1, -1]]
+    _, whole = Bm25Index(documents, 4, Bm25Parameters(0.9, 0.4)).search(["get value", "http server"], 3)
+    assert (whole == -1).all()
+
+
 def test_sentences_without_blanks_are_found_by_their_parts() -> None:
     documents = ["東京都の人口は千万人です。", "北京是中国的首都", "ภาษาไทยเป็นภาษา", "서울은 대한민국의 수도", "abc"]
     queries = ["人口", "中国首都", "ภาษาไทย", "대한민국", "ＡＢＣ"]
@@ -330,7 +340,7 @@ def test_prepare_hardneg_refuses(root: Path, capsys: pytest.CaptureFixture[str])
     assert "does not use --model_dir, --pooling, --normalize, --fp16" in refused(
         script, *arguments, "--fp16", capsys=capsys
     )
-    assert "--k1 and --b need --retriever bm25" in refused(
+    assert "--k1, --b and --split_names need --retriever bm25" in refused(
         script, *arguments, "--retriever", "dense", "--k1", 1, capsys=capsys
     )
     for more in (("--nprobe", 3), ("--index_factory", "SQ8")):

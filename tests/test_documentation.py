@@ -20,8 +20,12 @@ NAMED = re.compile(r"(?:\w+/)*\w+\.(?:py|sh)\b")
 PLACEHOLDER = "NAME"
 TORCHRUN = {"max_restarts", "nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "standalone"}
 SLURM = {"cpus", "gpus", "nodes", "ntasks"}  # the first words of sbatch's flags
-OTHERS = {"logdir", *TORCHRUN, *SLURM}  # the first is tensorboard's
-FOLDERS = (".", "drhard", "star", "adore", "tests", "tests/campaigns", "benchmarks", "data/sample", "data/gcide")
+PIP = {"dest", "no", "platform", "python", "requirement"}  # likewise
+OTHERS = {"logdir", *TORCHRUN, *SLURM, *PIP}  # the first is tensorboard's
+FOLDERS = (
+    *(".", "drhard", "star", "adore", "tests", "tests/campaigns", "benchmarks"),
+    *("data", "data/sample", "data/gcide", "data/code"),
+)
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8")
     for folder in FOLDERS
@@ -146,7 +150,7 @@ def test_printed_script_exists_and_knows_the_flags(command: Printed) -> None:
     assert script.exists(), command
     if command.script in documented.SCRIPTS:
         return
-    own = [script, script.with_suffix(".py"), script.with_name("measuring.py")]
+    own = [script, script.with_suffix(".py"), script.with_name("measuring.py"), ROOT / "drhard" / "making.py"]
     beside = script.glob("*.py") if script.is_dir() else own
     source = "\n".join(path.read_text(encoding="utf-8") for path in beside if path.exists())
     for word in words[1:]:

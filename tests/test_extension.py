@@ -307,7 +307,7 @@ def test_a_search_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_a_row_of_a_table(tmp_path: Path) -> None:
     """In a copy of the project, as a user adds it."""
-    for name in ("drhard", "reproduce.py", "data/gcide"):
+    for name in ("drhard", "reproduce.py", "data/gcide", "data/code"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     path = tmp_path / "drhard" / "tables_sample.py"

@@ -14,13 +14,13 @@ from drhard.model_folder import save_encoder
 from drhard.recipes import SCRATCH
 from drhard.report import measure_table
 from drhard.tables import all_tables
-from drhard.tables_gcide import RECORDS, SETTINGS
+from drhard.tables_gcide import GCIDE
 
 import pytest
 from documented import RESULTS
 from helpers import ROOT, load_script, must_run, refused, tiny_model
 
-BUILD, REPRODUCE, CHOOSE = "data/gcide/make_gcide.py", "reproduce.py", "data/gcide/choose.py"
+BUILD, REPRODUCE, CHOOSE = "data/gcide/make_gcide.py", "reproduce.py", "data/choose.py"
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 ENTRIES = {  # of a dictionary in GCIDE's form
     "Brindle": 'Brindle \\Brin"dle\\, n. [OE. brinded.]\n'
@@ -155,7 +155,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_committed_records_belong_to_rows() -> None:
     trials = [trial for table in all_tables().values() for row in table.rows.values() for trial in row.trials[SCRATCH]]
-    assert set(read_committed(RECORDS)) <= {str(trial.record) for trial in trials}
+    assert set(read_committed(GCIDE.records)) <= {str(trial.record) for trial in trials}
 
 
 def test_own_runs_are_measured_and_take_the_place_of_the_committed_record(project: Path) -> None:
@@ -230,10 +230,11 @@ def test_damaged_records_are_refused(line: str, tmp_path: Path) -> None:
 
 
 def test_settings_of_minilm_are_those_of_the_records(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    committed = json.loads(SETTINGS.read_text(encoding="utf-8"))
-    monkeypatch.setattr(load_script(CHOOSE), "SETTINGS", project / "settings.json")
-    must_run(CHOOSE, cwd=project)
-    assert json.loads((project / "settings.json").read_text(encoding="utf-8")) == committed
+    committed = GCIDE.read_settings()
+    shutil.copytree(ROOT / "data" / "gcide", project / "data" / "gcide")
+    monkeypatch.setattr("drhard.claims.DATA", project / "data")
+    must_run(CHOOSE, "gcide", cwd=project)
+    assert GCIDE.read_settings() == committed
 
 
 def test_documented_table_is_that_of_the_records(project: Path) -> None:

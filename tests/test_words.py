@@ -3,9 +3,14 @@
 import re
 import unicodedata
 
-from drhard.words import split, stem
+from drhard.words import split, split_code, stem
 
 import pytest
+
+
+def test_names_in_source_code_are_split_into_words() -> None:
+    text = "HTTPServer.get_value2(self.maxLen, __init__, x:int, 1.5, v2Name, e.g. it's)"
+    assert " ".join(split_code(text)) == "http server get value2 self max len init x int 1.5 v2 name e g it"
 
 
 @pytest.mark.parametrize(
