@@ -160,7 +160,7 @@ def write_report(tables: Mapping[str, Table], wanted: Iterable[str], output_dir:
     from drhard.rendering import render_html, render_markdown, render_text
     from drhard.report import make_report
 
-    report = make_report([tables[name] for name in names])
+    report = make_report([tables[name] for name in names], with_texts=output_dir is not None)
     print(render_text(report))
     if output_dir is None:
         return

@@ -63,13 +63,27 @@ def expect(measures: Iterable[str], values: tuple[float, ...] | None) -> dict[st
 
 
 @dataclass(frozen=True)
+class Point:
+    """A place on a curve. The questions with the same axis make one, of the values of their rows."""
+
+    axis: str  # what grows along it
+    at: int
+
+
+@dataclass(frozen=True)
 class Question:
-    """A claim of the paper, as a question about two rows."""
+    """A claim of the paper, as a question about two rows: is the first one better?
+
+    Attributes:
+        margin: for the question whether it is as good: the loss, in the table's first measure, that does not count.
+        point: where the question is on a curve.
+    """
 
     question: str
     row: str
     than: str
-    equal: bool = False  # whether the paper claims that the rows do not differ
+    margin: float | None = None
+    point: Point | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,6 @@ class Table:
     qrels: Mapping[str, Path]  # by mode
     rows: Mapping[str, Row]
     questions: tuple[Question, ...] = ()
-    gains: tuple[str, str] | None = None  # a row and a baseline to compare query by query
     records: Path | None = None  # committed records of trials, for the report of whoever has not run them
     needs: Made | None = None  # what no step makes, because it takes too long
 

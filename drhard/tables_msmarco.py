@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Row, Step, Table, Trial, expect, make_step, unquote
+from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Question, Row, Step, Table, Trial, expect, make_step, unquote
 
 
 @dataclass(frozen=True)
@@ -307,6 +307,15 @@ def make_trial(at: Place, row: PaperRow) -> Trial:
     )
 
 
+QUESTIONS = (
+    Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg"),
+    Question("Is STAR better than Rand Neg?", "STAR", "Rand Neg"),
+    Question("Does ADORE improve In-Batch Neg?", "ADORE (In-Batch Neg)", "In-Batch Neg"),
+    Question("Does ADORE improve Rand Neg?", "ADORE (Rand Neg)", "Rand Neg"),
+    Question("Does ADORE improve STAR?", "ADORE (STAR)", "STAR"),
+)
+
+
 def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Table:
     """Return the paper's table for passages or documents.
 
@@ -335,5 +344,5 @@ def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Tab
         close=0.003,
         qrels={mode: preprocess / f"{mode}-qrel.tsv" for mode in ("dev", "test")},
         rows={row.name: row for row in rows},
-        gains=("ADORE (STAR)", "STAR"),
+        questions=QUESTIONS,
     )

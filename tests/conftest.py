@@ -47,6 +47,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "architecture",
         "backends",
         "bm25",
+        "changes",
         "codes",
         "commands",
         "compressed",
