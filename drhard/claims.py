@@ -147,7 +147,7 @@ class Experiment:
         measures: Measures = MEASURES,
     ) -> Table:
         """Return a table whose trials may have committed records."""
-        source = f"none yet; rows that were not run here come from committed records, see data/{self.name}/README.md"
+        source = f"nothing; rows that were not run here come from committed records, see data/{self.name}/README.md"
         table = make_table(start, f"{self.title}, {title}", source, rows, questions, measures)
         needs = next(model.needs for model in self.models if model.name == start.folder)
         return replace(table, records=self.records if self.records.exists() else None, needs=needs)

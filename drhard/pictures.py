@@ -1,4 +1,4 @@
-"""Draw the tables of a report as SVG for a page."""
+"""Draw the tables of a report, and its curves, as SVG for a page."""
 
 import io
 import re
@@ -12,10 +12,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, NullLocator
 
 WIDTH = 5.2  # inches, or 500 pixels: a telephone hardly scales it, so letters stay legible
 STATIC, ADORE, OTHER, EXPECTED = "#3b6ea8", "#c8553d", "#8a8f98", "#222222"
+ANSWERS = {"yes": "#19713c", "no": "#b3261e", "not shown": "#5b6270"}
+MARKERS = ("o", "s", "D")  # of the measures
+STRIPE = 0.15  # inches for an interval
 UNTRAINED = ("BM25", "Warm-up", "MiniLM")  # rows whose models nobody trained here
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -76,11 +79,13 @@ def draw_table(table: dict[str, Any]) -> list[Picture]:
         table: a table of the report that :func:`drhard.report.make_report` returns.
 
     Returns:
-        Pictures of the rows, the learning curves and the gains of each query, as far as the table has them.
+        Pictures of the rows, the answers and the learning curves, as far as the table has them.
     """
     pictures = []
     if any(row["trials"] for row in table["rows"]):
         pictures.append(_draw_rows(table))
+    if table["questions"]:
+        pictures.append(_draw_answers(table))
     for kind in CURVES:
         curves = [
             (row["name"], trial["curves"][kind.tag])
@@ -90,9 +95,21 @@ def draw_table(table: dict[str, Any]) -> list[Picture]:
         ]
         if curves:
             pictures.append((kind.caption, _to_svg(3.6, partial(_plot_curves, curves=curves, kind=kind))))
-    if table["gains"]:
-        pictures.append(_draw_gains(table["gains"]))
     return pictures
+
+
+def draw_trend(trend: dict[str, Any]) -> list[Picture]:
+    """Draw a curve of the report: the values of both rows, and their difference."""
+    row, than = trend["rows"]
+    lines = {"rows": trend["rows"], "difference": {f"{row} − {than}": trend["difference"]}}
+    captions = {
+        "rows": f"{trend['measure']} by the {trend['axis']}, with the 95 % interval of the mean over seeds.",
+        "difference": f"How far {row} is ahead of {than}: the mean difference of a seed, with its 95 % interval.",
+    }
+    return [
+        (captions[kind], _to_svg(3.2, partial(_plot_trend, lines=of_kind, trend=trend)))
+        for kind, of_kind in lines.items()
+    ]
 
 
 def _draw_rows(table: dict[str, Any]) -> Picture:
@@ -103,12 +120,15 @@ def _draw_rows(table: dict[str, Any]) -> Picture:
     return caption, _to_svg(0.9 + 0.34 * len(table["rows"]), partial(_plot_rows, table=table, key=key))
 
 
-def _draw_gains(gains: dict[str, Any]) -> Picture:
+def _draw_answers(table: dict[str, Any]) -> Picture:
     caption = (
-        f"What each query gains or loses in {gains['measure']} from {gains['than']} to {gains['row']}, "
-        "queries in the order of their gain."
+        "The difference that each question asks for, with its 95 % interval over queries, and the p-value of the test "
+        f"that finds less. The answer and the p-value are those of {next(iter(table['measures'].values()))}."
     )
-    return caption, _to_svg(2.9, partial(_plot_gains, values=gains["values"]))
+    if any(asked["margin"] is not None for asked in table["questions"]):
+        caption += " Where the question is whether a row is as good, the dashed line is the loss that does not count."
+    height = 1.0 + STRIPE * len(table["questions"]) * (1.8 + len(table["measures"]))
+    return caption, _to_svg(height, partial(_plot_answers, table=table))
 
 
 def _to_svg(height: float, plot: Callable[[Axes], None]) -> str:
@@ -176,13 +196,51 @@ def _plot_curves(axes: Axes, curves: list[tuple[str, list[list[float]]]], kind: 
     axes.grid(alpha=0.3)
 
 
-def _plot_gains(axes: Axes, values: list[float]) -> None:
-    gains = np.array(values)
-    places = np.arange(len(gains))
-    for chosen, colour in ((gains > 0, STATIC), (gains < 0, ADORE)):
-        axes.fill_between(places, np.where(chosen, gains, 0), step="mid", color=colour, lw=0)
-    axes.axhline(0, color="black", lw=0.8)
-    better, worse = int((gains > 0).sum()), int((gains < 0).sum())
-    axes.set_title(f"{better} queries gain, {worse} lose, {len(gains) - better - worse} stay", fontsize=10)
-    axes.set_xlabel("queries")
-    axes.set_ylabel("difference")
+def _plot_answers(axes: Axes, table: dict[str, Any]) -> None:
+    """Draw a forest plot. Each question has a line of text, and below it an interval for each measure."""
+    names, height = table["measures"], 1.8 + len(table["measures"])  # of a question, in stripes
+    for number, asked in enumerate(table["questions"]):
+        _plot_answer(axes, asked, number * height)
+    for key, marker in zip(names, MARKERS, strict=False):
+        axes.plot([], [], marker, color=OTHER, ms=5, label=names[key])
+    axes.set_ylim(len(table["questions"]) * height, -0.2)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("difference")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def _plot_answer(axes: Axes, asked: dict[str, Any], top: float) -> None:
+    """Draw a question below ``top``, its answer, and its intervals, of which the first one gives the answer."""
+    results, colour = list(asked["measures"].values()), ANSWERS[asked["answer"]]
+    bottom = top + 1.3 + len(results)
+    p = max(results[0]["t_test"], results[0]["randomization"])
+    p_value = "" if asked["margin"] is not None else f", p {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9}
+    beside["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line crosses the letters
+    axes.text(0, top + 0.8, asked["question"], **beside)
+    axes.text(1, top + 0.8, f"{asked['answer']}{p_value}", ha="right", color=colour, **beside)
+    axes.plot([0, 0], [top + 1.3, bottom], color="black", lw=0.8, zorder=1)
+    if asked["margin"] is not None:
+        axes.plot([-asked["margin"]] * 2, [top + 1.3, bottom], color="black", lw=1, ls=(0, (3, 2)))
+    for number, (result, marker) in enumerate(zip(results, MARKERS, strict=False)):
+        of, place = colour if number == 0 else OTHER, top + 1.8 + number
+        if result["low"] is not None:  # a single query has no interval
+            axes.plot([result["low"], result["high"]], [place] * 2, color=of, lw=1.3 if number else 2.4)
+        axes.plot(result["difference"], place, marker, color=of, ms=5.5 - number)
+
+
+def _plot_trend(axes: Axes, lines: dict[str, list[list[float]]], trend: dict[str, Any]) -> None:
+    for (name, points), colour, marker in zip(lines.items(), (STATIC, ADORE), MARKERS, strict=False):
+        at, means, halves = np.array(sorted(points), dtype=float).T  # None (one seed has no interval) becomes NaN
+        axes.errorbar(at, means, yerr=halves, color=colour, lw=1.5, marker=marker, ms=5, capsize=3, label=name)
+    if len(lines) == 1:
+        axes.axhline(0, color="black", lw=0.8, zorder=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(at, [f"{value:,.0f}" for value in at])
+    axes.set_xlabel(f"{trend['axis']} (log scale)")
+    axes.set_ylabel(trend["measure"] if len(lines) > 1 else f"difference in {trend['measure']}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))

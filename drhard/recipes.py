@@ -10,7 +10,8 @@ from pathlib import Path
 
 from drhard.errors import InputError
 
-CHECKPOINT, SCRATCH = "checkpoint", "scratch"  # the origin of a row's models: published, or trained here
+# The origin of a row: published models, models trained here, or published runs.
+CHECKPOINT, SCRATCH, RUN = "checkpoint", "scratch", "run"
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,27 @@ def expect(measures: Iterable[str], values: tuple[float, ...] | None) -> dict[st
 
 
 @dataclass(frozen=True)
+class Point:
+    """A place on a curve. The questions with the same axis make one, of the values of their rows."""
+
+    axis: str  # what grows along it
+    at: int
+
+
+@dataclass(frozen=True)
 class Question:
-    """A claim of the paper, as a question about two rows."""
+    """A claim of the paper, as a question about two rows: is the first one better?
+
+    Attributes:
+        margin: for the question whether it is as good: the loss, in the table's first measure, that does not count.
+        point: where the question is on a curve.
+    """
 
     question: str
     row: str
     than: str
-    equal: bool = False  # whether the paper claims that the rows do not differ
+    margin: float | None = None
+    point: Point | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,12 @@ class Trial:
     runs: Mapping[str, Path]  # by mode
     log_dir: Path | None  # TensorBoard's folder of the last training; None if nothing is trained
     record: Path | None = None  # the file that keeps what was measured; None to measure the runs for each report
+    qrels: Mapping[str, Path] | None = None  # by mode, for runs with other ids than the table's; None: the table's
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether all its runs exist."""
+        return all(path.exists() for path in self.runs.values())
 
 
 @dataclass(frozen=True)
@@ -91,7 +112,7 @@ class Row:
     table: str
     name: str
     expected: Mapping[str, float]  # by the keys of the table's measures; none if they were not measured yet
-    trials: Mapping[str, tuple[Trial, ...]]  # by origin, CHECKPOINT or SCRATCH; the first is the default
+    trials: Mapping[str, tuple[Trial, ...]]  # by origin; the first is the default
     note: str = ""
 
     @property
@@ -125,7 +146,6 @@ class Table:
     qrels: Mapping[str, Path]  # by mode
     rows: Mapping[str, Row]
     questions: tuple[Question, ...] = ()
-    gains: tuple[str, str] | None = None  # a row and a baseline to compare query by query
     records: Path | None = None  # committed records of trials, for the report of whoever has not run them
     needs: Made | None = None  # what no step makes, because it takes too long
 

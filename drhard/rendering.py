@@ -8,14 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from drhard.pictures import draw_table
+from drhard.pictures import draw_table, draw_trend
 
 import jinja2
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NONE = "—"
 MARKDOWN = re.compile(r"[\\`*_\[\]|$~]")  # characters that Markdown takes for markup
-ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here"}
+NOT_SHOWN = "not shown"
+ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here", "run": "published run"}
 
 
 def render_text(report: dict[str, Any]) -> str:
@@ -41,7 +42,10 @@ def _text_of_table(table: dict[str, Any]) -> list[str]:
     lines += [f"  {name}, {digests}" for name, digests in _provenance(table)]
     if table["questions"]:
         lines.append("")
-        lines += [f"{asked['question']} {asked['answer']}: {_evidence(table, asked)}" for asked in table["questions"]]
+        lines += [
+            f"{asked['question']} {_answer(asked)}: {'; '.join(_evidence(table, asked))}"
+            for asked in table["questions"]
+        ]
     return lines
 
 
@@ -50,6 +54,8 @@ def render_markdown(report: dict[str, Any]) -> str:
     lines = ["# Reproduction", ""]
     for table in _escape(report["tables"]):
         lines += [*_markdown_of_table(table), ""]
+    for trend in _escape(report["trends"]):
+        lines += [*_markdown_of_trend(trend), ""]
     lines.append("Made with " + ", ".join(f"{name} {value}" for name, value in report["machine"].items()) + ".")
     return "\n".join(lines) + "\n"
 
@@ -68,8 +74,12 @@ def _markdown_of_table(table: dict[str, Any]) -> list[str]:
     if table["questions"]:
         lines += ["", "| question | answer | evidence |", "|---|---|---|"]
         lines += [
-            f"| {asked['question']} | {asked['answer']} | {_evidence(table, asked)} |" for asked in table["questions"]
+            f"| {asked['question']} | {_answer(asked)} | {'; '.join(_evidence(table, asked))} |"
+            for asked in table["questions"]
         ]
+        lines += ["", _method(table), ""]
+        for asked in table["questions"]:
+            lines += _markdown_of_changes(table, asked)
     notes = [f"{row['name']}: {row['note']}." for row in table["rows"] if row["note"]]
     trials = [f"- {name}, {digests}" for name, digests in _provenance(table)]
     lines += ["", *notes] if notes else []
@@ -77,23 +87,46 @@ def _markdown_of_table(table: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _markdown_of_changes(table: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """Render the queries that change most with a question's two rows, with escaped texts."""
+    changes = asked["changes"]
+    lines = [f"### {asked['question']} {_count(changes)}", ""]
+    lines += [f"| query | change | ranks, {asked['row']} | ranks, {asked['than']} |", "|---|---|---|---|"]
+    for query in (*changes["gaining"], *changes["losing"]):
+        ranks = " | ".join(map(_ranks, query["ranks"]))
+        lines.append(f"| {_query(table, query)} | {query['gain']:+.2f} | {ranks} |")
+    return [*lines, ""]
+
+
+def _markdown_of_trend(trend: dict[str, Any]) -> list[str]:
+    row, than = trend["rows"]
+    lines = [f"## {trend['measure']} by the {trend['axis']}", ""]
+    lines += [f"| {trend['axis']} | {row} | {than} | difference |", "|---|---|---|---|"]
+    points = zip(*trend["rows"].values(), trend["difference"], strict=True)
+    return lines + [f"| {of[0][0]:,} | {' | '.join(_mean(*one[1:]) for one in of)} |" for of in points]
+
+
 def render_html(report: dict[str, Any]) -> str:
     """Render a report as one page with pictures and without scripts. It loads nothing else."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"number": _number, "with_interval": _with_interval}
+    environment.filters |= {"number": _number, "with_interval": _with_interval, "ranks": _ranks, "count": _count}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     tables = [
         table
         | {
             "pictures": draw_table(table),
+            "has_expected": any(one["expected"] is not None for row in table["rows"] for one in row["values"].values()),
+            "answers": [_answer(asked) for asked in table["questions"]],
             "evidence": [_evidence(table, asked) for asked in table["questions"]],
+            "method": _method(table),
             "provenance": _provenance(table),
         }
         for table in report["tables"]
     ]
-    return template.render(tables=tables, machine=report["machine"])
+    trends = [trend | {"pictures": draw_trend(trend)} for trend in report["trends"]]
+    return template.render(tables=tables, trends=trends, machine=report["machine"], describe=_query)
 
 
 def _escape(content: Any) -> Any:
@@ -110,8 +143,53 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def _with_interval(value: dict[str, Any]) -> str:
-    text = _number(value["measured"])
-    return f"{text} ± {value['half_width']:.4f}" if value["half_width"] is not None else text
+    return _mean(value["measured"], value["half_width"])
+
+
+def _mean(mean: float | None, half_width: float | None) -> str:
+    return _number(mean) if half_width is None else f"{_number(mean)} ± {half_width:.4f}"
+
+
+def _answer(asked: dict[str, Any]) -> str:
+    """Return the answer in one word. Behind "not shown" comes what the experiment could have shown."""
+    least = next(iter(asked["measures"].values()))["least_found"]
+    if asked["answer"] != NOT_SHOWN or least is None:
+        return str(asked["answer"])
+    return f"{asked['answer']} (a true difference of {least:.4f} would have been found)"
+
+
+def _method(table: dict[str, Any]) -> str:
+    """Return how the questions of a table were answered."""
+    if not table["questions"]:
+        return ""
+    power = table["power"]
+    text = (
+        f"The answer uses {next(iter(table['measures'].values()))}. The p-values are those of paired two-sided tests "
+        "over queries, with each query's mean over the seeds, corrected over the questions by Holm's method. \"Would "
+        f'have been found" means: with a probability of {power["power"]:.0%} for another draw of queries, by the '
+        f"t-test at the strictest level of Holm's method, {power['level']:.2g}."
+    )
+    margins = dict.fromkeys(asked["margin"] for asked in table["questions"] if asked["margin"] is not None)
+    for margin in margins:
+        text += f" One row is as good as another if the whole 95 % interval is above {-margin:g}."
+    return text
+
+
+def _count(changes: dict[str, Any]) -> str:
+    return f"{changes['gain']:,} queries gain, {changes['lose']:,} lose, {changes['stay']:,} stay."
+
+
+def _query(table: dict[str, Any], query: dict[str, Any]) -> str:
+    """Return the text of a query, or else its id."""
+    if query["qid"] is None:
+        return "(not kept)"
+    text: str = table["texts"].get("queries", {}).get(query["qid"], f"query {query['qid']}")
+    return text
+
+
+def _ranks(ranks: list[int] | None) -> str:
+    """Return the ranks of a query with each seed; a dash if no relevant document was found."""
+    return NONE if ranks is None else ", ".join(str(rank) if rank else NONE for rank in ranks)
 
 
 def _provenance(table: dict[str, Any]) -> list[tuple[str, str]]:
@@ -126,8 +204,8 @@ def _provenance(table: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _evidence(table: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Return the differences, intervals and p-values behind an answer."""
+def _evidence(table: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """Return for each measure the difference, its interval and the p-values behind an answer."""
     parts = []
     for key, result in asked["measures"].items():
         better, seeds = result["seeds_better"]
@@ -137,7 +215,7 @@ def _evidence(table: dict[str, Any], asked: dict[str, Any]) -> str:
             f"t-test p {_p_value(result['t_test'])}, randomization p {_p_value(result['randomization'])}, "
             f"better for {better} of {seeds} seeds"
         )
-    return "; ".join(parts)
+    return parts
 
 
 def _p_value(value: float) -> str:

@@ -1,17 +1,20 @@
-"""Compare the rows of tables: values, intervals, tests, and digests of runs and weights."""
+"""Compare the rows of tables: values, intervals, tests, curves, and digests of runs and weights."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from drhard.changes import find_changes, read_texts
 from drhard.measured import MeasuredTrial, find_measured, finite, read_judged
-from drhard.recipes import Row, Table
-from drhard.significance import compare, holm, mean_interval
+from drhard.recipes import RUN, Point, Question, Row, Table
+from drhard.significance import POWER, compare, holm, least_found, mean_interval
 
 import numpy as np
 
 OK, CLOSE, FAIL, NOT_RUN = "OK", "close", "FAIL", "—"
+YES, NO, NOT_SHOWN = "yes", "no", "not shown"
 SIGNIFICANT = 0.05
 LIBRARIES = ("torch", "transformers", "faiss-cpu", "faiss-gpu", "numpy", "ir_measures")
 
@@ -44,8 +47,11 @@ class MeasuredRow:
         return means
 
 
-def make_report(tables: list[Table]) -> dict[str, Any]:
+def make_report(tables: Sequence[Table], with_texts: bool = False) -> dict[str, Any]:
     """Measure all runs of ``tables`` that exist.
+
+    Args:
+        with_texts: whether to read the texts of the queries that gain and lose most, where they are there.
 
     Returns:
         The content of a report, in JSON's types, with None for a number that is not finite.
@@ -53,12 +59,20 @@ def make_report(tables: list[Table]) -> dict[str, Any]:
     Raises:
         InputError: a run or a qrels file is damaged, or a run has no qrels file.
     """
-    report = {"machine": _describe_machine(), "tables": [_report_table(table) for table in tables]}
+    measured = [measure_table(table) for table in tables]
+    report = {
+        "machine": _describe_machine(),
+        "tables": [_report_table(table, rows, with_texts) for table, rows in zip(tables, measured, strict=True)],
+        "trends": find_trends(tables, measured),
+    }
     return {key: finite(value) for key, value in report.items()}
 
 
-def _report_table(table: Table) -> dict[str, Any]:
-    rows = measure_table(table)
+def _report_table(table: Table, rows: list[MeasuredRow], with_texts: bool) -> dict[str, Any]:
+    questions = answer_questions(table, rows)
+    changes = [asked["changes"] for asked in questions]
+    if any(row.origin == RUN for row in _whole_rows(rows).values()):
+        with_texts = False  # published runs have official ids, not rows
     return {
         "name": table.name,
         "title": table.title,
@@ -66,8 +80,9 @@ def _report_table(table: Table) -> dict[str, Any]:
         "tolerance": {"ok": table.ok, "close": table.close},
         "measures": {key: measure.name for key, measure in table.measures.items()},
         "rows": [_report_row(table, row) for row in rows],
-        "questions": answer_questions(table, rows),
-        "gains": _report_gains(table, rows),
+        "power": {"power": POWER, "level": SIGNIFICANT / len(questions)} if questions else None,
+        "questions": questions,
+        "texts": read_texts(table, changes) if with_texts and changes else {},
     }
 
 
@@ -147,8 +162,11 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
     """Answer the table's questions by paired tests over queries. A query's value is its mean over the seeds.
 
     For each measure, Holm's method corrects the p-values over the questions. The first measure gives the answer.
-    Questions about rows that were not measured are skipped.
+    Questions about rows that were not measured are skipped. ``least_found`` is the smallest true difference that the
+    t-test finds with the probability :data:`POWER` at the strictest level that Holm's method applies, 0.05 divided by
+    the number of questions.
     """
+    judged = read_judged(table)
     measured = _whole_rows(rows)
     questions = [question for question in table.questions if {question.row, question.than} <= measured.keys()]
     evidence = {
@@ -161,8 +179,10 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
             "question": question.question,
             "row": question.row,
             "than": question.than,
+            "margin": question.margin,
             "measures": {key: results[number] for key, results in evidence.items()},
-            "answer": _answer(question.equal, evidence[first][number]),
+            "answer": _answer(question, evidence[first][number]),
+            "changes": find_changes(table, [measured[name].trials for name in (question.row, question.than)], judged),
         }
         for number, question in enumerate(questions)
     ]
@@ -180,6 +200,7 @@ def _compare_pairs(pairs: list[tuple[MeasuredRow, MeasuredRow]], key: str) -> li
             "high": result.high,
             "t_test": t_test,
             "randomization": randomization,
+            "least_found": least_found(result.error, len(row.queries(key)), SIGNIFICANT / len(pairs)),
             "seeds_better": _seeds_better(row, than, key),
         }
         for (row, than), result, t_test, randomization in zip(pairs, results, t_tests, randomizations, strict=True)
@@ -193,41 +214,58 @@ def _whole_rows(rows: list[MeasuredRow]) -> dict[str, MeasuredRow]:
 
 
 def _seeds_better(row: MeasuredRow, than: MeasuredRow, key: str) -> list[int]:
-    """Return for how many seeds ``row`` is better, and how many seeds were compared.
+    """Return for how many seeds ``row`` is better, and how many seeds were compared."""
+    differences = _differences(row, than, key)
+    return [sum(difference > 0 for difference in differences), len(differences)]
+
+
+def _differences(row: MeasuredRow, than: MeasuredRow, key: str) -> list[float]:
+    """Return the difference for each seed of ``row`` that can be compared.
 
     Each seed is compared with the same seed of ``than``, or with its only value if it does not depend on a seed.
     """
     other = {trial.seed: trial.mean(key) for trial in than.trials}
     values = [(trial.mean(key), other.get(trial.seed, other.get(None))) for trial in row.trials]
-    pairs = [(a, b) for a, b in values if b is not None]
-    return [sum(a > b for a, b in pairs), len(pairs)]
+    return [a - b for a, b in values if b is not None]
 
 
-def _answer(equal: bool, result: dict[str, Any]) -> str:
-    significant = max(result["t_test"], result["randomization"]) < SIGNIFICANT
-    if equal:
-        if significant:
-            return "no, it is worse" if result["difference"] < 0 else "it is even better"
-        return "no difference shown"
-    if significant:
-        return "yes" if result["difference"] > 0 else "no, it is worse"
-    return "not shown"
+def _answer(question: Question, result: dict[str, Any]) -> str:
+    """Answer a question in one word. A row is as good if the whole 95 % interval is above the loss of the margin."""
+    if question.margin is not None and result["low"] > -question.margin:
+        return YES
+    if max(result["t_test"], result["randomization"]) >= SIGNIFICANT:
+        return NOT_SHOWN
+    if result["difference"] < 0:
+        return NO
+    return YES if question.margin is None else NOT_SHOWN
 
 
-def _report_gains(table: Table, rows: list[MeasuredRow]) -> dict[str, Any] | None:
-    """Return each query's difference between two rows in the table's first measure, best first."""
-    measured = _whole_rows(rows)
-    if table.gains is None or not set(table.gains) <= measured.keys():
-        return None
-    row, than = table.gains
-    key = next(iter(table.measures))
-    gains = measured[row].queries(key) - measured[than].queries(key)
-    return {
-        "row": row,
-        "than": than,
-        "measure": table.measures[key].name,
-        "values": [round(float(gain), 4) for gain in np.sort(gains)[::-1]],
-    }
+def find_trends(tables: Sequence[Table], measured: Sequence[list[MeasuredRow]]) -> list[dict[str, Any]]:
+    """Return the curves of the questions that have a point, by its axis.
+
+    Args:
+        measured: the rows of each table.
+
+    Returns:
+        For each axis, the values of both rows and their differences in the first measure. Each is a list of [point,
+        mean over the seeds, half width of its 95 % interval]. A difference is that of one seed. The names of the rows
+        count up to their first comma. An axis with a single point makes no curve.
+    """
+    trends: dict[str, dict[str, Any]] = {}
+    for table, rows in zip(tables, measured, strict=True):
+        whole, (key, measure) = _whole_rows(rows), next(iter(table.measures.items()))
+        for question in table.questions:
+            if question.point is not None and {question.row, question.than} <= whole.keys():
+                row, than = whole[question.row], whole[question.than]
+                trend = trends.setdefault(question.point.axis, {"measure": measure.name, "rows": {}, "difference": []})
+                _add_point(trend, question.point, row, than, key)
+    return [{"axis": axis} | trend for axis, trend in trends.items() if len(trend["difference"]) > 1]
+
+
+def _add_point(trend: dict[str, Any], point: Point, row: MeasuredRow, than: MeasuredRow, key: str) -> None:
+    for one in (row, than):
+        trend["rows"].setdefault(one.row.name.partition(",")[0], []).append([point.at, *one.mean(key)])
+    trend["difference"].append([point.at, *mean_interval(_differences(row, than, key))])
 
 
 def _describe_machine() -> dict[str, str]:

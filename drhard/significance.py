@@ -8,6 +8,7 @@ from scipy import stats
 
 RESAMPLES = 100_000  # of the randomization test; p is accurate to 0.002 at 0.05
 SEED = 42
+POWER = 0.8  # with which a difference should be found
 BATCH_SIGNS = 4_000_000  # signs drawn at a time: each takes 62 bytes
 
 
@@ -19,6 +20,7 @@ class Comparison(NamedTuple):
     high: float
     t_test: float  # p, two-sided
     randomization: float  # p, two-sided
+    error: float  # the standard error of the difference; NaN for one query
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
@@ -33,15 +35,30 @@ def compare(a: np.ndarray, b: np.ndarray) -> Comparison:
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     mean = float(difference.mean())
     if len(difference) == 1:  # one query says nothing about others
-        return Comparison(mean, float("nan"), float("nan"), 1.0, 1.0)
+        return Comparison(mean, float("nan"), float("nan"), 1.0, 1.0, float("nan"))
     if np.ptp(difference) <= 1e-12 * np.abs(difference).max():  # all differences are equal, so t divides by 0
         certain = 1.0 if mean == 0 else 0.0
         randomization = _randomization(difference)
-        return Comparison(mean, mean, mean, certain, randomization)
-    low, high = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
-    return Comparison(
-        mean, float(low), float(high), float(stats.ttest_1samp(difference, 0).pvalue), _randomization(difference)
-    )
+        return Comparison(mean, mean, mean, certain, randomization, 0.0)
+    test = stats.ttest_1samp(difference, 0)
+    low, high = test.confidence_interval(0.95)
+    error = float(stats.sem(difference))
+    return Comparison(mean, float(low), float(high), float(test.pvalue), _randomization(difference), error)
+
+
+def least_found(error: float, queries: int, level: float) -> float:
+    """Return the smallest true difference that a two-sided paired t-test finds with the probability :data:`POWER`.
+
+    It is ``(t(1 - level / 2) + t(POWER)) * error`` with the quantiles of Student's t, which is close for 30 queries and
+    more (Cohen, Statistical Power Analysis, 1988).
+
+    Args:
+        error: the standard error of the difference.
+        level: of the test.
+    """
+    if queries < 2:
+        return float("nan")
+    return float((stats.t.ppf(1 - level / 2, queries - 1) + stats.t.ppf(POWER, queries - 1)) * error)
 
 
 def _randomization(difference: np.ndarray) -> float:

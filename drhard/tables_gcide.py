@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from drhard.claims import MINILM, Experiment, Model, Rows, claim_rows, claims, held_out_table, margin
-from drhard.recipes import Made, Question, Table
-from drhard.trainings import trial_of_start
+from drhard.recipes import Made, Point, Question, Table
+from drhard.trainings import AS_GOOD, trial_of_start
 
 SIZES = (10_000, 30_000, 111_672)  # passages; the last is all
 SMALL = Model(
@@ -38,7 +38,10 @@ FURTHER = (  # questions about rows that only this data set has
     Question("Is STAR better than hard negatives only?", "STAR", "Hard only"),
     Question("Does ADORE improve Rand Neg?", "ADORE (Rand Neg)", "Rand Neg"),
     Question(
-        "Is ADORE trained against a compressed index as good?", "ADORE (STAR), compressed", "ADORE (STAR)", equal=True
+        "Is ADORE trained against a compressed index as good?",
+        "ADORE (STAR), compressed",
+        "ADORE (STAR)",
+        margin=AS_GOOD,
     ),
     Question("Is STAR better than In-Batch Neg in large batches?", "STAR, large batch", "In-Batch Neg, large batch"),
     Question("Is STAR better with a margin to the negatives?", "STAR, margin", "STAR"),
@@ -76,7 +79,8 @@ def budget_table(gpus: Sequence[int]) -> Table:
         for label, kind in (("In-Batch Neg", "in-batch"), ("STAR", "star")):
             rows.append(make.static(f"{label}, {steps} steps", make.training(f"{kind}{folder}", kind, steps=steps)))
         pair = (f"STAR, {steps} steps", f"In-Batch Neg, {steps} steps")
-        questions.append(Question(f"Is STAR better than In-Batch Neg after {steps} steps?", *pair))
+        asked = f"Is STAR better than In-Batch Neg after {steps} steps?"
+        questions.append(Question(asked, *pair, point=Point("steps of the training", steps)))
     return GCIDE.table(make.start, "MiniLM, by budget", rows, questions)
 
 
@@ -89,7 +93,8 @@ def size_table(size: int, gpus: Sequence[int]) -> Table:
         make.static("In-Batch Neg", make.training("in-batch", "in-batch")),
         make.static("STAR", make.training("star", "star")),
     )
-    questions = (Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg"),)
+    point = Point("passages of the dictionary", size)
+    questions = (Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg", point=point),)
     return GCIDE.table(make.start, f"MiniLM, {size:,} passages", rows, questions)
 
 

@@ -12,7 +12,20 @@ from pathlib import Path
 from drhard.encoder import digest_weights
 from drhard.errors import InputError
 from drhard.model_folder import save_encoder
-from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Question, Row, Step, Table, Trial, find_rows, make_step
+from drhard.recipes import (
+    CHECKPOINT,
+    RUN,
+    SCRATCH,
+    Measure,
+    Point,
+    Question,
+    Row,
+    Step,
+    Table,
+    Trial,
+    find_rows,
+    make_step,
+)
 from drhard.rendering import render_html, render_markdown, render_text
 from drhard.report import make_report
 from drhard.strategies import STRATEGIES
@@ -57,9 +70,8 @@ def test_all_published_rows_are_there_with_their_values() -> None:
     tables = all_tables()
     rows = {row.id: tuple(row.expected.values()) for name in ("passage", "doc") for row in tables[name].rows.values()}
     assert rows | PUBLISHED == rows
-    assert all(
-        set(row.trials) == {CHECKPOINT, SCRATCH} for name in ("passage", "doc") for row in find_rows(tables, name)
-    )
+    for row in (row for name in ("passage", "doc") for row in find_rows(tables, name)):
+        assert set(row.trials) == {CHECKPOINT, SCRATCH, *([RUN] if row.name in ("STAR", "ADORE (STAR)") else [])}
     names = {"BM25", "Warm-up", "In-Batch Neg", "Rand Neg", "Hard only", "STAR"}
     names |= {f"ADORE ({base})" for base in ("In-Batch Neg", "Rand Neg", "STAR")}
     assert names <= set(tables["sample"].rows)
@@ -69,9 +81,8 @@ def test_all_published_rows_are_there_with_their_values() -> None:
 
 @pytest.mark.parametrize("table", all_tables().values(), ids=lambda table: table.name)
 def test_tables_refer_to_rows_and_measures_that_exist(table: Table) -> None:
-    compared = [(question.row, question.than) for question in table.questions]
-    for row, than in [*compared, *filter(None, [table.gains])]:
-        assert {row, than} <= table.rows.keys()
+    for question in table.questions:
+        assert {question.row, question.than} <= table.rows.keys()
     for name, row in table.rows.items():
         assert (row.table, row.name) == (table.name, name)
         assert row.expected.keys() in (set(), table.measures.keys())
@@ -209,6 +220,15 @@ def test_commands_are_these(table: str, row: str, commands: str) -> None:
     assert last == steps[-1].replace("--mode dev", "--mode test")
 
 
+@pytest.mark.parametrize("table", ["passage", "doc"])
+def test_a_fetched_run_does_not_stand_in_for_the_collection(table: str) -> None:
+    """What --runs fetches is not what shows that the collection was downloaded."""
+    trials = all_tables()[table].rows["STAR"].trials
+    assert trials[RUN][0].qrels
+    theirs = {*trials[RUN][0].qrels.values(), *trials[RUN][0].runs.values()}
+    assert not theirs & {step.makes for step in trials[CHECKPOINT][0].steps}
+
+
 def test_a_row_is_added_by_one_line() -> None:
     mine = PaperRow("ADORE (STAR), mine", STAR, "adore-mine", (0.35, 0.88, 0.69))
     table = msmarco_table(replace(PASSAGE_TASK, rows=(*PASSAGE_TASK.rows, mine)), Path("data"), ())
@@ -277,7 +297,6 @@ def tiny_table(expected: float = 0.5, a: str = "A", log_dirs: str = "logs/none")
         qrels={mode: Path(f"work/{mode}-qrel.tsv") for mode in ("dev", "test")},
         rows={row.name: row for row in rows},
         questions=(Question("Is A better than B?", a, "B"),),
-        gains=(a, "B"),
     )
 
 
@@ -410,7 +429,13 @@ def test_report_measures_what_is_there(project: Path) -> None:
     )  # one question: p itself
     assert asked["measures"]["mrr"]["seeds_better"] == [2, 2]
     assert asked["answer"] == "yes"
-    assert table["gains"]["values"] == pytest.approx(sorted(per_query[0] - per_query[1], reverse=True), abs=1e-4)
+    gains = per_query[0] - per_query[1]
+    shown = asked["changes"]["gaining"]
+    assert [query["gain"] for query in shown] == pytest.approx(sorted(gains, reverse=True)[:5])
+    assert [query["qid"] for query in shown] == [str(place) for place in np.argsort(-gains, kind="stable")[:5]]
+    of_a = [round(1 / reciprocal["A"][seed][int(shown[0]["qid"])]) for seed in (0, 1)]
+    assert shown[0]["ranks"][0] == of_a
+    assert shown[0]["relevant"] == ["7"] and shown[0]["tops"][0] == (["7"] if of_a[0] == 1 else ["100", "7"])
 
 
 @pytest.mark.parametrize(
@@ -445,7 +470,10 @@ def test_report_is_written_in_every_form(
         assert measured in form
         assert digest in form
         assert "Is A better than B?" in form
-    assert page.count("<svg") == 3  # rows, loss, gains
+    assert page.count("<svg") == 3  # rows, answers, loss
+    assert "queries gain, " in markdown and "queries gain, " in page
+    ranks = "2, 1" if "| 2, 1 |" in markdown else "1, 1"
+    assert f"A: {ranks}</h5>" in page
     assert "mathdefault" not in page  # no formulas on the logarithmic scale
     assert not re.search(r"<script|<link|(src|href)\s*=\s*[\"'](?!#)|url\(\s*[\"']?(?!#)|@import", page)
     assert "width=device-width" in page
@@ -553,6 +581,87 @@ def test_runs_of_other_weights_and_missing_seeds_are_not_passed_off(
     assert [trial["seed"] for trial in row["trials"]] == [1]
     assert row["note"] == "1 of 2 seeds"
     assert row["values"]["mrr"]["status"] == ""  # no verdict on a part
-    assert table["questions"] == [] and table["gains"] is None
+    assert table["questions"] == [] and table["power"] is None
     assert any("was not made by the weights" in message for message in caplog.messages)
     assert "1 of 2 seeds" in render_text({"machine": {}, "tables": [table]})
+
+
+def write_differences(project: Path, differences: np.ndarray) -> None:
+    """Runs of A and B that differ in the reciprocal rank by 0 or 0.5 and its sign in each query."""
+    write_measured(project)
+    for row, sign in (("A", 1), ("B", -1)):
+        for seed in (1, 2):
+            lines = [
+                f"{query}\t{9 if difference * sign < 0 else 7}\t1\n{query}\t{7 if difference * sign < 0 else 9}\t2\n"
+                for query, difference in enumerate(differences)
+            ]
+            for mode in ("dev", "test"):
+                (project / "work" / f"{row}-{seed}" / f"{mode}.rank.tsv").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    "margin, gains, losses, answer",
+    [
+        (None, 20, 2, "yes"),
+        (None, 2, 20, "no"),
+        (None, 4, 4, "not shown"),
+        (0.01, 20, 2, "yes"),
+        (0.01, 4, 4, "not shown"),  # the interval is wider than the margin
+        (0.2, 4, 4, "yes"),
+        (0.4, 2, 20, "yes"),  # worse, but by less than the margin
+        (0.2, 2, 20, "no"),
+    ],
+)
+def test_answers_are_one_word(project: Path, margin: float | None, gains: int, losses: int, answer: str) -> None:
+    differences = np.repeat([1, -1, 0], [gains, losses, QUERIES - gains - losses]) / 2
+    write_differences(project, differences)
+    table = tiny_table()
+    [question] = table.questions
+    report = make_report([replace(table, questions=(replace(question, margin=margin),))])
+    [asked] = report["tables"][0]["questions"]
+    assert asked["measures"]["mrr"]["difference"] == pytest.approx(differences.mean())
+    assert asked["answer"] == answer
+    text, page = render_markdown(report), render_html(report)
+    assert ("as good as another" in text) == (margin is not None)
+    assert ("the dashed line" in page) == (margin is not None)
+    least = asked["measures"]["mrr"]["least_found"]
+    assert (f"a true difference of {least:.4f} would have been found" in text) == (answer == "not shown")
+
+
+def test_power_is_that_of_the_strictest_of_all_tests(project: Path) -> None:
+    """A test at 5 % / questions, on queries whose true difference is the one that is reported, finds it in 80 %."""
+    write_differences(project, np.repeat([1, -1, 0], [10, 8, QUERIES - 18]) / 2)
+    table = tiny_table()
+    [question] = table.questions
+    again = replace(question, question="Is it the other way round?", row="B", than="A")
+    [content] = make_report([replace(table, questions=(question, again))])["tables"]
+    assert content["power"] == {"power": 0.8, "level": 0.025}
+    least = content["questions"][0]["measures"]["mrr"]["least_found"]
+    differences = np.repeat([0.5, -0.5, 0], [10, 8, QUERIES - 18])
+    random = np.random.default_rng(1)
+    drawn = random.normal(least, differences.std(ddof=1), (4000, QUERIES))
+    found = stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.025
+    assert found.mean() == pytest.approx(0.8, abs=0.025)
+
+
+def test_questions_on_one_axis_make_a_curve(project: Path) -> None:
+    reciprocal = write_measured(project)
+    table = tiny_table()
+    rows = {**table.rows, "A, again": replace(table.rows["A"], name="A, again")}
+    questions = [
+        Question("After 50 steps?", "A, again", "B", point=Point("steps", 50)),
+        Question("After 100 steps?", "A", "B", point=Point("steps", 100)),
+        Question("In 7 passages?", "A", "B", point=Point("passages", 7)),  # a single point
+    ]
+    report = make_report([replace(table, rows=rows, questions=tuple(questions))])
+    [trend] = report["trends"]
+    assert (trend["axis"], trend["measure"], list(trend["rows"])) == ("steps", "MRR@10", ["A", "B"])
+    means = {row: [float(np.mean(values)) for values in of_seeds] for row, of_seeds in reciprocal.items()}
+    differences = np.subtract(means["A"], means["B"])
+    half = stats.t.ppf(0.975, 1) * differences.std(ddof=1) / math.sqrt(2)
+    assert trend["difference"] == [[at, pytest.approx(differences.mean()), pytest.approx(half)] for at in (50, 100)]
+    assert trend["rows"]["A"][0][:2] == [50, pytest.approx(np.mean(means["A"]))]
+    assert f"| 100 | {np.mean(means['A']):.4f} ± " in render_markdown(report)
+    page = render_html(report)
+    assert page.count("<svg") == 4  # rows, answers; values, difference
+    assert "MRR@10 by the steps" in page

@@ -87,12 +87,12 @@ def test_the_other_way_round_only_the_sign_changes() -> None:
 
 def test_equal_values_do_not_differ() -> None:
     a, _ = pair(9, seed=0)
-    assert compare(a, a) == (0, 0, 0, 1, 1)
+    assert compare(a, a) == (0, 0, 0, 1, 1, 0)
 
 
 def test_the_same_difference_everywhere() -> None:
     found = compare(np.array([1.0, 0.75, 0.5]), np.array([0.5, 0.25, 0.0]))
-    assert found == (0.5, 0.5, 0.5, 0, 2 / 8)
+    assert found == (0.5, 0.5, 0.5, 0, 2 / 8, 0)
 
 
 @pytest.mark.parametrize("count", [2, 3, 50])
