@@ -6,8 +6,12 @@ downloads resume. Existing files are skipped. Disk: 5 GB for passage, 9 GB for d
     bash download_data.sh                    # everything
     bash download_data.sh passage            # one of the two
     bash download_data.sh passage --models   # also the published checkpoints, with gdown
+    bash download_data.sh passage --runs     # only the published runs, with gdown, and the judgements
 
-download_data.sh finds a Python for this program. It needs no packages.
+--runs writes {data_root}/{passage,doc}/published_runs/{star,adore-star}/{dev,test}.rank.tsv, with official ids whatever
+ids the published files have. reproduce.py run ROW --from run and trec_eval.py --compare use them.
+
+download_data.sh finds a Python for this program. It needs no packages, except with --models and --runs.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from drhard.commands import command
 from drhard.downloads import (
     Manifest,
+    RemoteFile,
     download,
     download_checkpoint,
     forget_archive,
@@ -27,6 +33,7 @@ from drhard.downloads import (
     is_checkpoint,
     read_manifest,
 )
+from drhard.errors import InputError
 
 DATASETS = ("passage", "doc")
 HERE = Path(__file__).resolve().parent
@@ -38,10 +45,21 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("dataset", nargs="?", choices=DATASETS, help="one of the two (default: both)")
     parser.add_argument("--data_root", type=Path, default=Path("./data"), help="default: ./data")
-    parser.add_argument(
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
         "--models",
         action="store_true",
         help="also download the published checkpoints, into {data_root}/{passage,doc}/warmup and trained_models",
+    )
+    kind.add_argument(
+        "--runs",
+        action="store_true",
+        help="download only the published runs of the dev and test queries, and the judgements that measure them",
+    )
+    kind.add_argument(
+        "--train_runs",
+        action="store_true",
+        help="as --runs, but of the training queries: much larger, and of use only to choose hard negatives from",
     )
     parser.add_argument(
         "--manifest",
@@ -103,19 +121,23 @@ def main() -> None:
     args = parse_arguments()
     manifest = read_manifest(args.manifest)
     datasets = [args.dataset] if args.dataset else DATASETS
-    if args.models:
+    modes = ["train"] if args.train_runs else ["dev", "test"] if args.runs else []
+    if args.models or modes:
         import_gdown()  # if it is missing, fail now, not after hours of downloading
+    if modes:
+        for dataset in datasets:
+            fetch_runs(manifest, dataset, args.data_root / dataset, modes)
+        return
     for dataset in datasets:
-        fetch_files(manifest, dataset, args.data_root / dataset / "dataset")
+        files = [file for file in manifest.files if file.dataset == dataset]
+        fetch_files(manifest, files, args.data_root / dataset / "dataset")
     for dataset in datasets if args.models else ():
         fetch_checkpoints(manifest, dataset, args.data_root / dataset)
 
 
-def fetch_files(manifest: Manifest, dataset: str, folder: Path) -> None:
+def fetch_files(manifest: Manifest, files: Sequence[RemoteFile], folder: Path) -> None:
     progress = ProgressLine()
-    for file in manifest.files:
-        if file.dataset != dataset:
-            continue
+    for file in files:
         if not file.missing(folder):
             forget_archive(file, folder)
             print(f"Already exists: {', '.join(str(folder / name) for name in file.names)}")
@@ -141,6 +163,32 @@ def fetch_checkpoints(manifest: Manifest, dataset: str, folder: Path) -> None:
         print(f"Fetching {checkpoint.url}", flush=True)
         download_checkpoint(checkpoint, place)
         print(f"Wrote {place}")
+
+
+def fetch_runs(manifest: Manifest, dataset: str, folder: Path, modes: Sequence[str]) -> None:
+    """Fetch the runs of ``modes`` and their judgements."""
+    try:
+        from drhard.msmarco import CORPORA
+        from drhard.published_runs import fetch_run
+        from drhard.runs import run_path
+    except (ImportError, TypeError):  # of a Python without packages, or older than 3.11
+        raise InputError(
+            f"--runs needs Python 3.11 or later with the project's packages, and {sys.executable} lacks them; install "
+            "them as README.md says"
+        ) from None
+    judgements = [CORPORA[dataset].modes[mode].qrels or "" for mode in modes]
+    fetch_files(manifest, manifest.only(dataset, judgements), folder / "dataset")
+    for run in manifest.runs:
+        if run.dataset != dataset or run.mode not in modes:
+            continue
+        path = run_path(folder / run.folder, run.mode)
+        if path.exists():
+            print(f"Already exists: {path}")
+            continue
+        print(f"Fetching {run.url}", flush=True)
+        found = fetch_run(run, folder, path)
+        if found:
+            print(f"Wrote {path}; it had {found}", flush=True)
 
 
 if __name__ == "__main__":

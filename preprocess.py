@@ -11,7 +11,8 @@ import argparse
 import os
 from pathlib import Path
 
-from drhard.commands import command
+from drhard import processes
+from drhard.commands import shared_command
 from drhard.dataset import EMPTY_TEXTS, find_corpus
 from drhard.model_tokenizer import open_tokenizer
 from drhard.msmarco import CORPORA
@@ -45,7 +46,10 @@ def parse_arguments() -> argparse.Namespace:
         "--max_doc_character", type=COUNT, default=10000, help="maximum characters per document (10000)"
     )
     parser.add_argument(
-        "--threads", type=WORKERS, default=os.cpu_count(), help="number of processes (default: all cores)"
+        "--threads",
+        type=WORKERS,
+        default=max(1, (os.cpu_count() or 1) // processes.count_on_machine()),
+        help="number of workers that tokenize (default: all cores); under torchrun, of each process",
     )
     parser.add_argument(
         "--empty_texts",
@@ -56,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@command
+@shared_command
 def main() -> None:
     args = parse_arguments()
     root = args.data_root / DATA_TYPES[args.data_type]

@@ -130,11 +130,11 @@ def _fault_in_tar(member: tarfile.TarInfo) -> str:
     return "" if member.isreg() and not member.issparse() else "is not a plain file"
 
 
-def _fault_in_zip(member: zipfile.ZipInfo, most: int) -> str:
+def _fault_in_zip(member: zipfile.ZipInfo, most: int, purpose: str) -> str:
     if member.flag_bits & 1:
         return "is encrypted"
     if member.file_size > most:
-        return "is too large for a checkpoint"
+        return f"is too large for {purpose}"
     kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
     return "" if not member.is_dir() and kind in (0, stat.S_IFREG) else "is not a plain file"
 
@@ -170,8 +170,59 @@ def unpack_checkpoint(archive: Path, folder: Path, most: int = CHECKPOINT_MOST) 
                 _write_members(archive, in_tar, lambda member: _require_content(content.extractfile(member)), folder)
         elif zipfile.is_zipfile(packed):
             with zipfile.ZipFile(packed) as zipped:
-                in_zip = [(member.filename, _fault_in_zip(member, most), member) for member in zipped.infolist()]
+                in_zip = [
+                    (member.filename, _fault_in_zip(member, most, "a checkpoint"), member)
+                    for member in zipped.infolist()
+                ]
                 _write_members(archive, in_zip, zipped.open, folder)
+
+
+def unpack_in_place(path: Path, most: int) -> None:
+    """Replace a zip or tar archive by the only file in it, and a ``.gz``, ``.bz2`` or ``.xz`` by what it unpacks to.
+
+    The content decides what ``path`` is, not its name. Folders and hidden files do not count. Any other file is left as
+    it is.
+
+    Args:
+        most: the largest unpacked size, in bytes.
+
+    Raises:
+        InputError: as :func:`unpack`; or an archive holds several files, or none.
+    """
+    with _unpacking(path), open(path, "rb") as packed:
+        content = _decompressed(packed)
+        unpacked = _bounded(content, path, most)
+        if unpacked.read(512)[257:262] == b"ustar":
+            unpacked.seek(0)
+            with tarfile.open(fileobj=unpacked, mode="r:") as tar:
+                in_tar = [(member.name, _fault_in_tar(member), member) for member in tar if not member.isdir()]
+                _copy_only(path, in_tar, lambda member: _require_content(tar.extractfile(member)))
+        elif content is not packed:
+            unpacked.seek(0)
+            with write_whole_file(path) as file:
+                shutil.copyfileobj(unpacked, file, CHUNK)
+        elif zipfile.is_zipfile(packed):
+            with zipfile.ZipFile(packed) as zipped:
+                files = [member for member in zipped.infolist() if not member.is_dir()]
+                in_zip = [(member.filename, _fault_in_zip(member, most, "a run"), member) for member in files]
+                _copy_only(path, in_zip, zipped.open)
+
+
+def _copy_only(path: Path, members: Sequence[tuple[str, str, Any]], open_member: Callable[[Any], IO[bytes]]) -> None:
+    """Write the only one of ``members`` to ``path``.
+
+    Args:
+        members: the name of each, its fault or "", and the member itself.
+    """
+    hidden = (".", "__MACOSX")
+    wanted = [one for one in members if not any(part.startswith(hidden) for part in PurePosixPath(one[0]).parts)]
+    if len(wanted) != 1:
+        raise InputError(f"{path}: holds {len(wanted)} files; put the one that is wanted in its place")
+    [(name, fault, member)] = wanted
+    if fault:
+        raise InputError(f"{path}: cannot be unpacked ({name} {fault}); remove it")
+    with open_member(member) as source, write_whole_file(path) as file:
+        shutil.copyfileobj(source, file, CHUNK)
 
 
 def _decompressed(packed: IO[bytes]) -> IO[bytes]:

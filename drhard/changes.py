@@ -39,7 +39,7 @@ def find_changes(table: Table, pair: Sequence[Sequence[MeasuredTrial]], judged: 
     key, measure = next(iter(table.measures.items()))
     row, than = (np.mean([trial.queries[key] for trial in trials], axis=0) for trials in pair)
     gains = row - than
-    grades = judged.get(measure.mode, {})
+    grades = judged.get(table.qrels[measure.mode], {})
     qids = _find_ids([trials[0] for trials in pair], list(grades), len(gains))
     order = np.argsort(-gains, kind="stable")
     best = [place for place in order[:SHOWN] if gains[place] > 0]

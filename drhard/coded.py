@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Protocol
 
-from drhard.codes import Codes
+from drhard.codes import GROUP, CodedBlock, Codes
 from drhard.index import NO_ROWS
 from drhard.rounded import RoundedQueries
 from drhard.sieve import Sieve, least_score, order_by_score
@@ -20,6 +20,9 @@ import torch
 
 SECOND_PART = 3  # the queries are coded in two parts once this many times k documents are kept for each
 TOO_MANY = 12  # and the search is given up once this many are
+# The second part is multiplied only with the documents that the first part leaves, once a search has seen so many times
+# k documents for each query of a group. Before that, too many are left. A GPU multiplies faster than it picks them out.
+SIFTED = 64
 AGAIN = 1 << 14  # documents of a memmap to score again at a time
 AGAIN_ON_GPU = 1 << 18
 
@@ -102,6 +105,53 @@ class DeviceVectors:
         return scores
 
 
+class QueryGroup:
+    """Queries that are multiplied together, and the documents that may be among their best.
+
+    Args:
+        queries: (Q, dim) float32.
+        k: how many documents are searched for each.
+        mean: (dim,) float32, that of the codes.
+        parts: 1 or 2: with how many parts the queries are coded, where int8 is fast.
+    """
+
+    def __init__(self, queries: torch.Tensor, k: int, mean: torch.Tensor, parts: int):
+        self.queries, self.sieve = queries, Sieve(len(queries), k, queries.device)
+        self._mean, self._first = mean, RoundedQueries(queries, mean, parts=1)
+        self._second: RoundedQueries | None = None
+        on_cpu = queries.device.type == "cpu"
+        self._sift_from = SIFTED * k * len(queries) if on_cpu else math.inf
+        if parts == 2:
+            self.add_second_part()
+
+    def add_second_part(self) -> None:
+        """Code the queries in two parts from now on, if they are coded."""
+        both = RoundedQueries(self.queries, self._mean, parts=2)
+        self._second = both if both.parts == 2 else None
+
+    def look_through(self, rows: torch.Tensor, block: CodedBlock, absent: torch.Tensor | None, seen: int) -> None:
+        """Keep the documents of a tile that may be among the best.
+
+        Args:
+            rows: (B,) int64.
+            absent: places in the tile that are left out.
+            seen: the number of documents before.
+        """
+        products = self._first.multiply(block.values)
+        sifted = self._second is not None and seen >= self._sift_from
+        if self._second is not None and not sifted:
+            products = self._second.multiply(block.values, products)
+        if absent is not None:
+            products[absent] = least_score(products.dtype)
+        if self._second is None or not sifted:
+            self.sieve.add(products, rows, (self._second or self._first).bounds(block))
+            return
+        places = self.sieve.sift(products, self._first.bounds(block))
+        if len(places):
+            products = self._second.multiply(block.values[places], products[places])
+            self.sieve.add(products, rows[places], self._second.bounds(block), places // GROUP)
+
+
 class CodedSearch:
     """Search by codes.
 
@@ -133,24 +183,22 @@ class CodedSearch:
             progress: is called with the number of documents, tile by tile.
         """
         size = math.ceil(len(queries) / math.ceil(len(queries) / self._query_rows))  # nearly equal groups
-        groups = queries.split(size)
-        rounded = [RoundedQueries(group, self._codes.mean, self._parts) for group in groups]
-        sieves = [Sieve(len(group), k, queries.device) for group in groups]
+        groups = [QueryGroup(group, k, self._codes.mean, self._parts) for group in queries.split(size)]
+        seen = 0
         for rows, block in self._codes.tiles(max(1, self._tile_scores // size)):
             absent = torch.isin(rows, self._left_out).nonzero()[:, 0] if len(self._left_out) else None
-            for group, sieve in zip(rounded, sieves, strict=True):
-                found = group.multiply(block.values)
-                if absent is not None:
-                    found[absent] = least_score(found.dtype)
-                sieve.add(found, rows, group.slope(block), group.offset, group.width(block))
-            kept = sum(sieve.kept for sieve in sieves)
+            for group in groups:
+                group.look_through(rows, block, absent, seen)
+            kept = sum(group.sieve.kept for group in groups)
             if kept > TOO_MANY * k * len(queries):
                 return None
             if kept > SECOND_PART * k * len(queries) and self._parts == 1:
                 self._parts = 2
-                rounded = [RoundedQueries(group, self._codes.mean, self._parts) for group in groups]
+                for group in groups:
+                    group.add_second_part()
+            seen += len(rows)
             progress(len(rows))
-        best = [self._score_again(group, sieve, k) for group, sieve in zip(groups, sieves, strict=True)]
+        best = [self._score_again(group.queries, group.sieve, k) for group in groups]
         scores, found_rows = (torch.cat(parts) for parts in zip(*best, strict=True))
         return scores, found_rows
 

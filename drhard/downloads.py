@@ -15,7 +15,7 @@ import ssl
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -34,6 +34,7 @@ from drhard.hub import CONFIG_FILE, WEIGHTS_FILES
 
 log = logging.getLogger(__name__)
 
+DRIVE = "https://drive.google.com"
 WAITS = (1, 2, 4, 8, 16)  # seconds
 TIMEOUT = 60  # seconds without a byte
 UNPACKED = 3.5  # times the packed size, a safe estimate: MS MARCO's 8.4 GB of documents unpack to 22 GB
@@ -88,17 +89,46 @@ class RemoteCheckpoint:
     @property
     def url(self) -> str:
         """The address for a browser."""
-        kind = "file/d" if self.is_archive else "drive/folders"
-        return f"https://drive.google.com/{kind}/{self.drive_id}"
+        return _drive_file(self.drive_id) if self.is_archive else f"{DRIVE}/drive/folders/{self.drive_id}"
+
+
+@dataclass(frozen=True)
+class RemoteRun:
+    """A published run on Google Drive: a file."""
+
+    dataset: str
+    folder: str  # its place in {data_root}/{dataset}
+    mode: str  # whose queries it ranks for
+    drive_id: str
+
+    @property
+    def url(self) -> str:
+        """The address for a browser."""
+        return _drive_file(self.drive_id)
+
+
+def _drive_file(drive_id: str) -> str:
+    return f"{DRIVE}/file/d/{drive_id}"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files and checkpoints to fetch, and the request headers for each host."""
+    """What to fetch, and the request headers for each host.
+
+    Attributes:
+        judgements: files that are members of larger archives in ``files``, for whoever needs no more.
+    """
 
     files: list[RemoteFile]
+    judgements: list[RemoteFile]
     checkpoints: list[RemoteCheckpoint]
+    runs: list[RemoteRun]
     headers: dict[str, dict[str, str]]
+
+    def only(self, dataset: str, names: Iterable[str]) -> list[RemoteFile]:
+        """Return the files to download that become some of ``names`` and nothing else."""
+        files = [file for file in (*self.files, *self.judgements) if file.dataset == dataset]
+        return [file for file in files if set(file.names) <= set(names)]
 
     def headers_for(self, url: str) -> dict[str, str]:
         """Return the extra headers for a request to ``url``."""
@@ -112,17 +142,21 @@ def read_manifest(path: Path) -> Manifest:
         InputError: the manifest is missing or malformed, or a file name, url or md5 in it is not valid.
     """
     hint = "--manifest names a file like data/downloads.json"
-    content = read_object(path, {"files": list, "checkpoints": list, "headers": dict}, hint)
+    required = {"files": list, "checkpoints": list, "headers": dict}
+    content = read_object(path, required, hint, {"judgements": list, "runs": list})
     try:
-        files = [_remote_file(entry) for entry in content["files"]]
+        files, judgements = (
+            [_remote_file(entry) for entry in content.get(name, [])] for name in ("files", "judgements")
+        )
         checkpoints = [_remote_checkpoint(entry) for entry in content["checkpoints"]]
+        runs = [_remote_run(entry) for entry in content.get("runs", [])]
         for headers in content["headers"].values():
             _require(isinstance(headers, dict), "set of headers", headers)
             for name, text in headers.items():
                 _require(_matches(r"[\w-]+", name) and _matches("[ -~]*", text), "header", {name: text})
     except _Unfit as error:
         raise InputError(f"{path}: {error}; {hint}") from None
-    return Manifest(files, checkpoints, content["headers"])
+    return Manifest(files, judgements, checkpoints, runs, content["headers"])
 
 
 class _Unfit(ValueError):
@@ -152,10 +186,21 @@ def _remote_file(entry: Any) -> RemoteFile:
 def _remote_checkpoint(entry: Any) -> RemoteCheckpoint:
     is_archive = isinstance(entry, dict) and "drive_file" in entry
     dataset, folder, drive_id = _values(entry, "dataset", "folder", "drive_file" if is_archive else "drive_folder")
+    _check_place(dataset, folder, drive_id)
+    return RemoteCheckpoint(dataset, folder, drive_id, is_archive)
+
+
+def _remote_run(entry: Any) -> RemoteRun:
+    dataset, folder, mode, drive_id = _values(entry, "dataset", "folder", "mode", "drive_file")
+    _check_place(dataset, folder, drive_id)
+    _require(mode in ("train", "dev", "test"), "mode", mode)
+    return RemoteRun(dataset, folder, mode, drive_id)
+
+
+def _check_place(dataset: Any, folder: Any, drive_id: Any) -> None:
     _require(dataset in ("passage", "doc"), "dataset", dataset)
     _require(_matches(f"{_NAME}(/{_NAME})*", folder), "folder", folder)
     _require(_matches(r"[\w-]+", drive_id), "id on Google Drive", drive_id)
-    return RemoteCheckpoint(dataset, folder, drive_id, is_archive)
 
 
 def _values(entry: Any, *names: str) -> list[Any]:
@@ -414,7 +459,7 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
         unfinished = partial_path(folder)
         unfinished.mkdir(exist_ok=True)
         archive = folder.with_name(f"{folder.name}.archive")
-        with _google_drive(checkpoint, folder):
+        with _google_drive(checkpoint.url, folder, "into"):
             if checkpoint.is_archive:
                 gdown.download(id=checkpoint.drive_id, output=str(archive), resume=True)
             else:
@@ -438,18 +483,36 @@ def download_checkpoint(checkpoint: RemoteCheckpoint, folder: Path) -> None:
         archive.unlink(missing_ok=True)
 
 
+def download_run(run: RemoteRun, path: Path) -> None:
+    """Download a published run, as it is, from Google Drive to ``path`` with gdown, which resumes it.
+
+    Raises:
+        InputError: gdown is missing or fails.
+    """
+    gdown = import_gdown()
+    with _google_drive(run.url, path, "as"):
+        gdown.download(id=run.drive_id, output=str(path), resume=True)
+        if not path.is_file():
+            raise RuntimeError("it downloaded nothing")
+
+
 @contextmanager
-def _google_drive(checkpoint: RemoteCheckpoint, folder: Path) -> Iterator[None]:
-    """Turn every error of gdown, and of the packages it uses, into an InputError."""
+def _google_drive(url: str, path: Path, preposition: str) -> Iterator[None]:
+    """Turn every error of gdown, and of the packages it uses, into an InputError.
+
+    Args:
+        path: where the download goes.
+        preposition: "into" a folder, or "as" a file.
+    """
     try:
-        with disk_faults(folder):
+        with disk_faults(path):
             yield
     except (InputError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{checkpoint.url}: gdown cannot download it ({shorten(error) or type(error).__name__}); Google Drive "
-            f"refuses popular files at times: try again in some hours, or download it with a browser into {folder}"
+            f"{url}: gdown cannot download it ({shorten(error) or type(error).__name__}); Google Drive refuses popular "
+            f"files at times: try again in some hours, or download it with a browser {preposition} {path}"
         ) from None
 
 
@@ -483,10 +546,10 @@ def _is_whole(weights: Path) -> bool:
 def import_gdown() -> ModuleType:
     """Import gdown. Raises InputError if it is not installed."""
     try:
-        import gdown  # imported here: only checkpoints need it, and files must download without any package
+        import gdown  # imported here: only checkpoints and runs need it, and files must download without any package
     except ImportError:
         raise InputError(
-            f"--models needs the package gdown, which {sys.executable} lacks; install it: {sys.executable} -m pip "
+            f"Google Drive needs the package gdown, which {sys.executable} lacks; install it: {sys.executable} -m pip "
             "install gdown"
         ) from None
     return gdown

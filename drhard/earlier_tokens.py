@@ -39,7 +39,7 @@ class EarlierTokens(NamedTuple):
     def rows(self) -> Rows:
         """Return the rows as a worker returns those that it has written."""
         assert self.tokens.max_token_id is not None
-        return Rows(self.ids, self.tokens.lengths, self.tokens.max_token_id, [], self.tokens.empty.tolist())
+        return Rows(0, self.ids, self.tokens.lengths, self.tokens.max_token_id, [], self.tokens.empty.tolist())
 
     def left_out(self) -> set[int]:
         """Return the ids of the passages that have no row, since their texts are empty."""

@@ -91,10 +91,8 @@ def claim_partial(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def sole_writer(folder: str | Path, target: Path | None = None) -> Iterator[BinaryIO]:
+def sole_writer(folder: str | Path, target: Path | None = None) -> Iterator[None]:
     """Make ``folder`` if it is missing, and lock out other writers until the block ends.
-
-    Yields the locked file. The lock lasts as long as any process has this file open.
 
     Args:
         target: the path to name in errors; by default ``folder``.
@@ -104,9 +102,9 @@ def sole_writer(folder: str | Path, target: Path | None = None) -> Iterator[Bina
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder / LOCK_FILE, target or folder) as lock:
+    with claim(folder / LOCK_FILE, target or folder):
         try:
-            yield lock
+            yield
         finally:
             (folder / LOCK_FILE).unlink(missing_ok=True)
 
@@ -371,6 +369,13 @@ def sync(path: Path) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)
+
+
+def write_at(descriptor: int, data: memoryview, place: int) -> None:
+    """Write all bytes of ``data`` into an open file, from byte ``place``."""
+    while data:
+        written = os.pwrite(descriptor, data, place)
+        data, place = data[written:], place + written
 
 
 def digest_file(path: str | Path) -> str:

@@ -15,6 +15,7 @@ from drhard.files import check_fields, digest_file, read_lines, read_object, wri
 from drhard.hub import CONFIG_FILE
 from drhard.metrics import Coverage, measure_queries, parse_measures
 from drhard.model_folder import load_encoder
+from drhard.msmarco import find_source_file
 from drhard.pretrained import find_weights_files
 from drhard.qrels import read_grades
 from drhard.recipes import Table, Trial
@@ -32,7 +33,7 @@ RECORD = {"runs": dict, "queries": dict, "curves": dict}
 DETAILS = {"ranks": list, "tops": dict}  # which older records lack
 AGAIN = "delete it, and run the row again"
 
-Judged = dict[str, dict[str, dict[str, int]]]  # mode -> query -> document -> grade
+Judged = dict[Path, dict[str, dict[str, int]]]  # file of judgements -> query -> document -> grade
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,12 @@ class MeasuredTrial:
 
 
 def read_judged(table: Table) -> Judged:
-    """Return the judgements of each mode whose file exists."""
-    return {mode: read_grades(path) for mode, path in table.qrels.items() if path.exists()}
+    """Return the judgements by which the runs of a table are measured, of each file that exists, gzipped or not."""
+    trials = [trial for row in table.rows.values() for of in row.trials.values() for trial in of]
+    theirs = [trial.qrels for trial in trials if trial.qrels and trial.has_runs]
+    paths = {path for qrels in (table.qrels, *theirs) for path in qrels.values()}
+    found = {path: find_source_file(path.parent, path.name) for path in sorted(paths)}
+    return {path: read_grades(file) for path, file in found.items() if file is not None}
 
 
 def find_measured(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial | None:
@@ -162,7 +167,7 @@ def _check_record(table: Table, name: str, record: dict[str, Any]) -> MeasuredTr
 
 def _measure_runs(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial | None:
     """Measure the runs of a trial; return None if one is missing, or if its model has other weights now."""
-    if not all(path.exists() for path in trial.runs.values()) or not _made_by_its_model(trial):
+    if not trial.has_runs or not _made_by_its_model(trial):
         return None
     return _measure(table, trial, judged)
 
@@ -170,17 +175,20 @@ def _measure_runs(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial |
 def _measure(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial:
     queries: dict[str, np.ndarray] = {}
     found: dict[str, tuple[int, list[str]]] = {}
+    qrels_of = trial.qrels or table.qrels
     first = next(iter(table.measures.values())).mode
     for mode, path in trial.runs.items():
-        if mode not in judged:
-            raise InputError(f"{table.qrels[mode]}: no such file, but {path} exists; run preprocess.py")
+        qrels = qrels_of[mode]
+        if qrels not in judged:
+            way_out = f"run {'preprocess.py' if trial.qrels is None else trial.steps[-1].command}"
+            raise InputError(f"{qrels}: no such file, but {path} exists; {way_out}")
         keys = {key: measure for key, measure in table.measures.items() if measure.mode == mode}
         measures = parse_measures([measure.measure for measure in keys.values()])
-        coverage = Coverage(path, table.qrels[mode], judged[mode])
+        coverage = Coverage(path, qrels, judged[qrels])
         rankings = coverage.count(read_rankings(path))
         if mode == first:
-            rankings = _note(rankings, judged[mode], found)
-        values = measure_queries(measures, rankings, judged[mode])
+            rankings = _note(rankings, judged[qrels], found)
+        values = measure_queries(measures, rankings, judged[qrels])
         coverage.check()
         if coverage.missing:
             log.warning("%s", coverage)
@@ -191,8 +199,8 @@ def _measure(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial:
         runs={mode: _identify(path) for mode, path in trial.runs.items()},
         queries=queries,
         curves=_read_curves(trial.log_dir) if trial.log_dir and trial.log_dir.is_dir() else {},
-        ranks=np.array([found[qid][0] if qid in found else 0 for qid in judged[first]], dtype=np.int64),
-        tops={qid: found[qid][1] if qid in found else [] for qid in judged[first]},
+        ranks=np.array([found[qid][0] if qid in found else 0 for qid in judged[qrels_of[first]]], dtype=np.int64),
+        tops={qid: found[qid][1] if qid in found else [] for qid in judged[qrels_of[first]]},
     )
 
 

@@ -4,24 +4,28 @@ import gzip
 import logging
 import os
 import re
+import uuid
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from drhard import processes
 from drhard.collection import Collection
 from drhard.dataset import START, digest_parts, end_of, names_of, read_import
 from drhard.earlier_tokens import EarlierTokens, find_earlier_tokens
 from drhard.errors import InputError
 from drhard.files import (
     decode_line,
+    disk_faults,
     read_lines,
     sole_writer,
+    sync,
     write_json,
-    write_whole,
     write_whole_file,
     write_whole_text,
 )
@@ -40,6 +44,9 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+# Processes take so many rows at a time. For any width, these are whole pages of memory, also those of 64 KiB: machines
+# that write parts of one page could undo each other's writes, as NFS works.
+TASK_ROWS = 1 << 14
 TOKEN_DTYPE = np.dtype(np.int32)
 BATCH_BYTES = 1 << 18  # text for a worker at a time: a few hundred passages, or one long document
 BATCH_TOKENS = 1 << 24  # the largest size of a batch's rows: rows times width
@@ -61,6 +68,25 @@ class Lengths:
         COUNT.check("the characters of a document", self.doc_characters)
 
 
+class _Judged(NamedTuple):
+    """The judgements of a mode."""
+
+    path: Path
+    judgements: list[Judgement]
+
+    def qids(self) -> set[int]:
+        return {judgement.qid for judgement in self.judgements}
+
+
+class _Tokens(NamedTuple):
+    """The tokens of a source, which lie in a file of their own. Only the first process knows all rows."""
+
+    source: Source
+    path: Path
+    rows: Rows
+    left_out: set[int]  # ids of empty texts that were skipped
+
+
 class _Written(NamedTuple):
     """The ids of a token memmap that was written."""
 
@@ -74,6 +100,7 @@ class _Job:
     """What the files of a folder have in common."""
 
     folder: Path
+    scratch: Path  # a folder inside
     pool: ProcessPoolExecutor
     workers: int
     tokenizer: str  # the digest of the tokenizer
@@ -115,12 +142,16 @@ def preprocess(
     content = read_import(root / "dataset") if corpus.names else None
     collection, queries, qrels = _find_sources(corpus, root / "dataset")
     # Check everything that can be checked before the long work.
-    judged = {mode: list(read_judgements(path, corpus.pid_prefix)) for mode, path in qrels.items()}
+    judged = {mode: _Judged(path, list(read_judgements(path, corpus.pid_prefix))) for mode, path in qrels.items()}
     empty_texts, target = empty_texts or corpus.empty_texts, target or root / "preprocess"
     prompts, characters = tokenizer.prompts, lengths.doc_characters
     source = Source(collection, PASSAGES, corpus.parse, prompts["passage"], characters, lengths.doc_tokens)
     made_from = {} if content is None else _describe(content, source, empty_texts)
-    with sole_writer(target) as lock, prepare_growth(prepared_in(target)) as folder:
+    sizes = {path.name: path.stat().st_size for path in (collection, *queries.values(), *qrels.values())}
+    settings = [sizes, *astuple(lengths), empty_texts, made_from, dict(prompts), tokenizer.digest()]
+    processes.require_same(settings, "texts, tokenizers or flags")
+    processes.require_shared(target)
+    with _open_folder(target) as (folder, scratch):
         earlier = None
         if content is not None and collection.suffix != ".gz":  # in which no passage can be found by its offset
             expected = made_from | _describe_tokens(source, tokenizer)
@@ -128,24 +159,38 @@ def preprocess(
             source = source._replace(
                 start=START if earlier is None else earlier.end, end=end_of(content["parts"]).bytes
             )
+        processes.require_same(list(source.start), f"tokens in {target}")
         workers = min(workers, 1 + source.size() // BATCH_BYTES)
-        with open_pool(workers, tokenizer, lock, folder) as pool:
-            job = _Job(folder, pool, workers, tokenizer.digest(), empty_texts, corpus.names, made_from)
-            documents = _write_tokens(job, source, None, earlier)
-            write_ids(Collection(folder).pids_path, documents.ids)
-            row_of_pid = _RowLookup(documents.ids)
+        with open_pool(workers, tokenizer) as pool:
+            job = _Job(folder, scratch, pool, workers, tokenizer.digest(), empty_texts, corpus.names, made_from)
+            documents = _tokenize(job, source, None)
+            asked = {}
             for mode, path in queries.items():
                 source = Source(path, query_name(mode), parse_query, prompts["query"], None, lengths.query_tokens)
-                asked = _write_tokens(job, source, {one.qid for one in judged[mode]} if mode in judged else None)
-                write_ids(Collection(folder).qids_path(mode), asked.ids)
-                if mode in judged:
-                    rows = _judged_rows(judged[mode], qrels[mode], asked, documents, _RowLookup(asked.ids), row_of_pid)
-                    _write_qrels(Collection(folder).qrels_path(mode), judged[mode], *rows)
-        if earlier is None:
-            _publish(folder, target)
-        else:
-            _append(folder, target, earlier, len(documents.ids))
+                asked[mode] = _tokenize(job, source, judged[mode].qids() if mode in judged else None)
+            rows = processes.first_value(lambda: _write_folder(job, documents, asked, judged, earlier))
+        processes.first_value(
+            lambda: _publish(folder, target) if earlier is None else _append(folder, target, earlier, rows)
+        )
     return [target / f"{name}.memmap" for name in (PASSAGES, *map(query_name, queries))]
+
+
+@contextmanager
+def _open_folder(target: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield a folder for new files, which the first process prepares, and a folder inside that is of this run alone.
+
+    Processes of an earlier run may still end: what they write does not get into the second folder.
+    """
+    with ExitStack() as stack:
+
+        def prepare() -> str:
+            stack.enter_context(sole_writer(target))
+            scratch = stack.enter_context(prepare_growth(prepared_in(target))) / uuid.uuid4().hex
+            scratch.mkdir()
+            return scratch.name
+
+        name = processes.first_value(prepare)
+        yield prepared_in(target), prepared_in(target) / name
 
 
 def _describe(content: Mapping[str, Any], source: Source, empty_texts: str) -> dict[str, Any]:
@@ -161,6 +206,31 @@ def _describe(content: Mapping[str, Any], source: Source, empty_texts: str) -> d
 def _describe_tokens(source: Source, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the meta of the tokens of a source says of how they are made."""
     return {"embedding_size": source.width, "tokenizer": tokenizer.digest(), "prompt": source.prompt}
+
+
+def _write_folder(
+    job: _Job,
+    documents: _Tokens,
+    asked: Mapping[str, _Tokens],
+    judged: Mapping[str, _Judged],
+    earlier: EarlierTokens | None,
+) -> int:
+    """Write the files of the passages and of the queries ``asked`` in each mode. Return the number of passages.
+
+    Args:
+        documents: those that are not in ``earlier``.
+    """
+    known = _write_tokens(job, documents, earlier)
+    write_ids(Collection(job.folder).pids_path, known.ids)
+    row_of_pid = _RowLookup(known.ids)
+    for mode, tokens in asked.items():
+        queries = _write_tokens(job, tokens)
+        write_ids(Collection(job.folder).qids_path(mode), queries.ids)
+        if mode in judged:
+            rows = _judged_rows(judged[mode], queries, known, _RowLookup(queries.ids), row_of_pid)
+            _write_qrels(Collection(job.folder).qrels_path(mode), judged[mode].judgements, *rows)
+    job.scratch.rmdir()
+    return len(known.ids)
 
 
 def _find_sources(corpus: Corpus, dataset: Path) -> tuple[Path, dict[str, Path], dict[str, Path]]:
@@ -240,29 +310,30 @@ def _meta_last(name: str | Path) -> int:
     return str(name).endswith("_meta") + str(name).endswith(f"{PASSAGES}_meta")
 
 
-def _write_tokens(job: _Job, source: Source, keep: set[int] | None, earlier: EarlierTokens | None = None) -> _Written:
-    """Tokenize one file into ``{name}.memmap``, ``{name}_length.npy`` and ``{name}_meta``.
+def _write_tokens(job: _Job, tokens: _Tokens, earlier: EarlierTokens | None = None) -> _Written:
+    """Write ``{name}.memmap``, ``{name}_length.npy`` and ``{name}_meta`` of one file.
 
     Args:
-        keep: the ids of the texts to keep; None for all.
         earlier: the rows to which these are appended. The memmap and the file of the official ids get only the new
             ones, the other files all.
     """
-    with write_whole(job.folder / f"{source.name}.memmap") as memmap:
-        parts, left_out = _tokenized(job, source, memmap, keep)
-        empty = [number for part in parts for number in part.empty]
-        if empty and job.empty_texts == "refuse":
-            raise InputError(_about_empty(source.path, empty))
-        if not (parts or earlier):
-            what = "none of its queries is judged; check the qrels" if keep is not None else "holds no text"
-            raise InputError(f"{source.path}: {what}")
-        rows = _join(parts, earlier)
-        _refuse_duplicates(rows.ids, source)
+    source, left_out = tokens.source, tokens.left_out
+    empty = tokens.rows.empty
+    if empty and job.empty_texts == "refuse":
+        raise InputError(_about_empty(source.path, empty))
+    if not (len(tokens.rows.ids) or earlier):
+        what = "holds no text" if source.name == PASSAGES else "none of its queries is judged; check the qrels"
+        raise InputError(f"{source.path}: {what}")
+    rows = _join(tokens.rows, earlier)
+    _refuse_duplicates(rows.ids, source)
     if empty or left_out:
         done = f"kept {len(empty)} empty texts" if empty else f"skipped {len(left_out)} empty texts"
         log.warning("%s: %s", source.path, done)
     if earlier is not None:
         left_out |= earlier.left_out()
+    with disk_faults(tokens.path):
+        sync(tokens.path)
+        os.replace(tokens.path, job.folder / tokens.path.name)
     with write_whole_file(job.folder / f"{source.name}_length.npy") as file:
         np.save(file, rows.lengths)
     meta: dict[str, Any] = {"type": TOKEN_DTYPE.name, "total_number": len(rows.ids), "embedding_size": source.width}
@@ -278,15 +349,14 @@ def _write_tokens(job: _Job, source: Source, keep: set[int] | None, earlier: Ear
     return _Written(rows.ids, left_out, source.path)
 
 
-def _join(parts: Sequence[Rows], earlier: EarlierTokens | None) -> Rows:
-    """Return all rows as one part, those of ``earlier`` first. It has no line numbers of empty texts."""
-    first = 0 if earlier is None else len(earlier.ids)
-    empty_rows = [first + row for part in parts for row in part.empty_rows]
-    if earlier is not None:
-        parts = [earlier.rows(), *parts]
-        empty_rows = parts[0].empty_rows + empty_rows
-    ids, lengths = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
-    return Rows(ids, lengths, max(part.max_token_id for part in parts), [], empty_rows)
+def _join(new: Rows, earlier: EarlierTokens | None) -> Rows:
+    """Return the rows of ``earlier`` and, behind them, the new ones. It has no line numbers of empty texts."""
+    if earlier is None:
+        return new
+    old = earlier.rows()
+    ids, lengths = (np.concatenate(arrays) for arrays in ((old.ids, new.ids), (old.lengths, new.lengths)))
+    empty_rows = old.empty_rows + [len(old.ids) + row for row in new.empty_rows]
+    return Rows(0, ids, lengths, max(old.max_token_id, new.max_token_id), [], empty_rows)
 
 
 def _write_names(job: _Job, source: Source, ids: np.ndarray, earlier: EarlierTokens | None) -> None:
@@ -298,16 +368,28 @@ def _write_names(job: _Job, source: Source, ids: np.ndarray, earlier: EarlierTok
     copy_names(names, ids[first:], job.folder / source.name, before)
 
 
-def _tokenized(job: _Job, source: Source, memmap: Path, keep: set[int] | None) -> tuple[list[Rows], set[int]]:
-    """Have the workers write the rows of ``memmap``.
+class _Placed(NamedTuple):
+    """A batch for a worker."""
 
-    Returns:
-        The result of each batch in line order, and the ids of empty texts that were skipped.
+    batch: Batch
+    position: int  # of the end of its lines, as :class:`_Chosen` has it
+
+
+def _tokenize(job: _Job, source: Source, keep: set[int] | None) -> _Tokens:
+    """Have the workers of all processes write the tokens of one file.
+
+    Each process reads all lines and has its own workers tokenize some of them. A gzipped file cannot be read otherwise,
+    and so each process knows the row and the number of each line.
+
+    Args:
+        keep: the ids of the texts to keep; None for all.
     """
+    path = job.scratch / f"{source.name}.memmap"
     parts: list[Rows] = []
     left_out: set[int] = set()
     pending: deque[tuple[Future[Rows], int]] = deque()
     size = source.size()
+    processes.first_value(path.touch)
     with tqdm(total=size, unit="B", unit_scale=True, desc=source.name, smoothing=0.1) as bar:
 
         def take_first() -> None:
@@ -315,18 +397,45 @@ def _tokenized(job: _Job, source: Source, memmap: Path, keep: set[int] | None) -
             parts.append(future.result())
             bar.update(position - bar.n)
 
-        row = 0
-        for chosen in _read(source, keep, job.empty_texts == "skip"):
-            left_out.update(chosen.left_out)
-            for batch in _batches(chosen, source, memmap, row):
-                pending.append((job.pool.submit(tokenize, batch), chosen.position))
+        with processes.share_tasks() as tasks, disk_faults(path):
+            chosen = _read(source, keep, job.empty_texts == "skip", left_out)
+            for batch, position in _own_batches(_batches(chosen, source, path), tasks):
+                pending.append((job.pool.submit(tokenize, batch), position))
                 while len(pending) > 4 * job.workers:  # bounds the text in memory
                     take_first()
-            row += len(chosen.lines)
-        while pending:
-            take_first()
+            while pending:
+                take_first()
         bar.update(size - bar.n)
-    return parts, left_out
+    return _Tokens(source, path, _collect(parts), left_out)
+
+
+def _own_batches(batches: Iterable[_Placed], tasks: Iterator[int]) -> Iterator[_Placed]:
+    """Yield the batches that this process tokenizes: those in one of its ``tasks`` of :data:`TASK_ROWS` rows."""
+    own = next(tasks, None)
+    for placed in batches:
+        task = placed.batch.first_row // TASK_ROWS
+        if own is not None and task > own:
+            own = next(tasks, None)
+        if own is None:  # another process failed
+            return
+        if task == own:
+            yield placed
+
+
+def _collect(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all processes as one part, in the first process."""
+    starts = np.array([part.first_row for part in parts], dtype=np.int64)
+    counts = np.array([len(part.ids) for part in parts], dtype=np.int64)
+    ids = np.concatenate([np.empty(0, dtype=np.int64), *(part.ids for part in parts)])
+    lengths = np.concatenate([np.empty(0, dtype=np.int32), *(part.lengths for part in parts)])
+    empty = [place for part in parts for place in zip(part.empty_rows, part.empty, strict=True)]
+    arrays = (starts, counts, ids, lengths, np.array(empty, dtype=np.int64).reshape(-1, 2))
+    starts, counts, ids, lengths, places = map(processes.collect, arrays)
+    rows = np.arange(len(ids)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    ids[rows], lengths[rows] = ids.copy(), lengths.copy()
+    largest = max(processes.gather_numbers(max((part.max_token_id for part in parts), default=0)))
+    empty_rows, lines = places[np.argsort(places[:, 0])].T.tolist()
+    return Rows(0, ids, lengths, largest, lines, empty_rows)
 
 
 class _Chosen(NamedTuple):
@@ -334,12 +443,15 @@ class _Chosen(NamedTuple):
 
     numbers: Sequence[int]  # line number of each line
     lines: list[bytes]
-    left_out: list[int]  # ids of empty texts
     position: int  # bytes of the source read so far, from its start
 
 
-def _read(source: Source, keep: set[int] | None, skip_empty: bool) -> Iterator[_Chosen]:
-    """Read a source part by part. Choose the lines whose id is in ``keep``; None for all."""
+def _read(source: Source, keep: set[int] | None, skip_empty: bool, left_out: set[int]) -> Iterator[_Chosen]:
+    """Read a source part by part. Choose the lines whose id is in ``keep``; None for all.
+
+    Args:
+        left_out: gets the ids of the empty texts that are skipped.
+    """
     number = source.start.lines
     with open(source.path, "rb") as raw:
         raw.seek(source.start.bytes)
@@ -354,37 +466,42 @@ def _read(source: Source, keep: set[int] | None, skip_empty: bool) -> Iterator[_
             if not lines:
                 return
             numbers: Sequence[int] = range(number + 1, number + 1 + len(lines))
-            left_out: list[int] = []
             number += len(lines)
             if keep is not None or skip_empty:
-                numbers, lines, left_out = _choose(source, zip(numbers, lines, strict=True), keep, skip_empty)
-            yield _Chosen(numbers, lines, left_out, raw.tell() - source.start.bytes)
+                numbered = zip(numbers, lines, strict=True)
+                numbers, lines = _choose(source, numbered, keep, left_out if skip_empty else None)
+            yield _Chosen(numbers, lines, raw.tell() - source.start.bytes)
 
 
 def _choose(
-    source: Source, numbered: Iterable[tuple[int, bytes]], keep: set[int] | None, skip_empty: bool
-) -> tuple[list[int], list[bytes], list[int]]:
-    """Return the fields of :class:`_Chosen`, but for the last, for lines with their numbers."""
-    numbers, lines, left_out = [], [], []
+    source: Source, numbered: Iterable[tuple[int, bytes]], keep: set[int] | None, left_out: set[int] | None
+) -> tuple[list[int], list[bytes]]:
+    """Return the numbers and the lines that are chosen. ``left_out`` gets the ids of empty texts; None keeps them."""
+    numbers, lines = [], []
     for number, line in numbered:
         if keep is not None and _qid(line, source.path, number) not in keep:
             continue
-        if skip_empty and not _SURELY_TEXT.match(line):
+        if left_out is not None and not _SURELY_TEXT.match(line):
             id_, text = source.parse(decode_line(line, source.path, number), f"{source.path}, line {number}")
             if not text:
-                left_out.append(id_)
+                left_out.add(id_)
                 continue
         numbers.append(number)
         lines.append(line)
-    return numbers, lines, left_out
+    return numbers, lines
 
 
-def _batches(chosen: _Chosen, source: Source, memmap: Path, first_row: int) -> Iterator[Batch]:
-    """Split lines into batches for workers."""
+def _batches(parts: Iterable[_Chosen], source: Source, memmap: Path) -> Iterator[_Placed]:
+    """Split lines into batches, each of rows of one task."""
     most = max(BATCH_TOKENS // source.width, 1)
-    for start in range(0, len(chosen.lines), most):
-        part = slice(start, start + most)
-        yield Batch(source, chosen.numbers[part], chosen.lines[part], memmap, first_row + start)
+    row = 0
+    for numbers, lines, position in parts:
+        start = 0
+        while start < len(lines):
+            part = slice(start, start + min(most, TASK_ROWS - row % TASK_ROWS))
+            batch = Batch(source, numbers[part], lines[part], memmap, row)
+            yield _Placed(batch, position)
+            start, row = start + len(batch.lines), row + len(batch.lines)
 
 
 def _qid(line: bytes, source: Path, number: int) -> int:
@@ -426,25 +543,24 @@ class _RowLookup:
 
 
 def _judged_rows(
-    judged: list[Judgement],
-    qrels: Path,
+    judged: _Judged,
     queries: _Written,
     documents: _Written,
     row_of_qid: _RowLookup,
     row_of_pid: _RowLookup,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the query row and the document row of each judgement, -1 for a skipped text."""
-    qids = np.array([judgement.qid for judgement in judged])
-    pids = np.array([judgement.pid for judgement in judged])
+    qids = np.array([judgement.qid for judgement in judged.judgements])
+    pids = np.array([judgement.pid for judgement in judged.judgements])
     query_rows, doc_rows = row_of_qid(qids), row_of_pid(pids)
     for kind, ids, rows, texts in (("query", qids, query_rows, queries), ("document", pids, doc_rows, documents)):
         for place in np.flatnonzero(rows < 0):
             if int(ids[place]) not in texts.left_out:
-                line = judged[place].line
-                raise InputError(f"{qrels}, line {line}: the {kind} {ids[place]} is not in {texts.source}")
+                line = judged.judgements[place].line
+                raise InputError(f"{judged.path}, line {line}: the {kind} {ids[place]} is not in {texts.source}")
     without_text = int(((query_rows < 0) | (doc_rows < 0)).sum())
     if without_text:
-        log.warning("%s: skipped %d judgements of empty texts", qrels, without_text)
+        log.warning("%s: skipped %d judgements of empty texts", judged.path, without_text)
     return query_rows, doc_rows
 
 

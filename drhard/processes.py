@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 import uuid
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from drhard.errors import InputError, reason_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 T = TypeVar("T")
@@ -32,8 +34,10 @@ BEAT = 5.0  # seconds between two signs of life
 LONGEST_NAP = 0.05  # seconds between two looks at the store
 LEFT_ALONE = "a process of this run ended early or did not answer; run the same command again to resume"
 _SPOKEN = "spoken"  # how many processes wanted to report how the run ended
-# accelerate and transformers would split a training in their own way if they saw these.
+# accelerate and transformers would split a training in their own way if they saw these. Those that begin with
+# ACCELERATE_ come from the settings of accelerate launch, and could compile or shard the model.
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+_ACCELERATE = "ACCELERATE_"
 
 
 # How many processes other launchers have started. srun sets its variable for a step alone; SLURM_NTASKS is also set in
@@ -122,8 +126,9 @@ def start() -> None:
             store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT))))
             _run.store = _find_own_part(store)
         threading.Thread(target=_give_signs_of_life, args=(_run.store, _run.rank, _run.ended), daemon=True).start()
-    for name in _VARIABLES:
-        os.environ.pop(name, None)
+    for name in list(os.environ):
+        if name in _VARIABLES or name.startswith(_ACCELERATE):
+            del os.environ[name]
 
 
 def join(timeout: float = TIMEOUT) -> None:
@@ -379,13 +384,13 @@ def _require_all(good: bool, message: str) -> None:
 
 
 @contextlib.contextmanager
-def share_tasks(total: int) -> Iterator[Iterator[int]]:
+def share_tasks(total: int = sys.maxsize) -> Iterator[Iterator[int]]:
     """Share tasks. Yield the numbers of those that this process does, ascending; the block does them.
 
     A process takes the next task when it has time. At the end of the block, it waits for the others.
 
     Args:
-        total: the number of tasks.
+        total: the number of tasks. Without it, the block sees for itself that there are no more.
 
     Raises:
         InputError: the block raised it in one of the processes. The others do not begin another task.
@@ -478,6 +483,25 @@ def exchange(own: torch.Tensor, sent: Sequence[int], received: Sequence[int]) ->
     found = torch.empty(sum(received), *own.shape[1:], dtype=own.dtype, device=own.device)
     distributed.all_to_all_single(found, own.contiguous(), list(received), list(sent))
     return found
+
+
+def collect(own: np.ndarray) -> np.ndarray:
+    """Return, in the first process, the arrays of all processes joined in the order of their ranks.
+
+    Args:
+        own: (n, ...) of any length.
+
+    Returns:
+        (sum of the lengths, ...). In the other processes, an array without rows.
+    """
+    if count() == 1:
+        return own
+    import torch
+
+    sizes = gather_numbers(len(own))
+    sent, nothing = [len(own), *[0] * (count() - 1)], [0] * count()
+    collected: np.ndarray = exchange(torch.from_numpy(own), sent, sizes if is_first() else nothing).numpy()
+    return collected
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from drhard.errors import InputError
 
-CHECKPOINT, SCRATCH = "checkpoint", "scratch"  # the origin of a row's models: published, or trained here
+# The origin of a row: published models, models trained here, or published runs.
+CHECKPOINT, SCRATCH, RUN = "checkpoint", "scratch", "run"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,12 @@ class Trial:
     runs: Mapping[str, Path]  # by mode
     log_dir: Path | None  # TensorBoard's folder of the last training; None if nothing is trained
     record: Path | None = None  # the file that keeps what was measured; None to measure the runs for each report
+    qrels: Mapping[str, Path] | None = None  # by mode, for runs with other ids than the table's; None: the table's
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether all its runs exist."""
+        return all(path.exists() for path in self.runs.values())
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Row:
     table: str
     name: str
     expected: Mapping[str, float]  # by the keys of the table's measures; none if they were not measured yet
-    trials: Mapping[str, tuple[Trial, ...]]  # by origin, CHECKPOINT or SCRATCH; the first is the default
+    trials: Mapping[str, tuple[Trial, ...]]  # by origin; the first is the default
     note: str = ""
 
     @property

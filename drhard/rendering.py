@@ -16,7 +16,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 NONE = "—"
 MARKDOWN = re.compile(r"[\\`*_\[\]|$~]")  # characters that Markdown takes for markup
 NOT_SHOWN = "not shown"
-ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here"}
+ORIGINS = {"checkpoint": "published checkpoint", "scratch": "made here", "run": "published run"}
 
 
 def render_text(report: dict[str, Any]) -> str:

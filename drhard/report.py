@@ -8,7 +8,7 @@ from typing import Any
 
 from drhard.changes import find_changes, read_texts
 from drhard.measured import MeasuredTrial, find_measured, finite, read_judged
-from drhard.recipes import Point, Question, Row, Table
+from drhard.recipes import RUN, Point, Question, Row, Table
 from drhard.significance import POWER, compare, holm, least_found, mean_interval
 
 import numpy as np
@@ -71,6 +71,8 @@ def make_report(tables: Sequence[Table], with_texts: bool = False) -> dict[str, 
 def _report_table(table: Table, rows: list[MeasuredRow], with_texts: bool) -> dict[str, Any]:
     questions = answer_questions(table, rows)
     changes = [asked["changes"] for asked in questions]
+    if any(row.origin == RUN for row in _whole_rows(rows).values()):
+        with_texts = False  # published runs have official ids, not rows
     return {
         "name": table.name,
         "title": table.title,

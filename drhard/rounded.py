@@ -4,6 +4,7 @@ from typing import Protocol
 
 from drhard.codes import UNIT, CodedBlock, count_levels
 from drhard.products import as_filters, has_fast_int8, int8_products, products
+from drhard.sieve import Bounds
 
 import torch
 
@@ -22,8 +23,12 @@ class Multiplier(Protocol):
     unit: torch.Tensor
     error: torch.Tensor
 
-    def multiply(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the products (B, Q) int32 or float32 with the codes of documents ``values`` (B, dim) int8."""
+    def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the products (B, Q) int32 or float32 with the codes of documents ``values`` (B, dim) int8.
+
+        Args:
+            first: (B, Q) what the same queries in one part gave. It is not computed again, and may be overwritten.
+        """
 
 
 class FloatQueries:
@@ -38,8 +43,10 @@ class FloatQueries:
         self.unit = torch.ones(len(queries), dtype=torch.float64, device=queries.device)
         self.error = norms_of(queries) * float32_error(queries.shape[1])
 
-    def multiply(self, values: torch.Tensor) -> torch.Tensor:
+    def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
+        if first is not None:
+            return first
         return torch.cat([products(part.to(torch.float32), self._filters) for part in values.split(CONVERTED)])
 
 
@@ -67,9 +74,9 @@ class CodedQueries:
         self.unit = unit[:, 0]
         self.error = torch.linalg.vector_norm(lost, dim=1)
 
-    def multiply(self, values: torch.Tensor) -> torch.Tensor:
+    def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`. The products are below 2^24, so those of two parts fit in int32."""
-        found: torch.Tensor = int8_products(values, self._parts[0])
+        found: torch.Tensor = int8_products(values, self._parts[0]) if first is None else first
         for part in self._parts[1:]:
             found = int8_products(values, part).add_(found, alpha=SHIFT)
         return found
@@ -93,30 +100,34 @@ class RoundedQueries:
         queries: (Q, dim) float32, finite.
         mean: (dim,) float32, that of the codes.
         parts: 1 or 2: with how many parts the queries are coded, where int8 is fast.
+
+    Attributes:
+        parts: with how many they are coded; 1 where they are not, but multiplied in float32.
     """
 
     def __init__(self, queries: torch.Tensor, mean: torch.Tensor, parts: int):
         fast = has_fast_int8(queries.device)
+        self.parts = parts if fast else 1
         self._multiplier: Multiplier = CodedQueries(queries, parts) if fast else FloatQueries(queries)
         self._norms = norms_of(queries)
         exact = mean.to(torch.float64)
-        self.offset = queries.to(torch.float64) @ exact  # (Q,) the score of the mean
+        self._offset = queries.to(torch.float64) @ exact  # (Q,) the score of the mean
         self._mean_norm = float(torch.linalg.vector_norm(exact))
         self._float32_error = float32_error(queries.shape[1])
 
-    def multiply(self, values: torch.Tensor) -> torch.Tensor:
+    def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
-        return self._multiplier.multiply(values)
+        return self._multiplier.multiply(values, first)
 
-    def slope(self, block: CodedBlock) -> torch.Tensor:
-        """Return what 1 in a product with each group stands for, (G, Q) float64."""
-        return block.scale[:, None] * self._multiplier.unit
+    def bounds(self, block: CodedBlock) -> Bounds:
+        """Return what the products with ``block`` tell of its float32 scores.
 
-    def width(self, block: CodedBlock) -> torch.Tensor:
-        """Return how far the float32 scores of ``block`` may be from offset + slope * product, (G, Q).
-
-        It covers what rounding to codes lost, and the rounding of the float32 score itself.
+        The width covers what rounding to codes lost, and the rounding of the float32 score itself.
         """
         rounding = self._float32_error * (self._mean_norm + block.norm + block.lost)
         width = torch.outer(block.lost + rounding, self._norms) + torch.outer(block.norm, self._multiplier.error)
-        return torch.nan_to_num(width * (1 + 1e-9), nan=torch.inf, posinf=torch.inf)
+        return Bounds(
+            slope=block.scale[:, None] * self._multiplier.unit,
+            offset=self._offset,
+            width=torch.nan_to_num(width * (1 + 1e-9), nan=torch.inf, posinf=torch.inf),
+        )

@@ -1,5 +1,7 @@
 """Collect the documents that can be among the k best of each query, from scores that are known to within a width."""
 
+from dataclasses import dataclass
+
 from drhard.codes import GROUP
 
 import numpy as np
@@ -7,6 +9,20 @@ import torch
 
 QUERY_BITS = 32  # where the query stands in the whole numbers by which documents are sorted
 SIEVED = 8 + 8 + 4 + 4  # bytes of a document that may be among the best: query, row, bounds
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What products tell of scores: slope[g, q] * product[d, q] + offset[q] ± width[g, q] for document d of group g.
+
+    Attributes:
+        slope, width: (G, Q) float64, for each :data:`drhard.codes.GROUP` documents; slope is positive.
+        offset: (Q,) float64.
+    """
+
+    slope: torch.Tensor
+    offset: torch.Tensor
+    width: torch.Tensor
 
 
 class Sieve:
@@ -34,55 +50,71 @@ class Sieve:
         self._count = 0  # documents that wait or are kept
 
     def add(
-        self, scores: torch.Tensor, rows: torch.Tensor, slope: torch.Tensor, offset: torch.Tensor, width: torch.Tensor
+        self, products: torch.Tensor, rows: torch.Tensor, bounds: Bounds, groups: torch.Tensor | None = None
     ) -> None:
-        """Add documents. In group g, the score of document d is slope[g, q] * scores[d, q] + offset[q] ± width[g, q].
+        """Add documents.
 
         Args:
-            scores: (B, Q) int32 or float32. Documents with the least number of that type are never found.
+            products: (B, Q) int32 or float32. Documents with the least number of that type are never found.
             rows: (B,) int64.
-            slope, width: (G, Q) float64, for each :data:`drhard.codes.GROUP` documents; slope is positive.
-            offset: (Q,) float64.
+            groups: (B,) int64: their places in ``bounds``. None: each :data:`drhard.codes.GROUP` of them are one.
         """
-        if not self._known and len(scores) >= self._k:
-            self._raise_floors(scores, slope, offset, width)
-        hits = self._find(scores, (self.floors - width - offset) / slope)
+        if not self._known and len(products) >= self._k:
+            self._raise_floors(products, bounds)
+        hits = self._find(products, bounds, groups)
         if len(hits) == 0:
             return
-        document, query = hits // scores.shape[1], hits % scores.shape[1]
-        of_group = document // GROUP * scores.shape[1] + query
-        value = scores[document, query] * slope.view(-1).index_select(0, of_group) + offset.index_select(0, query)
-        wide = width.view(-1).index_select(0, of_group)
-        lower, upper = _round_down(value - wide), -_round_down(-value - wide)
+        queries = products.shape[1]
+        document, query = hits // queries, hits % queries
+        group = document // GROUP if groups is None else groups.index_select(0, document)
+        of_group = group * queries + query
+        slope, width = (of.view(-1).index_select(0, of_group) for of in (bounds.slope, bounds.width))
+        value = products[document, query] * slope + bounds.offset.index_select(0, query)
+        lower, upper = _round_down(value - width), -_round_down(-value - width)
         self._waiting.append((query, rows.index_select(0, document), lower, upper))
         self._count += len(hits)
         if self._count - self.kept >= max(self.kept, len(self.floors) * self._k):
             self.merge()
 
-    def _raise_floors(
-        self, scores: torch.Tensor, slope: torch.Tensor, offset: torch.Tensor, width: torch.Tensor
-    ) -> None:
+    def sift(self, products: torch.Tensor, bounds: Bounds) -> torch.Tensor:
+        """Return the places (n,) int64, ascending, of the documents that can be among the best of any query.
+
+        Args:
+            products: (B, Q), as in :meth:`add`.
+        """
+        reached = torch.zeros(len(products), dtype=torch.bool, device=products.device)
+        reached[self._find(products, bounds) // products.shape[1]] = True
+        return _places(reached)
+
+    def _raise_floors(self, products: torch.Tensor, bounds: Bounds) -> None:
         """Raise the floors to what the first documents alone give."""
-        slope, width = (of_group.repeat_interleave(GROUP, dim=0)[: len(scores)] for of_group in (slope, width))
-        lower = torch.where(scores == least_score(scores.dtype), -torch.inf, scores * slope + (offset - width))
+        slope, width = (
+            of_group.repeat_interleave(GROUP, dim=0)[: len(products)] for of_group in (bounds.slope, bounds.width)
+        )
+        lower = products * slope + (bounds.offset - width)
+        lower = torch.where(products == least_score(products.dtype), -torch.inf, lower)
         self.floors = torch.maximum(self.floors, lower.topk(self._k, dim=0).values[-1])
         self._known = True
 
-    @staticmethod
-    def _find(scores: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
-        """Return the places in ``scores``, flattened, of those that reach ``least`` (G, Q), ascending."""
-        below = _below(least, scores.dtype)
-        whole = len(scores) // GROUP
-        mask = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    def _find(self, products: torch.Tensor, bounds: Bounds, groups: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the places in ``products``, flattened, of those that can reach the floors, ascending."""
+        below = _below((self.floors - bounds.width - bounds.offset) / bounds.slope, products.dtype)
+        if groups is not None:
+            return _places(products > below.index_select(0, groups))
+        whole = len(products) // GROUP
+        mask = torch.empty(products.shape, dtype=torch.bool, device=products.device)
         if whole:
-            of_groups = scores[: whole * GROUP].unflatten(0, (whole, GROUP))
+            of_groups = products[: whole * GROUP].unflatten(0, (whole, GROUP))
             torch.gt(of_groups, below[:whole, None], out=mask[: whole * GROUP].view(of_groups.shape))
-        if whole * GROUP < len(scores):
-            torch.gt(scores[whole * GROUP :], below[whole], out=mask[whole * GROUP :])
+        if whole * GROUP < len(products):
+            torch.gt(products[whole * GROUP :], below[whole], out=mask[whole * GROUP :])
         return _places(mask)
 
     def merge(self) -> None:
-        """Drop the documents that are below the floors of all documents added so far. A GPU is waited for once."""
+        """Drop the documents that are below the floors of all documents added so far.
+
+        A GPU is waited for once, or twice as long as a query has no floor.
+        """
         if not self._waiting:
             return
         query, row, lower, upper = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))

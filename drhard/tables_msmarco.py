@@ -4,16 +4,35 @@ Most functions below return one step: a command, and a file or folder that appea
 whole. ``Place`` gives the data root, passages or documents, and published models or models trained here. Paths in
 commands are quoted for the shell, so a data root may contain blanks and quotes.
 
+Of four rows, the authors also published the runs. These are measured without any model, against the official
+judgements.
+
 Models trained from scratch have a folder of their own, ``{root}/{type}/scratch``. Nobody can mistake them for the
 published ones.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from drhard.recipes import CHECKPOINT, SCRATCH, Measure, Question, Row, Step, Table, Trial, expect, make_step, unquote
+from drhard.msmarco import CORPORA
+from drhard.recipes import (
+    CHECKPOINT,
+    RUN,
+    SCRATCH,
+    Measure,
+    Question,
+    Row,
+    Step,
+    Table,
+    Trial,
+    expect,
+    make_step,
+    unquote,
+)
+
+MODES = ("dev", "test")
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,7 @@ class PaperRow:
         base: the static training. The row shows it, or ADORE trained on top of it.
         adore: the folder of ADORE's model. None for a row without ADORE.
         expected: the published values, in the order of the table's measures; None if there are none.
+        has_run: whether the authors published its runs.
     """
 
     name: str
@@ -51,6 +71,12 @@ class PaperRow:
     adore: str | None
     expected: tuple[float, float, float] | None
     note: str = ""
+    has_run: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of its runs."""
+        return self.adore or self.base.folder
 
 
 @dataclass(frozen=True)
@@ -60,7 +86,7 @@ class Task:
     Attributes:
         type: the folder under the data root, and ``--data_type`` of all scripts except preprocess.py.
         type_number: ``--data_type`` of preprocess.py.
-        last_text: the file that download_data.sh writes last.
+        last_text: the file that download_data.sh writes last, and that it does not write with ``--runs``.
         length: most tokens of an embedded document.
         training: the paper's flags for a static training.
     """
@@ -79,7 +105,7 @@ PASSAGE_TASK = Task(
     type="passage",
     type_number=1,
     title="MS MARCO passage dev, TREC DL 2019 passage",
-    last_text="2019qrels-pass.txt",
+    last_text="msmarco-test2019-queries.tsv",
     length=256,
     training=(
         "--max_query_length 24 --max_doc_length 120 --optimizer_str lamb --learning_rate 1e-4 --fp16 "
@@ -93,10 +119,10 @@ PASSAGE_TASK = Task(
     rows=(
         PaperRow("In-Batch Neg", IN_BATCH, None, (0.264, 0.837, 0.583)),
         PaperRow("Rand Neg", RAND, None, (0.301, 0.853, 0.612)),
-        PaperRow("STAR", STAR, None, (0.3404237731386721, 0.867, 0.642)),
+        PaperRow("STAR", STAR, None, (0.3404237731386721, 0.867, 0.642), has_run=True),
         PaperRow("ADORE (In-Batch Neg)", IN_BATCH, "adore-inbatch", (0.316, 0.860, 0.658)),
         PaperRow("ADORE (Rand Neg)", RAND, "adore-rand", (0.326, 0.865, 0.661)),
-        PaperRow("ADORE (STAR)", STAR, "adore-star", (0.34660697230181425, 0.876, 0.683)),
+        PaperRow("ADORE (STAR)", STAR, "adore-star", (0.34660697230181425, 0.876, 0.683), has_run=True),
     ),
 )
 DOC_TASK = Task(
@@ -123,10 +149,11 @@ DOC_TASK = Task(
             None,
             (0.3903422772218344, 0.913, 0.605),
             note="R@100 as two later papers quote it; the published README prints 0.867, likely a slip",
+            has_run=True,
         ),
         PaperRow("ADORE (In-Batch Neg)", IN_BATCH, "adore-inbatch", (0.362, 0.884, 0.580)),
         PaperRow("ADORE (Rand Neg)", RAND, "adore-rand", (0.361, 0.885, 0.585)),
-        PaperRow("ADORE (STAR)", STAR, "adore-star", (0.4049777020859768, 0.919, 0.628)),
+        PaperRow("ADORE (STAR)", STAR, "adore-star", (0.4049777020859768, 0.919, 0.628), has_run=True),
     ),
 )
 
@@ -175,6 +202,13 @@ def checkpoints(at: Place) -> Step:
     return make_step(
         f"{at.root}/{at.type}/trained_models/adore-star/config.json",
         f"bash download_data.sh {at.type} --models --data_root {at.root}",
+    )
+
+
+def fetch_run(at: Place, row: PaperRow, mode: str) -> Step:
+    return make_step(
+        f"{at.root}/{at.type}/published_runs/{row.folder}/{mode}.rank.tsv",
+        f"bash download_data.sh {at.type} --runs --data_root {at.root}",
     )
 
 
@@ -291,19 +325,19 @@ def make_trial(at: Place, row: PaperRow) -> Trial:
     steps = train_static(at, base) if scratch else [texts(at), checkpoints(at), tokens(at)]
     steps.append(retrieve(at, base, "dev"))
     if adore is None:
-        folder, model = base.folder, base.folder
+        model = base.folder
         steps.append(retrieve(at, base, "test"))
     else:
-        folder, model = adore, f"{adore}{at.epoch}"
+        model = f"{adore}{at.epoch}"
         if scratch:
             steps.append(train_adore(at, base, adore))
-        steps += [retrieve_adore(at, base, adore, mode) for mode in ("dev", "test")]
+        steps += [retrieve_adore(at, base, adore, mode) for mode in MODES]
     return Trial(
         seed=None,
         steps=tuple(steps),
         model=unquote(f"{at.work}/trained_models/{model}"),
-        runs={mode: unquote(f"{at.work}/evaluate/{folder}/{mode}.rank.tsv") for mode in ("dev", "test")},
-        log_dir=unquote(f"{at.work}/log/{folder}") if scratch else None,
+        runs={mode: unquote(f"{at.work}/evaluate/{row.folder}/{mode}.rank.tsv") for mode in MODES},
+        log_dir=unquote(f"{at.work}/log/{row.folder}") if scratch else None,
     )
 
 
@@ -316,24 +350,36 @@ QUESTIONS = (
 )
 
 
+def published_trial(at: Place, row: PaperRow) -> Trial:
+    """Return the authors' runs of a row, which have official ids."""
+    steps = {mode: fetch_run(at, row, mode) for mode in MODES}
+    judgements = {mode: files.qrels for mode, files in CORPORA[at.type].modes.items() if files.qrels and mode in MODES}
+    return Trial(
+        seed=None,
+        steps=tuple(steps.values()),
+        model=None,
+        runs={mode: step.makes for mode, step in steps.items()},
+        log_dir=None,
+        qrels={mode: at.data_root / at.type / "dataset" / name for mode, name in judgements.items()},
+    )
+
+
+def make_row(task: Task, row: PaperRow, places: Mapping[str, Place], measures: Mapping[str, Measure]) -> Row:
+    trials = {origin: (make_trial(places[origin], row),) for origin in (CHECKPOINT, SCRATCH)}
+    if row.has_run:
+        trials[RUN] = (published_trial(places[RUN], row),)
+    return Row(task.type, row.name, expect(measures, row.expected), trials, row.note)
+
+
 def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Table:
     """Return the paper's table for passages or documents.
 
     Args:
         faiss_gpus: the GPUs that the commands search on; none for the CPU.
     """
-    places = [Place(task, origin, data_root, faiss_gpus) for origin in (CHECKPOINT, SCRATCH)]
+    places = {origin: Place(task, origin, data_root, faiss_gpus) for origin in (CHECKPOINT, SCRATCH, RUN)}
     measures = dict(zip(("mrr", "r100", "ndcg10"), task.measures, strict=True))
-    rows = [
-        Row(
-            table=task.type,
-            name=row.name,
-            expected=expect(measures, row.expected),
-            trials={at.origin: (make_trial(at, row),) for at in places},
-            note=row.note,
-        )
-        for row in task.rows
-    ]
+    rows = [make_row(task, row, places, measures) for row in task.rows]
     preprocess = data_root / task.type / "preprocess"
     return Table(
         name=task.type,
@@ -342,7 +388,7 @@ def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Tab
         measures=measures,
         ok=0.0005,
         close=0.003,
-        qrels={mode: preprocess / f"{mode}-qrel.tsv" for mode in ("dev", "test")},
+        qrels={mode: preprocess / f"{mode}-qrel.tsv" for mode in MODES},
         rows={row.name: row for row in rows},
         questions=QUESTIONS,
     )

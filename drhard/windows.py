@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from drhard.files import disk_faults, partial_path, sync
+from drhard.files import disk_faults, partial_path, sync, write_at
 
 _DONE = 1
 
@@ -81,9 +81,9 @@ class WindowedFile:
 
             def write(number: int, data: Any) -> None:
                 with disk_faults(self.path):
-                    _write_at(data_file.fileno(), memoryview(data).cast("B"), number * self.window)
+                    write_at(data_file.fileno(), memoryview(data).cast("B"), number * self.window)
                     os.fsync(data_file.fileno())  # before the mark: a crash must not leave a mark without its window
-                    _write_at(marks.fileno(), memoryview(bytes([_DONE])), number)
+                    write_at(marks.fileno(), memoryview(bytes([_DONE])), number)
 
             yield write
 
@@ -103,9 +103,3 @@ class WindowedFile:
 
     def _end(self, number: int) -> int:
         return min((number + 1) * self.window, self.size)
-
-
-def _write_at(descriptor: int, data: memoryview, place: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, place)
-        data, place = data[written:], place + written

@@ -1,22 +1,24 @@
 """Worker processes that tokenize batches of lines and write their rows in place."""
 
 import gc
+import mmap
 import multiprocessing
 import os
 import pickle
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from drhard.dataset import START, Place
 from drhard.errors import InputError
-from drhard.files import decode_line, write_whole_file
+from drhard.files import decode_line, disk_faults, write_at
 from drhard.model_tokenizer import Tokenizer
 from drhard.msmarco import Parser
 from drhard.numbers import Range
@@ -56,6 +58,7 @@ class Batch(NamedTuple):
 class Rows(NamedTuple):
     """The result of a batch, whose rows the worker has written already."""
 
+    first_row: int
     ids: np.ndarray  # (B,) int64
     lengths: np.ndarray  # (B,) int32
     max_token_id: int
@@ -64,26 +67,22 @@ class Rows(NamedTuple):
 
 
 @contextmanager
-def open_pool(workers: int, tokenizer: Tokenizer, lock: BinaryIO, folder: Path) -> Iterator[ProcessPoolExecutor]:
+def open_pool(workers: int, tokenizer: Tokenizer) -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of processes that tokenize.
 
-    The workers exit when this process does, even if it is killed, and hold ``lock`` until then. They read the tokenizer
-    from a file in ``folder``; sent through a pipe, it would make them start one by one. While the pool is open, SIGTERM
-    acts as Ctrl-C.
+    The workers exit when this process does, even if it is killed. They read the tokenizer from a temporary file without
+    a name; sent through a pipe, it would make them start one by one. While the pool is open, SIGTERM acts as Ctrl-C.
 
     Raises:
-        InputError: a worker was killed.
+        InputError: a worker was killed, or the disk of temporary files is full.
     """
-    pickled = folder / "tokenizer.pickle"
-    with write_whole_file(pickled) as file:
-        pickle.dump(tokenizer, file)
     with (
-        Connection(os.dup(lock.fileno())) as held,  # multiprocessing can pass a Connection to a new process
+        _keep(tokenizer) as kept,
         ProcessPoolExecutor(
             workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(pickled, held),
+            initargs=(kept,),
         ) as pool,
     ):
         terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -104,7 +103,17 @@ def open_pool(workers: int, tokenizer: Tokenizer, lock: BinaryIO, folder: Path) 
             raise
         finally:
             signal.signal(signal.SIGTERM, terminate)
-            pickled.unlink(missing_ok=True)
+
+
+@contextmanager
+def _keep(tokenizer: Tokenizer) -> Iterator[Connection]:
+    """Yield the file that holds ``tokenizer``, as a Connection, which multiprocessing can pass to a new process."""
+    with ExitStack() as stack:
+        with disk_faults(Path(tempfile.gettempdir()) / "tokenizer"):
+            file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+            write_at(file.fileno(), memoryview(pickle.dumps(tokenizer)), 0)
+        kept = stack.enter_context(Connection(os.dup(file.fileno())))
+        yield kept
 
 
 @contextmanager
@@ -128,15 +137,15 @@ def _stops_delayed() -> Iterator[None]:
 
 
 _tokenizer: Tokenizer
-_lock: Connection
 
 
-def _start_worker(pickled: Path, lock: Connection) -> None:
-    global _tokenizer, _lock
+def _start_worker(kept: Connection) -> None:
+    global _tokenizer
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     gc.disable()  # there are no reference cycles here, and searching for them took an eighth of the time
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _tokenizer, _lock = pickle.loads(pickled.read_bytes()), lock
+    with kept, mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ) as content:  # the workers share its position
+        _tokenizer = pickle.loads(content)
 
 
 def _end_with_parent() -> None:
@@ -163,10 +172,7 @@ def tokenize(batch: Batch) -> Rows:
     rows, lengths = _tokenizer.encode_rows(texts, source.width)  # published: pads with 0, not the pad id
     file = os.open(batch.target, os.O_WRONLY)
     try:
-        data, offset = rows.data.cast("B"), batch.first_row * rows[0].nbytes
-        while data:
-            count = os.pwrite(file, data, offset)
-            data, offset = data[count:], offset + count
+        write_at(file, rows.data.cast("B"), batch.first_row * rows[0].nbytes)
     finally:
         os.close(file)
-    return Rows(ids, lengths, int(rows[:, : lengths.max()].max()), empty, empty_rows)
+    return Rows(batch.first_row, ids, lengths, int(rows[:, : lengths.max()].max()), empty, empty_rows)

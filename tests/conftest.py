@@ -78,6 +78,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "passage_texts",
         "prefetch",
         "preprocessing",
+        "published_runs",
         "qrels",
         "results",
         "retrieval",

@@ -20,6 +20,7 @@ SCRIPTS = (  # of the walk-through
 )
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
 OWN_COLLECTION, YOUR_RETRIEVER = ROOT / "docs" / "own-collection.md", ROOT / "docs" / "your-retriever.md"
+REPRODUCE = ROOT / "docs" / "reproduce.md"
 WALKTHROUGH, RESULTS = ROOT / "docs" / "walkthrough.md", ROOT / "docs" / "results.md"
 DOCUMENTS = (  # all Markdown that is written by hand
     README,

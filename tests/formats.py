@@ -126,3 +126,9 @@ def register(
         parts = parent.docs_handler(), of_split.queries_handler(), of_split.qrels_handler()
         monkeypatch.setitem(known, f"{name}/{split}", ir_datasets.datasets.base.Dataset(*parts))
     return [f"ir_datasets:{name}/{split}" for split in qrels]
+
+
+def parse_csv(line: str, where: str) -> tuple[int, str]:
+    """Parse ``pid,text``. It is here because worker processes import it, and with it this module."""
+    pid, _, text = line.partition(",")
+    return int(pid), text

@@ -10,17 +10,21 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import chdir, contextmanager, redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
+import drhard.workers
 from drhard.model_folder import load_encoder, save_encoder
 from drhard.model_tokenizer import load_tokenizer
 from drhard.roberta_dot import RobertaDot
+from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap, query_name
+from drhard.workers import Batch, Rows
 
 import numpy as np
 import pytest
@@ -238,6 +242,18 @@ def write_sample(folder: Path) -> None:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """All files under ``folder`` with their content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class AtOnce:
+    """A pool without processes."""
+
+    def __init__(self, tokenizer: RobertaTokenizer):
+        drhard.workers._tokenizer = tokenizer
+
+    def submit(self, function: Callable[[Batch], Rows], batch: Batch) -> "Future[Rows]":
+        future: Future[Rows] = Future()
+        future.set_result(function(batch))
+        return future
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def trial(ranks: Sequence[int], tops: bool = True, kept: bool = True) -> Measure
 def test_greatest_changes_come_first_with_all_seeds(tmp_path: Path) -> None:
     row = [trial([1, 2, 1, 4, 0]), trial([1, 2, 3, 4, 2], tops=False)]
     than = [trial([2, 1, 50, 4, 1])]
-    judged = {"dev": {qid: {"2": 1, "1": 0} for qid in QIDS}}
+    judged = {tmp_path / "dev-qrel.tsv": {qid: {"2": 1, "1": 0} for qid in QIDS}}
     found = find_changes(table_of(tmp_path), (row, than), judged)
     assert (found["gain"], found["lose"], found["stay"]) == (2, 2, 1)
     assert [query["qid"] for query in found["gaining"]] == ["0", "4"]
@@ -69,9 +69,11 @@ def test_what_older_records_lack_is_none(tmp_path: Path) -> None:
     row, than = [trial([1, 1, 1, 1, 1], kept=False)], [trial([2, 1, 1, 1, 1], kept=False)]
     [query] = find_changes(table_of(tmp_path), (row, than), {})["gaining"]
     assert query == {"qid": None, "gain": 0.5, "ranks": [None, None], "tops": [None, None], "relevant": None}
-    [query] = find_changes(table_of(tmp_path), (row, than), {"dev": {qid: {"2": 1} for qid in QIDS}})["gaining"]
+    judged = {tmp_path / "dev-qrel.tsv": {qid: {"2": 1} for qid in QIDS}}
+    [query] = find_changes(table_of(tmp_path), (row, than), judged)["gaining"]
     assert (query["qid"], query["relevant"]) == ("4", ["2"])  # from the judgements
-    assert find_changes(table_of(tmp_path), (row, than), {"dev": {"4": {"2": 1}}})["gaining"][0]["qid"] is None
+    few = {tmp_path / "dev-qrel.tsv": {"4": {"2": 1}}}
+    assert find_changes(table_of(tmp_path), (row, than), few)["gaining"][0]["qid"] is None
 
 
 CHANGES = {

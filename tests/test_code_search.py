@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 
 from drhard.making import Query, split_queries
+from drhard.measured import find_measured
+from drhard.recipes import SCRATCH
 from drhard.tables import all_tables
 from drhard.tables_code import CODE
 
@@ -174,7 +176,7 @@ def test_wheels_are_pinned_and_have_licences() -> None:
 
 def test_tables_search_longer_passages_and_split_names() -> None:
     tables = all_tables()
-    commands = [step.command for row in tables["code"].rows.values() for step in row.steps("scratch")]
+    commands = [step.command for row in tables["code"].rows.values() for step in row.steps(SCRATCH)]
     assert any("--retriever bm25" in command and "--split_names" in command for command in commands)
     assert all("--max_doc_length 128" in command for command in commands if "star/inference.py" in command)
     rows = tables["code"].rows
@@ -183,9 +185,15 @@ def test_tables_search_longer_passages_and_split_names() -> None:
     assert len(tables["code-held-out"].rows) == 25
 
 
-def test_readme_of_the_data_has_its_counts() -> None:
+def test_readme_of_the_data_has_its_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = [line.split("\t")[2] for line in (HERE / "read.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     assert len(verdicts) == 100
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     for verdict in ("right", "vague", "wrong"):
         assert re.search(rf"^\| {verdict}: .+ \| {verdicts.count(verdict)} \|", readme, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)  # where nothing was run
+    table = all_tables()["code"]
+    found = find_measured(table, table.rows["BM25"].trials[SCRATCH][0], {})
+    assert found is not None
+    mrr, r100, ndcg10 = (f"{found.mean(key):.3f}" for key in table.measures)
+    assert f"a dev MRR@10 of {mrr}, a dev R@100 of {r100} and a test nDCG@10 of {ndcg10}" in readme

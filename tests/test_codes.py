@@ -5,6 +5,7 @@ from pathlib import Path
 
 import drhard.backends
 import drhard.code_file
+import drhard.coded
 import drhard.embeddings
 import drhard.exact
 import drhard.rounded
@@ -20,7 +21,7 @@ from drhard.model_folder import load_encoder
 from drhard.products import has_fast_int8, int8_products
 from drhard.provenance import stamp_path
 from drhard.rounded import RoundedQueries, float32_error
-from drhard.sieve import Sieve
+from drhard.sieve import Bounds, Sieve
 from drhard.vectors import gather_rows
 
 import numpy as np
@@ -34,7 +35,7 @@ from safetensors import safe_open
 CPU = torch.device("cpu")
 PATIENT = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KINDS = ("random", "clustered", "anisotropic", "duplicated", "zero", "denormal", "huge", "outliers", "one hot", "whole")
-WAYS = ("float32", "int8 in one part", "int8 in two parts")
+WAYS = ("float32", "int8 in one part", "int8 in two parts", "int8 in two parts, sifted")
 
 
 def make(kind: str, random: np.random.Generator, count: int, dim: int) -> np.ndarray:
@@ -74,6 +75,8 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
 def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Make searches multiply in a way. Return the number of parts of the queries."""
     monkeypatch.setattr(drhard.rounded, "has_fast_int8", lambda _: way != "float32")
+    monkeypatch.setattr(drhard.coded, "SECOND_PART", -1 if "two" in way else math.inf)
+    monkeypatch.setattr(drhard.coded, "SIFTED", 0 if "sifted" in way else math.inf)
     return 2 if "two" in way else 1
 
 
@@ -95,8 +98,9 @@ def test_scores_are_within_the_bounds(
     norms = multiply_norms(queries, documents)
     for rows, block in codes.tiles(700):
         group = np.arange(len(block.values)) // GROUP
-        slope, width = (of_group.numpy()[group] for of_group in (rounded.slope(block), rounded.width(block)))
-        found = rounded.multiply(block.values).numpy() * slope + rounded.offset.numpy()
+        bounds = rounded.bounds(block)
+        slope, width = (of_group.numpy()[group] for of_group in (bounds.slope, bounds.width))
+        found = rounded.multiply(block.values).numpy() * slope + bounds.offset.numpy()
         place = rows.numpy()
         off = np.abs(found.T - exact[:, place]) + float32_error(queries.shape[1]) * norms[:, place]
         assert (off <= width.T).all()
@@ -194,8 +198,9 @@ def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
     """One query, k = 2; bounds ± 1."""
     sieve = Sieve(1, 2, CPU)
     one = torch.ones(1, 1, dtype=torch.float64)
+    bounds = Bounds(slope=one, offset=torch.zeros(1, dtype=torch.float64), width=one)
     for first, scores in enumerate(([5.0], [9.0], [3.5], [8.0], [5.9], [6.1])):
-        sieve.add(torch.tensor([scores]), torch.tensor([first]), one, torch.zeros(1, dtype=torch.float64), one)
+        sieve.add(torch.tensor([scores]), torch.tensor([first]), bounds)
     sieve.merge()
     assert sieve.floors.item() == pytest.approx(7) and sieve.kept == 3
     query, row = sieve.found()

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -112,7 +113,9 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def manifest(work: Path, site: Site, *files: dict, checkpoints: tuple[dict, ...] = ()) -> None:
+def manifest(
+    work: Path, site: Site, *files: dict, checkpoints: tuple[dict, ...] = (), runs: tuple[dict, ...] = ()
+) -> None:
     """Write ``work/manifest.json``; a file is {"url": name, "files": [...]} and what differs from the usual."""
     entries = []
     for file in files:
@@ -124,6 +127,7 @@ def manifest(work: Path, site: Site, *files: dict, checkpoints: tuple[dict, ...]
         "headers": {host: {"X-Ms-Version": "2019-12-12"}},
         "files": entries,
         "checkpoints": list(checkpoints),
+        "runs": list(runs),
     }
     (work / "manifest.json").write_text(json.dumps(content))
 
@@ -822,8 +826,71 @@ def test_models_without_gdown_say_so_before_anything_is_fetched(work: Path, site
     site.files = {"a.txt": b"a"}
     manifest(work, site, {"url": "a.txt", "files": ["a.txt"]}, checkpoints=(STAR,))
     (drive / "gdown.py").write_text("raise ImportError")
-    assert "--models needs the package gdown" in must_refuse(work, "--models", **with_gdown(drive))
+    assert "Google Drive needs the package gdown" in must_refuse(work, "--models", **with_gdown(drive))
     assert site.requests == []
+
+
+RUN = {"dataset": "passage", "folder": "published_runs/star", "mode": "dev", "drive_file": "id-dev"}
+
+
+def test_a_run_and_its_judgements_are_fetched_and_nothing_else(work: Path, site: Site, drive: Path) -> None:
+    site.files = {
+        "all.tar.gz": tar({"collection.tsv": TEXT, "qrels.dev.small.tsv": b"7\t0\t3\t1\n"}),
+        "qrels.dev.small.tsv": b"7\t0\t3\t1\n",
+        "qrels.train.tsv": b"8\t0\t3\t1\n",
+    }
+    content = ["collection.tsv", "qrels.dev.small.tsv"]
+    manifest(
+        work,
+        site,
+        {"url": "all.tar.gz", "files": content},
+        *({"url": name, "files": [name]} for name in ("qrels.dev.small.tsv", "qrels.train.tsv")),
+        checkpoints=(STAR,),
+        runs=(RUN, {**RUN, "mode": "train"}),
+    )
+    (drive / "id-dev").write_bytes(gzip.compress(b"7\t2\t1\n7\t3\t2\n"))
+    out = must(work, "passage", "--runs", **with_gdown(drive))
+    run = "passage/published_runs/star/dev.rank.tsv"
+    assert f"Wrote data/{run}; it had official ids; 1 of 1 judged queries, 1 of them with a relevant document" in out
+    assert tree(work / "data") == {run, f"{run}.json", "passage/dataset/qrels.dev.small.tsv"}
+    assert site.requests == [("qrels.dev.small.tsv", None)]
+    assert (drive / "calls").read_text() == "download id-dev\n"
+    assert must(work, "passage", "--runs", **with_gdown(drive)).count("Already exists: ") == 2
+
+    must(work, "passage")  # the rest
+    assert (work / "data/passage/dataset/collection.tsv").read_bytes() == TEXT
+
+
+def test_runs_need_the_packages(work: Path, site: Site, drive: Path) -> None:
+    manifest(work, site, runs=(RUN,))
+    (drive / "numpy.py").write_text("raise ImportError")
+    assert "--runs needs Python 3.11 or later with the project's packages" in must_refuse(
+        work, "passage", "--runs", **with_gdown(drive)
+    )
+    assert "--runs: not allowed with argument --models" in must_refuse(work, "--models", "--runs")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mode": "../dev"}, {"mode": "lead"}, {"folder": "../x"}, {"drive_file": "a/b"}, {"dataset": "images"}],
+)
+def test_runs_that_would_lie_elsewhere(work: Path, change: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"files": [], "checkpoints": [], "headers": {}, "runs": [RUN | change]}
+    (work / "m.json").write_text(json.dumps(content))
+    assert " is not a valid " in refused("download_data.py", "--manifest", work / "m.json", capsys=capsys)
+
+
+def test_the_manifest_brings_all_published_runs() -> None:
+    manifest = downloads.read_manifest(ROOT / "data" / "downloads.json")
+    places = {(run.dataset, run.folder, run.mode) for run in manifest.runs}
+    folders = [f"published_runs/{name}" for name in ("star", "adore-star")]
+    assert places == set(itertools.product(CORPORA, folders, ("train", "dev", "test")))
+    assert len({run.drive_id for run in manifest.runs}) == len(manifest.runs) == 12
+    for corpus in CORPORA.values():
+        for mode in ("train", "dev", "test"):
+            name = corpus.modes[mode].qrels
+            [file] = manifest.only(corpus.name, [name or ""])
+            assert file.bytes < 20e6
 
 
 def test_the_manifest_brings_what_preprocess_reads() -> None:
@@ -831,11 +898,14 @@ def test_the_manifest_brings_what_preprocess_reads() -> None:
     for corpus in CORPORA.values():
         files = [file for file in manifest.files if file.dataset == corpus.name]
         names = [name for file in files for name in file.names]
+        assert {name for file in manifest.judgements if file.dataset == corpus.name for name in file.names} <= set(
+            names
+        )
         splits = corpus.modes.values()
         wanted = {corpus.collection} | {name for split in splits for name in (split.queries, split.qrels) if name}
         assert {name.removesuffix(".gz") for name in names} == wanted
         assert len(names) == len(wanted)
-    for file in manifest.files:
+    for file in (*manifest.files, *manifest.judgements):
         assert file.url.startswith("https://") and file.bytes > 0
         assert file.md5 and all(re.fullmatch("[0-9a-f]{32}", digest) for digest in file.md5)
         publisher = "msmarco" in file.url.split("/")[2]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +30,12 @@ from drhard.roberta_dot import RobertaDot
 from drhard.sources import FieldNames, Source, read_beir, read_files, read_ir_datasets
 from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap
-from drhard.workers import Batch, Rows
 
 import pytest
+import sharing
 import torch
 from formats import register, write_beir, write_jsonl
-from helpers import TEXTS, no_larger_files_than, open_tokens, random_sequences, snapshot, tiny_model, vocabulary
+from helpers import TEXTS, AtOnce, no_larger_files_than, open_tokens, random_sequences, snapshot, tiny_model, vocabulary
 
 FILES = {  # of passages: id and text
     "a": [("007", "the river rhine"), ("MED-10", "a star is a ball"), ("Ü-ñ", "")],
@@ -513,6 +512,15 @@ def test_passages_that_are_appended_meanwhile_are_not_read(
     assert (folder / "passages_meta").read_bytes() == (at_once / "passages_meta").read_bytes()
 
 
+def test_processes_append_the_same_bytes(
+    appended_to: Path, at_once: Path, tmp_path: Path, tokenizer: RobertaTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drhard.preprocessing, "TASK_ROWS", 1)
+    monkeypatch.setattr(drhard.preprocessing, "open_pool", lambda *_: nullcontext(AtOnce(tokenizer)))
+    sharing.share(2, lambda: preprocessed(appended_to, tokenizer), tmp_path / "printed")
+    assert snapshot(appended_to.parent / "preprocess") == snapshot(at_once)
+
+
 @pytest.mark.usefixtures("half_copied")
 def test_killed_preprocessing_is_readable_or_mended(
     appended_to: Path, at_once: Path, tmp_path: Path, tokenizer: RobertaTokenizer, monkeypatch: pytest.MonkeyPatch
@@ -536,18 +544,6 @@ def test_killed_preprocessing_is_readable_or_mended(
         assert snapshot(preprocessed(appended_to, tokenizer)) == new
         restore(kept, folder)
     assert refusals > 10
-
-
-class AtOnce:
-    """A pool without processes."""
-
-    def __init__(self, tokenizer: RobertaTokenizer):
-        drhard.workers._tokenizer = tokenizer
-
-    def submit(self, function: Callable[[Batch], Rows], batch: Batch) -> "Future[Rows]":
-        future: Future[Rows] = Future()
-        future.set_result(function(batch))
-        return future
 
 
 # Encoding

@@ -1,14 +1,18 @@
 """preprocess: the same rows whatever the number of workers, the size of a batch, or the packing of the source."""
 
 import gzip
+import os
 import pickle
 import shutil
+import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import drhard.preprocessing
+import drhard.workers
+from drhard import processes
 from drhard.collection import Collection
 from drhard.errors import InputError
 from drhard.files import sole_writer
@@ -18,10 +22,13 @@ from drhard.preprocessing import Lengths, preprocess
 from drhard.texts import read_passage_texts, read_query_texts
 from drhard.tokenizer import RobertaTokenizer
 from drhard.tokens import PASSAGES, TokenMemmap
+from drhard.workers import Batch, Rows
 
 import numpy as np
 import pytest
-from helpers import TEXTS, no_larger_files_than, snapshot, vocabulary
+import sharing
+from formats import parse_csv
+from helpers import TEXTS, AtOnce, no_larger_files_than, parse_flags, snapshot, the_error, vocabulary
 
 LENGTHS = Lengths(doc_tokens=12, query_tokens=6, doc_characters=10)
 PIDS = [900 - 7 * number for number in range(50)]  # neither ascending nor from 0
@@ -310,7 +317,7 @@ def test_what_a_killed_run_left_is_in_nobodys_way(tmp_path: Path, reference: Pat
     assert snapshot(root / "preprocess") == snapshot(reference)
 
 
-@pytest.mark.parametrize("limit, name", [(300, "tokenizer.pickle"), (50_000, "passages.memmap")])
+@pytest.mark.parametrize("limit, name", [(300, "tokenizer"), (50_000, "passages.memmap")])
 def test_a_full_disk_is_one_sentence(
     tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer, limit: int, name: str
 ) -> None:
@@ -328,11 +335,6 @@ def test_a_full_disk_is_one_sentence(
     assert len(TokenMemmap.open(root / "preprocess", PASSAGES, 12)) == 51
 
 
-def parse_csv(line: str, where: str) -> tuple[int, str]:
-    pid, _, text = line.partition(",")
-    return int(pid), text
-
-
 def test_a_duplicate_id_is_found_in_any_format(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
     corpus = replace(PASSAGE, collection="collection.csv", parse=parse_csv)
     dataset = tmp_path / "dataset"
@@ -340,3 +342,140 @@ def test_a_duplicate_id_is_found_in_any_format(tmp_path: Path, tokenizer: Robert
     (dataset / "collection.csv").write_text("7,one\n8,two\n7,three\n")
     with pytest.raises(InputError, match=r"collection\.csv, line 3: the id 7 is already used in line 1"):
         preprocess(corpus, tmp_path, tokenizer, LENGTHS, workers=1)
+
+
+# Several processes
+
+
+def write_lines(root: Path, packed: bool = False) -> Path:
+    """A collection of 50 passages, two of them empty, with queries that are judged for them."""
+    write_source(root)
+    path = root / "dataset" / "collection.tsv"
+    lines = path.read_text().splitlines(keepends=True)
+    lines[20], lines[33] = f"{PIDS[20]}\t \n", f"{PIDS[33]}\t\n"
+    path.write_text("".join(lines))
+    if packed:
+        path.with_name("collection.tsv.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    return root
+
+
+@pytest.fixture
+def at_once(tokenizer: RobertaTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without worker processes, which take a second to start."""
+    monkeypatch.setattr(drhard.preprocessing, "open_pool", lambda *_: nullcontext(AtOnce(tokenizer)))
+
+
+@pytest.fixture
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of 3 rows, from parts of a few lines."""
+    monkeypatch.setattr(drhard.preprocessing, "BATCH_BYTES", 100)
+    monkeypatch.setattr(drhard.preprocessing, "TASK_ROWS", 3)
+
+
+@pytest.mark.usefixtures("at_once", "small_tasks")
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("way", ["keep", "skip", "packed"])
+def test_processes_write_the_same_bytes(tmp_path: Path, tokenizer: RobertaTokenizer, count: int, way: str) -> None:
+    def work(case: str) -> None:
+        preprocess(PASSAGE, tmp_path / case, tokenizer, LENGTHS, 1, "skip" if way == "skip" else "keep")
+
+    for case in ("one", "several"):
+        write_lines(tmp_path / case, way == "packed")
+    work("one")
+    sharing.share(count, lambda: work("several"), tmp_path / "printed", silence=20)
+    assert snapshot(tmp_path / "several") == snapshot(tmp_path / "one")
+    assert (tmp_path / "printed" / "1.txt").read_text() == ""
+
+
+@pytest.mark.usefixtures("small_tasks")
+def test_processes_have_workers(tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer) -> None:
+    root = write_source(tmp_path / "passage")
+    sharing.share(2, lambda: preprocess(PASSAGE, root, tokenizer, LENGTHS, 2), tmp_path / "printed", silence=20)
+    assert snapshot(root / "preprocess") == snapshot(reference)
+
+
+@pytest.mark.usefixtures("at_once", "small_tasks")
+def test_bad_lines_are_found_by_any_process(tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer) -> None:
+    root = write_source(tmp_path / "passage")
+    shutil.copytree(reference, root / "preprocess")
+    path = root / "dataset" / "collection.tsv"
+    whole = path.read_bytes().splitlines(keepends=True)
+
+    def work() -> None:
+        preprocess(PASSAGE, root, tokenizer, LENGTHS, 1)
+
+    for line, complaint in (
+        (b"no tab\n", "line 41: expected 'pid <tab> passage', found 1 field"),
+        (b"7\t\xff\n", "line 41: not UTF-8 text (byte 2 of the line)"),
+        (b"7\t \n", "line 41: the text is empty; give --empty_texts"),
+        (whole[11], f"line 41: the id {PIDS[11]} is already used in line 12"),
+    ):
+        path.write_bytes(b"".join([*whole[:40], line, *whole[41:]]))
+        log = tmp_path / f"{line[:4]!r}"
+        assert sharing.wait_for(sharing.start_processes(3, work, log, silence=20)) == [2, 2, 2]
+        printed = "".join((log / f"{rank}.txt").read_text() for rank in range(3))
+        assert f"error: {path}, {complaint}" in the_error(printed)
+        assert snapshot(root / "preprocess") == snapshot(reference)
+
+
+@pytest.mark.usefixtures("at_once", "small_tasks")
+@pytest.mark.parametrize("dead", [0, 1])
+def test_preprocessing_is_run_again_after_a_kill(
+    tmp_path: Path, reference: Path, tokenizer: RobertaTokenizer, dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_source(tmp_path / "passage")
+
+    def work() -> None:
+        preprocess(PASSAGE, root, tokenizer, LENGTHS, 1)
+
+    def die() -> None:
+        def tokenize(batch: Batch) -> Rows:
+            if processes.rank() == dead:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return drhard.workers.tokenize(batch)
+
+        monkeypatch.setattr(drhard.preprocessing, "tokenize", tokenize)
+        work()
+
+    codes = sharing.wait_for(sharing.start_processes(2, die, tmp_path / "killed", silence=2))
+    assert sorted(codes) == [-signal.SIGKILL, 2]
+    printed = (tmp_path / "killed" / f"{1 - dead}.txt").read_text()
+    assert the_error(printed) == f"error: {processes.LEFT_ALONE}"
+    assert (root / "preprocess" / ".partial").exists() == (dead == 0)
+    sharing.share(3, work, tmp_path / "printed", silence=20)
+    assert snapshot(root / "preprocess") == snapshot(reference)
+
+
+def test_processes_must_have_the_same_texts_and_folder(tmp_path: Path, tokenizer: RobertaTokenizer) -> None:
+    for host in "01":
+        write_source(tmp_path / host)
+    (tmp_path / "1" / "dataset" / "qrels.train.tsv").write_text(f"3\t0\t{PIDS[4]}\t1\n")
+
+    def other_texts() -> None:
+        preprocess(PASSAGE, tmp_path / str(processes.rank()), tokenizer, LENGTHS, 1, target=tmp_path / "shared")
+
+    def other_flags() -> None:
+        lengths = replace(LENGTHS, query_tokens=5 + processes.rank())
+        preprocess(PASSAGE, tmp_path / "0", tokenizer, lengths, 1, target=tmp_path / "shared")
+
+    def other_folder() -> None:
+        preprocess(PASSAGE, tmp_path / "0", tokenizer, LENGTHS, 1, target=tmp_path / f"host{processes.rank()}")
+
+    differ = "error: the processes of this run have different texts, tokenizers or flags"
+    for work, expected in (
+        (other_texts, differ),
+        (other_flags, differ),
+        (other_folder, f"error: {tmp_path / 'host'}"),
+    ):
+        log = tmp_path / work.__name__
+        assert sharing.wait_for(sharing.start_processes(2, work, log, silence=20)) == [2, 2]
+        assert the_error("".join(path.read_text() for path in sorted(log.iterdir()))).startswith(expected)
+    assert not (tmp_path / "shared").exists() or not list((tmp_path / "shared").iterdir())
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    for count, threads in ((1, 16), (3, 5), (40, 1)):
+        monkeypatch.setattr(processes, "_run", processes._Run(0, 2 * count, on_machine=count))
+        assert parse_flags("preprocess.py").threads == threads

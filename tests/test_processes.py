@@ -26,7 +26,10 @@ from helpers import ROOT, given, refused, run_python, save_tiny, snapshot, the_e
 from safetensors.torch import load_file
 
 # The scripts whose processes share the work
-SHARING = {"adore/inference.py", "adore/train.py", "star/inference.py", "star/prepare_hardneg.py", "star/train.py"}
+SHARING = {
+    *("adore/inference.py", "adore/train.py", "preprocess.py"),
+    *("star/inference.py", "star/prepare_hardneg.py", "star/train.py"),
+}
 SCRIPTS = {
     str(path.relative_to(ROOT)): path
     for folder in (".", "star", "adore", "data/sample", "benchmarks")
@@ -48,7 +51,7 @@ def test_every_script_shares_its_work_or_refuses() -> None:
         assert decorators(path) == {"shared_command" if name in SHARING else "command"}, name
 
 
-@pytest.mark.parametrize("script", ["preprocess.py", "search.py", "msmarco_eval.py"])
+@pytest.mark.parametrize("script", ["cvt_back.py", "search.py", "msmarco_eval.py"])
 def test_a_script_for_one_process_refuses_several(
     script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +126,15 @@ def test_the_environment_says_which_process_this_is(
     assert (found.rank, found.count, found.local_rank) == expected
 
 
+def test_libraries_see_no_variables_of_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_run", processes._Run())
+    for name in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_DYNAMO_BACKEND", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    processes.start()
+    assert {name for name in os.environ if "RANK" in name or "WORLD" in name or "ACCELERATE" in name} == set()
+    assert os.environ["MASTER_PORT"] == "1"
+
+
 @pytest.mark.parametrize("total", [0, 1, 5, 6, 7])
 def test_parts_of_a_batch_are_whole_and_in_order(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
@@ -170,10 +182,6 @@ ADORE = {
 }
 
 
-# The cases that so many processes train
-TRAINED = dict.fromkeys((1, 2), [*CASES, *ADORE]) | {4: ["star", "in-batch", "random", "hard", "adore"]}
-
-
 def adore_arguments(data: Path, folder: Path, batch: int, case: str, init: str = "init") -> list[object]:
     numbers = "--adam_epsilon 1e-3 --learning_rate 2e-4 --score_scale 0.1 --num_train_epochs 2 --warmup_steps 1"
     numbers += " --logging_steps 1 --neg_topk 20 --max_seq_length 6 --eval_split dev --metric RR@5"
@@ -213,7 +221,7 @@ def trained(data: Path) -> Callable[[int], Path]:
         folder.mkdir()
 
         def work() -> None:
-            for case in TRAINED[count]:
+            for case in (*CASES, *ADORE):
                 script, arguments = ("adore", adore_arguments) if case in ADORE else ("star", star_arguments)
                 trace = folder / f"{case}.pt"
                 sharing.train(f"{script}/train.py", arguments(data, folder, 4 // count, case), trace)
@@ -224,7 +232,8 @@ def trained(data: Path) -> Callable[[int], Path]:
     return train
 
 
-@pytest.mark.parametrize(("count", "case"), [(count, case) for count in (2, 4) for case in TRAINED[count]])
+@pytest.mark.parametrize("case", [*CASES, *ADORE])
+@pytest.mark.parametrize("count", [2, 4])
 def test_processes_have_the_losses_and_gradients_of_one(trained: Callable[[int], Path], case: str, count: int) -> None:
     one, several = (torch.load(trained(number) / f"{case}.pt") for number in (1, count))
     assert len(one["losses"]) == 6 and len(set(one["losses"])) > 3
@@ -331,7 +340,7 @@ def test_processes_retrieve_and_mine_the_same_bytes(data: Path, retrieved: Path,
 
 
 def test_encoding_goes_on_with_another_number_after_a_kill(data: Path, retrieved: Path, tmp_path: Path) -> None:
-    write_at = drhard.windows._write_at
+    write_at = drhard.windows.write_at
 
     def die_before_a_mark(descriptor: int, window: memoryview, place: int) -> None:
         if os.fstat(descriptor).st_size == 5:  # the marks of the passages
@@ -344,7 +353,7 @@ def test_encoding_goes_on_with_another_number_after_a_kill(data: Path, retrieved
 
     def killed() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(drhard.windows, "_write_at", die_before_a_mark)
+            patch.setattr(drhard.windows, "write_at", die_before_a_mark)
             retrieve(data, tmp_path)
 
     assert sharing.wait_for(sharing.start_processes(2, killed, tmp_path / "killed", silence=5)) == [2, -signal.SIGKILL]
