@@ -85,8 +85,8 @@ def find_measured(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial |
     """
     if trial.record is not None and trial.record.exists():
         return read_record(table, trial.record)
-    if trial.has_runs and _made_by_its_model(trial):
-        return _measure(table, trial, judged)
+    if (found := _measure_runs(table, trial, judged)) is not None:
+        return found
     if trial.record is None or table.records is None:
         return None
     committed = read_committed(table.records).get(str(trial.record))
@@ -97,11 +97,11 @@ def write_record(table: Table, trial: Trial) -> None:
     """Measure a trial, and keep what was found in its file.
 
     Raises:
-        InputError: the trial keeps no record, or as :func:`find_measured`; a run does not exist.
+        InputError: the trial keeps no record, or as :func:`find_measured`; there are no runs of the present weights.
     """
     if trial.record is None:
         raise InputError(f"{table.name} keeps no records; 'reproduce.py report {table.name}' measures its runs")
-    measured = find_measured(table, trial, read_judged(table))
+    measured = _measure_runs(table, trial, read_judged(table))
     if measured is None:
         raise InputError(f"{', '.join(map(str, trial.runs.values()))}: are not there; run the row first")
     content: dict[str, Any] = {
@@ -163,6 +163,13 @@ def _check_record(table: Table, name: str, record: dict[str, Any]) -> MeasuredTr
     return MeasuredTrial(
         record.get("seed"), record.get("model"), record["runs"], queries, record["curves"], ranks, record.get("tops")
     )
+
+
+def _measure_runs(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial | None:
+    """Measure the runs of a trial; return None if one is missing, or if its model has other weights now."""
+    if not trial.has_runs or not _made_by_its_model(trial):
+        return None
+    return _measure(table, trial, judged)
 
 
 def _measure(table: Table, trial: Trial, judged: Judged) -> MeasuredTrial:

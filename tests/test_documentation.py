@@ -7,7 +7,7 @@ from pathlib import Path
 
 import documented
 import pytest
-from documented import CHANGELOG, DOCUMENTS, README, RESULTS, WALKTHROUGH, Printed
+from documented import CHANGELOG, DOCUMENTS, README, WALKTHROUGH, Printed
 from helpers import ROOT, parse_flags
 from transformers import TrainingArguments
 
@@ -79,17 +79,6 @@ def test_commands_of_the_readme_are_those_of_the_documents_behind_it() -> None:
     }
     for command in documented.in_document(README):
         assert command.words in behind, command
-
-
-def test_table_of_the_readme_is_that_of_the_results() -> None:
-    """Ours in its first columns, the paper's in the last one."""
-    results = RESULTS.read_text(encoding="utf-8")
-    found, minilm, *_ = tables(README.read_text(encoding="utf-8"))
-    assert all(f"{row}\n" in results for row in minilm[2:])
-    for row in found[2:]:
-        name, *ours, paper = (cell.strip() for cell in row.strip("|").split("|"))
-        assert f"| {name} | {' | '.join(ours)} |\n" in results
-        assert not paper or f"| {name} | {paper} |" in results
 
 
 @each_document

@@ -7,6 +7,7 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from drhard.errors import InputError
 from drhard.measured import find_measured, read_committed
@@ -17,7 +18,7 @@ from drhard.tables import all_tables
 from drhard.tables_gcide import GCIDE
 
 import pytest
-from documented import RESULTS
+from documented import README, RESULTS
 from helpers import ROOT, load_script, must_run, refused, tiny_model
 
 BUILD, REPRODUCE, CHOOSE = "data/gcide/make_gcide.py", "reproduce.py", "data/choose.py"
@@ -214,7 +215,7 @@ def test_record_with_damaged_ranks_is_refused(project: Path) -> None:
 
 def test_what_cannot_be_measured_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, reason in {
-        ("measure", "gcide:Hard only", "--seed", "42"): "run the row first",
+        ("measure", "gcide:Hard only", "--seed", "42"): "run the row first",  # the committed record does not count
         ("measure", "gcide:STAR"): "has no training, or several, with the seed None",
         ("measure", "sample:STAR", "--seed", "42"): "keeps no records",
         ("run", "gcide-small:STAR"): "data/sample/pretrain.py --gcide",
@@ -230,28 +231,93 @@ def test_damaged_records_are_refused(line: str, tmp_path: Path) -> None:
         read_committed(path)
 
 
-def test_settings_of_minilm_are_those_of_the_records(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_those_of_the_records(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = GCIDE.read_settings()
     shutil.copytree(ROOT / "data" / "gcide", project / "data" / "gcide")
     monkeypatch.setattr("drhard.claims.DATA", project / "data")
-    must_run(CHOOSE, "gcide", cwd=project)
+    assert "—" not in must_run(CHOOSE, "gcide", cwd=project)
     assert GCIDE.read_settings() == committed
 
 
-def test_documented_table_is_that_of_the_records(project: Path) -> None:
+# Committed and documented results ---------------------------------------------------------------------------
+
+REPORT = json.loads((ROOT / "data" / "gcide" / "results" / "report.json").read_text(encoding="utf-8"))
+REPORTED = {table["name"]: table for table in REPORT["tables"]}
+each_reported = pytest.mark.parametrize("name", REPORTED)
+
+
+def section() -> str:
+    """What docs/results.md says about the reverse dictionary."""
     sections = re.split("^(?=## )", RESULTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    [documented] = [section for section in sections if section.startswith("## A reverse dictionary\n")]
-    table = all_tables()["gcide"]
-    for row in measure_table(table):
-        if not row.trials:
-            assert f"| {row.name} | not made yet | | | |\n" in documented
-            continue
-        cells = []
-        for key in table.measures:
+    [found] = [section for section in sections if section.startswith("## A reverse dictionary\n")]
+    return found
+
+
+@each_reported
+@pytest.mark.usefixtures("project")
+def test_committed_report_is_that_of_the_records(name: str) -> None:
+    rows = measure_table(all_tables()[name])
+    assert [row["name"] for row in REPORTED[name]["rows"]] == [row.name for row in rows]
+    for reported, row in zip(REPORTED[name]["rows"], rows, strict=True):
+        assert row.whole
+        for key, value in reported["values"].items():
             mean, half = row.mean(key)
-            cells.append(f"{mean:.3f} ± {half:.3f}" if len(row.trials) > 2 else f"{mean:.3f}")
-        seeds = "—" if row.trials[0].seed is None else str(len(row.trials))
-        assert f"| {row.name} | {' | '.join(cells)} | {seeds} |\n" in documented
+            assert value["measured"] == pytest.approx(mean)
+            assert value["half_width"] is None or value["half_width"] == pytest.approx(half)
+        digests = [trial.runs["dev"]["sha256"] for trial in row.trials]
+        assert [trial["runs"]["dev"]["sha256"] for trial in reported["trials"]] == digests
+
+
+@pytest.mark.parametrize("name", ["gcide", "gcide-small"])
+def test_documented_table_is_that_of_the_report(name: str) -> None:
+    documented = section()
+    for row in REPORTED[name]["rows"]:
+        cells = []
+        for value in row["values"].values():
+            half = "" if value["half_width"] is None else f" ± {value['half_width']:.3f}"
+            cells.append(f"{value['measured']:.3f}{half}")
+        seeds = "—" if row["trials"][0]["seed"] is None else str(len(row["trials"]))
+        assert f"| {row['name']} | {' | '.join(cells)} | {seeds} |\n" in documented
+    for asked in REPORTED[name]["questions"]:
+        result = asked["measures"]["mrr"]
+        evidence = f"{result['difference']:+.3f} ({result['low']:+.3f} to {result['high']:+.3f}), p "
+        line = f"| {asked['question']} | **{asked['answer']}** | {evidence}".replace("-0.000", "+0.000")
+        [found] = [one for one in documented.splitlines() if one.startswith(line)]
+        assert f" | {result['least_found']:.3f} | " in found
+
+
+@pytest.mark.parametrize("trend", REPORT["trends"], ids=lambda trend: trend["axis"])
+def test_documented_curves_are_those_of_the_report(trend: dict[str, Any]) -> None:
+    for (at, *star), (_, *in_batch), (_, *difference) in zip(
+        *(trend["rows"][name] for name in ("STAR", "In-Batch Neg")), trend["difference"], strict=True
+    ):
+        cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in (star, in_batch)]
+        cells.append(f"{difference[0]:+.3f} ± {difference[1]:.3f}")
+        assert f"\n| {at:,} | {' | '.join(cells)} | " in section()
+
+
+def test_readme_has_the_values_and_the_answers() -> None:
+    text = README.read_text(encoding="utf-8").partition("\n## Results\n")[2].partition("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    values, claims = ([line for line in lines[2:] if len(line) == count] for count in (4, 3))
+    published = all_tables()["passage"].rows
+    for name, *ours, paper in values:
+        for table, start, cell in zip(("gcide", "gcide-small"), ("MiniLM", "Warm-up"), ours, strict=True):
+            wanted = start if name == "start" else name
+            [value] = [row["values"]["mrr"] for row in REPORTED[table]["rows"] if row["name"] == wanted]
+            half = "" if value["half_width"] is None else f" ± {value['half_width']:.3f}"
+            assert cell == f"{value['measured']:.3f}{half}"
+        assert paper == (f"{published[name].expected['mrr']:.3f}" if name in published else "")
+    names = {"ADORE": "ADORE (start)", "hard only": "Hard only", "compressed": "ADORE (STAR), compressed"}
+    assert len(claims) == 8 + 2  # with the head of the table
+    for claim, *ours in claims[2:]:
+        row, than = (names.get(name, name) for name in re.split(" [>≥] ", claim))
+        for table, start, cell in zip(("gcide", "gcide-small"), ("MiniLM", "Warm-up"), ours, strict=True):
+            pair = [start if name == "start" else name.replace("(start)", f"({start})") for name in (row, than)]
+            [asked] = [one for one in REPORTED[table]["questions"] if [one["row"], one["than"]] == pair]
+            result = asked["measures"]["mrr"]
+            half = result["high"] - result["difference"]
+            assert cell == f"**{asked['answer']}**, {result['difference']:+.3f} ± {half:.3f}"
 
 
 def test_readme_of_the_data_has_its_counts() -> None:
