@@ -638,7 +638,7 @@ def test_a_stopped_encoding_goes_on(tmp_path: Path, encoded_rows: list[int], mon
     """After its last full window; unless the tokens are others by then."""
     folder = tmp_path / "grown"
     old, new = encoded(folder, 12), encoded(tmp_path / "once", 33)
-    write_at = drhard.windows._write_at
+    write_at = drhard.windows.write_at
 
     def stop_in_third(descriptor: int, data: memoryview, place: int) -> None:
         write_at(descriptor, data, place)
@@ -647,7 +647,7 @@ def test_a_stopped_encoding_goes_on(tmp_path: Path, encoded_rows: list[int], mon
 
     for rows in (33, 31):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(drhard.windows, "_write_at", stop_in_third)
+            patch.setattr(drhard.windows, "write_at", stop_in_third)
             encoded(folder, rows)
         assert {name: data for name, data in snapshot(folder).items() if "growing" not in name} == old
         encoded_rows.clear()
