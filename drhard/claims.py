@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from drhard.questions import does_adore_improve, is_star_better_than
 from drhard.recipes import SCRATCH, Made, Measure, Question, Row, Step, Table, Trial, expect, make_step
 from drhard.trainings import (
     MEASURES,
@@ -293,12 +294,12 @@ def claims(start: str) -> tuple[Question, ...]:
         start: the row of the model as it is.
     """
     return (
-        Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg"),
-        Question("Is STAR better than Rand Neg?", "STAR", "Rand Neg"),
+        is_star_better_than("In-Batch Neg"),
+        is_star_better_than("Rand Neg"),
         Question("Is STAR better without the hardest negatives?", "STAR, later ranks", "STAR"),
-        Question(f"Does ADORE improve {start}?", f"ADORE ({start})", start),
-        Question("Does ADORE improve In-Batch Neg?", "ADORE (In-Batch Neg)", "In-Batch Neg"),
-        Question("Does ADORE improve STAR?", "ADORE (STAR)", "STAR"),
+        does_adore_improve(start),
+        does_adore_improve("In-Batch Neg"),
+        does_adore_improve("STAR"),
         Question("Is ADORE on STAR better than ADORE on In-Batch Neg?", "ADORE (STAR)", "ADORE (In-Batch Neg)"),
     )
 

@@ -8,8 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from drhard.claims import MINILM, Experiment, Model, Rows, claim_rows, claims, held_out_table, margin
+from drhard.questions import (
+    BETTER_THAN_HARD,
+    COMPRESSED_AS_GOOD,
+    IN_LARGE_BATCHES,
+    does_adore_improve,
+    is_star_better_than,
+)
 from drhard.recipes import Made, Point, Question, Table
-from drhard.trainings import AS_GOOD, trial_of_start
+from drhard.trainings import trial_of_start
 
 SIZES = (10_000, 30_000, 111_672)  # passages; the last is all
 SMALL = Model(
@@ -35,15 +42,10 @@ SMALL = Model(
     ),
 )
 FURTHER = (  # questions about rows that only this data set has
-    Question("Is STAR better than hard negatives only?", "STAR", "Hard only"),
-    Question("Does ADORE improve Rand Neg?", "ADORE (Rand Neg)", "Rand Neg"),
-    Question(
-        "Is ADORE trained against a compressed index as good?",
-        "ADORE (STAR), compressed",
-        "ADORE (STAR)",
-        margin=AS_GOOD,
-    ),
-    Question("Is STAR better than In-Batch Neg in large batches?", "STAR, large batch", "In-Batch Neg, large batch"),
+    BETTER_THAN_HARD,
+    does_adore_improve("Rand Neg"),
+    COMPRESSED_AS_GOOD,
+    IN_LARGE_BATCHES,
     Question("Is STAR better with a margin to the negatives?", "STAR, margin", "STAR"),
     Question("Is a second round of mining better than more steps?", "STAR, second round", "STAR, twice the steps"),
 )
@@ -94,8 +96,7 @@ def size_table(size: int, gpus: Sequence[int]) -> Table:
         make.static("STAR", make.training("star", "star")),
     )
     point = Point("passages of the dictionary", size)
-    questions = (Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg", point=point),)
-    return GCIDE.table(make.start, f"MiniLM, {size:,} passages", rows, questions)
+    return GCIDE.table(make.start, f"MiniLM, {size:,} passages", rows, [is_star_better_than("In-Batch Neg", point)])
 
 
 def gcide_tables(gpus: Sequence[int] = ()) -> list[Table]:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drhard.msmarco import CORPORA
+from drhard.questions import PAPER
 from drhard.recipes import (
     CHECKPOINT,
     RUN,
     SCRATCH,
     Measure,
-    Question,
     Row,
     Step,
     Table,
@@ -341,15 +341,6 @@ def make_trial(at: Place, row: PaperRow) -> Trial:
     )
 
 
-QUESTIONS = (
-    Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg"),
-    Question("Is STAR better than Rand Neg?", "STAR", "Rand Neg"),
-    Question("Does ADORE improve In-Batch Neg?", "ADORE (In-Batch Neg)", "In-Batch Neg"),
-    Question("Does ADORE improve Rand Neg?", "ADORE (Rand Neg)", "Rand Neg"),
-    Question("Does ADORE improve STAR?", "ADORE (STAR)", "STAR"),
-)
-
-
 def published_trial(at: Place, row: PaperRow) -> Trial:
     """Return the authors' runs of a row, which have official ids."""
     steps = {mode: fetch_run(at, row, mode) for mode in MODES}
@@ -390,5 +381,5 @@ def msmarco_table(task: Task, data_root: Path, faiss_gpus: Sequence[int]) -> Tab
         close=0.003,
         qrels={mode: preprocess / f"{mode}-qrel.tsv" for mode in MODES},
         rows={row.name: row for row in rows},
-        questions=QUESTIONS,
+        questions=PAPER,
     )

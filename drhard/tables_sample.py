@@ -6,9 +6,16 @@ Each step below has a file or folder that appears only when its command's result
 runs in the project's folder.
 """
 
+from drhard.questions import (
+    BETTER_THAN_HARD,
+    COMPRESSED_AS_GOOD,
+    IN_LARGE_BATCHES,
+    PAPER,
+    does_adore_improve,
+    is_star_better_than,
+)
 from drhard.recipes import SCRATCH, Question, Row, Table, Trial, expect, make_step
 from drhard.trainings import (
-    AS_GOOD,
     MEASURES,
     Adore,
     Data,
@@ -26,28 +33,14 @@ WORK = f"{ROOT}/passage"
 SEEDS = (42, 43, 44)
 COMPRESSED = "--index_factory OPQ16,PQ16"
 SOURCE = "measured with these very commands; data/sample/results"
-QUESTIONS = (
-    Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg"),
-    Question("Is STAR better than Rand Neg?", "STAR", "Rand Neg"),
-    Question("Does ADORE improve In-Batch Neg?", "ADORE (In-Batch Neg)", "In-Batch Neg"),
-    Question("Does ADORE improve Rand Neg?", "ADORE (Rand Neg)", "Rand Neg"),
-    Question("Does ADORE improve STAR?", "ADORE (STAR)", "STAR"),
-    Question("Is STAR better than hard negatives only?", "STAR", "Hard only"),
-    Question(
-        "Is ADORE trained against a compressed index as good?",
-        "ADORE (STAR), compressed",
-        "ADORE (STAR)",
-        margin=AS_GOOD,
-    ),
-    Question("Is STAR better than In-Batch Neg in large batches?", "STAR, large batch", "In-Batch Neg, large batch"),
-)
+QUESTIONS = (*PAPER, BETTER_THAN_HARD, COMPRESSED_AS_GOOD, IN_LARGE_BATCHES)
 MINILM_QUESTIONS = (
     Question("Does STAR improve MiniLM?", "STAR", "MiniLM"),
-    Question("Does ADORE improve MiniLM?", "ADORE (MiniLM)", "MiniLM"),
-    Question("Is STAR better than In-Batch Neg?", "STAR", "In-Batch Neg"),
-    Question("Does ADORE improve In-Batch Neg?", "ADORE (In-Batch Neg)", "In-Batch Neg"),
-    Question("Does ADORE improve STAR?", "ADORE (STAR)", "STAR"),
-    Question("Is STAR better than BM25?", "STAR", "BM25"),
+    does_adore_improve("MiniLM"),
+    is_star_better_than("In-Batch Neg"),
+    does_adore_improve("In-Batch Neg"),
+    does_adore_improve("STAR"),
+    is_star_better_than("BM25"),
 )
 
 
