@@ -13,7 +13,7 @@ import argparse
 from drhard.claims import Experiment, choices_of, held_out_table
 from drhard.commands import command
 from drhard.files import write_json
-from drhard.measured import find_measured, read_judged
+from drhard.measured import Judged, find_measured, read_judged
 from drhard.recipes import SCRATCH, Row, Table
 from drhard.tables_code import CODE
 from drhard.tables_gcide import GCIDE
@@ -33,8 +33,9 @@ def choose(experiment: Experiment) -> None:
     settings = experiment.read_settings()
     for model in experiment.models:
         table = held_out_table(experiment, model)
+        judged = read_judged(table)
         for setting, values in choices_of(experiment, model).items():
-            found = {value: mean(table, rows) for value, rows in values.items()}
+            found = {value: mean(table, judged, rows) for value, rows in values.items()}
             shown = ", ".join(f"{value} {'—' if one is None else f'{one:.4f}'}" for value, one in found.items())
             measured = {value: one for value, one in found.items() if one is not None}
             if len(measured) == len(values):
@@ -44,9 +45,9 @@ def choose(experiment: Experiment) -> None:
     print(f"Wrote {experiment.settings}")
 
 
-def mean(table: Table, rows: list[Row]) -> float | None:
+def mean(table: Table, judged: Judged, rows: list[Row]) -> float | None:
     """Return the mean held-out MRR@10 of the rows; None if one was not measured."""
-    trials = [find_measured(table, trial, read_judged(table)) for row in rows for trial in row.trials[SCRATCH]]
+    trials = [find_measured(table, trial, judged) for row in rows for trial in row.trials[SCRATCH]]
     values = [trial.mean("mrr") for trial in trials if trial is not None]
     return sum(values) / len(values) if len(values) == len(trials) else None
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from drhard.changes import find_changes, read_texts
-from drhard.measured import MeasuredTrial, find_measured, finite, read_judged
+from drhard.measured import Judged, MeasuredTrial, find_measured, finite, read_judged
 from drhard.recipes import RUN, Point, Question, Row, Table
 from drhard.significance import POWER, compare, holm, least_found, mean_interval
 
@@ -59,17 +59,18 @@ def make_report(tables: Sequence[Table], with_texts: bool = False) -> dict[str, 
     Raises:
         InputError: a run or a qrels file is damaged, or a run has no qrels file.
     """
-    measured = [measure_table(table) for table in tables]
+    judged = [read_judged(table) for table in tables]
+    measured = [measure_table(*one) for one in zip(tables, judged, strict=True)]
     report = {
         "machine": _describe_machine(),
-        "tables": [_report_table(table, rows, with_texts) for table, rows in zip(tables, measured, strict=True)],
+        "tables": [_report_table(*one, with_texts) for one in zip(tables, judged, measured, strict=True)],
         "trends": find_trends(tables, measured),
     }
     return {key: finite(value) for key, value in report.items()}
 
 
-def _report_table(table: Table, rows: list[MeasuredRow], with_texts: bool) -> dict[str, Any]:
-    questions = answer_questions(table, rows)
+def _report_table(table: Table, judged: Judged, rows: list[MeasuredRow], with_texts: bool) -> dict[str, Any]:
+    questions = answer_questions(table, judged, rows)
     changes = [asked["changes"] for asked in questions]
     if any(row.origin == RUN for row in _whole_rows(rows).values()):
         with_texts = False  # published runs have official ids, not rows
@@ -86,7 +87,7 @@ def _report_table(table: Table, rows: list[MeasuredRow], with_texts: bool) -> di
     }
 
 
-def measure_table(table: Table) -> list[MeasuredRow]:
+def measure_table(table: Table, judged: Judged) -> list[MeasuredRow]:
     """Measure every run of a table that exists.
 
     A row with runs of two origins is returned twice, a row without runs once. A run is skipped, with a warning, if its
@@ -95,7 +96,6 @@ def measure_table(table: Table) -> list[MeasuredRow]:
     Raises:
         InputError: as :func:`make_report`.
     """
-    judged = read_judged(table)
     rows = []
     for row in table.rows.values():
         measured = []
@@ -158,7 +158,7 @@ def _note(measured: MeasuredRow) -> str:
     return "; ".join(filter(None, (seeds, measured.row.note)))
 
 
-def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, Any]]:
+def answer_questions(table: Table, judged: Judged, rows: list[MeasuredRow]) -> list[dict[str, Any]]:
     """Answer the table's questions by paired tests over queries. A query's value is its mean over the seeds.
 
     For each measure, Holm's method corrects the p-values over the questions. The first measure gives the answer.
@@ -166,7 +166,6 @@ def answer_questions(table: Table, rows: list[MeasuredRow]) -> list[dict[str, An
     t-test finds with the probability :data:`POWER` at the strictest level that Holm's method applies, 0.05 divided by
     the number of questions.
     """
-    judged = read_judged(table)
     measured = _whole_rows(rows)
     questions = [question for question in table.questions if {question.row, question.than} <= measured.keys()]
     evidence = {

@@ -256,7 +256,7 @@ def section() -> str:
 @each_reported
 @pytest.mark.usefixtures("project")
 def test_committed_report_is_that_of_the_records(name: str) -> None:
-    rows = measure_table(all_tables()[name])
+    rows = measure_table(all_tables()[name], {})
     assert [row["name"] for row in REPORTED[name]["rows"]] == [row.name for row in rows]
     for reported, row in zip(REPORTED[name]["rows"], rows, strict=True):
         assert row.whole
