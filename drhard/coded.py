@@ -117,8 +117,8 @@ class QueryGroup:
 
     def __init__(self, queries: torch.Tensor, k: int, mean: torch.Tensor, parts: int):
         self.queries, self.sieve = queries, Sieve(len(queries), k, queries.device)
-        self._mean, self._first = mean, RoundedQueries(queries, mean, parts=1)
-        self._second: RoundedQueries | None = None
+        self._mean = mean
+        self._coarse = self._fine = RoundedQueries(queries, mean, parts=1)
         on_cpu = queries.device.type == "cpu"
         self._sift_from = SIFTED * k * len(queries) if on_cpu else math.inf
         if parts == 2:
@@ -126,8 +126,7 @@ class QueryGroup:
 
     def add_second_part(self) -> None:
         """Code the queries in two parts from now on, if they are coded."""
-        both = RoundedQueries(self.queries, self._mean, parts=2)
-        self._second = both if both.parts == 2 else None
+        self._fine = RoundedQueries(self.queries, self._mean, parts=2)
 
     def look_through(self, rows: torch.Tensor, block: CodedBlock, absent: torch.Tensor | None, seen: int) -> None:
         """Keep the documents of a tile that may be among the best.
@@ -137,19 +136,19 @@ class QueryGroup:
             absent: places in the tile that are left out.
             seen: the number of documents before.
         """
-        products = self._first.multiply(block.values)
-        sifted = self._second is not None and seen >= self._sift_from
-        if self._second is not None and not sifted:
-            products = self._second.multiply(block.values, products)
+        products = self._coarse.multiply(block.values)
+        sifted = self._fine.parts > self._coarse.parts and seen >= self._sift_from
+        if not sifted:
+            products = self._fine.multiply(block.values, products)
         if absent is not None:
             products[absent] = least_score(products.dtype)
-        if self._second is None or not sifted:
-            self.sieve.add(products, rows, (self._second or self._first).bounds(block))
+        if not sifted:
+            self.sieve.add(products, rows, self._fine.bounds(block))
             return
-        places = self.sieve.sift(products, self._first.bounds(block))
+        places = self.sieve.sift(products, self._coarse.bounds(block))
         if len(places):
-            products = self._second.multiply(block.values[places], products[places])
-            self.sieve.add(products, rows[places], self._second.bounds(block), places // GROUP)
+            products = self._fine.multiply(block.values[places], products[places])
+            self.sieve.add(products, rows[places], self._fine.bounds(block), places // GROUP)
 
 
 class CodedSearch:
