@@ -101,7 +101,6 @@ class Experiment:
         title: its name in reports.
         make: the command that makes it, without the flags of its forms.
         models: the models that trainings start from.
-        doc_length: tokens of a document.
         bm25: further flags of BM25's search.
     """
 
@@ -109,7 +108,6 @@ class Experiment:
     title: str
     make: str
     models: tuple[Model, ...]
-    doc_length: int = 64
     bm25: str = ""
 
     @property
@@ -137,7 +135,7 @@ class Experiment:
         root = f"runs/{self.name}{form}"
         folder = f"{root}/passage/dataset"
         step = make_step(folder, f"{self.make} --output_dir {folder}", flags)
-        return Data(root, step, doc_length=self.doc_length, gpus=gpus, bm25=self.bm25)
+        return Data(root, step, gpus=gpus, bm25=self.bm25)
 
     def table(
         self,

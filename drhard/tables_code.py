@@ -10,7 +10,6 @@ CODE = Experiment(
     "Code search",
     "python data/code/make_code.py --wheels runs/code/wheels",
     (MINILM,),
-    doc_length=128,
     bm25="--split_names",
 )
 
