@@ -45,7 +45,6 @@ from stand_ins import flops, passage_lengths, random_encoder, write_tokens
 
 QUERY_LENGTH, LONGEST = 24, 120  # tokens, as star/train.py is published
 ADORE_QUERIES, TOPK = 32, 200  # of a step of ADORE
-SEARCHED = 4096  # queries of a part of mining
 DIM = 768  # of embeddings
 BLOCK = 1 << 15  # documents that the plain search scores at a time
 NEAR = 1e-4  # of the top score; float32 rounds sums of another order
@@ -57,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--passages", type=positive, default=32_768, help="to encode")
     parser.add_argument("--documents", type=positive, default=500_000, help="to search")
+    parser.add_argument("--mined", type=positive, default=4096, help="queries of a part of mining")
     parser.add_argument("--batch", type=positive, default=256, help="queries in a step of STAR")
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--vocabulary", type=positive, default=50_265, help="of the model")
@@ -207,7 +207,7 @@ def measure_search(bench: Bench) -> list[dict[str, Any]]:
     ]
     rows[0] |= {"limit_seconds": None, "of_the_limit": None, "peak_gb": bench.peak_gb()}
     on_device = torch.from_numpy(documents).to(bench.device)
-    for queries, what in ((ADORE_QUERIES, "a step of ADORE"), (SEARCHED, "mining")):
+    for queries, what in ((ADORE_QUERIES, "a step of ADORE"), (bench.args.mined, "mining")):
         asked = torch.randn(queries, DIM, device=bench.device)
         host = asked.cpu().numpy()
         check_found(index.search(host, TOPK)[0], plain_search(on_device, asked, TOPK)[0].cpu().numpy())

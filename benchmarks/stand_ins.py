@@ -18,11 +18,14 @@ def passage_lengths(random: np.random.Generator, count: int, longest: int) -> np
     return np.clip(lengths, 5, longest).astype(np.int32)
 
 
-def random_encoder(layers: int, vocabulary: int = 50265) -> RobertaDot:
-    """Return a model as wide as roberta-base, with random weights and no dropout. 12 layers make it as deep."""
+def random_encoder(layers: int, vocabulary: int = 50265, width: int = 768) -> RobertaDot:
+    """Return a model with random weights and no dropout, as wide as roberta-base. 12 layers make it as deep."""
     torch.manual_seed(0)
     config = RobertaConfig(
         vocab_size=vocabulary,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
         max_position_embeddings=514,
         num_hidden_layers=layers,
         pad_token_id=1,

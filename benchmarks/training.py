@@ -170,7 +170,8 @@ def print_step(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     padding = star_gradient(model, args.step, args.batch, args.chunk)
     result = {"seconds": time.perf_counter() - start, "padding": float(padding), "peak_gb": peak_memory_gb()}
-    model = random_encoder(2, vocabulary=1000).train().double()  # where different padding does not show as rounding
+    # Where different padding does not show as rounding.
+    model = random_encoder(2, vocabulary=1000, width=128).train().double()
     small: dict[str, torch.Tensor] = {}
     for way in ("one", args.step):
         model.zero_grad()

@@ -1,14 +1,23 @@
 """The benchmarks run, at a small size, find the same as the published way, and write what they print."""
 
 import json
+from contextlib import chdir
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import documented
 import pytest
-from helpers import call_script, load_script, must_run, run_script
+from helpers import ROOT, call_script, load_script, must_run
 from test_walkthrough import SIZES
+
+
+@pytest.fixture(autouse=True)
+def small_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate of the machine is measured with a small product."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(import_module("measuring"), "SQUARE", 64)
 
 
 def run_benchmark(name: str, folder: Path, *flags: Any) -> tuple[str, dict[str, Any]]:
@@ -56,7 +65,13 @@ def test_importing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"results.json"}
 
 
-def test_training(tmp_path: Path) -> None:
+def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps run in this process: starting so many would take a minute."""
+
+    def run_here(script: str, *flags: Any) -> dict[str, Any]:
+        return json.loads(must_run(script, *flags, cwd=tmp_path))
+
+    monkeypatch.setattr(load_script("benchmarks/training.py"), "run_apart", run_here)
     _, results = run_benchmark(
         "training",
         tmp_path,
@@ -82,7 +97,7 @@ def test_training(tmp_path: Path) -> None:
 def test_gpu(tmp_path: Path) -> None:
     """Here it runs on the CPU."""
     sizes = ("--passages", 3, "--documents", 300, "--batch", 2, "--layers", 1, "--vocabulary", 100)
-    sizes += ("--rounds", 1, "--steps", 1, "--square", 64)
+    sizes += ("--rounds", 1, "--steps", 1, "--square", 64, "--mined", 64)
     printed, results = run_benchmark("gpu", tmp_path, *sizes)
     ways = [row["way"] for row in results["results"]]
     assert [way.partition(",")[0].split()[0] for way in ways] == [
@@ -113,18 +128,21 @@ def test_scaling(tmp_path: Path) -> None:
     ("flags", "sentence"),
     [
         (("search", "--documents", 150), "error: cannot return the 200 best of 150 documents; choose 1 to 150"),
-        (("search", "--rounds", 0), "search.py: error: argument --rounds: 0 is too few; give at least 1"),
+        (("search", "--rounds", 0), "error: argument --rounds: 0 is too few; give at least 1"),
         (
             ("scaling", "--folder", ".", "--rows", 199),
             "error: cannot return the 200 best of 199 documents; choose 1 to 199",
         ),
     ],
 )
-def test_too_little_is_refused(tmp_path: Path, flags: tuple[Any, ...], sentence: str) -> None:
+def test_too_little_is_refused(
+    tmp_path: Path, flags: tuple[Any, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     name, *rest = flags
-    result = run_script(f"benchmarks/{name}.py", *rest, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == sentence
+    with pytest.raises(SystemExit) as ended, chdir(tmp_path):
+        call_script(f"benchmarks/{name}.py", *rest)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(sentence)
     assert not list(tmp_path.iterdir())
 
 
