@@ -131,7 +131,8 @@ def data_type_of(words: Sequence[str]) -> str:
 
 def kind_of(command: Printed) -> tuple[str, ...]:
     """What is the same for commands that differ only in paths, or in the GPUs that they name."""
-    words = without_gpus(command.words[2:])
+    numbers = {"0": "doc", "1": "passage"}  # what --data_type may be too
+    words = [numbers.get(word, word) for word in without_gpus(command.words[2:])]
     plain = [
         f"{word} {following}"
         for word, following in zip(words, [*words[1:], "-"], strict=True)
