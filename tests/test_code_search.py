@@ -185,11 +185,14 @@ def test_tables_split_names_and_ask_about_rows_that_they_have() -> None:
 
 
 def test_readme_of_the_data_has_its_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts = [line.split("\t")[2] for line in (HERE / "read.tsv").read_text(encoding="utf-8").splitlines()[1:]]
-    assert len(verdicts) == 100
+    read = [line.split("\t") for line in (HERE / "read.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     readme = (HERE / "README.md").read_text(encoding="utf-8")
-    for verdict in ("right", "vague", "wrong"):
-        assert re.search(rf"^\| {verdict}: .+ \| {verdicts.count(verdict)} \|", readme, re.MULTILINE)
+    kinds = {"pair": ("right", "vague", "wrong"), "hardest": ("answers", "close", "no")}
+    for part, verdicts in kinds.items():
+        given = [row[4] for row in read if row[0] == part]
+        assert len(given) == 100
+        for verdict in verdicts:
+            assert re.search(rf"^\| {verdict}(?:: .+)? \| {given.count(verdict)} \|", readme, re.MULTILINE)
     monkeypatch.chdir(tmp_path)  # where nothing was run
     table = all_tables()["code"]
     found = find_measured(table, table.rows["BM25"].trials[SCRATCH][0], {})
