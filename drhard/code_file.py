@@ -54,13 +54,14 @@ def open_codes(documents: np.ndarray, progress: bool = False) -> Codes:
         "rows": len(documents),
         "dim": documents.shape[1],
     }
-    codes = _read(path, stamp, documents)
+    codes = _read(path, embeddings, stamp, documents)
     if codes is None:
-        codes = _make(documents, path, stamp, progress)
+        codes = _make(documents, embeddings, stamp, progress)
     return codes
 
 
-def _make(documents: np.ndarray, path: Path, stamp: dict[str, Any], progress: bool) -> Codes:
+def _make(documents: np.ndarray, embeddings: Path, stamp: dict[str, Any], progress: bool) -> Codes:
+    path = codes_path(embeddings)
     mean = torch.from_numpy(choose_mean(documents))
     try:
         stamp_path(path).unlink(missing_ok=True)
@@ -70,7 +71,7 @@ def _make(documents: np.ndarray, path: Path, stamp: dict[str, Any], progress: bo
     except (OSError, DiskFault) as error:
         log.warning("%s: cannot be written (%s); the codes are kept in memory", path, reason_of(error))
         return keep_codes(documents, torch.device("cpu"), progress)
-    codes = _read(path, stamp, documents)
+    codes = _read(path, embeddings, stamp, documents)
     if codes is None:
         raise InputError(f"{path}: was changed while it was made; run the same command again")
     return codes
@@ -113,7 +114,7 @@ def _header(shapes: dict[str, tuple[str, list[int]]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read(path: Path, stamp: dict[str, Any], documents: np.ndarray) -> Codes | None:
+def _read(path: Path, embeddings: Path, stamp: dict[str, Any], documents: np.ndarray) -> Codes | None:
     """Map the codes of ``documents`` from a file; None if it is missing, damaged, or belongs to other embeddings."""
     if not path.is_file():
         return None
@@ -121,6 +122,8 @@ def _read(path: Path, stamp: dict[str, Any], documents: np.ndarray) -> Codes | N
         found = read_stamp(path, STAMP_FIELDS)
         if found is None or find_difference(found, stamp) is not None:
             return None
+        if embeddings.stat().st_mtime_ns > path.stat().st_mtime_ns:
+            return None  # were written to since; the stamp tells of few rows
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in ("values", "places", "scale", "lost", "norm", "mean")}
     except (InputError, SafetensorError, OSError):
@@ -132,7 +135,7 @@ def _read(path: Path, stamp: dict[str, Any], documents: np.ndarray) -> Codes | N
 
 def _belong_together(codes: Codes, documents: np.ndarray) -> bool:
     """Return whether each document has a place, and the codes of a thousand are as near as the bounds say."""
-    wanted = spread(len(documents), CHECKED)
+    wanted = spread(len(documents) - 1, CHECKED - 1) + 1  # others than those of the digest
     for rows, block in codes.tiles(BLOCK_ROWS):
         first = int(rows.min()) // BLOCK_ROWS * BLOCK_ROWS
         if not torch.equal(rows.sort().values, torch.arange(first, first + len(rows))):

@@ -25,6 +25,7 @@ TOO_MANY = 12  # and the search is given up once this many are
 SIFTED = 64
 AGAIN = 1 << 14  # documents of a memmap to score again at a time
 AGAIN_ON_GPU = 1 << 18
+FEWEST_SUMS = 32  # rows that a GPU always sums together: it sums fewer in another order
 
 
 class Vectors(Protocol):
@@ -80,8 +81,14 @@ def _score_pairs(vectors: np.ndarray, queries: np.ndarray, place: np.ndarray, bo
     def score(number: int, start: int, end: int) -> None:
         np.einsum("nd,d->n", vectors.take(place[start:end], axis=0), queries[number], out=scores[start:end])
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        parts = [(number, *part) for number, part in enumerate(pairwise(bounds.tolist())) if part[0] < part[1]]
+    count = torch.get_num_threads()
+    most = max(1, AGAIN // count)  # vectors of a query that a thread copies
+    parts = [
+        (number, first, min(first + most, end))
+        for number, (start, end) in enumerate(pairwise(bounds.tolist()))
+        for first in range(start, end, most)
+    ]
+    with ThreadPoolExecutor(count) as threads:
         list(threads.map(score, *zip(*parts, strict=True)))
     return scores
 
@@ -101,7 +108,8 @@ class DeviceVectors:
         scores = torch.empty(len(row), device=row.device)
         for first in range(0, len(row), AGAIN_ON_GPU):
             part = slice(first, first + AGAIN_ON_GPU)
-            scores[part] = self._documents[row[part]].mul_(queries[query[part]]).sum(dim=1)
+            rows, asked = (torch.cat((places[part], places[:1].expand(FEWEST_SUMS))) for places in (row, query))
+            scores[part] = self._documents[rows].mul_(queries[asked]).sum(dim=1)[:-FEWEST_SUMS]
         return scores
 
 
@@ -174,13 +182,15 @@ class CodedSearch:
     def search(
         self, queries: torch.Tensor, k: int, progress: Callable[[int], object] = lambda done: None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return scores (Q, k) float32 and rows (Q, k) int64; None if the bounds are too wide to pay.
+        """Return scores (Q, k) float32 and rows (Q, k) int64; None if the bounds are too wide to pay, or queries huge.
 
         Args:
             queries: (Q, dim) float32, on the device of the codes.
             k: at most the number of documents that are not left out.
             progress: is called with the number of documents, tile by tile.
         """
+        if float(queries.abs().max()) * 127 * queries.shape[1] > torch.finfo(torch.float32).max:
+            return None  # products with codes could overflow where the scores do not
         size = math.ceil(len(queries) / math.ceil(len(queries) / self._query_rows))  # nearly equal groups
         groups = [QueryGroup(group, k, self._codes.mean, self._parts) for group in queries.split(size)]
         seen = 0
@@ -190,6 +200,7 @@ class CodedSearch:
                 group.look_through(rows, block, absent, seen)
             kept = sum(group.sieve.kept for group in groups)
             if kept > TOO_MANY * k * len(queries):
+                self._parts = 2  # in later searches from the start
                 return None
             if kept > SECOND_PART * k * len(queries) and self._parts == 1:
                 self._parts = 2

@@ -27,7 +27,7 @@ UNIT = 2.0**-24  # half the distance of 1 to the next float32: the greatest rela
 SAMPLE = 8192  # documents from which the mean is taken
 GROUP = 256  # documents that share a scale
 FIRST_ROWS, FIRST_SHARE, GROWTH = 8192, 256, 4  # of the tiles of a search, see Codes.tiles
-_TINY = float(np.finfo(np.float32).tiny)
+_TINY, _HUGE = (float(number) for number in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 def count_levels(dim: int) -> int:
@@ -65,15 +65,16 @@ def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int) -> CodedB
     centred = block - mean
     ranges, places = centred.abs().amax(dim=1).sort()
     centred = centred[places]
-    scale = _greatest(ranges).div_(levels).clamp_min_(_TINY)
+    scale = _greatest(ranges).div_(levels).clamp_(_TINY, _HUGE)
     of_row = scale.repeat_interleave(GROUP)[: len(block), None]
     rounded = (centred / of_row).round_()
     values = rounded.to(torch.int8)
     norm = torch.linalg.vector_norm(rounded.mul_(of_row), dim=1)
     lost = torch.linalg.vector_norm(centred.sub_(rounded), dim=1)
-    # Each number of centred and rounded has three roundings, each sum dim + 1 more and a square root.
+    # Each number of centred and rounded has three roundings, each sum dim + 1 more and a square root. A square below
+    # the smallest normal number may be lost.
     norm, lost = _greatest(norm).to(torch.float64), _greatest(lost).to(torch.float64)
-    more, least = 1 + (block.shape[1] + 8) * UNIT, _TINY * block.shape[1]
+    more, least = 1 + (block.shape[1] + 8) * UNIT, math.sqrt(_TINY * block.shape[1]) + _TINY * block.shape[1]
     lost = torch.nan_to_num(lost * more + 4 * UNIT * (norm + lost) + least, nan=math.inf, posinf=math.inf)
     return CodedBlock(values, places.to(torch.int16), scale.to(torch.float64), lost, norm * more + least)
 

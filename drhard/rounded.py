@@ -55,7 +55,7 @@ class CodedQueries:
 
     Args:
         queries: (Q, dim) float32.
-        parts: 1 or 2. Two take twice the time, and their error is 1 / 256 of that of one.
+        parts: 1 or 2. The error of two is 1 / 128 of that of one.
     """
 
     def __init__(self, queries: torch.Tensor, parts: int):
@@ -75,7 +75,11 @@ class CodedQueries:
         self.error = torch.linalg.vector_norm(lost, dim=1)
 
     def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
-        """See :meth:`Multiplier.multiply`. The products are below 2^24, so those of two parts fit in int32."""
+        """See :meth:`Multiplier.multiply`.
+
+        Those of one part are below 2^24. The two parts of a number are together at most 128 times the largest code, so
+        their products are below 2^31.
+        """
         found: torch.Tensor = int8_products(values, self._parts[0]) if first is None else first
         for part in self._parts[1:]:
             found = int8_products(values, part).add_(found, alpha=SHIFT)
@@ -114,6 +118,7 @@ class RoundedQueries:
         self._offset = queries.to(torch.float64) @ exact  # (Q,) the score of the mean
         self._mean_norm = float(torch.linalg.vector_norm(exact))
         self._float32_error = float32_error(queries.shape[1])
+        self._underflow = queries.shape[1] * torch.finfo(torch.float32).tiny  # each product may lose so much
 
     def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
@@ -126,6 +131,7 @@ class RoundedQueries:
         """
         rounding = self._float32_error * (self._mean_norm + block.norm + block.lost)
         width = torch.outer(block.lost + rounding, self._norms) + torch.outer(block.norm, self._multiplier.error)
+        width += self._underflow
         return Bounds(
             slope=block.scale[:, None] * self._multiplier.unit,
             offset=self._offset,

@@ -13,6 +13,7 @@ from drhard.codes import GROUP, keep_codes
 from drhard.devices import explain_no_gpu, require_gpu, to_device
 from drhard.errors import InputError
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
+from drhard.products import in_whole_float32
 from drhard.sieve import SIEVED, best_of_pairs
 from drhard.vectors import gather_rows
 
@@ -62,11 +63,12 @@ class ShardedIndex:
     def find(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See :meth:`drhard.parts.Part.find`."""
         check_queries(queries, self.shards[0].dim)
-        together = max(1, SIEVES // (4 * TOO_MANY * k * SIEVED))
+        together = max(1, SIEVES // (4 * TOO_MANY * k * SIEVED + 7 * self.shards[0].dim))  # a query and its codes
         with tqdm(total=len(queries), unit="query", desc="searching", disable=not self.progress) as bar:
             for first in range(0, len(queries), together):
                 part = np.array(queries[first : first + together], np.float32)
-                found = list(self._threads.map(lambda shard, part=part: shard.search(part, k), self.shards))
+                with in_whole_float32():
+                    found = list(self._threads.map(lambda shard, part=part: shard.search(part, k), self.shards))
                 scores, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
                 order = np.lexsort((rows, -scores), axis=1)[:, :k]
                 bar.update(len(part))

@@ -59,7 +59,7 @@ class Sieve:
             rows: (B,) int64.
             groups: (B,) int64: their places in ``bounds``. None: each :data:`drhard.codes.GROUP` of them are one.
         """
-        if not self._known and len(products) >= self._k:
+        if groups is None and not self._known and len(products) >= self._k:
             self._raise_floors(products, bounds)
         hits = self._find(products, bounds, groups)
         if len(hits) == 0:

@@ -1,6 +1,7 @@
 """Search by int8 codes: the bounds hold, and it finds what a search in float64 finds, whatever the vectors are."""
 
 import math
+import os
 from pathlib import Path
 
 import drhard.backends
@@ -34,7 +35,8 @@ from safetensors import safe_open
 
 CPU = torch.device("cpu")
 PATIENT = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-KINDS = ("random", "clustered", "anisotropic", "duplicated", "zero", "denormal", "huge", "outliers", "one hot", "whole")
+NAMES = "random clustered anisotropic duplicated zero denormal tiny huge outliers one_hot whole"
+KINDS = NAMES.split()
 WAYS = ("float32", "int8 in one part", "int8 in two parts", "int8 in two parts, sifted")
 
 
@@ -51,11 +53,13 @@ def make(kind: str, random: np.random.Generator, count: int, dim: int) -> np.nda
         vectors[random.random(count) < 0.5] = 0
     elif kind == "denormal":
         vectors *= 1e-42
+    elif kind == "tiny":  # whose squares are 0 in float32
+        vectors *= 1e-25
     elif kind == "huge":
         vectors *= 1e17
     elif kind == "outliers":
         vectors[random.random(vectors.shape) < 1e-3] *= 1e4
-    elif kind == "one hot":
+    elif kind == "one_hot":
         vectors = np.eye(dim)[random.integers(0, dim, count)] * random.integers(1, 3, (count, 1))
     elif kind == "whole":
         vectors = random.integers(-3, 4, (count, dim))
@@ -113,7 +117,10 @@ def test_what_float64_finds_is_found(
 ) -> None:
     documents, queries, k = problem
     choose(way, monkeypatch)
-    scores, rows = ExactIndex(documents, codes=keep_codes(documents, CPU)).search(queries, k)
+    monkeypatch.setattr(drhard.exact, "TILE_SCORES", GROUP * len(queries))  # up to four tiles
+    index = ExactIndex(documents, codes=keep_codes(documents, CPU))
+    index.search(queries, k)
+    scores, rows = index.search(queries, k)  # which begins with as many parts as the first ended with
     exact = queries.astype(np.float64) @ documents.T.astype(np.float64)
     norms = multiply_norms(queries, documents)
     rounding = 2 * float32_error(queries.shape[1]) * norms + 1e-40
@@ -194,6 +201,25 @@ def test_any_mean_will_do() -> None:
     assert math.isinf(block.lost)
 
 
+@pytest.mark.parametrize(
+    ("documents", "query", "best"),
+    [
+        ([[126.49e-27] * 2, [126.51e-27, 125.51e-27], [127e-27, -127e-27]], [1.0, 1.0], 0),  # squares are 0
+        ([[-3e38]] * 9 + [[3e38]], [1e-38], 9),  # the distance to the mean is infinite
+        ([[i / 256] for i in range(256)] + [[-127.0], [11.0]] + [[0.0]] * 254, [3e37], 257),  # codes times q are
+    ],
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_numbers_at_the_ends_of_float32(
+    documents: list[list[float]], query: list[float], best: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(way, monkeypatch)
+    vectors = np.array([*documents, *(-np.array(documents))] if best == 0 else documents, dtype=np.float32)
+    codes = keep_codes(vectors, CPU)
+    _, rows = ExactIndex(vectors, codes=codes).search(np.array([query], dtype=np.float32), 1)
+    assert rows.tolist() == [[best]]
+
+
 def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
     """One query, k = 2; bounds ± 1."""
     sieve = Sieve(1, 2, CPU)
@@ -235,7 +261,7 @@ def test_a_file_keeps_the_codes(tmp_path: Path, count: int, dim: int, monkeypatc
     assert same_codes(open_codes(documents), kept)
 
 
-@pytest.mark.parametrize("damage", ["stamp", "short", "values", "places", "other embeddings", "no file"])
+@pytest.mark.parametrize("damage", ["stamp", "short", "values", "places", "other embeddings", "another row", "no file"])
 def test_a_file_that_cannot_be_used_is_made_again(tmp_path: Path, damage: str) -> None:
     documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(0), 3000, 8))
     path = tmp_path / "passages.int8"
@@ -255,6 +281,11 @@ def test_a_file_that_cannot_be_used_is_made_again(tmp_path: Path, damage: str) -
         path.write_bytes(content)
     elif damage == "other embeddings":
         documents = mapped(tmp_path / "passages.memmap", make("random", np.random.default_rng(1), 3000, 8))
+    elif damage == "another row":
+        written = np.memmap(tmp_path / "passages.memmap", np.float32, "r+", shape=(3000, 8))
+        written[5] = 1
+        written.flush()
+        os.utime(tmp_path / "passages.memmap")
     else:
         path.unlink()
     assert same_codes(open_codes(documents), keep_codes(documents, CPU))

@@ -1,11 +1,13 @@
 """Search on several devices: what one device finds, whatever is on each. CPUs take the place of GPUs."""
 
+from typing import Any
+
 import drhard.coded
 import drhard.rounded
 import drhard.shards
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
-from drhard.shards import SCRATCH, ShardedIndex, bytes_of_codes, find_gpus_with_room, open_shards
+from drhard.shards import SCRATCH, Shard, ShardedIndex, bytes_of_codes, find_gpus_with_room, open_shards
 from drhard.sieve import best_of_pairs
 
 import numpy as np
@@ -82,6 +84,26 @@ def test_documents_that_codes_cannot_tell_apart(monkeypatch: pytest.MonkeyPatch,
     scores, rows = index.search(np.ones((2, 4), dtype=np.float32), 5)
     assert rows.tolist() == [[4321, 0, 1, 2, 4]] * 2 and scores.tolist() == [[8, 4, 4, 4, 4]] * 2
     assert searched
+
+
+def test_a_training_in_tf32_searches_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul_before, seen = matmul.fp32_precision, []
+    search_all = Shard._search_all
+
+    def look(*arguments: Any) -> Any:
+        seen.append(matmul.fp32_precision)
+        return search_all(*arguments)
+
+    monkeypatch.setattr(Shard, "_search_all", look)
+    documents = np.random.default_rng(0).standard_normal((20, 4), dtype=np.float32)
+    try:
+        matmul.fp32_precision = "tf32"
+        open_shards(documents, [CPU, CPU]).search(documents[:3], 2)
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = matmul_before
+    assert seen == ["ieee", "ieee"]
 
 
 def test_the_best_of_pairs() -> None:
