@@ -108,9 +108,9 @@ class ExactIndex:
             waiting = max(waiting, 2 * TOO_MANY * k * SIEVED)  # as many as are kept may wait
             tile += TILE_SCORES * SIEVED + AGAIN * dim * 4 * 2
         merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
-        query = (
-            dim * 7 + 2 * k * RESULT_BYTES + waiting
-        )  # its codes too; the caller still holds the results of the pass before
+        codes = dim * 3 if self._coded is not None else 0  # of a query, in two parts
+        # The caller still holds the results of the pass before.
+        query = dim * 4 + codes + 2 * k * RESULT_BYTES + waiting
         room = self.memory_gb * 1e9 - blocks - tile - self.query_rows * merging
         if room >= self.query_rows * query:
             return int(room / query)
