@@ -47,14 +47,13 @@ def open_codes(documents: np.ndarray, progress: bool = False) -> Codes:
     embeddings = whole_file(documents)
     if embeddings is None:
         return keep_codes(documents, torch.device("cpu"), progress)
-    path = codes_path(embeddings)
     stamp = {
         "format": FORMAT,
         "embeddings": digest_embeddings(documents),
         "rows": len(documents),
         "dim": documents.shape[1],
     }
-    codes = _read(path, embeddings, stamp, documents)
+    codes = _read(embeddings, stamp, documents)
     if codes is None:
         codes = _make(documents, embeddings, stamp, progress)
     return codes
@@ -71,7 +70,7 @@ def _make(documents: np.ndarray, embeddings: Path, stamp: dict[str, Any], progre
     except (OSError, DiskFault) as error:
         log.warning("%s: cannot be written (%s); the codes are kept in memory", path, reason_of(error))
         return keep_codes(documents, torch.device("cpu"), progress)
-    codes = _read(path, embeddings, stamp, documents)
+    codes = _read(embeddings, stamp, documents)
     if codes is None:
         raise InputError(f"{path}: was changed while it was made; run the same command again")
     return codes
@@ -114,8 +113,9 @@ def _header(shapes: dict[str, tuple[str, list[int]]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read(path: Path, embeddings: Path, stamp: dict[str, Any], documents: np.ndarray) -> Codes | None:
+def _read(embeddings: Path, stamp: dict[str, Any], documents: np.ndarray) -> Codes | None:
     """Map the codes of ``documents`` from a file; None if it is missing, damaged, or belongs to other embeddings."""
+    path = codes_path(embeddings)
     if not path.is_file():
         return None
     try:
