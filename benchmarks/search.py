@@ -136,7 +136,7 @@ class Indexes:
     def multiply(self, queries: np.ndarray) -> None:
         """Multiply the codes with as many whole numbers, tile by tile, as a first pass in one part does."""
         rounded = RoundedQueries(torch.from_numpy(queries), self.codes.mean, parts=1)
-        for _, block in self.codes.tiles(max(1, TILE_SCORES // len(queries))):
+        for _, _, block in self.codes.tiles(max(1, TILE_SCORES // len(queries))):
             rounded.multiply(block.values)
 
 

@@ -136,7 +136,7 @@ def _read(embeddings: Path, stamp: dict[str, Any], documents: np.ndarray) -> Cod
 def _belong_together(codes: Codes, documents: np.ndarray) -> bool:
     """Return whether each document has a place, and the codes of a thousand are as near as the bounds say."""
     wanted = spread(len(documents) - 1, CHECKED - 1) + 1  # others than those of the digest
-    for rows, block in codes.tiles(BLOCK_ROWS):
+    for _, rows, block in codes.tiles(BLOCK_ROWS):
         first = int(rows.min()) // BLOCK_ROWS * BLOCK_ROWS
         if not torch.equal(rows.sort().values, torch.arange(first, first + len(rows))):
             return False

@@ -4,12 +4,14 @@ The same code runs on CPUs and GPUs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 from typing import Protocol
 
 from drhard.codes import GROUP, CodedBlock, Codes
+from drhard.cores import map_on_cores
 from drhard.index import NO_ROWS
 from drhard.rounded import RoundedQueries
 from drhard.sieve import Sieve, least_score, order_by_score
@@ -24,6 +26,7 @@ TOO_MANY = 12  # and the search is given up once this many are
 # k documents for each query of a group. Before that, too many are left. A GPU multiplies faster than it picks them out.
 SIFTED = 64
 AGAIN = 1 << 14  # documents of a memmap to score again at a time
+TASKS = 8  # of each core that scores again
 AGAIN_ON_GPU = 1 << 18
 FEWEST_SUMS = 32  # rows that a GPU always sums together: it sums fewer in another order
 
@@ -78,8 +81,9 @@ def _score_pairs(vectors: np.ndarray, queries: np.ndarray, place: np.ndarray, bo
     """Return the scores (n,) of vectors[place]; those from bounds[q] to bounds[q + 1] belong to query q."""
     scores = np.empty(len(place), dtype=np.float32)
 
-    def score(number: int, start: int, end: int) -> None:
-        np.einsum("nd,d->n", vectors.take(place[start:end], axis=0), queries[number], out=scores[start:end])
+    def score(parts: list[tuple[int, int, int]]) -> None:
+        for number, start, end in parts:
+            np.einsum("nd,d->n", vectors.take(place[start:end], axis=0), queries[number], out=scores[start:end])
 
     count = torch.get_num_threads()
     most = max(1, AGAIN // count)  # vectors of a query that a thread copies
@@ -88,8 +92,9 @@ def _score_pairs(vectors: np.ndarray, queries: np.ndarray, place: np.ndarray, bo
         for number, (start, end) in enumerate(pairwise(bounds.tolist()))
         for first in range(start, end, most)
     ]
+    together = math.ceil(len(parts) / count / TASKS)
     with ThreadPoolExecutor(count) as threads:
-        list(threads.map(score, *zip(*parts, strict=True)))
+        list(threads.map(score, (parts[first : first + together] for first in range(0, len(parts), together))))
     return scores
 
 
@@ -144,19 +149,18 @@ class QueryGroup:
             absent: places in the tile that are left out.
             seen: the number of documents before.
         """
-        products = self._coarse.multiply(block.values)
-        sifted = self._fine.parts > self._coarse.parts and seen >= self._sift_from
-        if not sifted:
-            products = self._fine.multiply(block.values, products)
+        coarse, fine = self._coarse, self._fine  # another thread may add the second part
+        sifted = fine.parts > coarse.parts and seen >= self._sift_from
+        products = (coarse if sifted else fine).multiply(block.values)
         if absent is not None:
             products[absent] = least_score(products.dtype)
         if not sifted:
-            self.sieve.add(products, rows, self._fine.bounds(block))
+            self.sieve.add(products, rows, fine.bounds(block))
             return
-        places = self.sieve.sift(products, self._coarse.bounds(block))
+        places = self.sieve.sift(products, coarse.bounds(block))
         if len(places):
-            products = self._fine.multiply(block.values[places], products[places])
-            self.sieve.add(products, rows[places], self._fine.bounds(block), places // GROUP)
+            products = fine.multiply(block.values[places], products[places])
+            self.sieve.add(products, rows[places], fine.bounds(block), places // GROUP)
 
 
 class CodedSearch:
@@ -166,7 +170,7 @@ class CodedSearch:
         codes: the documents as codes; their device is where the first pass runs.
         vectors: the same documents in float32.
         query_rows: most queries multiplied with a tile at a time.
-        tile_scores: scores that a tile of documents gives.
+        tile_scores: scores that a tile of documents gives. A CPU has a tile for each core at a time.
         left_out: (n,) int64 rows that are not found.
     """
 
@@ -193,24 +197,40 @@ class CodedSearch:
             return None  # products with codes could overflow where the scores do not
         size = math.ceil(len(queries) / math.ceil(len(queries) / self._query_rows))  # nearly equal groups
         groups = [QueryGroup(group, k, self._codes.mean, self._parts) for group in queries.split(size)]
-        seen = 0
-        for rows, block in self._codes.tiles(max(1, self._tile_scores // size)):
-            absent = torch.isin(rows, self._left_out).nonzero()[:, 0] if len(self._left_out) else None
-            for group in groups:
-                group.look_through(rows, block, absent, seen)
-            kept = sum(group.sieve.kept for group in groups)
-            if kept > TOO_MANY * k * len(queries):
-                self._parts = 2  # in later searches from the start
-                return None
-            if kept > SECOND_PART * k * len(queries) and self._parts == 1:
-                self._parts = 2
-                for group in groups:
-                    group.add_second_part()
-            seen += len(rows)
-            progress(len(rows))
+        with closing(self._look_through(groups)) as tiles:
+            for done in tiles:
+                kept = sum(group.sieve.kept for group in groups)
+                if kept > TOO_MANY * k * len(queries):
+                    self._parts = 2  # in later searches from the start
+                    return None
+                if kept > SECOND_PART * k * len(queries) and self._parts == 1:
+                    self._parts = 2
+                    for group in groups:
+                        group.add_second_part()
+                progress(done)
         best = [self._score_again(group.queries, group.sieve, k) for group in groups]
         scores, found_rows = (torch.cat(parts) for parts in zip(*best, strict=True))
         return scores, found_rows
+
+    def _look_through(self, groups: list[QueryGroup]) -> Generator[int]:
+        """Let each group look through all tiles. Yield the number of documents of each tile.
+
+        The first tile comes alone: its floors spare work in all others, of which each core has one at a time.
+        """
+
+        @torch.no_grad()
+        def look(tile: tuple[int, torch.Tensor, CodedBlock]) -> int:
+            seen, rows, block = tile
+            absent = torch.isin(rows, self._left_out).nonzero()[:, 0] if len(self._left_out) else None
+            for group in groups:
+                group.look_through(rows, block, absent, seen)
+            return len(rows)
+
+        most = max(len(group.queries) for group in groups)
+        tiles = self._codes.tiles(max(1, self._tile_scores // most))
+        yield look(next(tiles))
+        on_cpu = self._codes.mean.device.type == "cpu"
+        yield from (map_on_cores if on_cpu else map)(look, tiles)
 
     def _score_again(self, queries: torch.Tensor, sieve: Sieve, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the scores and the rows, both (Q, k), of the best documents that the sieve has kept."""

@@ -26,7 +26,6 @@ from tqdm import tqdm
 UNIT = 2.0**-24  # half the distance of 1 to the next float32: the greatest relative error of a float32 operation
 SAMPLE = 8192  # documents from which the mean is taken
 GROUP = 256  # documents that share a scale
-FIRST_ROWS, FIRST_SHARE, GROWTH = 8192, 256, 4  # of the tiles of a search, see Codes.tiles
 _TINY, _HUGE = (float(number) for number in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
@@ -110,15 +109,13 @@ class Codes:
     lost: torch.Tensor
     norm: torch.Tensor
 
-    def tiles(self, rows: int) -> Iterator[tuple[torch.Tensor, CodedBlock]]:
-        """Yield documents one after another: their rows (B,) int64, and their codes.
+    def tiles(self, rows: int) -> Iterator[tuple[int, torch.Tensor, CodedBlock]]:
+        """Yield documents one after another: how many came before, their rows (B,) int64, and their codes.
 
-        The first tile is small, each of the next is :data:`GROWTH` times as large, up to about ``rows``: what a search
-        learns from one tile spares it work in the next.
+        Each tile has whole groups, together about ``rows`` documents.
         """
-        most, group = -(-rows // GROUP), 0
-        step = min(most, max(FIRST_ROWS, rows // FIRST_SHARE) // GROUP)
-        while group < len(self.scale):
+        step = -(-rows // GROUP)
+        for group in range(0, len(self.scale), step):
             first, last = group * GROUP, min((group + step) * GROUP, len(self.values))
             of_block = torch.arange(first, last, device=self.places.device) // BLOCK_ROWS * BLOCK_ROWS
             groups = slice(group, group + step)
@@ -129,8 +126,7 @@ class Codes:
                 self.lost[groups],
                 self.norm[groups],
             )
-            yield of_block + block.places, block
-            group, step = group + step, min(GROWTH * step, most)
+            yield first, of_block + block.places, block
 
 
 def encode_documents(

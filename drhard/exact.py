@@ -26,7 +26,13 @@ from tqdm import tqdm
 
 RESULT_BYTES = 4 + 8  # a score and a row
 TILE_SCORES = 1 << 20  # a block is scored in tiles; the 4 MB of scores stay in the cache while the best are picked
+CORE_SCORES = 1 << 17  # at least so many of a tile of codes: each core has a tile of its own
 QUERY_ROWS = 512  # most queries multiplied with a tile at a time
+
+
+def scores_of_core() -> int:
+    """Return how many scores a tile of codes gives: all cores together have one of :data:`TILE_SCORES`, or more."""
+    return max(CORE_SCORES, TILE_SCORES // torch.get_num_threads())
 
 
 class ExactIndex:
@@ -58,7 +64,7 @@ class ExactIndex:
         self.memory_gb = memory_gb
         self.block_rows, self.query_rows = block_rows, query_rows
         self.left_out = left_out
-        self._coded = codes and CodedSearch(codes, HostVectors(documents), query_rows, TILE_SCORES, left_out)
+        self._coded = codes and CodedSearch(codes, HostVectors(documents), query_rows, scores_of_core(), left_out)
         self._finite = codes is not None  # whether a pass has checked all documents
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +112,9 @@ class ExactIndex:
         waiting = ADDED_TIMES * k * ADDED.itemsize  # for a query
         if self._coded is not None:
             waiting = max(waiting, 2 * TOO_MANY * k * SIEVED)  # as many as are kept may wait
-            tile += TILE_SCORES * SIEVED + AGAIN * dim * 4 * 2
+            of_cores = scores_of_core() * torch.get_num_threads()
+            # Products of two parts and their sums, a mask, places, and what is kept; then vectors to score again.
+            tile = of_cores * (3 * 4 + 1 + 2 * 8 + SIEVED) + AGAIN * dim * 4 * 2
         merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
         codes = dim * 3 if self._coded is not None else 0  # of a query, in two parts
         # The caller still holds the results of the pass before.

@@ -27,7 +27,7 @@ class Multiplier(Protocol):
         """Return the products (B, Q) int32 or float32 with the codes of documents ``values`` (B, dim) int8.
 
         Args:
-            first: (B, Q) what the same queries in one part gave. It is not computed again, and may be overwritten.
+            first: (B, Q) what the same queries in one part gave, if they have two. It is not computed again.
         """
 
 
@@ -45,8 +45,6 @@ class FloatQueries:
 
     def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
-        if first is not None:
-            return first
         return torch.cat([products(part.to(torch.float32), self._filters) for part in values.split(CONVERTED)])
 
 
@@ -64,13 +62,14 @@ class CodedQueries:
         greatest = exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         unit = greatest / levels
         first = (exact / unit).round()
-        self._parts = [first.to(torch.int8)]
+        codes = [first.to(torch.int8)]
         lost = exact - first * unit
         if parts == 2:
             unit = unit / SHIFT
             second = (lost / unit).round()  # at most SHIFT / 2
-            self._parts.append(second.to(torch.int8))
+            codes.append(second.to(torch.int8))
             lost = lost - second * unit
+        self._codes = torch.cat(codes)  # one product with all of them is faster than one with each
         self.unit = unit[:, 0]
         self.error = torch.linalg.vector_norm(lost, dim=1)
 
@@ -80,10 +79,13 @@ class CodedQueries:
         Those of one part are below 2^24. The two parts of a number are together at most 128 times the largest code, so
         their products are below 2^31.
         """
-        found: torch.Tensor = int8_products(values, self._parts[0]) if first is None else first
-        for part in self._parts[1:]:
-            found = int8_products(values, part).add_(found, alpha=SHIFT)
-        return found
+        queries = len(self.unit)
+        if first is not None:
+            return int8_products(values, self._codes[queries:]).add_(first, alpha=SHIFT)
+        found = int8_products(values, self._codes)
+        if len(self._codes) == queries:
+            return found
+        return torch.add(found[:, queries:], found[:, :queries], alpha=SHIFT)
 
 
 def float32_error(dim: int) -> float:

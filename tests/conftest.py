@@ -50,6 +50,7 @@ KINDS = {  # of tests, by file: the mark that each test in it gets
         "changes",
         "codes",
         "commands",
+        "cores",
         "compressed",
         "devices",
         "documentation",

@@ -100,7 +100,7 @@ def test_scores_are_within_the_bounds(
     rounded = RoundedQueries(torch.from_numpy(queries), codes.mean, parts)
     exact = queries.astype(np.longdouble) @ documents.T.astype(np.longdouble)
     norms = multiply_norms(queries, documents)
-    for rows, block in codes.tiles(700):
+    for _, rows, block in codes.tiles(700):
         group = np.arange(len(block.values)) // GROUP
         bounds = rounded.bounds(block)
         slope, width = (of_group.numpy()[group] for of_group in (bounds.slope, bounds.width))
@@ -117,7 +117,7 @@ def test_what_float64_finds_is_found(
 ) -> None:
     documents, queries, k = problem
     choose(way, monkeypatch)
-    monkeypatch.setattr(drhard.exact, "TILE_SCORES", GROUP * len(queries))  # up to four tiles
+    monkeypatch.setattr(drhard.exact, "scores_of_core", lambda: GROUP * len(queries))  # up to four tiles
     index = ExactIndex(documents, codes=keep_codes(documents, CPU))
     index.search(queries, k)
     scores, rows = index.search(queries, k)  # which begins with as many parts as the first ended with
