@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -69,9 +70,9 @@ def has_fast_int8(device: torch.device) -> bool:
     rows, matrix = (torch.ones(count, 512, dtype=torch.int8) for count in (2048, 64))
     filters, floats = as_filters(matrix.float()), rows.float()
     ways = (lambda: int8_products(rows, matrix)), (lambda: products(floats, filters))
-    times = [[_time(way) for way in ways] for _ in range(20)]  # in turn, so that other work delays both
-    of_int8, of_float32 = (min(some) for some in zip(*times, strict=True))
-    return of_int8 < of_float32
+    times = np.array([[_time(way) for way in ways] for _ in range(20)])  # in turn, so that other work delays both
+    of_int8, of_float32 = times.min(axis=0).tolist()
+    return bool(of_int8 < of_float32)
 
 
 def _time(work: Callable[[], object]) -> float:
