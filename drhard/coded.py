@@ -159,8 +159,8 @@ class QueryGroup:
             return
         places = self.sieve.sift(products, coarse.bounds(block))
         if len(places):
-            products = fine.multiply(block.values[places], products[places])
-            self.sieve.add(products, rows[places], fine.bounds(block), places // GROUP)
+            values, products, rows = (of.index_select(0, places) for of in (block.values, products, rows))
+            self.sieve.add(fine.multiply(values, products), rows, fine.bounds(block), places // GROUP)
 
 
 class CodedSearch:

@@ -63,7 +63,7 @@ def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int) -> CodedB
     """
     centred = block - mean
     ranges, places = centred.abs().amax(dim=1).sort()
-    centred = centred[places]
+    centred = centred.index_select(0, places)
     scale = _greatest(ranges).div_(levels).clamp_(_TINY, _HUGE)
     of_row = scale.repeat_interleave(GROUP)[: len(block), None]
     rounded = (centred / of_row).round_()

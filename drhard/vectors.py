@@ -11,7 +11,7 @@ import numpy as np
 
 CHECKED_AT_ONCE = 8192  # rows
 GATHERED_AT_ONCE = 128  # rows that a thread reads at a time
-READERS = 8  # threads: more than processors, as they wait for the disk
+READERS = 16  # threads: more than processors, as they wait for the disk
 
 
 def check_finite(embeddings: np.ndarray, first_row: int = 0, name: str | None = None) -> None:
