@@ -22,12 +22,13 @@ from drhard.numbers import SEARCH_GB
 from drhard.parts import FirstsIndex, SharedIndex, own_rows
 from drhard.products import has_fast_int8
 from drhard.shards import ShardedIndex, check_gpus, find_gpus_with_room, open_shards
-from drhard.vectors import check_finite, name_source
+from drhard.vectors import check_finite, name_source, whole_file
 
 import numpy as np
 import torch
 
 FEWEST_CODED = 100_000  # documents; with fewer, scoring some again costs more than int8 saves
+MANY_QUERIES = 4096  # about 2,000 win back the time that the codes take; they stay in a file
 
 
 class Backend(Protocol):
@@ -52,6 +53,7 @@ class ExactBackend:
     memory_gb: float = SEARCH_MEMORY_GB  # for a search on the CPU
     progress: bool = False
     repeated: bool = False  # whether the index will be searched again and again
+    queries: int = 0  # at least so many will be searched
 
     def check(self, k: int, count: int, dim: int) -> None:
         """See :meth:`Backend.check`."""
@@ -81,16 +83,15 @@ class ExactBackend:
         if gpus and len(documents):
             check_gpus(gpus)
             return open_shards(documents, [torch.device("cuda", gpu) for gpu in gpus], self.progress, left_out)
-        coded = self.repeated and len(documents) > 0 and _should_code(documents)
-        codes = open_codes(documents, progress=True) if coded else None
+        codes = open_codes(documents, progress=True) if self._should_code(documents) else None
         return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out, codes=codes)
 
-
-def _should_code(documents: np.ndarray) -> bool:
-    """Return whether searches by int8 codes are faster: from the disk always, in memory where int8 is fast."""
-    if isinstance(documents, np.memmap) and not fits_in_memory(documents):
-        return True
-    return len(documents) >= FEWEST_CODED and has_fast_int8(torch.device("cpu"))
+    def _should_code(self, documents: np.ndarray) -> bool:
+        """Return whether it is faster to make int8 codes, if they are not there, and to search by them."""
+        if self.repeated and isinstance(documents, np.memmap) and len(documents) and not fits_in_memory(documents):
+            return True  # a search of a few queries waits for the disk
+        often = self.repeated or (self.queries >= MANY_QUERIES and whole_file(documents) is not None)
+        return often and len(documents) >= FEWEST_CODED and has_fast_int8(torch.device("cpu"))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from contextlib import closing
 from itertools import pairwise
 from typing import Protocol
 
+from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.codes import GROUP, CodedBlock, Codes
 from drhard.cores import map_on_cores
 from drhard.index import NO_ROWS
@@ -27,6 +28,10 @@ TOO_MANY = 12  # and the search is given up once this many are
 SIFTED = 64
 AGAIN = 1 << 14  # documents of a memmap to score again at a time
 TASKS = 8  # of each core that scores again
+PAIRS = 512  # of a query and a document that a core scores at a time; they stay in its cache
+# A disk reads up to so many rows as fast as one, if they follow each other. So where one in so many is wanted, the file
+# is read from end to end.
+BETWEEN = 8
 AGAIN_ON_GPU = 1 << 18
 FEWEST_SUMS = 32  # rows that a GPU always sums together: it sums fewer in another order
 
@@ -57,44 +62,65 @@ class HostVectors:
 
     def score(self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         """See :meth:`Vectors.score`."""
-        asked, rows = queries.cpu().numpy(), row.cpu().numpy()
-        bounds = np.searchsorted(query.cpu().numpy(), np.arange(len(asked) + 1))
-        if find_in_file(self._documents) is None:
-            scores = _score_pairs(self._documents, asked, rows, bounds)
-        else:
-            scores = self._score_from_file(asked, rows, bounds)
+        numbers = queries.cpu().numpy(), query.cpu().numpy(), row.cpu().numpy()
+        in_file = find_in_file(self._documents) is not None
+        scores = self._score_from_file(*numbers) if in_file else _score_by_query(self._documents, *numbers)
         return torch.from_numpy(scores).to(queries.device)
 
-    def _score_from_file(self, queries: np.ndarray, rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    def _score_from_file(self, queries: np.ndarray, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Score in the order of the file, each row read once."""
         scores = np.empty(len(rows), dtype=np.float32)
         by_row = np.argsort(rows, kind="stable")
         for first in range(0, len(rows), AGAIN):
-            some = np.sort(by_row[first : first + AGAIN])
+            some = by_row[first : first + AGAIN]
             distinct, place = np.unique(rows[some], return_inverse=True)
-            vectors = gather_rows(self._documents, distinct)
-            scores[some] = _score_pairs(vectors, queries, place, np.searchsorted(some, bounds))
+            scores[some] = _score_pairs(self._read(distinct), place, queries, query[some])
         return scores
 
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the documents of ``rows``, ascending: what lies between them is read too if it is little."""
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        if last - first > BETWEEN * len(rows):
+            return gather_rows(self._documents, rows)
+        found, done = np.empty((len(rows), self._documents.shape[1]), dtype=np.float32), 0
+        for start, block in read_blocks(self._documents[first:last], BLOCK_ROWS):
+            end = int(np.searchsorted(rows, first + start + len(block)))
+            np.take(block, rows[done:end] - (first + start), axis=0, out=found[done:end], mode="clip")
+            done = end
+        return found
 
-def _score_pairs(vectors: np.ndarray, queries: np.ndarray, place: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Return the scores (n,) of vectors[place]; those from bounds[q] to bounds[q + 1] belong to query q."""
-    scores = np.empty(len(place), dtype=np.float32)
+
+def _score_by_query(documents: np.ndarray, queries: np.ndarray, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the scores (n,) of pairs that ascend by query: each query is multiplied with all its documents."""
+    scores = np.empty(len(rows), dtype=np.float32)
 
     def score(parts: list[tuple[int, int, int]]) -> None:
         for number, start, end in parts:
-            np.einsum("nd,d->n", vectors.take(place[start:end], axis=0), queries[number], out=scores[start:end])
+            np.einsum("nd,d->n", documents.take(rows[start:end], axis=0), queries[number], out=scores[start:end])
 
     count = torch.get_num_threads()
-    most = max(1, AGAIN // count)  # vectors of a query that a thread copies
+    most = max(1, AGAIN // count)  # documents of a query that a thread copies
     parts = [
         (number, first, min(first + most, end))
-        for number, (start, end) in enumerate(pairwise(bounds.tolist()))
+        for number, (start, end) in enumerate(pairwise(np.searchsorted(query, np.arange(len(queries) + 1)).tolist()))
         for first in range(start, end, most)
     ]
     together = math.ceil(len(parts) / count / TASKS)
     with ThreadPoolExecutor(count) as threads:
         list(threads.map(score, (parts[first : first + together] for first in range(0, len(parts), together))))
+    return scores
+
+
+def _score_pairs(vectors: np.ndarray, place: np.ndarray, queries: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Return the scores (n,) of vectors[place] and queries[query], the same bits as :func:`_score_by_query`."""
+    scores = np.empty(len(place), dtype=np.float32)
+
+    def score(first: int) -> None:
+        part = slice(first, first + PAIRS)
+        np.einsum("nd,nd->n", vectors.take(place[part], axis=0), queries.take(query[part], axis=0), out=scores[part])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(score, range(0, len(place), PAIRS)))
     return scores
 
 
@@ -208,9 +234,7 @@ class CodedSearch:
                     for group in groups:
                         group.add_second_part()
                 progress(done)
-        best = [self._score_again(group.queries, group.sieve, k) for group in groups]
-        scores, found_rows = (torch.cat(parts) for parts in zip(*best, strict=True))
-        return scores, found_rows
+        return self._score_again(queries, groups, k)
 
     def _look_through(self, groups: list[QueryGroup]) -> Generator[int]:
         """Let each group look through all tiles. Yield the number of documents of each tile.
@@ -232,9 +256,17 @@ class CodedSearch:
         on_cpu = self._codes.mean.device.type == "cpu"
         yield from (map_on_cores if on_cpu else map)(look, tiles)
 
-    def _score_again(self, queries: torch.Tensor, sieve: Sieve, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the scores and the rows, both (Q, k), of the best documents that the sieve has kept."""
-        query, row = sieve.found()
+    def _score_again(
+        self, queries: torch.Tensor, groups: list[QueryGroup], k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores and rows, both (Q, k), of the best documents kept. Empties ``groups`` to free their memory."""
+        found, before = [], 0
+        while groups:
+            group = groups.pop(0)
+            query, row = group.sieve.found()
+            found.append((query + before, row))
+            before += len(group.queries)
+        query, row = (torch.cat(parts) for parts in zip(*found, strict=True))
         score = self._vectors.score(queries, query, row)
         order = order_by_score(query, score)
         first = torch.searchsorted(query, torch.arange(len(queries), device=query.device))

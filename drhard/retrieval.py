@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drhard import processes
@@ -72,7 +72,7 @@ def search_embeddings(
         results: their file; see :func:`drhard.results.search_on_disk`.
         left_out: (n,) int64 rows of documents that are not found, ascending.
     """
-    index = searching.open(documents, topk, left_out)
+    index = replace(searching, queries=len(queries)).open(documents, topk, left_out)
     made_from = {
         "queries": digest_embeddings(queries),
         "documents": digest_embeddings(documents),

@@ -81,6 +81,7 @@ class SearchSettings:
     ef_search: int | None = None  # how far to search a graph; None: the index's setting
     progress: bool = False
     repeated: bool = False  # whether the same documents are searched again and again, as in ADORE's training
+    queries: int = 0  # at least so many are searched
 
     @classmethod
     def from_flags(cls, flags: Namespace, no_cuda: bool = False) -> "SearchSettings":
@@ -123,7 +124,7 @@ class SearchSettings:
 
     def _choose(self) -> Backend:
         if self.exact:
-            return ExactBackend(self.gpus, self.memory_gb, self.progress, self.repeated)
+            return ExactBackend(self.gpus, self.memory_gb, self.progress, self.repeated, self.queries)
         return CompressedBackend(self.factory, self.index_path, self.parameters, self.gpus or (), self.progress)
 
     def outcome(self) -> str:

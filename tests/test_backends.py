@@ -1,8 +1,11 @@
 """Search backends: what they refuse before the long work, and where they search."""
 
+from pathlib import Path
+
 import drhard.backends
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
+from drhard.retrieval import search_embeddings
 from drhard.settings import SearchSettings
 
 import numpy as np
@@ -27,6 +30,29 @@ def test_all_gpus_are_used_if_they_have_room(monkeypatch: pytest.MonkeyPatch) ->
     assert searching.open(documents, 3000) == "on the GPUs"
     assert isinstance(searching.open(np.ones((5000, 2), dtype=np.float32), 3000), ExactIndex)
     assert isinstance(SearchSettings().open(documents, 10), ExactIndex)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_many_queries_are_searched_by_codes_where_int8_is_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    """They are made once, in a file: a search may not take their memory for itself."""
+    monkeypatch.setattr(drhard.backends, "has_fast_int8", lambda device: fast)
+    monkeypatch.setattr(drhard.backends, "FEWEST_CODED", 1000)
+    monkeypatch.setattr(drhard.backends, "MANY_QUERIES", 50)
+    random = np.random.default_rng(0)
+    vectors, queries = random.standard_normal((1200, 8), np.float32), random.standard_normal((60, 8), np.float32)
+    embeddings = np.memmap(tmp_path / "passages.memmap", np.float32, "w+", shape=vectors.shape)
+    embeddings[:] = vectors
+    embeddings.flush()
+    found = {}
+    for asked, documents in ((49, embeddings), (60, embeddings[:1000]), (60, vectors), (60, embeddings)):
+        assert not (tmp_path / "passages.int8").exists()
+        results = tmp_path / f"{len(found)}.results"
+        with search_embeddings(queries[:asked], documents, SearchSettings(), results, 7) as parts:
+            found[asked, len(documents)] = np.array(parts.rows)
+    assert (tmp_path / "passages.int8").exists() == fast
+    np.testing.assert_array_equal(found[60, 1200], np.argsort(-queries @ vectors.T, axis=1)[:, :7])
 
 
 @pytest.mark.parametrize("memory_gb", [0, -1, 0.4, float("nan"), float("inf")])

@@ -12,6 +12,7 @@ import drhard.exact
 import drhard.rounded
 from drhard.blocks import BLOCK_ROWS
 from drhard.code_file import open_codes
+from drhard.coded import HostVectors
 from drhard.codes import GROUP, Codes, choose_mean, count_levels, encode_block, encode_documents, keep_codes
 from drhard.collection import Collection
 from drhard.embeddings import encode
@@ -320,6 +321,27 @@ def test_rows_of_a_file_are_gathered(tmp_path: Path) -> None:
     for source in (file, vectors, file[10:990]):
         np.testing.assert_array_equal(gather_rows(source, rows % len(source)), np.asarray(source)[rows % len(source)])
     assert gather_rows(file, np.empty((0, 3), dtype=np.int64)).shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("between", [0, 8, 10**6])
+def test_documents_are_scored_again_in_the_same_way_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: int
+) -> None:
+    """In memory, fetched row by row, or read from end to end: the same bits."""
+    random = np.random.default_rng(0)
+    documents, queries = (random.standard_normal((count, 24), np.float32) for count in (30_000, 7))
+    path = tmp_path / "passages.memmap"
+    documents.tofile(path)
+    monkeypatch.setattr(drhard.coded, "BETWEEN", between)
+    monkeypatch.setattr(drhard.coded, "AGAIN", 1000)
+    pairs = np.sort(random.choice(7 * 30_000, 9_000, replace=False))
+    pairs = np.concatenate([pairs[pairs < 6 * 30_000], np.arange(6 * 30_000, 6 * 30_000 + 3000)])  # some rows together
+    query, row = (torch.from_numpy(part) for part in np.divmod(pairs, 30_000))
+    asked = torch.from_numpy(queries)
+    expected = HostVectors(documents).score(asked, query, row)
+    found = HostVectors(np.memmap(path, np.float32, "r", shape=documents.shape)).score(asked, query, row)
+    assert torch.equal(found, expected)
+    np.testing.assert_allclose(found, (queries[query] * documents[row]).sum(axis=1), rtol=1e-4, atol=1e-4)
 
 
 # ADORE
