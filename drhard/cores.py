@@ -46,4 +46,5 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         while under_way:
             yield under_way.popleft().result()
     finally:
+        started.abort()  # if a thread could not be started, the others wait for it
         threads.shutdown(cancel_futures=True)
