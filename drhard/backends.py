@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from drhard import processes
-from drhard.code_file import open_codes
+from drhard.code_file import open_code_file, open_codes
+from drhard.codes import Codes
 from drhard.compressed import check_factory, open_compressed
 from drhard.embeddings import fits_in_memory, read_if_it_fits
 from drhard.exact import ExactIndex
@@ -22,13 +23,15 @@ from drhard.numbers import SEARCH_GB
 from drhard.parts import FirstsIndex, SharedIndex, own_rows
 from drhard.products import has_fast_int8
 from drhard.shards import ShardedIndex, check_gpus, find_gpus_with_room, open_shards
-from drhard.vectors import check_finite, name_source, whole_file
+from drhard.vectors import check_finite, name_source
 
 import numpy as np
 import torch
 
 FEWEST_CODED = 100_000  # documents; with fewer, scoring some again costs more than int8 saves
-MANY_QUERIES = 4096  # about 2,000 win back the time that the codes take; they stay in a file
+# So many queries win back the time that the codes take, which must stay in a file. With 100,000 documents in a file,
+# float32 is faster.
+MANY_QUERIES, MANY_DOCUMENTS = 4096, 500_000
 
 
 class Backend(Protocol):
@@ -83,15 +86,17 @@ class ExactBackend:
         if gpus and len(documents):
             check_gpus(gpus)
             return open_shards(documents, [torch.device("cuda", gpu) for gpu in gpus], self.progress, left_out)
-        codes = open_codes(documents, progress=True) if self._should_code(documents) else None
+        codes = self._open_codes(documents)
         return ExactIndex(documents, self.progress, self.memory_gb, left_out=left_out, codes=codes)
 
-    def _should_code(self, documents: np.ndarray) -> bool:
-        """Return whether it is faster to make int8 codes, if they are not there, and to search by them."""
+    def _open_codes(self, documents: np.ndarray) -> Codes | None:
+        """Return the int8 codes of the documents if it is faster to make them and to search by them; else None."""
         if self.repeated and isinstance(documents, np.memmap) and len(documents) and not fits_in_memory(documents):
-            return True  # a search of a few queries waits for the disk
-        often = self.repeated or (self.queries >= MANY_QUERIES and whole_file(documents) is not None)
-        return often and len(documents) >= FEWEST_CODED and has_fast_int8(torch.device("cpu"))
+            return open_codes(documents, progress=True)  # a search of a few queries waits for the disk
+        many = self.queries >= MANY_QUERIES and len(documents) >= MANY_DOCUMENTS
+        if not (self.repeated and len(documents) >= FEWEST_CODED or many) or not has_fast_int8(torch.device("cpu")):
+            return None
+        return (open_codes if self.repeated else open_code_file)(documents, progress=True)
 
 
 @dataclass(frozen=True)

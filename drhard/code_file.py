@@ -44,9 +44,18 @@ def open_codes(documents: np.ndarray, progress: bool = False) -> Codes:
     Raises:
         InputError: a document is not finite.
     """
+    codes = open_code_file(documents, progress)
+    return keep_codes(documents, torch.device("cpu"), progress) if codes is None else codes
+
+
+def open_code_file(documents: np.ndarray, progress: bool = False) -> Codes | None:
+    """Return the codes of ``documents`` from the file beside them, as :func:`open_codes` does.
+
+    None if the documents are not a whole memmap, or if the file cannot be written; a warning says so.
+    """
     embeddings = whole_file(documents)
     if embeddings is None:
-        return keep_codes(documents, torch.device("cpu"), progress)
+        return None
     stamp = {
         "format": FORMAT,
         "embeddings": digest_embeddings(documents),
@@ -59,7 +68,7 @@ def open_codes(documents: np.ndarray, progress: bool = False) -> Codes:
     return codes
 
 
-def _make(documents: np.ndarray, embeddings: Path, stamp: dict[str, Any], progress: bool) -> Codes:
+def _make(documents: np.ndarray, embeddings: Path, stamp: dict[str, Any], progress: bool) -> Codes | None:
     path = codes_path(embeddings)
     mean = torch.from_numpy(choose_mean(documents))
     try:
@@ -68,8 +77,8 @@ def _make(documents: np.ndarray, embeddings: Path, stamp: dict[str, Any], progre
             _write(documents, mean, file, progress)
         write_stamp(path, stamp)
     except (OSError, DiskFault) as error:
-        log.warning("%s: cannot be written (%s); the codes are kept in memory", path, reason_of(error))
-        return keep_codes(documents, torch.device("cpu"), progress)
+        log.warning("%s: cannot be written (%s); going on without this file", path, reason_of(error))
+        return None
     codes = _read(embeddings, stamp, documents)
     if codes is None:
         raise InputError(f"{path}: was changed while it was made; run the same command again")

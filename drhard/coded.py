@@ -4,10 +4,12 @@ The same code runs on CPUs and GPUs.
 """
 
 import math
+import os
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from itertools import pairwise
+from contextlib import suppress
+from itertools import islice, pairwise
 from typing import Protocol
 
 from drhard.blocks import BLOCK_ROWS, read_blocks
@@ -22,12 +24,15 @@ import numpy as np
 import torch
 
 SECOND_PART = 3  # the queries are coded in two parts once this many times k documents are kept for each
-TOO_MANY = 12  # and the search is given up once this many are
+TOO_MANY = 12  # and the search is given up once this many are, or twice as many between two rounds
+EXPECTED = 0.25  # of all documents looked through; those kept then will mostly be scored again
+ROUND = 4  # times as many tiles belong to a round as to the one before
 # The second part is multiplied only with the documents that the first part leaves, once a search has seen so many times
 # k documents for each query of a group. Before that, too many are left. A GPU multiplies faster than it picks them out.
 SIFTED = 64
 AGAIN = 1 << 14  # documents of a memmap to score again at a time
 TASKS = 8  # of each core that scores again
+SUMMED = 4096  # numbers that einsum sums at a time; its buffer holds twice as many
 PAIRS = 512  # of a query and a document that a core scores at a time; they stay in its cache
 # A disk reads up to so many rows as fast as one, if they follow each other. So where one in so many is wanted, the file
 # is read from end to end.
@@ -49,6 +54,9 @@ class Vectors(Protocol):
             query, row: both (n,) int64, ascending by query, then by row, on the device of ``queries``.
         """
 
+    def expect(self, row: torch.Tensor) -> None:
+        """Prepare for documents that will probably be scored, while the caller goes on: (n,) int64 rows."""
+
 
 class HostVectors:
     """Documents in memory or in a file.
@@ -67,8 +75,23 @@ class HostVectors:
         scores = self._score_from_file(*numbers) if in_file else _score_by_query(self._documents, *numbers)
         return torch.from_numpy(scores).to(queries.device)
 
+    def expect(self, row: torch.Tensor) -> None:
+        """See :meth:`Vectors.expect`. The system reads them into its cache."""
+        place, rows = find_in_file(self._documents), np.unique(row.cpu().numpy())
+        if place is None or len(rows) * BETWEEN > len(self._documents) or not hasattr(os, "posix_fadvise"):
+            return
+        path, start = place
+        size = self._documents.shape[1] * self._documents.itemsize
+
+        def read_ahead() -> None:
+            with suppress(OSError), open(path, "rb") as file:
+                for first in (start + rows * size).tolist():
+                    os.posix_fadvise(file.fileno(), first, size, os.POSIX_FADV_WILLNEED)
+
+        threading.Thread(target=read_ahead, name="read ahead", daemon=True).start()
+
     def _score_from_file(self, queries: np.ndarray, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Score in the order of the file, each row read once."""
+        """Score in the order of the file, a part of its rows at a time."""
         scores = np.empty(len(rows), dtype=np.float32)
         by_row = np.argsort(rows, kind="stable")
         for first in range(0, len(rows), AGAIN):
@@ -96,7 +119,7 @@ def _score_by_query(documents: np.ndarray, queries: np.ndarray, query: np.ndarra
 
     def score(parts: list[tuple[int, int, int]]) -> None:
         for number, start, end in parts:
-            np.einsum("nd,d->n", documents.take(rows[start:end], axis=0), queries[number], out=scores[start:end])
+            _sum_products("nd,d->n", documents.take(rows[start:end], axis=0), queries[number], scores[start:end])
 
     count = torch.get_num_threads()
     most = max(1, AGAIN // count)  # documents of a query that a thread copies
@@ -117,11 +140,22 @@ def _score_pairs(vectors: np.ndarray, place: np.ndarray, queries: np.ndarray, qu
 
     def score(first: int) -> None:
         part = slice(first, first + PAIRS)
-        np.einsum("nd,nd->n", vectors.take(place[part], axis=0), queries.take(query[part], axis=0), out=scores[part])
+        _sum_products("nd,nd->n", vectors.take(place[part], axis=0), queries.take(query[part], axis=0), scores[part])
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         list(threads.map(score, range(0, len(place), PAIRS)))
     return scores
+
+
+def _sum_products(form: str, vectors: np.ndarray, queries: np.ndarray, scores: np.ndarray) -> None:
+    """Fill ``scores`` (n,) with sums of products, each summed in the same way, whatever n is.
+
+    einsum splits longer sums than :data:`SUMMED`, at places that depend on those before.
+    """
+    np.einsum(form, vectors[:, :SUMMED], queries[..., :SUMMED], out=scores)
+    for first in range(SUMMED, vectors.shape[1], SUMMED):
+        part = slice(first, first + SUMMED)
+        scores += np.einsum(form, vectors[:, part], queries[..., part])
 
 
 class DeviceVectors:
@@ -143,6 +177,9 @@ class DeviceVectors:
             scores[part] = self._documents[rows].mul_(queries[asked]).sum(dim=1)[:-FEWEST_SUMS]
         return scores
 
+    def expect(self, row: torch.Tensor) -> None:
+        """See :meth:`Vectors.expect`. There is nothing to do."""
+
 
 class QueryGroup:
     """Queries that are multiplied together, and the documents that may be among their best.
@@ -152,10 +189,11 @@ class QueryGroup:
         k: how many documents are searched for each.
         mean: (dim,) float32, that of the codes.
         parts: 1 or 2: with how many parts the queries are coded, where int8 is fast.
+        lock: see :class:`drhard.sieve.Sieve`.
     """
 
-    def __init__(self, queries: torch.Tensor, k: int, mean: torch.Tensor, parts: int):
-        self.queries, self.sieve = queries, Sieve(len(queries), k, queries.device)
+    def __init__(self, queries: torch.Tensor, k: int, mean: torch.Tensor, parts: int, lock: threading.Lock):
+        self.queries, self.sieve = queries, Sieve(len(queries), k, queries.device, lock)
         self._mean = mean
         self._coarse = self._fine = RoundedQueries(queries, mean, parts=1)
         on_cpu = queries.device.type == "cpu"
@@ -222,24 +260,30 @@ class CodedSearch:
         if float(queries.abs().max()) * 127 * queries.shape[1] > torch.finfo(torch.float32).max:
             return None  # products with codes could overflow where the scores do not
         size = math.ceil(len(queries) / math.ceil(len(queries) / self._query_rows))  # nearly equal groups
-        groups = [QueryGroup(group, k, self._codes.mean, self._parts) for group in queries.split(size)]
-        with closing(self._look_through(groups)) as tiles:
-            for done in tiles:
-                kept = sum(group.sieve.kept for group in groups)
-                if kept > TOO_MANY * k * len(queries):
-                    self._parts = 2  # in later searches from the start
-                    return None
-                if kept > SECOND_PART * k * len(queries) and self._parts == 1:
-                    self._parts = 2
-                    for group in groups:
-                        group.add_second_part()
-                progress(done)
+        lock = threading.Lock()
+        groups = [QueryGroup(group, k, self._codes.mean, self._parts, lock) for group in queries.split(size)]
+        most = k * len(queries)
+        for done, merged in self._look_through(groups):
+            kept = sum(group.sieve.kept for group in groups)
+            if kept > TOO_MANY * most * (1 if merged else 2):
+                self._parts = 2  # in later searches from the start
+                return None
+            if merged and kept > SECOND_PART * most and self._parts == 1:
+                self._parts = 2
+                for group in groups:
+                    group.add_second_part()
+            progress(done)
         return self._score_again(queries, groups, k)
 
-    def _look_through(self, groups: list[QueryGroup]) -> Generator[int]:
-        """Let each group look through all tiles. Yield the number of documents of each tile.
+    def _look_through(self, groups: list[QueryGroup]) -> Generator[tuple[int, bool]]:
+        """Let each group look through all tiles.
 
-        The first tile comes alone: its floors spare work in all others, of which each core has one at a time.
+        The first tile comes alone: its floors spare work in all others. Then each core has tiles of its own.
+
+        Yields:
+            How many documents were looked through since the last time, and whether those of all tiles up to one are
+            merged. What is kept then does not depend on which core was faster. That is so each time that
+            :data:`ROUND` times as many tiles have been looked through.
         """
 
         @torch.no_grad()
@@ -252,9 +296,19 @@ class CodedSearch:
 
         most = max(len(group.queries) for group in groups)
         tiles = self._codes.tiles(max(1, self._tile_scores // most))
-        yield look(next(tiles))
         on_cpu = self._codes.mean.device.type == "cpu"
-        yield from (map_on_cores if on_cpu else map)(look, tiles)
+        seen, of_round = 0, 1
+        while seen < len(self._codes.values):
+            alone = seen == 0 or not on_cpu
+            for done in (map if alone else map_on_cores)(look, islice(tiles, of_round)):
+                seen += done
+                yield done, False
+            for group in groups:
+                group.sieve.merge()
+            yield 0, True
+            if EXPECTED <= seen / len(self._codes.values) < 1:
+                self._vectors.expect(torch.cat([group.sieve.rows() for group in groups]))
+            of_round *= ROUND
 
     def _score_again(
         self, queries: torch.Tensor, groups: list[QueryGroup], k: int
@@ -266,7 +320,9 @@ class CodedSearch:
             query, row = group.sieve.found()
             found.append((query + before, row))
             before += len(group.queries)
+            del group  # for its memory
         query, row = (torch.cat(parts) for parts in zip(*found, strict=True))
+        found.clear()
         score = self._vectors.score(queries, query, row)
         order = order_by_score(query, score)
         first = torch.searchsorted(query, torch.arange(len(queries), device=query.device))

@@ -14,6 +14,7 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 2  # items for each core that wait or are worked on
+_starting = threading.Lock()  # torch's number of threads is not what it should be while threads start
 
 
 def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -21,24 +22,14 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 
     An error of ``work`` is raised here. If the caller stops, no further item is begun.
     """
-    cores = torch.get_num_threads()
-    if cores == 1:
+    with _starting:
+        cores = torch.get_num_threads()
+        threads = _start(cores) if cores > 1 else None
+    if threads is None:
         yield from map(work, items)
         return
-    started = threading.Barrier(cores + 1)
-
-    def start() -> None:
-        torch.set_num_threads(1)  # also the number that threads begin with, which is restored below
-        torch.get_num_threads()  # this thread has begun
-        started.wait()
-
-    threads = ThreadPoolExecutor(cores, initializer=start)
     try:
         under_way: deque[Future[Result]] = deque()
-        for _ in range(cores):
-            threads.submit(int)  # the pool starts a thread, as no other has begun to wait for work
-        started.wait()
-        torch.set_num_threads(cores)
         for item in items:
             under_way.append(threads.submit(work, item))
             if len(under_way) == AHEAD * cores:
@@ -46,5 +37,26 @@ def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         while under_way:
             yield under_way.popleft().result()
     finally:
-        started.abort()  # if a thread could not be started, the others wait for it
         threads.shutdown(cancel_futures=True)
+
+
+def _start(cores: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads have begun. torch uses one core in each."""
+    threads, started = ThreadPoolExecutor(cores), threading.Barrier(cores + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # torch takes note of this thread, which would otherwise begin with all cores later
+        torch.set_num_threads(1)  # here, but also for threads that torch takes note of from now on
+        started.wait()
+
+    try:
+        for _ in range(cores):
+            threads.submit(start)  # each in a thread of its own, because all wait for each other
+        started.wait()
+    except BaseException:  # a thread could not be started, or the user has interrupted
+        started.abort()
+        threads.shutdown()
+        raise
+    finally:
+        torch.set_num_threads(cores)
+    return threads

@@ -16,7 +16,7 @@ from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
 from drhard.prefetch import prefetch
 from drhard.products import as_filters, products
-from drhard.sieve import SIEVED
+from drhard.sieve import FOUND, SIEVED
 from drhard.topk import ADDED, ADDED_TIMES, TopK
 from drhard.vectors import check_finite, name_source
 
@@ -111,10 +111,10 @@ class ExactIndex:
         tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, a mask of the better ones, and their places, at worst all
         waiting = ADDED_TIMES * k * ADDED.itemsize  # for a query
         if self._coded is not None:
-            waiting = max(waiting, 2 * TOO_MANY * k * SIEVED)  # as many as are kept may wait
+            waiting = max(waiting, 4 * TOO_MANY * k * SIEVED)  # twice as many before a round ends; as many may wait
             of_cores = scores_of_core() * torch.get_num_threads()
-            # Products of two parts and their sums, a mask, places, and what is kept; then vectors to score again.
-            tile = of_cores * (3 * 4 + 1 + 2 * 8 + SIEVED) + AGAIN * dim * 4 * 2
+            # Products of two parts and their sums, a mask, at worst all found; then vectors to score again.
+            tile = of_cores * (3 * 4 + 1 + FOUND) + AGAIN * dim * 4 * 2
         merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
         codes = dim * 3 if self._coded is not None else 0  # of a query, in two parts
         # The caller still holds the results of the pass before.

@@ -11,7 +11,7 @@ from drhard.collection import Collection
 from drhard.embeddings import digest_embeddings, write_row_numbers
 from drhard.encoder import Encoder
 from drhard.index import NO_ROWS
-from drhard.results import Results, results_path, search_on_disk
+from drhard.results import Parts, Results, results_path, search_on_disk
 from drhard.settings import EncodingSettings, SearchSettings
 from drhard.tokens import TokenMemmap
 
@@ -72,7 +72,14 @@ def search_embeddings(
         results: their file; see :func:`drhard.results.search_on_disk`.
         left_out: (n,) int64 rows of documents that are not found, ascending.
     """
-    index = replace(searching, queries=len(queries)).open(documents, topk, left_out)
+    opened = None if searching.exact else searching.open(documents, topk, left_out)  # its file decides what is found
+
+    def search(done: int) -> Parts:
+        index = opened
+        if index is None:
+            index = replace(searching, queries=len(queries) - done).open(documents, topk, left_out)
+        return index.passes(queries[done:], topk)
+
     made_from = {
         "queries": digest_embeddings(queries),
         "documents": digest_embeddings(documents),
@@ -80,7 +87,5 @@ def search_embeddings(
     }
     if len(left_out):
         made_from["left_out"] = hashlib.sha256(left_out.tobytes()).hexdigest()
-    with search_on_disk(
-        results, made_from, len(queries), topk, lambda done: index.passes(queries[done:], topk)
-    ) as found:
+    with search_on_disk(results, made_from, len(queries), topk, search) as found:
         yield found

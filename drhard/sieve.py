@@ -10,6 +10,7 @@ import torch
 
 QUERY_BITS = 32  # where the query stands in the whole numbers by which documents are sorted
 OF_FEW = 4  # times k documents give the first floors, each the best of a few
+FOUND = 96  # bytes of a document while it is added
 SIEVED = 8 + 8 + 4 + 4  # bytes of a document that may be among the best: query, row, bounds
 
 
@@ -37,20 +38,20 @@ class Sieve:
     Args:
         queries, k: their numbers.
         device: where the scores are.
+        lock: held while documents are merged. Sieves that share it merge one at a time, for their memory.
 
     Attributes:
         floors: (Q,) float64; -inf until k documents are known.
         kept: the number of documents kept at the last merge, all queries together.
     """
 
-    def __init__(self, queries: int, k: int, device: torch.device):
-        self._k = k
+    def __init__(self, queries: int, k: int, device: torch.device, lock: threading.Lock):
+        self._k, self._lock = k, lock
         self.floors = torch.full((queries,), -torch.inf, dtype=torch.float64, device=device)
         self.kept = 0
         self._known = False  # whether there are floors
         self._waiting: list[tuple[torch.Tensor, ...]] = []  # query, row, lower bound, upper bound
         self._count = 0  # documents that wait or are kept
-        self._lock = threading.Lock()
 
     def add(
         self, products: torch.Tensor, rows: torch.Tensor, bounds: Bounds, groups: torch.Tensor | None = None
@@ -72,14 +73,16 @@ class Sieve:
         group = document // GROUP if groups is None else groups.index_select(0, document)
         of_group = group * queries + query
         slope, width = (of.view(-1).index_select(0, of_group) for of in (bounds.slope, bounds.width))
-        value = products.view(-1).index_select(0, hits) * slope + bounds.offset.index_select(0, query)
+        whole = products.is_contiguous()  # on a GPU, they may be a part of what it has multiplied
+        value = products.view(-1).index_select(0, hits) if whole else products[document, query]
+        value = value * slope + bounds.offset.index_select(0, query)
         lower, upper = _round_down(value - width), -_round_down(-value - width)
         found = query, rows.index_select(0, document), lower, upper
         with self._lock:
             self._waiting.append(found)
             self._count += len(hits)
             if self._count - self.kept >= max(self.kept, len(self.floors) * self._k):
-                self.merge()
+                self._merge()
 
     def sift(self, products: torch.Tensor, bounds: Bounds) -> torch.Tensor:
         """Return the places (n,) int64, ascending, of the documents that can be among the best of any query.
@@ -122,6 +125,11 @@ class Sieve:
         return _places(mask)
 
     def merge(self) -> None:
+        """Drop the documents that are below the floors of all documents added so far."""
+        with self._lock:
+            self._merge()
+
+    def _merge(self) -> None:
         """Drop the documents that are below the floors of all documents added so far.
 
         A GPU is waited for once, or twice as long as a query has no floor.
@@ -139,6 +147,11 @@ class Sieve:
         alive = _places(upper >= self.floors[query])
         self._waiting = [tuple(part.index_select(0, alive) for part in (query, row, lower, upper))]
         self.kept = self._count = len(alive)
+
+    def rows(self) -> torch.Tensor:
+        """Return the rows (n,) int64 of the documents that wait or are kept, in no order."""
+        none = torch.empty(0, dtype=torch.int64, device=self.floors.device)
+        return torch.cat([none, *(row for _, row, _, _ in self._waiting)])
 
     def found(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the query and the row of each document that is kept, both (n,) int64, by query, then by row."""

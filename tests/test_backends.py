@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import drhard.backends
+import drhard.code_file
 from drhard.errors import InputError
 from drhard.exact import ExactIndex
 from drhard.retrieval import search_embeddings
@@ -38,7 +39,7 @@ def test_many_queries_are_searched_by_codes_where_int8_is_fast(
 ) -> None:
     """They are made once, in a file: a search may not take their memory for itself."""
     monkeypatch.setattr(drhard.backends, "has_fast_int8", lambda device: fast)
-    monkeypatch.setattr(drhard.backends, "FEWEST_CODED", 1000)
+    monkeypatch.setattr(drhard.backends, "MANY_DOCUMENTS", 1000)
     monkeypatch.setattr(drhard.backends, "MANY_QUERIES", 50)
     random = np.random.default_rng(0)
     vectors, queries = random.standard_normal((1200, 8), np.float32), random.standard_normal((60, 8), np.float32)
@@ -53,6 +54,33 @@ def test_many_queries_are_searched_by_codes_where_int8_is_fast(
             found[asked, len(documents)] = np.array(parts.rows)
     assert (tmp_path / "passages.int8").exists() == fast
     np.testing.assert_array_equal(found[60, 1200], np.argsort(-queries @ vectors.T, axis=1)[:, :7])
+
+
+def test_codes_that_cannot_be_kept_or_are_not_needed_are_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a file, the codes would take 6.9 GB of memory at MS MARCO's size."""
+    monkeypatch.setattr(drhard.backends, "has_fast_int8", lambda device: True)
+    monkeypatch.setattr(drhard.backends, "MANY_DOCUMENTS", 1000)
+    random = np.random.default_rng(0)
+    vectors, queries = random.standard_normal((1200, 8), np.float32), random.standard_normal((60, 8), np.float32)
+    vectors.tofile(tmp_path / "passages.memmap")
+    embeddings = np.memmap(tmp_path / "passages.memmap", np.float32, "r", shape=vectors.shape)
+    with pytest.raises(KeyboardInterrupt), search_embeddings(queries, embeddings, SearchSettings(), tmp_path / "r", 7):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(drhard.backends, "MANY_QUERIES", 50)
+    with search_embeddings(queries, embeddings, SearchSettings(), tmp_path / "r", 7) as complete:
+        expected = np.array(complete.rows)
+    assert not (tmp_path / "passages.int8").exists()
+
+    def refuse(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(drhard.code_file, "write_whole_file", refuse)
+    monkeypatch.setattr(drhard.code_file, "keep_codes", None)
+    with search_embeddings(queries, embeddings, SearchSettings(), tmp_path / "r", 7) as found:
+        np.testing.assert_array_equal(found.rows, expected)
+    assert "passages.int8: cannot be written" in caplog.text
 
 
 @pytest.mark.parametrize("memory_gb", [0, -1, 0.4, float("nan"), float("inf")])

@@ -2,6 +2,8 @@
 
 import math
 import os
+import threading
+import time
 from pathlib import Path
 
 import drhard.backends
@@ -12,7 +14,7 @@ import drhard.exact
 import drhard.rounded
 from drhard.blocks import BLOCK_ROWS
 from drhard.code_file import open_codes
-from drhard.coded import HostVectors
+from drhard.coded import CodedSearch, HostVectors
 from drhard.codes import GROUP, Codes, choose_mean, count_levels, encode_block, encode_documents, keep_codes
 from drhard.collection import Collection
 from drhard.embeddings import encode
@@ -223,7 +225,7 @@ def test_numbers_at_the_ends_of_float32(
 
 def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
     """One query, k = 2; bounds ± 1."""
-    sieve = Sieve(1, 2, CPU)
+    sieve = Sieve(1, 2, CPU, threading.Lock())
     one = torch.ones(1, 1, dtype=torch.float64)
     bounds = Bounds(slope=one, offset=torch.zeros(1, dtype=torch.float64), width=one)
     for first, scores in enumerate(([5.0], [9.0], [3.5], [8.0], [5.9], [6.1])):
@@ -321,6 +323,85 @@ def test_rows_of_a_file_are_gathered(tmp_path: Path) -> None:
     for source in (file, vectors, file[10:990]):
         np.testing.assert_array_equal(gather_rows(source, rows % len(source)), np.asarray(source)[rows % len(source)])
     assert gather_rows(file, np.empty((0, 3), dtype=np.int64)).shape == (0, 3, 4)
+
+
+def as_a_gpu_multiplies(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """The products lie in a wider matrix, because both sides were filled up to a multiple of eight."""
+    wide = torch.empty(len(rows), len(matrix) + 8, dtype=torch.int32)
+    wide[:, : len(matrix)] = rows.long() @ matrix.long().T
+    return wide[:, : len(matrix)]
+
+
+@pytest.mark.parametrize("queries", [1, 5, 8])
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_products_may_be_a_part_of_a_matrix(way: str, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    documents, asked = (make("random", random, count, 32) for count in (3000, queries))
+    choose(way, monkeypatch)
+    index = ExactIndex(documents, codes=keep_codes(documents, CPU))
+    expected = [index.search(asked, 10) for _ in range(2)]
+    monkeypatch.setattr(drhard.rounded, "int8_products", as_a_gpu_multiplies)
+    index = ExactIndex(documents, codes=keep_codes(documents, CPU))
+    for found, wanted in zip([index.search(asked, 10) for _ in range(2)], expected, strict=True):
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_array_equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("spread", [0.04, 0.05, 0.06])
+def test_whether_a_search_is_given_up_does_not_depend_on_the_faster_core(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One dimension makes the codes coarse, so that nearly too many documents are kept."""
+    random = np.random.default_rng(0)
+    queries = torch.from_numpy(make("random", random, 32, 64))
+    documents = make("random", random, 20_000, 64) * np.float32(spread)
+    documents[:, 0] = random.standard_normal(20_000)
+    queries[:, 0] = 0
+    add, outcomes = Sieve.add, set()
+
+    def add_late(*of_tile: object) -> None:
+        time.sleep(float(random.random()) * 0.002)
+        add(*of_tile)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sieve, "add", add_late)
+    monkeypatch.setattr(drhard.rounded, "has_fast_int8", lambda _: True)
+    codes = keep_codes(documents, CPU)
+    for _ in range(6):
+        found = CodedSearch(codes, HostVectors(documents), 16, 16 * GROUP).search(queries, 20)
+        outcomes.add(None if found is None else tuple(part.numpy().tobytes() for part in found))
+    assert len(outcomes) == 1
+
+
+def test_documents_that_will_be_scored_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    documents = mapped(tmp_path / "passages.memmap", make("random", random, 20_000, 16))
+    queries = make("random", random, 2, 16)
+    monkeypatch.setattr(drhard.exact, "scores_of_core", lambda: 2048 * len(queries))  # rounds of 1, 4 and 5 tiles
+    monkeypatch.setattr(drhard.coded, "BETWEEN", 0)  # as if they were few in many
+    ahead: list[int] = []
+
+    def note(file: int, first: int, size: int, advice: int) -> None:
+        assert size == 64 and advice == os.POSIX_FADV_WILLNEED
+        ahead.append(first // size)
+
+    monkeypatch.setattr(os, "posix_fadvise", note)
+    index = ExactIndex(documents, codes=keep_codes(documents, CPU))
+    _, rows = index.search(queries, 20)
+    while any(thread.name == "read ahead" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert 20 < len(ahead) < 600 and ahead == sorted(set(ahead))
+    assert np.isin(rows, ahead).mean() > 0.3  # those in the first half
+    plain = ExactIndex(np.array(documents)).search(queries, 20)[1]
+    np.testing.assert_array_equal(rows, plain)
+
+
+def test_long_vectors_are_summed_in_the_same_way_wherever_they_stand() -> None:
+    random = np.random.default_rng(0)
+    documents, queries = make("random", random, 40, 9000), torch.from_numpy(make("random", random, 1, 9000))
+    query, rows = torch.zeros(40, dtype=torch.int64), torch.arange(40)
+    together = HostVectors(documents).score(queries, query, rows)
+    alone = [HostVectors(documents).score(queries, query[:1], rows[place : place + 1]) for place in range(40)]
+    assert torch.equal(together, torch.cat(alone))
 
 
 @pytest.mark.parametrize("between", [0, 8, 10**6])

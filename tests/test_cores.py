@@ -1,7 +1,9 @@
 """Work on all cores: in order, each on a core of its own, and stopped when the caller stops."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from drhard.cores import AHEAD, map_on_cores
 
@@ -15,6 +17,15 @@ def cores(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+def threads_elsewhere() -> int:
+    """How many threads torch uses in a new thread."""
+    counted: list[int] = []
+    other = threading.Thread(target=lambda: counted.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    return counted[0]
 
 
 def test_results_come_in_order(cores: int) -> None:
@@ -31,11 +42,7 @@ def test_each_core_works_for_itself(cores: int) -> None:
 
     assert set(map_on_cores(count_threads, range(3 * cores))) == {1}
     assert torch.get_num_threads() == cores
-    with_others: list[int] = []
-    other = threading.Thread(target=lambda: with_others.append(torch.get_num_threads()))
-    other.start()
-    other.join()
-    assert with_others == [cores]
+    assert threads_elsewhere() == cores
 
 
 def test_an_error_is_raised_in_its_turn(cores: int) -> None:
@@ -48,10 +55,45 @@ def test_an_error_is_raised_in_its_turn(cores: int) -> None:
 
 def test_nothing_is_begun_when_the_caller_has_stopped(cores: int) -> None:
     begun: list[int] = []
+    threads = threading.active_count()
     results = map_on_cores(begun.append, range(1000))
     next(results)
     results.close()  # type: ignore[attr-defined]
-    count = len(begun)
-    assert count <= AHEAD * cores
-    assert threading.active_count() == len(threading.enumerate())
-    assert len(begun) == count
+    assert len(begun) <= AHEAD * cores
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("items", [0, 1, 3])
+def test_few_items_many_times(cores: int, items: int) -> None:
+    """The threads may have nothing to do, and end while some of them still begin."""
+    for _ in range(300):
+        assert list(map_on_cores(abs, range(items))) == list(range(items))
+
+
+def test_torch_keeps_its_threads_if_one_cannot_be_started(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if cores == 1:
+        return  # no thread is started
+    submitted: list[object] = []
+    submit = ThreadPoolExecutor.submit
+
+    def fail(pool: ThreadPoolExecutor, work: Callable[[], None]) -> object:
+        submitted.append(work)
+        if len(submitted) == cores:
+            raise RuntimeError("can't start new thread")
+        return submit(pool, work)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", fail)
+    with pytest.raises(RuntimeError, match="new thread"):
+        list(map_on_cores(abs, range(10)))
+    assert threads_elsewhere() == torch.get_num_threads() == cores
+
+
+def test_searches_at_the_same_time_have_all_cores(cores: int) -> None:
+    """One starts its threads while the other asks how many there may be."""
+
+    def search(_: int) -> set[int]:
+        return set(map_on_cores(lambda number: time.sleep(0.0005) or torch.get_num_threads(), range(4)))
+
+    with ThreadPoolExecutor(2) as callers:
+        assert all(found == {1} for found in callers.map(search, range(60)))
+    assert threads_elsewhere() == torch.get_num_threads() == cores
