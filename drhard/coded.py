@@ -8,13 +8,13 @@ import os
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from itertools import islice, pairwise
 from typing import Protocol
 
 from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.codes import GROUP, CodedBlock, Codes
-from drhard.cores import map_on_cores
+from drhard.cores import on_all_cores
 from drhard.index import NO_ROWS
 from drhard.rounded import RoundedQueries
 from drhard.sieve import Sieve, least_score, order_by_score
@@ -26,7 +26,7 @@ import torch
 SECOND_PART = 3  # the queries are coded in two parts once this many times k documents are kept for each
 TOO_MANY = 12  # and the search is given up once this many are, or twice as many between two rounds
 EXPECTED = 0.25  # of all documents looked through; those kept then will mostly be scored again
-ROUND = 4  # times as many tiles belong to a round as to the one before
+ROUND = 16  # times as many tiles belong to a round as to the one before
 # The second part is multiplied only with the documents that the first part leaves, once a search has seen so many times
 # k documents for each query of a group. Before that, too many are left. A GPU multiplies faster than it picks them out.
 SIFTED = 64
@@ -263,16 +263,17 @@ class CodedSearch:
         lock = threading.Lock()
         groups = [QueryGroup(group, k, self._codes.mean, self._parts, lock) for group in queries.split(size)]
         most = k * len(queries)
-        for done, merged in self._look_through(groups):
-            kept = sum(group.sieve.kept for group in groups)
-            if kept > TOO_MANY * most * (1 if merged else 2):
-                self._parts = 2  # in later searches from the start
-                return None
-            if merged and kept > SECOND_PART * most and self._parts == 1:
-                self._parts = 2
-                for group in groups:
-                    group.add_second_part()
-            progress(done)
+        with closing(self._look_through(groups)) as looked:
+            for done, merged in looked:
+                kept = sum(group.sieve.kept for group in groups)
+                if kept > TOO_MANY * most * (1 if merged else 2):
+                    self._parts = 2  # in later searches from the start
+                    return None
+                if merged and kept > SECOND_PART * most and self._parts == 1:
+                    self._parts = 2
+                    for group in groups:
+                        group.add_second_part()
+                progress(done)
         return self._score_again(queries, groups, k)
 
     def _look_through(self, groups: list[QueryGroup]) -> Generator[tuple[int, bool]]:
@@ -298,17 +299,17 @@ class CodedSearch:
         tiles = self._codes.tiles(max(1, self._tile_scores // most))
         on_cpu = self._codes.mean.device.type == "cpu"
         seen, of_round = 0, 1
-        while seen < len(self._codes.values):
-            alone = seen == 0 or not on_cpu
-            for done in (map if alone else map_on_cores)(look, islice(tiles, of_round)):
-                seen += done
-                yield done, False
-            for group in groups:
-                group.sieve.merge()
-            yield 0, True
-            if EXPECTED <= seen / len(self._codes.values) < 1:
-                self._vectors.expect(torch.cat([group.sieve.rows() for group in groups]))
-            of_round *= ROUND
+        with on_all_cores() if on_cpu else nullcontext(map) as spread:
+            while seen < len(self._codes.values):
+                for done in (spread if seen else map)(look, islice(tiles, of_round)):
+                    seen += done
+                    yield done, False
+                for group in groups:
+                    group.sieve.merge()
+                yield 0, True
+                if EXPECTED <= seen / len(self._codes.values) < 1:
+                    self._vectors.expect(torch.cat([group.sieve.rows() for group in groups]))
+                of_round *= ROUND
 
     def _score_again(
         self, queries: torch.Tensor, groups: list[QueryGroup], k: int

@@ -7,7 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -17,27 +18,41 @@ AHEAD = 2  # items for each core that wait or are worked on
 _starting = threading.Lock()  # torch's number of threads is not what it should be while threads start
 
 
-def map_on_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield ``work(item)`` for each of ``items``, in their order, from as many threads as torch may use cores.
+class Map(Protocol):
+    """A function such as Python's map."""
 
-    An error of ``work`` is raised here. If the caller stops, no further item is begun.
+    def __call__(self, work: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+        """Yield ``work(item)`` for each of ``items``, in their order."""
+
+
+@contextmanager
+def on_all_cores() -> Iterator[Map]:
+    """Give a map that works in as many threads as torch may use cores.
+
+    An error of the work is raised where its result is asked for. If the caller stops, no further item is begun.
     """
     with _starting:
         cores = torch.get_num_threads()
         threads = _start(cores) if cores > 1 else None
     if threads is None:
-        yield from map(work, items)
+        yield map
         return
     try:
-        under_way: deque[Future[Result]] = deque()
-        for item in items:
-            under_way.append(threads.submit(work, item))
-            if len(under_way) == AHEAD * cores:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        yield lambda work, items: _map(threads, AHEAD * cores, work, items)
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def _map(
+    threads: ThreadPoolExecutor, most: int, work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    under_way: deque[Future[Result]] = deque()
+    for item in items:
+        under_way.append(threads.submit(work, item))
+        if len(under_way) == most:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
 
 
 def _start(cores: int) -> ThreadPoolExecutor:

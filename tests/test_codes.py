@@ -377,6 +377,7 @@ def test_documents_that_will_be_scored_are_read_ahead(tmp_path: Path, monkeypatc
     documents = mapped(tmp_path / "passages.memmap", make("random", random, 20_000, 16))
     queries = make("random", random, 2, 16)
     monkeypatch.setattr(drhard.exact, "scores_of_core", lambda: 2048 * len(queries))  # rounds of 1, 4 and 5 tiles
+    monkeypatch.setattr(drhard.coded, "ROUND", 4)
     monkeypatch.setattr(drhard.coded, "BETWEEN", 0)  # as if they were few in many
     ahead: list[int] = []
 

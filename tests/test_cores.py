@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from drhard.cores import AHEAD, map_on_cores
+from drhard.cores import AHEAD, on_all_cores
 
 import pytest
 import torch
@@ -17,6 +18,11 @@ def cores(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+def map_on_cores(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    with on_all_cores() as spread:
+        yield from spread(work, items)
 
 
 def threads_elsewhere() -> int:
@@ -58,7 +64,7 @@ def test_nothing_is_begun_when_the_caller_has_stopped(cores: int) -> None:
     threads = threading.active_count()
     results = map_on_cores(begun.append, range(1000))
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(begun) <= AHEAD * cores
     assert threading.active_count() == threads
 
