@@ -270,7 +270,9 @@ def test_adore_training(star_inferred: Path, expected: Path, tmp_path: Path, met
     reference = expected / "adore_train" / f"metric_cut_{metric_cut}"
     log = json.loads((reference / "log.json").read_text())
     losses = logged(tmp_path / "log", "train/loss")
-    assert losses[:4] == pytest.approx(log["all_loss"][:4], rel=0.015)
+    # Rounding decides how a near tie falls. On a Zen 5, the fourth loss is 1.7 % off with AVX-512, 0.03 % with AVX2.
+    assert losses[:3] == pytest.approx(log["all_loss"][:3], rel=0.015)
+    assert losses[3] == pytest.approx(log["all_loss"][3], rel=0.02)
     assert losses[4:] == pytest.approx(log["all_loss"][4:], rel=0.04)
     # Two queries of 32 may rank a near tie the other way round.
     assert logged(tmp_path / "log", "train/mrr_10")[:4] == pytest.approx(log["mrr_10"][:4], abs=0.005)

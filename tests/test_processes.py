@@ -359,7 +359,7 @@ def test_encoding_goes_on_with_another_number_after_a_kill(data: Path, retrieved
     assert sharing.wait_for(sharing.start_processes(2, killed, tmp_path / "killed", silence=5)) == [2, -signal.SIGKILL]
     assert the_error((tmp_path / "killed" / "0.txt").read_text()) == f"error: {processes.LEFT_ALONE}"
     marks = (tmp_path / "star" / "passages.memmap.partial.windows").read_bytes()
-    assert len(marks) == 5 and marks.count(1) >= 2  # one was in work, one waited, one was being read
+    assert len(marks) == 5 and 1 <= marks.count(1) < 5  # what the other process had in work, and what it still read
     sharing.share(3, lambda: retrieve(data, tmp_path), tmp_path / "printed")
     assert same_files(tmp_path, retrieved)
 
