@@ -26,7 +26,7 @@ import torch
 SECOND_PART = 3  # the queries are coded in two parts once this many times k documents are kept for each
 TOO_MANY = 12  # and the search is given up once this many are, or twice as many between two rounds
 EXPECTED = 0.25  # of all documents looked through; those kept then will mostly be scored again
-ROUND = 16  # times as many tiles belong to a round as to the one before
+ROUND = 4  # times as many tiles belong to a round as to the one before
 # The second part is multiplied only with the documents that the first part leaves, once a search has seen so many times
 # k documents for each query of a group. Before that, too many are left. A GPU multiplies faster than it picks them out.
 SIFTED = 64
