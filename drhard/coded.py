@@ -6,7 +6,7 @@ The same code runs on CPUs and GPUs.
 import math
 import os
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext, suppress
 from itertools import islice, pairwise
@@ -17,7 +17,7 @@ from drhard.codes import GROUP, CodedBlock, Codes
 from drhard.cores import on_all_cores
 from drhard.index import NO_ROWS
 from drhard.rounded import RoundedQueries
-from drhard.sieve import Sieve, least_score, order_by_score
+from drhard.sieve import SIEVED, Sieve, least_score, order_by_score
 from drhard.vectors import find_in_file, gather_rows
 
 import numpy as np
@@ -41,6 +41,14 @@ AGAIN_ON_GPU = 1 << 18
 FEWEST_SUMS = 32  # rows that a GPU always sums together: it sums fewer in another order
 
 
+def bytes_kept(k: int) -> int:
+    """Return how much memory the documents kept for a query may take, in the mean.
+
+    Twice too many may be kept before a round ends, and as many may wait.
+    """
+    return 4 * TOO_MANY * k * SIEVED
+
+
 class Vectors(Protocol):
     """The documents in float32."""
 
@@ -54,8 +62,8 @@ class Vectors(Protocol):
             query, row: both (n,) int64, ascending by query, then by row, on the device of ``queries``.
         """
 
-    def expect(self, row: torch.Tensor) -> None:
-        """Prepare for documents that will probably be scored, while the caller goes on: (n,) int64 rows."""
+    def expect(self, rows: Iterable[torch.Tensor]) -> None:
+        """Prepare for documents that will probably be scored, while the caller goes on: each (n,) int64."""
 
 
 class HostVectors:
@@ -75,17 +83,20 @@ class HostVectors:
         scores = self._score_from_file(*numbers) if in_file else _score_by_query(self._documents, *numbers)
         return torch.from_numpy(scores).to(queries.device)
 
-    def expect(self, row: torch.Tensor) -> None:
+    def expect(self, rows: Iterable[torch.Tensor]) -> None:
         """See :meth:`Vectors.expect`. The system reads them into its cache."""
-        place, rows = find_in_file(self._documents), np.unique(row.cpu().numpy())
-        if place is None or len(rows) * BETWEEN > len(self._documents) or not hasattr(os, "posix_fadvise"):
+        place = find_in_file(self._documents)
+        if place is None or not hasattr(os, "posix_fadvise"):
             return
+        wanted = np.unique(torch.cat(list(rows)).cpu().numpy())
+        if len(wanted) * BETWEEN > len(self._documents):
+            return  # the file will be read from end to end
         path, start = place
         size = self._documents.shape[1] * self._documents.itemsize
 
         def read_ahead() -> None:
             with suppress(OSError), open(path, "rb") as file:
-                for first in (start + rows * size).tolist():
+                for first in (start + wanted * size).tolist():
                     os.posix_fadvise(file.fileno(), first, size, os.POSIX_FADV_WILLNEED)
 
         threading.Thread(target=read_ahead, name="read ahead", daemon=True).start()
@@ -177,7 +188,7 @@ class DeviceVectors:
             scores[part] = self._documents[rows].mul_(queries[asked]).sum(dim=1)[:-FEWEST_SUMS]
         return scores
 
-    def expect(self, row: torch.Tensor) -> None:
+    def expect(self, rows: Iterable[torch.Tensor]) -> None:
         """See :meth:`Vectors.expect`. There is nothing to do."""
 
 
@@ -295,20 +306,21 @@ class CodedSearch:
                 group.look_through(rows, block, absent, seen)
             return len(rows)
 
-        most = max(len(group.queries) for group in groups)
-        tiles = self._codes.tiles(max(1, self._tile_scores // most))
+        count = len(self._codes.values)
+        rows = max(1, self._tile_scores // max(len(group.queries) for group in groups))  # of a tile
+        tiles = self._codes.tiles(rows)
         on_cpu = self._codes.mean.device.type == "cpu"
         seen, of_round = 0, 1
-        with on_all_cores() if on_cpu else nullcontext(map) as spread:
-            while seen < len(self._codes.values):
+        with on_all_cores() if on_cpu and count > rows else nullcontext(map) as spread:
+            while seen < count:
                 for done in (spread if seen else map)(look, islice(tiles, of_round)):
                     seen += done
                     yield done, False
                 for group in groups:
                     group.sieve.merge()
                 yield 0, True
-                if EXPECTED <= seen / len(self._codes.values) < 1:
-                    self._vectors.expect(torch.cat([group.sieve.rows() for group in groups]))
+                if EXPECTED <= seen / count < 1:
+                    self._vectors.expect(group.sieve.rows() for group in groups)
                 of_round *= ROUND
 
     def _score_again(

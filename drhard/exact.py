@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
-from drhard.coded import AGAIN, TOO_MANY, CodedSearch, HostVectors
+from drhard.coded import AGAIN, CodedSearch, HostVectors, bytes_kept
 from drhard.codes import Codes
 from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
 from drhard.prefetch import prefetch
 from drhard.products import as_filters, products
-from drhard.sieve import FOUND, SIEVED
+from drhard.sieve import FOUND
 from drhard.topk import ADDED, ADDED_TIMES, TopK
 from drhard.vectors import check_finite, name_source
 
@@ -111,7 +111,7 @@ class ExactIndex:
         tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, a mask of the better ones, and their places, at worst all
         waiting = ADDED_TIMES * k * ADDED.itemsize  # for a query
         if self._coded is not None:
-            waiting = max(waiting, 4 * TOO_MANY * k * SIEVED)  # twice as many before a round ends; as many may wait
+            waiting = max(waiting, bytes_kept(k))
             of_cores = scores_of_core() * torch.get_num_threads()
             # Products of two parts and their sums, a mask, at worst all found; then vectors to score again.
             tile = of_cores * (3 * 4 + 1 + FOUND) + AGAIN * dim * 4 * 2

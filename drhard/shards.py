@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from drhard.blocks import BLOCK_ROWS, read_blocks
-from drhard.coded import TOO_MANY, CodedSearch, DeviceVectors, HostVectors, Vectors
+from drhard.coded import CodedSearch, DeviceVectors, HostVectors, Vectors, bytes_kept
 from drhard.codes import GROUP, keep_codes
 from drhard.devices import explain_no_gpu, require_gpu, to_device
 from drhard.errors import InputError
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
 from drhard.products import in_whole_float32
-from drhard.sieve import SIEVED, best_of_pairs
+from drhard.sieve import best_of_pairs
 from drhard.vectors import gather_rows
 
 import numpy as np
@@ -63,7 +63,7 @@ class ShardedIndex:
     def find(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See :meth:`drhard.parts.Part.find`."""
         check_queries(queries, self.shards[0].dim)
-        together = max(1, SIEVES // (4 * TOO_MANY * k * SIEVED + 7 * self.shards[0].dim))  # a query and its codes
+        together = max(1, SIEVES // (bytes_kept(k) + 7 * self.shards[0].dim))  # a query and its codes
         with tqdm(total=len(queries), unit="query", desc="searching", disable=not self.progress) as bar:
             for first in range(0, len(queries), together):
                 part = np.array(queries[first : first + together], np.float32)
