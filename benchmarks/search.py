@@ -134,10 +134,10 @@ class Indexes:
         self.refined.k_factor = REFINED
 
     def multiply(self, queries: np.ndarray) -> None:
-        """Multiply the codes with as many whole numbers, tile by tile, as a first pass in one part does."""
-        rounded = RoundedQueries(torch.from_numpy(queries), self.codes.mean, parts=1)
-        for _, _, block in self.codes.tiles(max(1, TILE_SCORES // len(queries))):
-            rounded.multiply(block.values)
+        """Multiply the codes with as many whole numbers, tile by tile, as a first pass does."""
+        rounded = RoundedQueries(torch.from_numpy(queries), self.codes.mean)
+        for values in self.codes.values.split(max(1, TILE_SCORES // len(queries))):
+            rounded.multiply(values)
 
 
 def compare_with_limit(seconds: dict[str, list[float]], products: float, work: float) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from drhard.vectors import check_finite, name_source
 import numpy as np
 import torch
 
-FEWEST_CODED = 100_000  # documents; with fewer, scoring some again costs more than int8 saves
+FEWEST_CODED = 200_000  # documents; with fewer, scoring some again costs more than int8 saves
 # So many queries win back the time that the codes take, which must stay in a file. With 100,000 documents in a file,
 # float32 is faster.
 MANY_QUERIES, MANY_DOCUMENTS = 4096, 500_000

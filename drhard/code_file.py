@@ -145,9 +145,10 @@ def _read(embeddings: Path, stamp: dict[str, Any], documents: np.ndarray) -> Cod
 def _belong_together(codes: Codes, documents: np.ndarray) -> bool:
     """Return whether each document has a place, and the codes of a thousand are as near as the bounds say."""
     wanted = spread(len(documents) - 1, CHECKED - 1) + 1  # others than those of the digest
-    for _, rows, block in codes.tiles(BLOCK_ROWS):
-        first = int(rows.min()) // BLOCK_ROWS * BLOCK_ROWS
-        if not torch.equal(rows.sort().values, torch.arange(first, first + len(rows))):
+    for first in range(0, len(documents), BLOCK_ROWS):
+        positions = torch.arange(first, min(first + BLOCK_ROWS, len(documents)))
+        block, rows = codes.part(first, first + len(positions)), codes.rows(positions)
+        if not torch.equal(rows.sort().values, positions):
             return False
         chosen = np.flatnonzero(np.isin(rows.numpy(), wanted))
         exact = gather_rows(documents, rows.numpy()[chosen]).astype(np.float64) - codes.mean.numpy()

@@ -4,192 +4,48 @@ The same code runs on CPUs and GPUs.
 """
 
 import math
-import os
 import threading
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext, suppress
-from itertools import islice, pairwise
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import TypeVar
 
-from drhard.blocks import BLOCK_ROWS, read_blocks
 from drhard.codes import GROUP, CodedBlock, Codes
-from drhard.cores import on_all_cores
-from drhard.index import NO_ROWS
+from drhard.cores import Map, on_all_cores
+from drhard.floors import Sample
+from drhard.index import NO_ROWS, part_of
+from drhard.pairs import Vectors
 from drhard.rounded import RoundedQueries
-from drhard.sieve import SIEVED, Sieve, least_score, order_by_score
-from drhard.vectors import find_in_file, gather_rows
+from drhard.sieve import SHARPENED, SIEVED, Score, Sieve, enclose, least_score, reach
 
 import numpy as np
 import torch
 
-SECOND_PART = 3  # the queries are coded in two parts once this many times k documents are kept for each
-TOO_MANY = 12  # and the search is given up once this many are, or twice as many between two rounds
-EXPECTED = 0.25  # of all documents looked through; those kept then will mostly be scored again
-ROUND = 4  # times as many tiles belong to a round as to the one before
-# The second part is multiplied only with the documents that the first part leaves, once a search has seen so many times
-# k documents for each query of a group. Before that, too many are left. A GPU multiplies faster than it picks them out.
-SIFTED = 64
-AGAIN = 1 << 14  # documents of a memmap to score again at a time
-TASKS = 8  # of each core that scores again
-SUMMED = 4096  # numbers that einsum sums at a time; its buffer holds twice as many
-PAIRS = 512  # of a query and a document that a core scores at a time; they stay in its cache
-# A disk reads up to so many rows as fast as one, if they follow each other. So where one in so many is wanted, the file
-# is read from end to end.
-BETWEEN = 8
-AGAIN_ON_GPU = 1 << 18
-FEWEST_SUMS = 32  # rows that a GPU always sums together: it sums fewer in another order
+TOO_MANY, LEAST_K = 24, 50  # so many times k pairs, or this number if it is greater, may be kept for a query
+PART_ROWS = 4096  # documents that a core looks through at a time; their products stay in its cache
+SMALL, SMALL_ONES = 8, 2  # so many times smaller than others are the first tiles of each core, so many of them
+EXPECTED = 0.6  # of all documents seen; those that seem best by then will mostly be scored again
+LOOKED_UP = 1 << 20  # positions whose rows are computed at a time
+AT_ONCE = 2  # groups of queries that are sharpened at a time, for their memory
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def most_kept(k: int) -> int:
+    """Return how many pairs may be kept for a query, in the mean, before a search is given up."""
+    return TOO_MANY * max(k, LEAST_K)
 
 
 def bytes_kept(k: int) -> int:
-    """Return how much memory the documents kept for a query may take, in the mean.
+    """Return how much memory the pairs of a query may take, in the mean.
 
-    Twice too many may be kept before a round ends, and as many may wait.
+    These are the pairs kept and as many found in a round. In the end, all pairs kept are sharpened together.
     """
-    return 4 * TOO_MANY * k * SIEVED
+    return max(2, 1 + SHARPENED) * most_kept(k) * SIEVED
 
 
-class Vectors(Protocol):
-    """The documents in float32."""
-
-    def score(self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        """Return the scores (n,) float32 of pairs of a query and a document.
-
-        Each pair is summed in the same way, wherever it stands, so equal documents get equal scores.
-
-        Args:
-            queries: (Q, dim) float32.
-            query, row: both (n,) int64, ascending by query, then by row, on the device of ``queries``.
-        """
-
-    def expect(self, rows: Iterable[torch.Tensor]) -> None:
-        """Prepare for documents that will probably be scored, while the caller goes on: each (n,) int64."""
-
-
-class HostVectors:
-    """Documents in memory or in a file.
-
-    Args:
-        documents: (N, dim) float32.
-    """
-
-    def __init__(self, documents: np.ndarray):
-        self._documents = documents
-
-    def score(self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Vectors.score`."""
-        numbers = queries.cpu().numpy(), query.cpu().numpy(), row.cpu().numpy()
-        in_file = find_in_file(self._documents) is not None
-        scores = self._score_from_file(*numbers) if in_file else _score_by_query(self._documents, *numbers)
-        return torch.from_numpy(scores).to(queries.device)
-
-    def expect(self, rows: Iterable[torch.Tensor]) -> None:
-        """See :meth:`Vectors.expect`. The system reads them into its cache."""
-        place = find_in_file(self._documents)
-        if place is None or not hasattr(os, "posix_fadvise"):
-            return
-        wanted = np.unique(torch.cat(list(rows)).cpu().numpy())
-        if len(wanted) * BETWEEN > len(self._documents):
-            return  # the file will be read from end to end
-        path, start = place
-        size = self._documents.shape[1] * self._documents.itemsize
-
-        def read_ahead() -> None:
-            with suppress(OSError), open(path, "rb") as file:
-                for first in (start + wanted * size).tolist():
-                    os.posix_fadvise(file.fileno(), first, size, os.POSIX_FADV_WILLNEED)
-
-        threading.Thread(target=read_ahead, name="read ahead", daemon=True).start()
-
-    def _score_from_file(self, queries: np.ndarray, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Score in the order of the file, a part of its rows at a time."""
-        scores = np.empty(len(rows), dtype=np.float32)
-        by_row = np.argsort(rows, kind="stable")
-        for first in range(0, len(rows), AGAIN):
-            some = by_row[first : first + AGAIN]
-            distinct, place = np.unique(rows[some], return_inverse=True)
-            scores[some] = _score_pairs(self._read(distinct), place, queries, query[some])
-        return scores
-
-    def _read(self, rows: np.ndarray) -> np.ndarray:
-        """Return the documents of ``rows``, ascending: what lies between them is read too if it is little."""
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        if last - first > BETWEEN * len(rows):
-            return gather_rows(self._documents, rows)
-        found, done = np.empty((len(rows), self._documents.shape[1]), dtype=np.float32), 0
-        for start, block in read_blocks(self._documents[first:last], BLOCK_ROWS):
-            end = int(np.searchsorted(rows, first + start + len(block)))
-            np.take(block, rows[done:end] - (first + start), axis=0, out=found[done:end], mode="clip")
-            done = end
-        return found
-
-
-def _score_by_query(documents: np.ndarray, queries: np.ndarray, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the scores (n,) of pairs that ascend by query: each query is multiplied with all its documents."""
-    scores = np.empty(len(rows), dtype=np.float32)
-
-    def score(parts: list[tuple[int, int, int]]) -> None:
-        for number, start, end in parts:
-            _sum_products("nd,d->n", documents.take(rows[start:end], axis=0), queries[number], scores[start:end])
-
-    count = torch.get_num_threads()
-    most = max(1, AGAIN // count)  # documents of a query that a thread copies
-    parts = [
-        (number, first, min(first + most, end))
-        for number, (start, end) in enumerate(pairwise(np.searchsorted(query, np.arange(len(queries) + 1)).tolist()))
-        for first in range(start, end, most)
-    ]
-    together = math.ceil(len(parts) / count / TASKS)
-    with ThreadPoolExecutor(count) as threads:
-        list(threads.map(score, (parts[first : first + together] for first in range(0, len(parts), together))))
-    return scores
-
-
-def _score_pairs(vectors: np.ndarray, place: np.ndarray, queries: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Return the scores (n,) of vectors[place] and queries[query], the same bits as :func:`_score_by_query`."""
-    scores = np.empty(len(place), dtype=np.float32)
-
-    def score(first: int) -> None:
-        part = slice(first, first + PAIRS)
-        _sum_products("nd,nd->n", vectors.take(place[part], axis=0), queries.take(query[part], axis=0), scores[part])
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(score, range(0, len(place), PAIRS)))
-    return scores
-
-
-def _sum_products(form: str, vectors: np.ndarray, queries: np.ndarray, scores: np.ndarray) -> None:
-    """Fill ``scores`` (n,) with sums of products, each summed in the same way, whatever n is.
-
-    einsum splits longer sums than :data:`SUMMED`, at places that depend on those before.
-    """
-    np.einsum(form, vectors[:, :SUMMED], queries[..., :SUMMED], out=scores)
-    for first in range(SUMMED, vectors.shape[1], SUMMED):
-        part = slice(first, first + SUMMED)
-        scores += np.einsum(form, vectors[:, part], queries[..., part])
-
-
-class DeviceVectors:
-    """Documents on a GPU.
-
-    Args:
-        documents: (N, dim) float32.
-    """
-
-    def __init__(self, documents: torch.Tensor):
-        self._documents = documents
-
-    def score(self, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Vectors.score`."""
-        scores = torch.empty(len(row), device=row.device)
-        for first in range(0, len(row), AGAIN_ON_GPU):
-            part = slice(first, first + AGAIN_ON_GPU)
-            rows, asked = (torch.cat((places[part], places[:1].expand(FEWEST_SUMS))) for places in (row, query))
-            scores[part] = self._documents[rows].mul_(queries[asked]).sum(dim=1)[:-FEWEST_SUMS]
-        return scores
-
-    def expect(self, rows: Iterable[torch.Tensor]) -> None:
-        """See :meth:`Vectors.expect`. There is nothing to do."""
+def bytes_sharpened(k: int) -> int:
+    """Return how much memory more a query takes while its pairs are sharpened after a round."""
+    return 2 * SHARPENED * most_kept(k) * SIEVED
 
 
 class QueryGroup:
@@ -197,49 +53,63 @@ class QueryGroup:
 
     Args:
         queries: (Q, dim) float32.
-        k: how many documents are searched for each.
-        mean: (dim,) float32, that of the codes.
-        parts: 1 or 2: with how many parts the queries are coded, where int8 is fast.
-        lock: see :class:`drhard.sieve.Sieve`.
+        k: how many documents are wanted.
+        codes: of all documents.
+        sample: of them; None: nothing is guessed.
     """
 
-    def __init__(self, queries: torch.Tensor, k: int, mean: torch.Tensor, parts: int, lock: threading.Lock):
-        self.queries, self.sieve = queries, Sieve(len(queries), k, queries.device, lock)
-        self._mean = mean
-        self._coarse = self._fine = RoundedQueries(queries, mean, parts=1)
+    def __init__(self, queries: torch.Tensor, k: int, codes: Codes, sample: Sample | None):
+        self.queries, self._codes = queries, codes
+        self._rounded = RoundedQueries(queries, codes.mean)
+        guess = sample.guess(self._rounded, k) if sample is not None else None
+        if guess is None:
+            guess = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
+        self.sieve = Sieve(guess, k)
         on_cpu = queries.device.type == "cpu"
-        self._sift_from = SIFTED * k * len(queries) if on_cpu else math.inf
-        if parts == 2:
-            self.add_second_part()
+        self._part = PART_ROWS if on_cpu else len(codes.values)
 
-    def add_second_part(self) -> None:
-        """Code the queries in two parts from now on, if they are coded."""
-        self._fine = RoundedQueries(self.queries, self._mean, parts=2)
-
-    def look_through(self, rows: torch.Tensor, block: CodedBlock, absent: torch.Tensor | None, seen: int) -> None:
-        """Keep the documents of a tile that may be among the best.
+    def look_through(self, first: int, block: CodedBlock, absent: np.ndarray) -> int:
+        """Find the documents of a tile that may be among the best. Return the number of pairs found.
 
         Args:
-            rows: (B,) int64.
-            absent: places in the tile that are left out.
-            seen: the number of documents before.
+            first: the position of the first document.
+            absent: places in the tile that are left out, ascending.
         """
-        coarse, fine = self._coarse, self._fine  # another thread may add the second part
-        sifted = fine.parts > coarse.parts and seen >= self._sift_from
-        products = (coarse if sifted else fine).multiply(block.values)
-        if absent is not None:
-            products[absent] = least_score(products.dtype)
-        if not sifted:
-            self.sieve.add(products, rows, fine.bounds(block))
-            return
-        places = self.sieve.sift(products, coarse.bounds(block))
-        if len(places):
-            values, products, rows = (of.index_select(0, places) for of in (block.values, products, rows))
-            self.sieve.add(fine.multiply(values, products), rows, fine.bounds(block), places // GROUP)
+        bounds = self._rounded.bounds(block)
+        least = self.sieve.least_products(bounds, self._rounded.dtype)
+        found = []
+        for start in range(0, len(block.values), self._part):
+            values = block.values[start : start + self._part]
+            products = self._multiply(values, part_of(absent, start, len(values)))
+            places, reached = reach(products, least[start // GROUP :][: -(-len(values) // GROUP)])
+            found.append((places + start * products.shape[1], reached))
+        places, products = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self.sieve.add(first, places, products, bounds)
+        return len(places)
+
+    def _multiply(self, values: torch.Tensor, absent: np.ndarray) -> torch.Tensor:
+        products = self._rounded.multiply(values)
+        if len(absent):
+            products[torch.from_numpy(absent).to(products.device)] = least_score(products.dtype)
+        return products
+
+    def score(self, query: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return bounds (n,) float32 of the scores of pairs, by codes, but with queries that are not rounded.
+
+        See :data:`drhard.sieve.Score`.
+        """
+        return enclose(*self._rounded.bound_pairs(self._codes, query, position))
+
+
+class TooManyKeptError(Exception):
+    """The bounds are too wide to pay."""
 
 
 class CodedSearch:
     """Search by codes.
+
+    A search that keeps too many documents is given up. The next ones are not tried: one, then three, seven, and so on
+    until a search succeeds. So searches of documents that codes cannot tell apart cost little.
 
     Args:
         codes: the documents as codes; their device is where the first pass runs.
@@ -254,8 +124,11 @@ class CodedSearch:
     ):
         self._codes, self._vectors = codes, vectors
         self._query_rows, self._tile_scores = query_rows, tile_scores
-        self._left_out = torch.from_numpy(left_out).to(codes.mean.device)
-        self._parts = 1  # of the codes of queries; a search that needs two is followed by others
+        self._on_cpu = codes.mean.device.type == "cpu"
+        self._at_hand = vectors.device == codes.mean.device
+        self._absent = _find_positions(codes, left_out)
+        self._sample = Sample(codes, self._absent)
+        self._skips = self._skipped = 0  # how many searches are not tried, and were not
 
     @torch.no_grad()
     def search(
@@ -270,74 +143,160 @@ class CodedSearch:
         """
         if float(queries.abs().max()) * 127 * queries.shape[1] > torch.finfo(torch.float32).max:
             return None  # products with codes could overflow where the scores do not
-        size = math.ceil(len(queries) / math.ceil(len(queries) / self._query_rows))  # nearly equal groups
-        lock = threading.Lock()
-        groups = [QueryGroup(group, k, self._codes.mean, self._parts, lock) for group in queries.split(size)]
-        most = k * len(queries)
-        with closing(self._look_through(groups)) as looked:
-            for done, merged in looked:
-                kept = sum(group.sieve.kept for group in groups)
-                if kept > TOO_MANY * most * (1 if merged else 2):
-                    self._parts = 2  # in later searches from the start
-                    return None
-                if merged and kept > SECOND_PART * most and self._parts == 1:
-                    self._parts = 2
-                    for group in groups:
-                        group.add_second_part()
-                progress(done)
-        return self._score_again(queries, groups, k)
+        if self._skipped < self._skips:
+            self._skipped += 1
+            return None
+        try:
+            scores, rows, missed = self._search(queries, k, self._sample, progress)
+            if len(missed):
+                scores[missed], rows[missed], _ = self._search(queries[missed], k)
+        except TooManyKeptError:
+            self._skips, self._skipped = 2 * self._skips + 1, 0
+            return None
+        self._skips = 0
+        return scores, rows
 
-    def _look_through(self, groups: list[QueryGroup]) -> Generator[tuple[int, bool]]:
-        """Let each group look through all tiles.
+    def _search(
+        self,
+        queries: torch.Tensor,
+        k: int,
+        sample: Sample | None = None,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what :meth:`search` does, and the queries whose floor was guessed too high, (n,) int64.
 
-        The first tile comes alone: its floors spare work in all others. Then each core has tiles of its own.
+        Args:
+            sample: floors are guessed from it; None: they are not.
 
-        Yields:
-            How many documents were looked through since the last time, and whether those of all tiles up to one are
-            merged. What is kept then does not depend on which core was faster. That is so each time that
-            :data:`ROUND` times as many tiles have been looked through.
+        Raises:
+            TooManyKeptError: what is kept says so.
         """
+        size = math.ceil(len(queries) / math.ceil(len(queries) / self._query_rows))  # nearly equal groups
+        several = self._on_cpu and len(self._codes.values) * len(queries) > self._tile_scores
+        with on_all_cores() if several else nullcontext(map) as spread:
+            groups = _in_turn(spread, queries.split(size), lambda group: QueryGroup(group, k, self._codes, sample))
+            self._look_through(groups, most_kept(k) * len(queries), spread, progress)
+            return self._score_again(groups, spread)
+
+    def _look_through(
+        self, groups: list[QueryGroup], most: int, spread: Map, progress: Callable[[int], object]
+    ) -> None:
+        """Let each group look through all documents, in rounds.
+
+        A round ends once more than ``most`` pairs are found, at a time to have documents read ahead, and in the end.
+        Then the pairs that seem best are scored more closely. This raises the floors.
+        """
+        count, seen = len(self._codes.values), 0
+        ahead_at = count if self._at_hand else min(count, math.ceil(count * EXPECTED / GROUP) * GROUP)
+        for end in (ahead_at, count):
+            while seen < end:
+                for documents in self._round(groups, seen, end, most, spread):
+                    seen += documents
+                    progress(documents)
+                ahead = seen == end < count and not self._vectors.is_read_whole(_kept(groups))
+                self._sharpen(groups, spread, all_pairs=ahead)
+                if _kept(groups) > most:
+                    raise TooManyKeptError
+                if ahead:
+                    likely = torch.cat([group.sieve.likely() for group in groups])
+                    self._vectors.expect(self._codes.rows(likely.long()))
+
+    def _round(self, groups: list[QueryGroup], seen: int, end: int, most: int, spread: Map) -> Iterator[int]:
+        """Let each group look through documents from position ``seen`` to ``end``. Yield their number, tile by tile.
+
+        Each core has tiles of its own. No further one is begun after more than ``most`` pairs have been found.
+        """
+        found = 0
+
+        def tiles() -> Iterator[range]:
+            for tile in self._tiles(seen, end, len(groups[0].queries)):
+                if found > most:
+                    return
+                yield tile
 
         @torch.no_grad()
-        def look(tile: tuple[int, torch.Tensor, CodedBlock]) -> int:
-            seen, rows, block = tile
-            absent = torch.isin(rows, self._left_out).nonzero()[:, 0] if len(self._left_out) else None
-            for group in groups:
-                group.look_through(rows, block, absent, seen)
-            return len(rows)
+        def look(tile: range) -> tuple[int, int]:
+            absent = part_of(self._absent, tile.start, len(tile))
+            block = self._codes.part(tile.start, tile.stop)
+            return len(tile), sum(group.look_through(tile.start, block, absent) for group in groups)
 
-        count = len(self._codes.values)
-        rows = max(1, self._tile_scores // max(len(group.queries) for group in groups))  # of a tile
-        tiles = self._codes.tiles(rows)
-        on_cpu = self._codes.mean.device.type == "cpu"
-        seen, of_round = 0, 1
-        with on_all_cores() if on_cpu and count > rows else nullcontext(map) as spread:
-            while seen < count:
-                for done in (spread if seen else map)(look, islice(tiles, of_round)):
-                    seen += done
-                    yield done, False
-                for group in groups:
-                    group.sieve.merge()
-                yield 0, True
-                if EXPECTED <= seen / count < 1:
-                    self._vectors.expect(group.sieve.rows() for group in groups)
-                of_round *= ROUND
+        for documents, pairs in spread(look, tiles()):
+            found += pairs
+            yield documents
 
-    def _score_again(
-        self, queries: torch.Tensor, groups: list[QueryGroup], k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores and rows, both (Q, k), of the best documents kept. Empties ``groups`` to free their memory."""
-        found, before = [], 0
-        while groups:
-            group = groups.pop(0)
-            query, row = group.sieve.found()
-            found.append((query + before, row))
-            before += len(group.queries)
-            del group  # for its memory
-        query, row = (torch.cat(parts) for parts in zip(*found, strict=True))
-        found.clear()
-        score = self._vectors.score(queries, query, row)
-        order = order_by_score(query, score)
-        first = torch.searchsorted(query, torch.arange(len(queries), device=query.device))
-        best = order[first[:, None] + torch.arange(k, device=query.device)]
-        return score[best], row[best]
+    def _tiles(self, seen: int, end: int, queries: int) -> Iterator[range]:
+        """Yield the positions of tiles of nearly equal size, as many for each core.
+
+        The first ones are smaller. They show soon if too many documents are found.
+        """
+        cores = torch.get_num_threads() if self._on_cpu else 1
+        small = max(1, self._tile_scores // SMALL // queries // GROUP) * GROUP
+        first_end = min(end, seen + SMALL_ONES * cores * small)
+        for start, stop, scores in (seen, first_end, self._tile_scores // SMALL), (first_end, end, self._tile_scores):
+            tiles = math.ceil((stop - start) * queries / max(1, scores) / cores) * cores
+            step = math.ceil((stop - start) / max(1, tiles) / GROUP) * GROUP
+            for at in range(start, stop, step or 1):
+                yield range(at, min(at + step, stop))
+
+    def _sharpen(self, groups: list[QueryGroup], spread: Map, all_pairs: bool) -> None:
+        """Score what seems best, or all: in float32 if the documents are at hand, else by codes."""
+        _in_turn(
+            spread,
+            groups,
+            lambda group: group.sieve.sharpen(self._exact(group.queries) if self._at_hand else group.score, all_pairs),
+        )
+
+    def _exact(self, queries: torch.Tensor) -> Score:
+        """Return what scores pairs in float32."""
+
+        def score(query: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            scores = self._vectors.score(queries, query, self._codes.rows(position))
+            return scores, scores
+
+        return score
+
+    def _score_again(self, groups: list[QueryGroup], spread: Map) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Score what is kept in float32. Return what :meth:`_search` does."""
+        sieves = [(group.sieve, self._exact(group.queries)) for group in groups]
+        if not self._at_hand:  # a document that several groups have kept is read once
+            self._sharpen(groups, spread, all_pairs=True)
+            sieve = Sieve.join([group.sieve for group in groups])
+            exact = self._exact(torch.cat([group.queries for group in groups]))
+            if not self._vectors.is_read_whole(sieve.kept):
+                sieve.sharpen(exact, all_pairs=False)
+            sieves = [(sieve, exact)]
+
+        def finish(sieve_and_score: tuple[Sieve, Score]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            sieve, exact = sieve_and_score
+            sieve.sharpen(exact, all_pairs=True)
+            return sieve.best(self._codes.rows)
+
+        scores, rows, missed = zip(*_in_turn(spread, sieves, finish), strict=True)
+        return torch.cat(scores), torch.cat(rows), torch.cat(missed).nonzero()[:, 0]
+
+
+def _kept(groups: list[QueryGroup]) -> int:
+    return sum(group.sieve.kept for group in groups)
+
+
+def _in_turn(spread: Map, groups: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """Work on each group, on several at a time if there are several. One alone has all cores."""
+    if len(groups) == 1:
+        return [work(groups[0])]
+    places = threading.BoundedSemaphore(AT_ONCE)
+
+    @torch.no_grad()
+    def wait_and_work(group: Item) -> Result:
+        with places:
+            return work(group)
+
+    return list(spread(wait_and_work, groups))
+
+
+def _find_positions(codes: Codes, rows: np.ndarray) -> np.ndarray:
+    """Return the positions (n,) int64 of documents, given their ``rows`` (n,) int64; both ascend."""
+    if len(rows) == 0:
+        return NO_ROWS
+    wanted = torch.from_numpy(rows).to(codes.places.device)
+    every = torch.arange(len(codes.places), device=wanted.device).split(LOOKED_UP)
+    return torch.cat([some[torch.isin(codes.rows(some), wanted)] for some in every]).cpu().numpy()

@@ -95,6 +95,8 @@ def choose_mean(documents: np.ndarray) -> np.ndarray:
 class Codes:
     """All documents as codes, block after block, each as :class:`CodedBlock` has them.
 
+    The position of a document is its place among all codes. It differs from its row, as codes are ordered by range.
+
     Attributes:
         mean: (dim,) float32.
         values: (N, dim) int8.
@@ -109,24 +111,16 @@ class Codes:
     lost: torch.Tensor
     norm: torch.Tensor
 
-    def tiles(self, rows: int) -> Iterator[tuple[int, torch.Tensor, CodedBlock]]:
-        """Yield documents one after another: how many came before, their rows (B,) int64, and their codes.
+    def part(self, first: int, last: int) -> CodedBlock:
+        """Return the documents from position ``first``, which begins a group, to ``last``."""
+        groups = slice(first // GROUP, -(-last // GROUP))
+        return CodedBlock(
+            self.values[first:last], self.places[first:last], self.scale[groups], self.lost[groups], self.norm[groups]
+        )
 
-        Each tile has whole groups, together about ``rows`` documents.
-        """
-        step = -(-rows // GROUP)
-        for group in range(0, len(self.scale), step):
-            first, last = group * GROUP, min((group + step) * GROUP, len(self.values))
-            of_block = torch.arange(first, last, device=self.places.device) // BLOCK_ROWS * BLOCK_ROWS
-            groups = slice(group, group + step)
-            block = CodedBlock(
-                self.values[first:last],
-                self.places[first:last],
-                self.scale[groups],
-                self.lost[groups],
-                self.norm[groups],
-            )
-            yield first, of_block + block.places, block
+    def rows(self, position: torch.Tensor) -> torch.Tensor:
+        """Return the rows (n,) int64 of the documents at positions (n,) int64."""
+        return position // BLOCK_ROWS * BLOCK_ROWS + self.places[position]
 
 
 def encode_documents(

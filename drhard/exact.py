@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
-from drhard.coded import AGAIN, CodedSearch, HostVectors, bytes_kept
+from drhard.coded import AT_ONCE, PART_ROWS, CodedSearch, bytes_kept, bytes_sharpened
 from drhard.codes import Codes
 from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
+from drhard.pairs import AGAIN, HostVectors
 from drhard.prefetch import prefetch
 from drhard.products import as_filters, products
-from drhard.sieve import FOUND
+from drhard.sieve import ADDING, AT_A_TIME, FOUND
 from drhard.topk import ADDED, ADDED_TIMES, TopK
 from drhard.vectors import check_finite, name_source
 
@@ -26,13 +27,13 @@ from tqdm import tqdm
 
 RESULT_BYTES = 4 + 8  # a score and a row
 TILE_SCORES = 1 << 20  # a block is scored in tiles; the 4 MB of scores stay in the cache while the best are picked
-CORE_SCORES = 1 << 17  # at least so many of a tile of codes: each core has a tile of its own
+CORE_SCORES, CORES_SCORES, LEAST_SCORES = 1 << 21, 1 << 24, 1 << 17  # most of a tile of codes, of all cores; at least
 QUERY_ROWS = 512  # most queries multiplied with a tile at a time
 
 
 def scores_of_core() -> int:
-    """Return how many scores a tile of codes gives: all cores together have one of :data:`TILE_SCORES`, or more."""
-    return max(CORE_SCORES, TILE_SCORES // torch.get_num_threads())
+    """Return how many scores a tile of codes may give. Each core has a tile of its own."""
+    return max(LEAST_SCORES, min(CORE_SCORES, CORES_SCORES // torch.get_num_threads()))
 
 
 class ExactIndex:
@@ -110,13 +111,13 @@ class ExactIndex:
         blocks = BUFFERS * self.block_rows * dim * 4
         tile = TILE_SCORES * (4 + 1 + 2 * 8)  # scores, a mask of the better ones, and their places, at worst all
         waiting = ADDED_TIMES * k * ADDED.itemsize  # for a query
-        if self._coded is not None:
-            waiting = max(waiting, bytes_kept(k))
-            of_cores = scores_of_core() * torch.get_num_threads()
-            # Products of two parts and their sums, a mask, at worst all found; then vectors to score again.
-            tile = of_cores * (3 * 4 + 1 + FOUND) + AGAIN * dim * 4 * 2
         merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
-        codes = dim * 3 if self._coded is not None else 0  # of a query, in two parts
+        codes = 0  # of a query
+        if self._coded is not None:
+            waiting, merging = max(waiting, bytes_kept(k)), max(merging, AT_ONCE * bytes_sharpened(k))
+            of_core = scores_of_core() * FOUND + min(scores_of_core(), AT_A_TIME) * ADDING  # at worst all are found
+            tile = torch.get_num_threads() * (of_core + PART_ROWS * self.query_rows * 5) + AGAIN * dim * 4 * 2
+            codes = dim
         # The caller still holds the results of the pass before.
         query = dim * 4 + codes + 2 * k * RESULT_BYTES + waiting
         room = self.memory_gb * 1e9 - blocks - tile - self.query_rows * merging

@@ -15,6 +15,7 @@ from typing import Any
 from drhard.arrays import spread
 from drhard.errors import InputError
 from drhard.files import digest_file, read_object, write_json
+from drhard.vectors import gather_rows
 
 import numpy as np
 
@@ -92,8 +93,10 @@ def digest_sample(array: np.ndarray) -> str:
 
     It does not depend on the integer type.
     """
-    rows = array[spread(len(array), SAMPLED_ROWS)].astype(np.int64 if array.dtype.kind in "iu" else array.dtype)
-    return hashlib.sha256(rows).hexdigest()
+    rows = spread(len(array), SAMPLED_ROWS)
+    found = gather_rows(array, rows) if array.ndim == 2 else array[rows]  # pages of a memmap would stay in memory
+    numbers = found.astype(np.int64 if array.dtype.kind in "iu" else array.dtype)
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 # Records of trainings

@@ -2,14 +2,15 @@
 
 from typing import Protocol
 
-from drhard.codes import UNIT, CodedBlock, count_levels
+from drhard.codes import GROUP, UNIT, CodedBlock, Codes, count_levels
+from drhard.pairs import multiply_pairs
 from drhard.products import as_filters, has_fast_int8, int8_products, products
 from drhard.sieve import Bounds
 
 import torch
 
 CONVERTED = 8192  # codes of documents that become float32 at a time; they stay in the cache
-SHIFT = 128  # codes of the second part of a query stand for 1 / 128 of those of the first
+PAIRS, PAIRS_ON_GPU = 1 << 10, 1 << 18  # of them, where each pair of a query and a document has codes of its own
 
 
 class Multiplier(Protocol):
@@ -18,17 +19,15 @@ class Multiplier(Protocol):
     Attributes:
         unit: (Q,) float64: what 1 in a product stands for, for codes of scale 1.
         error: (Q,) float64: at most so many times |scale * c| is the product with a document's codes c off.
+        dtype: of the products.
     """
 
     unit: torch.Tensor
     error: torch.Tensor
+    dtype: torch.dtype
 
-    def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the products (B, Q) int32 or float32 with the codes of documents ``values`` (B, dim) int8.
-
-        Args:
-            first: (B, Q) what the same queries in one part gave, if they have two. It is not computed again.
-        """
+    def multiply(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the products (B, Q) int32 or float32 with the codes of documents ``values`` (B, dim) int8."""
 
 
 class FloatQueries:
@@ -38,54 +37,39 @@ class FloatQueries:
         queries: (Q, dim) float32.
     """
 
+    dtype = torch.float32
+
     def __init__(self, queries: torch.Tensor):
         self._filters = as_filters(queries)
         self.unit = torch.ones(len(queries), dtype=torch.float64, device=queries.device)
         self.error = norms_of(queries) * float32_error(queries.shape[1])
 
-    def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
+    def multiply(self, values: torch.Tensor) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
         return torch.cat([products(part.to(torch.float32), self._filters) for part in values.split(CONVERTED)])
 
 
 class CodedQueries:
-    """Queries in int8 codes, of one part or two. The second part holds what rounding the first one lost.
+    """Queries in int8 codes.
 
     Args:
         queries: (Q, dim) float32.
-        parts: 1 or 2. The error of two is 1 / 128 of that of one.
     """
 
-    def __init__(self, queries: torch.Tensor, parts: int):
-        levels = count_levels(queries.shape[1])
+    dtype = torch.int32
+
+    def __init__(self, queries: torch.Tensor):
         exact = queries.to(torch.float64)
         greatest = exact.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        unit = greatest / levels
-        first = (exact / unit).round()
-        codes = [first.to(torch.int8)]
-        lost = exact - first * unit
-        if parts == 2:
-            unit = unit / SHIFT
-            second = (lost / unit).round()  # at most SHIFT / 2
-            codes.append(second.to(torch.int8))
-            lost = lost - second * unit
-        self._codes = torch.cat(codes)  # one product with all of them is faster than one with each
+        unit = greatest / count_levels(queries.shape[1])
+        rounded = (exact / unit).round()
+        self._codes = rounded.to(torch.int8)
         self.unit = unit[:, 0]
-        self.error = torch.linalg.vector_norm(lost, dim=1)
+        self.error = torch.linalg.vector_norm(exact - rounded * unit, dim=1)
 
-    def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
-        """See :meth:`Multiplier.multiply`.
-
-        Those of one part are below 2^24. The two parts of a number are together at most 128 times the largest code, so
-        their products are below 2^31.
-        """
-        queries = len(self.unit)
-        if first is not None:
-            return int8_products(values, self._codes[queries:]).add_(first, alpha=SHIFT)
-        found = int8_products(values, self._codes)
-        if len(self._codes) == queries:
-            return found
-        return torch.add(found[:, queries:], found[:, :queries], alpha=SHIFT)
+    def multiply(self, values: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Multiplier.multiply`. The products are below 2^24."""
+        return int8_products(values, self._codes)
 
 
 def float32_error(dim: int) -> float:
@@ -105,16 +89,13 @@ class RoundedQueries:
     Args:
         queries: (Q, dim) float32, finite.
         mean: (dim,) float32, that of the codes.
-        parts: 1 or 2: with how many parts the queries are coded, where int8 is fast.
-
-    Attributes:
-        parts: with how many they are coded; 1 where they are not, but multiplied in float32.
     """
 
-    def __init__(self, queries: torch.Tensor, mean: torch.Tensor, parts: int):
+    def __init__(self, queries: torch.Tensor, mean: torch.Tensor):
+        self._queries = queries
         fast = has_fast_int8(queries.device)
-        self.parts = parts if fast else 1
-        self._multiplier: Multiplier = CodedQueries(queries, parts) if fast else FloatQueries(queries)
+        self._multiplier: Multiplier = CodedQueries(queries) if fast else FloatQueries(queries)
+        self.dtype = self._multiplier.dtype
         self._norms = norms_of(queries)
         exact = mean.to(torch.float64)
         self._offset = queries.to(torch.float64) @ exact  # (Q,) the score of the mean
@@ -122,20 +103,59 @@ class RoundedQueries:
         self._float32_error = float32_error(queries.shape[1])
         self._underflow = queries.shape[1] * torch.finfo(torch.float32).tiny  # each product may lose so much
 
-    def multiply(self, values: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
+    def multiply(self, values: torch.Tensor) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
-        return self._multiplier.multiply(values, first)
+        return self._multiplier.multiply(values)
+
+    def scores_below(
+        self, products: torch.Tensor, lost: torch.Tensor, norm: torch.Tensor, share: float
+    ) -> torch.Tensor:
+        """Return the scores (Q,) float64 that ``products`` (Q,) stand for, for codes of scale 1, less a share of width.
+
+        Args:
+            lost, norm: () float64, of a document, see :class:`drhard.codes.CodedBlock`.
+        """
+        width = self._width(lost, norm, self._norms, self._multiplier.error)
+        score = products * self._multiplier.unit + self._offset - share * width
+        return torch.nan_to_num(score, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
     def bounds(self, block: CodedBlock) -> Bounds:
-        """Return what the products with ``block`` tell of its float32 scores.
+        """Return what the products with ``block`` tell of its float32 scores."""
+        lost, norm = block.lost[:, None], block.norm[:, None]
+        width = self._width(lost, norm, self._norms, self._multiplier.error)
+        return Bounds(slope=block.scale[:, None] * self._multiplier.unit, offset=self._offset, width=width)
 
-        The width covers what rounding to codes lost, and the rounding of the float32 score itself.
+    def bound_pairs(
+        self, codes: Codes, query: torch.Tensor, position: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the codes of documents tell of the scores of pairs, if the query is not rounded.
+
+        Args:
+            query, position: both (n,) int64, ``query`` ascending; see :class:`drhard.codes.Codes`.
+
+        Returns:
+            The scores found and their widths, both (n,) float64.
         """
-        rounding = self._float32_error * (self._mean_norm + block.norm + block.lost)
-        width = torch.outer(block.lost + rounding, self._norms) + torch.outer(block.norm, self._multiplier.error)
-        width += self._underflow
-        return Bounds(
-            slope=block.scale[:, None] * self._multiplier.unit,
-            offset=self._offset,
-            width=torch.nan_to_num(width * (1 + 1e-9), nan=torch.inf, posinf=torch.inf),
-        )
+        size = PAIRS if query.device.type == "cpu" else PAIRS_ON_GPU
+        each = torch.arange(min(size, len(query)), device=query.device)
+        found = [query.new_empty(0, dtype=torch.float32)]
+        for asked, wanted in zip(query.split(size), position.split(size), strict=True):
+            values = codes.values.index_select(0, wanted).to(torch.float32)
+            found.append(multiply_pairs(values, self._queries, asked, each[: len(asked)]))
+        scale, lost, norm = (of.index_select(0, position // GROUP) for of in (codes.scale, codes.lost, codes.norm))
+        norms = self._norms.index_select(0, query)
+        score = torch.cat(found) * scale + self._offset.index_select(0, query)
+        return score, self._width(lost, norm, norms, norms * self._float32_error)
+
+    def _width(self, lost: torch.Tensor, norm: torch.Tensor, norms: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+        """Return how far scores found by codes may be from those of float32.
+
+        This covers what rounding to codes lost, and the rounding of the float32 score itself.
+
+        Args:
+            lost, norm: of documents, see :class:`drhard.codes.CodedBlock`.
+            norms, error: of queries, see :class:`Multiplier`.
+        """
+        rounding = self._float32_error * (self._mean_norm + norm + lost)
+        width = (lost + rounding) * norms + norm * error + self._underflow
+        return torch.nan_to_num(width * (1 + 1e-9), nan=torch.inf, posinf=torch.inf)

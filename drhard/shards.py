@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from drhard.blocks import BLOCK_ROWS, read_blocks
-from drhard.coded import CodedSearch, DeviceVectors, HostVectors, Vectors, bytes_kept
+from drhard.coded import CodedSearch, bytes_kept
 from drhard.codes import GROUP, keep_codes
 from drhard.devices import explain_no_gpu, require_gpu, to_device
 from drhard.errors import InputError
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
+from drhard.pairs import DeviceVectors, HostVectors, Vectors
 from drhard.products import in_whole_float32
 from drhard.sieve import best_of_pairs
 from drhard.vectors import gather_rows

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import drhard.coded
+import drhard.pairs
 import drhard.rounded
 import drhard.shards
 from drhard.errors import InputError
@@ -59,7 +59,7 @@ def open_small(
 @pytest.mark.parametrize("parts", ["float32", "int8"])
 def test_many_queries_in_parts(monkeypatch: pytest.MonkeyPatch, copied: bool, parts: str) -> None:
     monkeypatch.setattr(drhard.shards, "SIEVES", 1 << 20)
-    monkeypatch.setattr(drhard.coded, "AGAIN_ON_GPU", 500)
+    monkeypatch.setattr(drhard.pairs, "AGAIN_ON_GPU", 500)
     monkeypatch.setattr(drhard.rounded, "has_fast_int8", lambda _: parts == "int8")
     random = np.random.default_rng(1)
     documents, queries = (random.standard_normal((count, 32), dtype=np.float32) for count in (3000, 120))

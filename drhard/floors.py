@@ -1,0 +1,75 @@
+"""Guess the score that the k-th best document of a query has, from a sample of the documents."""
+
+import math
+from collections.abc import Callable
+
+from drhard.codes import GROUP, Codes
+from drhard.rounded import RoundedQueries
+
+import numpy as np
+import torch
+
+SAMPLED = 32  # one document in so many is in the sample
+FAR_OFF, MORE = 4, 3  # standard deviations, and ranks, that the rank of the guess is worse than expected
+SLACK = 0.1  # of the width of a score, which the guess is lower; scores by codes are hardly further off
+OF_FEW = 8  # times as many documents as are ranked are each the best of a few
+PART_ROWS, PART_ROWS_ON_GPU = 1 << 12, 1 << 16  # of the sample at a time
+
+
+class Sample:
+    """Some of the documents, from which the floors of queries are guessed.
+
+    Args:
+        codes: of all documents.
+        absent: (n,) int64 positions of those that are left out, ascending.
+    """
+
+    def __init__(self, codes: Codes, absent: np.ndarray):
+        positions = np.setdiff1d(np.arange(SAMPLED // 2, len(codes.values), SAMPLED), absent)
+        self._share = len(positions) / max(1, len(codes.values) - len(absent))
+        chosen = torch.from_numpy(positions).to(codes.values.device)
+        self._values = codes.values.index_select(0, chosen)
+        self._scale = codes.scale.index_select(0, chosen // GROUP).to(torch.float32)[:, None]
+        self._lost, self._norm = codes.lost.median(), codes.norm.median()
+
+    def guess(self, queries: RoundedQueries, k: int) -> torch.Tensor | None:
+        """Return scores (Q,) float64 that k of all documents reach, very probably; None if the sample is too small.
+
+        The sample has a known share of the k best, with the standard deviation of a Poisson distribution.
+        """
+        expected = k * self._share
+        rank = math.ceil(expected + FAR_OFF * math.sqrt(expected) + MORE)
+        at_once = PART_ROWS if self._values.device.type == "cpu" else PART_ROWS_ON_GPU
+
+        def score(part: slice) -> torch.Tensor:
+            return queries.multiply(self._values[part]) * self._scale[part]
+
+        floors = guess_floors(score, len(self._values), rank, at_once)
+        return None if floors is None else queries.scores_below(floors, self._lost, self._norm, SLACK)
+
+
+def guess_floors(scores: Callable[[slice], torch.Tensor], count: int, rank: int, at_once: int) -> torch.Tensor | None:
+    """Return the score (Q,) that has about ``rank`` in a sample; None if the sample is smaller.
+
+    The best of each few documents take their place, which is much faster. So the score is somewhat too low.
+
+    Args:
+        scores: returns those of a part of the sample, (B, Q).
+        count: size of the sample.
+        at_once: size of a part.
+    """
+    if rank > count:
+        return None
+    few = max(1, count // (OF_FEW * rank))
+    step = max(1, at_once // few) * few
+    best = [_greatest_of(scores(slice(first, first + step)), few) for first in range(0, count, step)]
+    return torch.cat(best).topk(rank, dim=0).values[-1]
+
+
+def _greatest_of(numbers: torch.Tensor, few: int) -> torch.Tensor:
+    """Return the greatest of each few ``numbers`` (B, Q), in shape (B // few, Q)."""
+    whole = len(numbers) // few
+    numbers = numbers[: whole * few].view(whole, few, numbers.shape[1])
+    if numbers.device.type == "cpu":
+        return torch.from_numpy(numbers.numpy().max(axis=1))
+    return numbers.amax(dim=1)
