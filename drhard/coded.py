@@ -4,48 +4,52 @@ The same code runs on CPUs and GPUs.
 """
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
 
+from drhard.bounds import count_true, enclose, least_score, reach
 from drhard.codes import GROUP, CodedBlock, Codes
 from drhard.cores import Map, on_all_cores
 from drhard.floors import Sample
 from drhard.index import NO_ROWS, part_of
 from drhard.pairs import Vectors
-from drhard.rounded import RoundedQueries
-from drhard.sieve import SHARPENED, SIEVED, Score, Sieve, enclose, least_score, reach
+from drhard.products import has_fast_int8
+from drhard.rounded import RoundedQueries, norms_of
+from drhard.sieve import SHARPENED, SIEVED, Found, Score, Sieve
 
 import numpy as np
 import torch
 
-TOO_MANY, LEAST_K = 24, 50  # so many times k pairs, or this number if it is greater, may be kept for a query
+MOST_OF_K, MOST_MORE = 10, 1600  # so many times k pairs, and so many more, may be kept for a query in the mean
+CROWDED = 16  # if more than one in so many scores reaches the floor, the documents themselves tell a higher one
+TOO_MANY = 0.75  # of the most pairs; if more are kept when they have been sharpened, the search is given up
 PART_ROWS = 4096  # documents that a core looks through at a time; their products stay in its cache
 SMALL, SMALL_ONES = 8, 2  # so many times smaller than others are the first tiles of each core, so many of them
 EXPECTED = 0.6  # of all documents seen; those that seem best by then will mostly be scored again
 LOOKED_UP = 1 << 20  # positions whose rows are computed at a time
-AT_ONCE = 2  # groups of queries that are sharpened at a time, for their memory
+AT_ONCE = 4  # groups of queries that are sharpened at a time at most, for their memory
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def most_kept(k: int) -> int:
-    """Return how many pairs may be kept for a query, in the mean, before a search is given up."""
-    return TOO_MANY * max(k, LEAST_K)
+    """Return how many pairs may be kept for a query, in the mean."""
+    return MOST_OF_K * k + MOST_MORE
 
 
 def bytes_kept(k: int) -> int:
-    """Return how much memory the pairs of a query may take, in the mean.
-
-    These are the pairs kept and as many found in a round. In the end, all pairs kept are sharpened together.
-    """
-    return max(2, 1 + SHARPENED) * most_kept(k) * SIEVED
+    """Return how much memory the pairs of a query may take, in the mean. In the end, all are sharpened together."""
+    return (1 + SHARPENED) * most_kept(k) * SIEVED
 
 
 def bytes_sharpened(k: int) -> int:
     """Return how much memory more a query takes while its pairs are sharpened after a round."""
-    return 2 * SHARPENED * most_kept(k) * SIEVED
+    return SHARPENED * most_kept(k) * SIEVED
+
+
+class TooManyKeptError(Exception):
+    """The bounds are too wide to pay."""
 
 
 class QueryGroup:
@@ -67,25 +71,42 @@ class QueryGroup:
         self.sieve = Sieve(guess, k)
         on_cpu = queries.device.type == "cpu"
         self._part = PART_ROWS if on_cpu else len(codes.values)
+        self._most = most_kept(k) * len(queries)
 
     def look_through(self, first: int, block: CodedBlock, absent: np.ndarray) -> int:
         """Find the documents of a tile that may be among the best. Return the number of pairs found.
 
+        Where very many seem to be, the tile alone tells higher floors.
+
         Args:
             first: the position of the first document.
             absent: places in the tile that are left out, ascending.
+
+        Raises:
+            TooManyKeptError: the tile alone has more than may be kept.
         """
-        bounds = self._rounded.bounds(block)
-        least = self.sieve.least_products(bounds, self._rounded.dtype)
-        found = []
+        bounds, tile = self._rounded.bounds(block), Sieve(self.sieve.floors, self.sieve.k)
+        least = bounds.least_products(tile.floors, self._rounded.dtype)
+        found, pairs = Found(first, bounds), 0
         for start in range(0, len(block.values), self._part):
             values = block.values[start : start + self._part]
+            groups = slice(start // GROUP, -(-(start + len(values)) // GROUP))
             products = self._multiply(values, part_of(absent, start, len(values)))
-            places, reached = reach(products, least[start // GROUP :][: -(-len(values) // GROUP)])
-            found.append((places + start * products.shape[1], reached))
-        places, products = (torch.cat(parts) for parts in zip(*found, strict=True))
-        self.sieve.add(first, places, products, bounds)
-        return len(places)
+            mask = reach(products, least[groups])
+            count = count_true(mask)
+            if count * CROWDED > mask.numel() or pairs + count > self._most:
+                tile.add(found)
+                tile.prune(bounds.part(groups).floors(products, tile.k))
+                least = bounds.least_products(tile.floors, self._rounded.dtype)
+                mask = reach(products, least[groups])
+                pairs, count = tile.kept, count_true(mask)
+            pairs += count
+            if pairs > self._most:
+                raise TooManyKeptError
+            found.note(start, products, mask)
+        tile.add(found)
+        self.sieve.take(tile)
+        return pairs
 
     def _multiply(self, values: torch.Tensor, absent: np.ndarray) -> torch.Tensor:
         products = self._rounded.multiply(values)
@@ -101,15 +122,8 @@ class QueryGroup:
         return enclose(*self._rounded.bound_pairs(self._codes, query, position))
 
 
-class TooManyKeptError(Exception):
-    """The bounds are too wide to pay."""
-
-
 class CodedSearch:
     """Search by codes.
-
-    A search that keeps too many documents is given up. The next ones are not tried: one, then three, seven, and so on
-    until a search succeeds. So searches of documents that codes cannot tell apart cost little.
 
     Args:
         codes: the documents as codes; their device is where the first pass runs.
@@ -128,7 +142,10 @@ class CodedSearch:
         self._at_hand = vectors.device == codes.mean.device
         self._absent = _find_positions(codes, left_out)
         self._sample = Sample(codes, self._absent)
-        self._skips = self._skipped = 0  # how many searches are not tried, and were not
+        dim = codes.values.shape[1]
+        documents = norms_of(codes.mean[None]) + (codes.norm + codes.lost).max()
+        self._greatest = max(float(documents), 127 * math.sqrt(dim))  # the norm of a document or of codes
+        has_fast_int8(codes.mean.device)  # is measured now, not in several threads
 
     @torch.no_grad()
     def search(
@@ -141,19 +158,16 @@ class CodedSearch:
             k: at most the number of documents that are not left out.
             progress: is called with the number of documents, tile by tile.
         """
-        if float(queries.abs().max()) * 127 * queries.shape[1] > torch.finfo(torch.float32).max:
-            return None  # products with codes could overflow where the scores do not
-        if self._skipped < self._skips:
-            self._skipped += 1
-            return None
+        if float(norms_of(queries).max()) * self._greatest > torch.finfo(torch.float32).max:
+            return None  # sums could overflow
         try:
             scores, rows, missed = self._search(queries, k, self._sample, progress)
             if len(missed):
-                scores[missed], rows[missed], _ = self._search(queries[missed], k)
+                scores[missed], rows[missed], missed = self._search(queries[missed], k)
+                if len(missed):  # scores that are no numbers
+                    return None
         except TooManyKeptError:
-            self._skips, self._skipped = 2 * self._skips + 1, 0
             return None
-        self._skips = 0
         return scores, rows
 
     def _search(
@@ -183,7 +197,7 @@ class CodedSearch:
     ) -> None:
         """Let each group look through all documents, in rounds.
 
-        A round ends once more than ``most`` pairs are found, at a time to have documents read ahead, and in the end.
+        A round ends once there are more than ``most`` pairs, at a time to have documents read ahead, and in the end.
         Then the pairs that seem best are scored more closely. This raises the floors.
         """
         count, seen = len(self._codes.values), 0
@@ -194,8 +208,8 @@ class CodedSearch:
                     seen += documents
                     progress(documents)
                 ahead = seen == end < count and not self._vectors.is_read_whole(_kept(groups))
-                self._sharpen(groups, spread, all_pairs=ahead)
-                if _kept(groups) > most:
+                self._sharpen(groups, spread, all_pairs=not self._at_hand and (ahead or _kept(groups) > most))
+                if seen < count and _kept(groups) > TOO_MANY * most:
                     raise TooManyKeptError
                 if ahead:
                     likely = torch.cat([group.sieve.likely() for group in groups])
@@ -204,13 +218,13 @@ class CodedSearch:
     def _round(self, groups: list[QueryGroup], seen: int, end: int, most: int, spread: Map) -> Iterator[int]:
         """Let each group look through documents from position ``seen`` to ``end``. Yield their number, tile by tile.
 
-        Each core has tiles of its own. No further one is begun after more than ``most`` pairs have been found.
+        Each core has tiles of its own. No further one is begun once there are more than ``most`` pairs.
         """
-        found = 0
+        pairs = _kept(groups)
 
         def tiles() -> Iterator[range]:
-            for tile in self._tiles(seen, end, len(groups[0].queries)):
-                if found > most:
+            for tile in self._tiles(seen, end, groups):
+                if pairs > most:
                     return
                 yield tile
 
@@ -220,31 +234,33 @@ class CodedSearch:
             block = self._codes.part(tile.start, tile.stop)
             return len(tile), sum(group.look_through(tile.start, block, absent) for group in groups)
 
-        for documents, pairs in spread(look, tiles()):
-            found += pairs
+        for documents, found in spread(look, tiles()):
+            pairs += found
             yield documents
 
-    def _tiles(self, seen: int, end: int, queries: int) -> Iterator[range]:
+    def _tiles(self, seen: int, end: int, groups: list[QueryGroup]) -> Iterator[range]:
         """Yield the positions of tiles of nearly equal size, as many for each core.
 
         The first ones are smaller. They show soon if too many documents are found.
         """
         cores = torch.get_num_threads() if self._on_cpu else 1
-        small = max(1, self._tile_scores // SMALL // queries // GROUP) * GROUP
+        all_queries = sum(len(group.queries) for group in groups)
+        small = max(GROUP, self._tile_scores // SMALL // all_queries // GROUP * GROUP)
+        large = max(GROUP, self._tile_scores // len(groups[0].queries))
         first_end = min(end, seen + SMALL_ONES * cores * small)
-        for start, stop, scores in (seen, first_end, self._tile_scores // SMALL), (first_end, end, self._tile_scores):
-            tiles = math.ceil((stop - start) * queries / max(1, scores) / cores) * cores
+        for start, stop, most in (seen, first_end, small), (first_end, end, large):
+            tiles = math.ceil((stop - start) / most / cores) * cores
             step = math.ceil((stop - start) / max(1, tiles) / GROUP) * GROUP
             for at in range(start, stop, step or 1):
                 yield range(at, min(at + step, stop))
 
     def _sharpen(self, groups: list[QueryGroup], spread: Map, all_pairs: bool) -> None:
         """Score what seems best, or all: in float32 if the documents are at hand, else by codes."""
-        _in_turn(
-            spread,
-            groups,
-            lambda group: group.sieve.sharpen(self._exact(group.queries) if self._at_hand else group.score, all_pairs),
-        )
+
+        def sharpen(group: QueryGroup) -> None:
+            group.sieve.sharpen(self._exact(group.queries) if self._at_hand else group.score, all_pairs)
+
+        _in_turn(spread, groups, sharpen, AT_ONCE)
 
     def _exact(self, queries: torch.Tensor) -> Score:
         """Return what scores pairs in float32."""
@@ -271,7 +287,7 @@ class CodedSearch:
             sieve.sharpen(exact, all_pairs=True)
             return sieve.best(self._codes.rows)
 
-        scores, rows, missed = zip(*_in_turn(spread, sieves, finish), strict=True)
+        scores, rows, missed = zip(*_in_turn(spread, sieves, finish, AT_ONCE), strict=True)
         return torch.cat(scores), torch.cat(rows), torch.cat(missed).nonzero()[:, 0]
 
 
@@ -279,18 +295,16 @@ def _kept(groups: list[QueryGroup]) -> int:
     return sum(group.sieve.kept for group in groups)
 
 
-def _in_turn(spread: Map, groups: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
-    """Work on each group, on several at a time if there are several. One alone has all cores."""
-    if len(groups) == 1:
-        return [work(groups[0])]
-    places = threading.BoundedSemaphore(AT_ONCE)
-
-    @torch.no_grad()
-    def wait_and_work(group: Item) -> Result:
-        with places:
-            return work(group)
-
-    return list(spread(wait_and_work, groups))
+def _in_turn(
+    spread: Map, items: Sequence[Item], work: Callable[[Item], Result], at_once: int | None = None
+) -> list[Result]:
+    """Work on each item, on up to ``at_once`` at a time. One alone has all cores."""
+    if len(items) == 1:
+        return [work(items[0])]
+    without_gradient = torch.no_grad()(work)  # it is a setting of each thread
+    size = at_once or len(items)
+    parts = (items[first : first + size] for first in range(0, len(items), size))
+    return [result for part in parts for result in spread(without_gradient, part)]
 
 
 def _find_positions(codes: Codes, rows: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
-from drhard.coded import AT_ONCE, PART_ROWS, CodedSearch, bytes_kept, bytes_sharpened
+from drhard.coded import AT_ONCE, CROWDED, PART_ROWS, CodedSearch, bytes_kept, bytes_sharpened
 from drhard.codes import Codes
 from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 RESULT_BYTES = 4 + 8  # a score and a row
 TILE_SCORES = 1 << 20  # a block is scored in tiles; the 4 MB of scores stay in the cache while the best are picked
-CORE_SCORES, CORES_SCORES, LEAST_SCORES = 1 << 21, 1 << 24, 1 << 17  # most of a tile of codes, of all cores; at least
+CORE_SCORES, CORES_SCORES, LEAST_SCORES = 1 << 21, 1 << 23, 1 << 17  # most of a tile of codes, of all cores; at least
 QUERY_ROWS = 512  # most queries multiplied with a tile at a time
 
 
@@ -114,9 +114,12 @@ class ExactIndex:
         merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
         codes = 0  # of a query
         if self._coded is not None:
-            waiting, merging = max(waiting, bytes_kept(k)), max(merging, AT_ONCE * bytes_sharpened(k))
-            of_core = scores_of_core() * FOUND + min(scores_of_core(), AT_A_TIME) * ADDING  # at worst all are found
-            tile = torch.get_num_threads() * (of_core + PART_ROWS * self.query_rows * 5) + AGAIN * dim * 4 * 2
+            cores = torch.get_num_threads()
+            waiting = max(waiting, bytes_kept(k))
+            merging = max(merging, min(cores, AT_ONCE) * bytes_sharpened(k))
+            # Products and a mask, codes in float32, what is found; then vectors to score again.
+            of_core = PART_ROWS * (self.query_rows * (4 + 1) + dim * 4) + scores_of_core() // CROWDED * FOUND
+            tile = cores * (of_core + AT_A_TIME * ADDING) + AGAIN * dim * 4 * 2
             codes = dim
         # The caller still holds the results of the pass before.
         query = dim * 4 + codes + 2 * k * RESULT_BYTES + waiting

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from drhard.bounds import greatest_of
 from drhard.codes import GROUP, Codes
 from drhard.rounded import RoundedQueries
 
@@ -11,9 +12,11 @@ import torch
 
 SAMPLED = 32  # one document in so many is in the sample
 FAR_OFF, MORE = 4, 3  # standard deviations, and ranks, that the rank of the guess is worse than expected
-SLACK = 0.1  # of the width of a score, which the guess is lower; scores by codes are hardly further off
+# So many times the width of a score is the guess lower, by the root of the dimensions: what is lost in each of them is
+# random, so that scores by codes are hardly further off. For 768 dimensions it is a ninth.
+SLACK = 3
 OF_FEW = 8  # times as many documents as are ranked are each the best of a few
-PART_ROWS, PART_ROWS_ON_GPU = 1 << 12, 1 << 16  # of the sample at a time
+AT_ONCE, AT_ONCE_ON_GPU = 1 << 12, 1 << 16  # documents of the sample
 
 
 class Sample:
@@ -26,6 +29,7 @@ class Sample:
 
     def __init__(self, codes: Codes, absent: np.ndarray):
         positions = np.setdiff1d(np.arange(SAMPLED // 2, len(codes.values), SAMPLED), absent)
+        np.random.default_rng(0).shuffle(positions)  # documents that are alike often follow each other
         self._share = len(positions) / max(1, len(codes.values) - len(absent))
         chosen = torch.from_numpy(positions).to(codes.values.device)
         self._values = codes.values.index_select(0, chosen)
@@ -39,13 +43,14 @@ class Sample:
         """
         expected = k * self._share
         rank = math.ceil(expected + FAR_OFF * math.sqrt(expected) + MORE)
-        at_once = PART_ROWS if self._values.device.type == "cpu" else PART_ROWS_ON_GPU
+        at_once = AT_ONCE if self._values.device.type == "cpu" else AT_ONCE_ON_GPU
 
         def score(part: slice) -> torch.Tensor:
             return queries.multiply(self._values[part]) * self._scale[part]
 
         floors = guess_floors(score, len(self._values), rank, at_once)
-        return None if floors is None else queries.scores_below(floors, self._lost, self._norm, SLACK)
+        share = SLACK / math.sqrt(self._values.shape[1])
+        return None if floors is None else queries.scores_below(floors, self._lost, self._norm, share)
 
 
 def guess_floors(scores: Callable[[slice], torch.Tensor], count: int, rank: int, at_once: int) -> torch.Tensor | None:
@@ -62,14 +67,5 @@ def guess_floors(scores: Callable[[slice], torch.Tensor], count: int, rank: int,
         return None
     few = max(1, count // (OF_FEW * rank))
     step = max(1, at_once // few) * few
-    best = [_greatest_of(scores(slice(first, first + step)), few) for first in range(0, count, step)]
+    best = [greatest_of(scores(slice(first, first + step)), few) for first in range(0, count, step)]
     return torch.cat(best).topk(rank, dim=0).values[-1]
-
-
-def _greatest_of(numbers: torch.Tensor, few: int) -> torch.Tensor:
-    """Return the greatest of each few ``numbers`` (B, Q), in shape (B // few, Q)."""
-    whole = len(numbers) // few
-    numbers = numbers[: whole * few].view(whole, few, numbers.shape[1])
-    if numbers.device.type == "cpu":
-        return torch.from_numpy(numbers.numpy().max(axis=1))
-    return numbers.amax(dim=1)

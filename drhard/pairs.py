@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 AGAIN = 1 << 14  # documents of a memmap to score at a time
-AGAIN_ON_GPU = 1 << 18
+AGAIN_ON_GPU = 1 << 27  # numbers of documents on a GPU to score at a time
 FEWEST_SUMS = 32  # rows that a GPU always sums together: it sums fewer in another order
 # A disk reads up to so many rows as fast as one, if they follow each other. So where one in so many is wanted, the file
 # is read from end to end.
@@ -58,6 +58,7 @@ class HostVectors:
     def __init__(self, documents: np.ndarray):
         self._documents = documents
         self._place = find_in_file(documents)
+        # A read-only array is read as a file is: torch wants to be able to write.
         in_memory = self._place is None and documents.flags.c_contiguous and documents.flags.writeable
         self._in_memory = torch.from_numpy(documents) if in_memory else None
         self.device = self._in_memory.device if self._in_memory is not None else None
@@ -142,15 +143,15 @@ class DeviceVectors:
 def multiply_pairs(
     documents: torch.Tensor, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor
 ) -> torch.Tensor:
-    """Return the products (n,) float32 of ``queries[query]`` and ``documents[row]``, each summed in the same way.
+    """Return the products (n,) float32 of ``queries[query]`` and ``documents[row]`` on a CPU.
+
+    Each is summed in the same way. torch has a function for products at the places of a sparse matrix, which copies no
+    vectors.
 
     Args:
-        documents, queries: (N, dim) and (Q, dim) float32, on one device.
+        documents, queries: (N, dim) and (Q, dim) float32.
         query, row: both (n,) int64; ``query`` ascends.
     """
-    if documents.device.type != "cpu":
-        return sum_pairs(documents, queries, query, row)
-    # The function for products at the places of a sparse matrix copies no vectors.
     starts, shape = torch.searchsorted(query, torch.arange(len(queries) + 1)), (len(queries), len(documents))
     pairs = torch.sparse_csr_tensor(starts, row, torch.zeros(len(row)), shape, check_invariants=False)
     products: torch.Tensor = torch.sparse.sampled_addmm(pairs, queries, documents.T, beta=0).values()
@@ -158,10 +159,11 @@ def multiply_pairs(
 
 
 def sum_pairs(documents: torch.Tensor, queries: torch.Tensor, query: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """See :func:`multiply_pairs`. This way is for GPUs. Everything is copied, a part at a time."""
+    """Return what :func:`multiply_pairs` does, on a GPU. The vectors are copied, a part at a time."""
     scores = torch.empty(len(row), device=row.device)
-    for first in range(0, len(row), AGAIN_ON_GPU):
-        part = slice(first, first + AGAIN_ON_GPU)
+    size = max(1, AGAIN_ON_GPU // documents.shape[1])
+    for first in range(0, len(row), size):
+        part = slice(first, first + size)
         rows, asked = (torch.cat((places[part], places[:1].expand(FEWEST_SUMS))) for places in (row, query))
         scores[part] = documents[rows].mul_(queries[asked]).sum(dim=1)[:-FEWEST_SUMS]
     return scores

@@ -2,15 +2,15 @@
 
 from typing import Protocol
 
+from drhard.bounds import Bounds
 from drhard.codes import GROUP, UNIT, CodedBlock, Codes, count_levels
 from drhard.pairs import multiply_pairs
 from drhard.products import as_filters, has_fast_int8, int8_products, products
-from drhard.sieve import Bounds
 
 import torch
 
 CONVERTED = 8192  # codes of documents that become float32 at a time; they stay in the cache
-PAIRS, PAIRS_ON_GPU = 1 << 10, 1 << 18  # of them, where each pair of a query and a document has codes of its own
+PAIRS, NUMBERS_ON_GPU = 1 << 10, 1 << 26  # pairs of a query and a document at a time, or numbers of their documents
 
 
 class Multiplier(Protocol):
@@ -46,7 +46,8 @@ class FloatQueries:
 
     def multiply(self, values: torch.Tensor) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
-        return torch.cat([products(part.to(torch.float32), self._filters) for part in values.split(CONVERTED)])
+        found = [products(part.to(torch.float32), self._filters) for part in values.split(CONVERTED)]
+        return torch.cat(found) if len(found) > 1 else found[0]
 
 
 class CodedQueries:
@@ -136,12 +137,16 @@ class RoundedQueries:
         Returns:
             The scores found and their widths, both (n,) float64.
         """
-        size = PAIRS if query.device.type == "cpu" else PAIRS_ON_GPU
-        each = torch.arange(min(size, len(query)), device=query.device)
+        on_cpu = query.device.type == "cpu"
+        size = PAIRS if on_cpu else max(1, NUMBERS_ON_GPU // codes.values.shape[1])
+        each = torch.arange(min(size, len(query)))
         found = [query.new_empty(0, dtype=torch.float32)]
         for asked, wanted in zip(query.split(size), position.split(size), strict=True):
             values = codes.values.index_select(0, wanted).to(torch.float32)
-            found.append(multiply_pairs(values, self._queries, asked, each[: len(asked)]))
+            if on_cpu:
+                found.append(multiply_pairs(values, self._queries, asked, each[: len(asked)]))
+            else:
+                found.append(values.mul_(self._queries.index_select(0, asked)).sum(dim=1))
         scale, lost, norm = (of.index_select(0, position // GROUP) for of in (codes.scale, codes.lost, codes.norm))
         norms = self._norms.index_select(0, query)
         score = torch.cat(found) * scale + self._offset.index_select(0, query)

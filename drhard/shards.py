@@ -12,6 +12,7 @@ from drhard.coded import CodedSearch, bytes_kept
 from drhard.codes import GROUP, keep_codes
 from drhard.devices import explain_no_gpu, require_gpu, to_device
 from drhard.errors import InputError
+from drhard.floors import SAMPLED
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
 from drhard.pairs import DeviceVectors, HostVectors, Vectors
 from drhard.products import in_whole_float32
@@ -64,7 +65,7 @@ class ShardedIndex:
     def find(self, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See :meth:`drhard.parts.Part.find`."""
         check_queries(queries, self.shards[0].dim)
-        together = max(1, SIEVES // (bytes_kept(k) + 7 * self.shards[0].dim))  # a query and its codes
+        together = max(1, SIEVES // (bytes_kept(k) + 5 * self.shards[0].dim))  # a query and its codes
         with tqdm(total=len(queries), unit="query", desc="searching", disable=not self.progress) as bar:
             for first in range(0, len(queries), together):
                 part = np.array(queries[first : first + together], np.float32)
@@ -180,8 +181,8 @@ def read_vectors(index: object, documents: np.ndarray, rows: np.ndarray, device:
 
 
 def bytes_of_codes(count: int, dim: int) -> int:
-    """Return the size of the codes of ``count`` documents."""
-    return int(count * (dim + CODE_BYTES))
+    """Return the size of the codes of ``count`` documents, and of the sample of them."""
+    return int(count * (dim + dim / SAMPLED + CODE_BYTES))
 
 
 def open_shards(

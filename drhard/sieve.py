@@ -1,15 +1,15 @@
 """Collect the documents that can be among the k best of each query, from scores that are known to within a width."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
+from drhard.bounds import Bounds, enclose, places_of, take
 from drhard.codes import GROUP
 
 import numpy as np
 import torch
 
 QUERY_BITS = 32  # where the query stands in the whole numbers by which pairs are sorted
-AT_A_TIME = 1 << 19  # pairs that are added at a time
+AT_A_TIME = 1 << 17  # pairs that are added at a time
 SIEVED = 4 + 4 + 4 + 4  # bytes of a pair that is kept: query, position, bounds
 FOUND, ADDING = 8 + 4 + SIEVED, 96  # of one that a core has found, and more while it is added
 SHARPENED = 3  # times as many while its bounds are made narrower
@@ -19,18 +19,30 @@ SHARPENED = 3  # times as many while its bounds are made narrower
 Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What products tell of scores: slope[g, q] * product[d, q] + offset[q] ± width[g, q] for document d of group g.
+class Found:
+    """Pairs that reach the floors, in a tile of documents.
 
-    Attributes:
-        slope, width: (G, Q) float64, for each :data:`drhard.codes.GROUP` documents; slope is positive.
-        offset: (Q,) float64.
+    Args:
+        first: the position of the first document of the tile.
+        bounds: of the tile.
     """
 
-    slope: torch.Tensor
-    offset: torch.Tensor
-    width: torch.Tensor
+    def __init__(self, first: int, bounds: Bounds):
+        self.first, self.bounds = first, bounds
+        self._noted: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def note(self, start: int, products: torch.Tensor, mask: torch.Tensor) -> None:
+        """Note the pairs of ``mask`` among ``products``, both (B, Q), of the documents from ``start`` in the tile."""
+        places = places_of(mask)
+        self._noted.append((places + start * products.shape[1], take(products, places)))
+
+    def parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield a part at a time: places in the products of the tile, flattened, and these products."""
+        if not self._noted:
+            return
+        places, products = (torch.cat(parts) for parts in zip(*self._noted, strict=True))
+        self._noted.clear()
+        yield from zip(places.split(AT_A_TIME), products.split(AT_A_TIME), strict=True)
 
 
 class Sieve:
@@ -51,11 +63,12 @@ class Sieve:
         k: how many documents are wanted.
 
     Attributes:
+        k: see above.
         floors: (Q,) float64.
     """
 
     def __init__(self, guess: torch.Tensor, k: int):
-        self._k, self._guess = k, guess
+        self.k, self._guess = k, guess
         self.floors = guess
         whole, real = (torch.empty(0, dtype=dtype, device=guess.device) for dtype in (torch.int32, torch.float32))
         self._pairs = [(whole, whole, real, real)]  # query, position, lower bound, upper bound
@@ -63,7 +76,7 @@ class Sieve:
     @classmethod
     def join(cls, sieves: "Sequence[Sieve]") -> "Sieve":
         """Return the pairs of several sieves, whose queries follow each other. ``sieves`` are left empty."""
-        joined, before = cls(torch.cat([sieve._guess for sieve in sieves]), sieves[0]._k), 0
+        joined, before = cls(torch.cat([sieve._guess for sieve in sieves]), sieves[0].k), 0
         joined.floors = torch.cat([sieve.floors for sieve in sieves])
         for sieve in sieves:
             joined._pairs += ((query + before, *others) for query, *others in sieve._pairs)  # type: ignore[misc]
@@ -76,28 +89,27 @@ class Sieve:
         """The number of pairs kept."""
         return sum(len(query) for query, *_ in self._pairs)
 
-    def least_products(self, bounds: Bounds, dtype: torch.dtype) -> torch.Tensor:
-        """Return numbers (G, Q) of ``dtype``. A product must be greater to reach the floor of its query."""
-        return _below((self.floors - bounds.width - bounds.offset) / bounds.slope, dtype)
+    def add(self, found: "Found") -> None:
+        """Add what was found. ``found`` is left empty."""
+        for places, products in found.parts():
+            queries = len(self.floors)
+            document, query = places // queries, places % queries
+            of_group = document // GROUP * queries + query
+            slope, width = (of.view(-1).index_select(0, of_group) for of in (found.bounds.slope, found.bounds.width))
+            score = products * slope + found.bounds.offset.index_select(0, query)
+            whole = query.to(torch.int32), (document + found.first).to(torch.int32)
+            self._pairs.append((*whole, *enclose(score, width)))
 
-    def add(self, first: int, places: torch.Tensor, products: torch.Tensor, bounds: Bounds) -> None:
-        """Add the pairs of a tile of documents that reach the floors.
+    def take(self, other: "Sieve") -> None:
+        """Add the pairs of a sieve of the same queries."""
+        self._pairs.extend(other._pairs)
 
-        Args:
-            first: the position of the first document of the tile.
-            places, products: both (n,), what :func:`reach` returned for the products (B, Q) of the tile.
-        """
-        for some, of_some in zip(places.split(AT_A_TIME), products.split(AT_A_TIME), strict=True):
-            self._add(first, some, of_some, bounds)
-
-    def _add(self, first: int, places: torch.Tensor, products: torch.Tensor, bounds: Bounds) -> None:
-        queries = len(self.floors)
-        document, query = places // queries, places % queries
-        of_group = document // GROUP * queries + query
-        slope, width = (of.view(-1).index_select(0, of_group) for of in (bounds.slope, bounds.width))
-        score = products * slope + bounds.offset.index_select(0, query)
-        whole = query.to(torch.int32), (document + first).to(torch.int32)
-        self._pairs.append((*whole, *enclose(score, width)))
+    def prune(self, floors: torch.Tensor) -> None:
+        """Drop the pairs that are below the floors of all, or below ``floors`` (Q,) float64."""
+        query, position, lower, upper = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
+        self.floors = self.floors.maximum(floors)
+        self._raise_floors(query, lower)
+        self._keep(query, position, lower, upper)
 
     def sharpen(self, score: Score, all_pairs: bool) -> None:
         """Make bounds narrower, raise the floors, and drop the pairs that are below.
@@ -108,17 +120,26 @@ class Sieve:
         """
         query, position, lower, upper = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
         self._pairs.clear()
-        best = self._choose_best(query, lower, upper)
-        chosen = _places(lower < upper) if all_pairs else best[lower[best] < upper[best]]
+        some = torch.arange(len(query), device=query.device)
+        if not all_pairs:
+            some = self._choose_best(query, lower, upper)
+        chosen = some[lower[some] < upper[some]]
         if len(chosen):
             chosen = chosen[_argsort(_encode_whole(query[chosen], position[chosen]))]
             least, most = score(query[chosen].long(), position[chosen].long())
             lower[chosen] = lower[chosen].maximum(least)
             upper[chosen] = upper[chosen].minimum(most)
-        if all_pairs:
-            best = self._choose_best(query, lower, upper)
-        self._raise_to_kth(query[best], lower[best])
-        alive = _places(upper >= self.floors.index_select(0, query))
+        self._raise_floors(query[some], lower[some])
+        self._keep(query, position, lower, upper)
+
+    def _raise_floors(self, query: torch.Tensor, lower: torch.Tensor) -> None:
+        """Raise the floors to the k-th greatest of lower bounds."""
+        kth, enough = self._kth(_sort(_encode(query, lower)))
+        self.floors = torch.where(enough, self.floors.maximum(_decode(kth).to(torch.float64)), self.floors)
+
+    def _keep(self, query: torch.Tensor, position: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> None:
+        """Keep the pairs that reach the floors."""
+        alive = places_of(upper >= self.floors.index_select(0, query))
         self._pairs = [(query[alive], position[alive], lower[alive], upper[alive])]
 
     def _choose_best(self, query: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
@@ -126,11 +147,7 @@ class Sieve:
         keys = _encode(query, lower / 2 + upper / 2)
         ascending = _sort(keys)
         kth, enough = self._kth(ascending)
-        return _places(~enough.index_select(0, query) | (keys <= kth.index_select(0, query)))
-
-    def _raise_to_kth(self, query: torch.Tensor, lower: torch.Tensor) -> None:
-        kth, enough = self._kth(_sort(_encode(query, lower)))
-        self.floors = torch.where(enough, self.floors.maximum(_decode(kth).to(torch.float64)), self.floors)
+        return places_of(~enough.index_select(0, query) | (keys <= kth.index_select(0, query)))
 
     def _kth(self, ascending: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k-th number of each query (Q,) in what :func:`_encode` gave, and whether it has so many."""
@@ -139,7 +156,7 @@ class Sieve:
             return none, none > 0
         bounds = torch.arange(len(self.floors) + 1, device=ascending.device) << QUERY_BITS
         starts = torch.searchsorted(ascending, bounds)
-        return ascending[(starts[:-1] + self._k - 1).clamp_max(len(ascending) - 1)], starts.diff() >= self._k
+        return ascending[(starts[:-1] + self.k - 1).clamp_max(len(ascending) - 1)], starts.diff() >= self.k
 
     def likely(self) -> torch.Tensor:
         """Return the positions (n,) of documents that are probably scored in the end, for any query."""
@@ -164,30 +181,12 @@ class Sieve:
         order = _argsort(_encode(query, score + 0.0), stable=True)  # -0 and 0 are equal
         queries = torch.arange(len(self.floors) + 1, dtype=query.dtype, device=query.device)
         first = torch.searchsorted(query, queries)
-        place = first[:-1, None] + torch.arange(self._k, device=query.device)
+        place = first[:-1, None] + torch.arange(self.k, device=query.device)
         if len(order) == 0:
             order, score, row = (of.new_zeros(1) for of in (order, score, row))
         best = order[place.clamp_max(len(order) - 1)]
-        missed = (first.diff() < self._k) | (score[best[:, -1]] < self._guess)
+        missed = (first.diff() < self.k) | (score[best[:, -1]] < self._guess)
         return score[best], row[best], missed
-
-
-def reach(products: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the places in ``products`` (B, Q), flattened, of those that are greater than ``least``, and these.
-
-    Args:
-        least: (G, Q) of the same type, for each :data:`drhard.codes.GROUP` documents.
-    """
-    whole = len(products) // GROUP * GROUP
-    mask = torch.empty(products.shape, dtype=torch.bool, device=products.device)
-    for part, of_groups in (slice(0, whole), least[: whole // GROUP, None]), (slice(whole, None), least[-1:, None]):
-        if len(products[part]):
-            numbers, reached = (of.view(len(of_groups), -1, of.shape[1]) for of in (products[part], mask[part]))
-            _greater(numbers, of_groups, reached)
-    places, queries = _places(mask), products.shape[1]
-    if products.is_contiguous():  # on a GPU, they may be a part of what it has multiplied
-        return places, products.view(-1).index_select(0, places)
-    return places, products[places // queries, places % queries]
 
 
 def _encode(query: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
@@ -232,45 +231,6 @@ def _decode(numbers: torch.Tensor) -> torch.Tensor:
     """Return the scores (n,) float32 of what :func:`_encode` returned."""
     ascending = 0x7FFFFFFF - (numbers & 0xFFFFFFFF)
     return torch.where(ascending < 0, ascending ^ 0x7FFFFFFF, ascending).to(torch.int32).view(torch.float32)
-
-
-def least_score(dtype: torch.dtype) -> float:
-    """Return a score that no document has."""
-    return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
-
-
-def _below(least: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return thresholds of ``dtype``, each below its number of ``least``, float64, but not below the least score."""
-    if not dtype.is_floating_point:
-        limits = torch.iinfo(dtype)
-        return (least.ceil() - 1).clamp(limits.min, limits.max).to(dtype)
-    return _round_down(least)
-
-
-def _round_down(numbers: torch.Tensor) -> torch.Tensor:
-    """Return float32 numbers that are below ``numbers``, float64."""
-    rounded = numbers.to(torch.float32)
-    return torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
-
-
-def enclose(score: torch.Tensor, width: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float32 bounds outside of ``score`` ± ``width``, both float64."""
-    return _round_down(score - width), -_round_down(-score - width)
-
-
-def _greater(numbers: torch.Tensor, least: torch.Tensor, mask: torch.Tensor) -> None:
-    """Fill ``mask`` with ``numbers > least``. NumPy compares in a third of torch's time on a CPU core."""
-    if mask.device.type == "cpu":
-        np.greater(numbers.numpy(), least.numpy(), out=mask.numpy())
-    else:
-        torch.gt(numbers, least, out=mask)
-
-
-def _places(mask: torch.Tensor) -> torch.Tensor:
-    """Return the places of ``mask`` that are true, flattened. NumPy finds them in a third of torch's time on a CPU."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.reshape(-1).nonzero()[:, 0]
 
 
 def _sort(numbers: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import drhard.floors
 import drhard.pairs
 import drhard.rounded
 from drhard.blocks import BLOCK_ROWS
+from drhard.bounds import Bounds, reach
 from drhard.code_file import open_codes
 from drhard.coded import CodedSearch
 from drhard.codes import GROUP, Codes, choose_mean, count_levels, encode_block, encode_documents, keep_codes
@@ -28,7 +29,7 @@ from drhard.pairs import HostVectors
 from drhard.products import has_fast_int8, int8_products
 from drhard.provenance import stamp_path
 from drhard.rounded import RoundedQueries, float32_error
-from drhard.sieve import Bounds, Sieve, reach
+from drhard.sieve import Found, Score, Sieve
 from drhard.vectors import gather_rows
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_scores_are_within_the_bounds(
 @given(
     problem=problems(),
     way=st.sampled_from(WAYS),
-    numbers=st.tuples(st.sampled_from((1, 2, 7)), st.sampled_from((-3, 4)), st.sampled_from((0, 1, 24))),
+    numbers=st.tuples(st.sampled_from((1, 2, 7)), st.sampled_from((-3, 4)), st.sampled_from((0, 2, 24))),
     in_file=st.booleans(),
 )
 def test_what_float64_finds_is_found(
@@ -177,6 +178,7 @@ def test_a_search_of_many_blocks(monkeypatch: pytest.MonkeyPatch, way: str, tmp_
 
 def test_wide_bounds_lead_to_a_search_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents that are nearly equal cannot be told apart by their codes."""
+    monkeypatch.setattr(drhard.exact, "scores_of_core", lambda: 1 << 13)
     random = np.random.default_rng(4)
     documents = np.full((20_000, 8), 3, dtype=np.float32)
     documents[77] += 10
@@ -189,6 +191,47 @@ def test_wide_bounds_lead_to_a_search_in_float32(monkeypatch: pytest.MonkeyPatch
     for found, wanted in zip(index.search(queries, 10), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert again
+
+
+def test_sorted_documents_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Better and better documents: few of those looked through at a time are kept, though all reach the floors."""
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((60_000, 16), dtype=np.float32)
+    documents[:, 0] = np.linspace(0, 60, len(documents))
+    queries = np.abs(random.standard_normal((300, 16), dtype=np.float32))
+    kept, sharpen = [0], Sieve.sharpen
+
+    def note(sieve: Sieve, score: Score, all_pairs: bool) -> None:
+        kept.append(sieve.kept)
+        sharpen(sieve, score, all_pairs)
+
+    monkeypatch.setattr(Sieve, "sharpen", note)
+    for share in (drhard.floors.SAMPLED, 10**6):  # with and without a guess
+        monkeypatch.setattr(drhard.floors, "SAMPLED", share)
+        index = ExactIndex(documents, codes=keep_codes(documents, CPU))
+        _, rows = index.search(queries, 100)
+        assert (rows == ExactIndex(documents).search(queries, 100)[1]).mean() > 0.999
+    assert 0 < max(kept) < 2 * drhard.coded.most_kept(100) * len(queries)
+
+
+def test_copies_that_follow_each_other_do_not_spoil_the_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((100, 32), dtype=np.float32).repeat(1000, axis=0)
+    queries = documents[::7000] + random.standard_normal((15, 32), dtype=np.float32) * np.float32(0.3)
+    index, searched, search = ExactIndex(documents, codes=keep_codes(documents, CPU)), [], CodedSearch._search
+    monkeypatch.setattr(index, "_search_pass", None)  # it is not needed
+    monkeypatch.setattr(CodedSearch, "_search", lambda *of: searched.append(1) or search(*of))
+    _, rows = index.search(queries, 200)
+    assert (rows == np.arange(15)[:, None] * 7000 + np.arange(200)).all() and len(searched) == 1
+
+
+def test_scores_that_overflow_are_those_of_float32() -> None:
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((300, 8), dtype=np.float32) * np.float32(1e25)
+    queries = random.standard_normal((2, 8), dtype=np.float32) * np.array([[1], [1e25]], np.float32)
+    found = ExactIndex(documents, codes=keep_codes(documents, CPU)).search(queries, 200)
+    for one, other in zip(found, ExactIndex(documents).search(queries, 200), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_codes_are_whole_numbers_that_float32_can_sum() -> None:
@@ -251,7 +294,9 @@ def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
     exact = torch.tensor([5.0, 9.0, 3.5, 7.5, 6.2, 6.1])
     for position, score in enumerate(exact):
         products = torch.stack([score, score]).view(1, 2)
-        sieve.add(position, *reach(products, sieve.least_products(bounds, torch.float32)), bounds)
+        found = Found(position, bounds)
+        found.note(0, products, reach(products, bounds.least_products(sieve.floors, torch.float32)))
+        sieve.add(found)
     assert sieve.kept == 6  # of the second query, none
     sieve.sharpen(lambda query, position: (exact[position], exact[position]), all_pairs=False)
     assert sieve.floors.tolist() == [7.5, 20] and sieve.kept == 2  # at most 7.2 is the next

@@ -59,7 +59,7 @@ def open_small(
 @pytest.mark.parametrize("parts", ["float32", "int8"])
 def test_many_queries_in_parts(monkeypatch: pytest.MonkeyPatch, copied: bool, parts: str) -> None:
     monkeypatch.setattr(drhard.shards, "SIEVES", 1 << 20)
-    monkeypatch.setattr(drhard.pairs, "AGAIN_ON_GPU", 500)
+    monkeypatch.setattr(drhard.pairs, "AGAIN_ON_GPU", 500 * 32)
     monkeypatch.setattr(drhard.rounded, "has_fast_int8", lambda _: parts == "int8")
     random = np.random.default_rng(1)
     documents, queries = (random.standard_normal((count, 32), dtype=np.float32) for count in (3000, 120))
@@ -75,6 +75,7 @@ def test_many_queries_in_parts(monkeypatch: pytest.MonkeyPatch, copied: bool, pa
 @pytest.mark.parametrize("copied", [True, False])
 def test_documents_that_codes_cannot_tell_apart(monkeypatch: pytest.MonkeyPatch, copied: bool) -> None:
     monkeypatch.setattr(drhard.shards, "DENSE_SCORES", 1800)
+    monkeypatch.setattr(drhard.shards, "TILE_SCORES", 1 << 10)
     documents = np.ones((5000, 4), dtype=np.float32)
     documents[4321] = 2
     index = open_small(documents, 2, np.array([3]), copied)
@@ -119,7 +120,7 @@ def test_memory_that_is_missing_is_told() -> None:
         patch.setattr(drhard.shards, "free_bytes", lambda _: SCRATCH)
         with pytest.raises(InputError, match="cpu has 3.0 GB free, and the codes of its 10 embeddings need 3.0"):
             open_shards(documents, [CPU])
-    assert bytes_of_codes(8_841_823, 768) < 7e9  # MS MARCO on a GPU of 12 GB
+    assert bytes_of_codes(8_841_823, 768) < 7.1e9  # MS MARCO on a GPU of 12 GB
 
 
 def test_without_a_gpu_the_search_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
