@@ -11,11 +11,12 @@ with the rounding errors of float32.
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 from drhard.arrays import spread
 from drhard.blocks import BLOCK_ROWS, read_blocks
+from drhard.cores import Map, on_all_cores
 from drhard.prefetch import prefetch
 from drhard.vectors import check_finite, gather_rows, name_source
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 UNIT = 2.0**-24  # half the distance of 1 to the next float32: the greatest relative error of a float32 operation
 SAMPLE = 8192  # documents from which the mean is taken
 GROUP = 256  # documents that share a scale
+ENCODED = 512  # that a core encodes at a time
 _TINY, _HUGE = (float(number) for number in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
@@ -53,23 +55,38 @@ class CodedBlock:
     norm: torch.Tensor
 
 
-def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int) -> CodedBlock:
+def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int, spread: Map = map) -> CodedBlock:
     """Round documents to codes.
 
     Args:
         block: (B, dim) float32, finite, on any device; up to 32,768 documents.
         mean: (dim,) float32, on the same device.
         levels: see :func:`count_levels`.
+        spread: on a CPU, some documents at a time are encoded with it; they stay in the cache of a core.
     """
-    centred = block - mean
-    ranges, places = centred.abs().amax(dim=1).sort()
-    centred = centred.index_select(0, places)
+    count, size = len(block), ENCODED if block.device.type == "cpu" else max(1, len(block))
+    ranges, norm, lost = torch.empty(3, count, device=block.device)
+    values = torch.empty(block.shape, dtype=torch.int8, device=block.device)
+
+    def find_range(first: int) -> None:
+        part = slice(first, first + size)
+        torch.amax((block[part] - mean).abs_(), dim=1, out=ranges[part])
+
+    def encode(first: int) -> None:
+        part = slice(first, first + size)
+        centred = block.index_select(0, places[part]).sub_(mean)
+        rounded = (centred / of_row[part]).round_()
+        values[part] = rounded
+        torch.linalg.vector_norm(rounded.mul_(of_row[part]), dim=1, out=norm[part])
+        torch.linalg.vector_norm(centred.sub_(rounded), dim=1, out=lost[part])
+
+    for _ in spread(find_range, range(0, count, size)):
+        pass
+    ranges, places = ranges.sort()
     scale = _greatest(ranges).div_(levels).clamp_(_TINY, _HUGE)
-    of_row = scale.repeat_interleave(GROUP)[: len(block), None]
-    rounded = (centred / of_row).round_()
-    values = rounded.to(torch.int8)
-    norm = torch.linalg.vector_norm(rounded.mul_(of_row), dim=1)
-    lost = torch.linalg.vector_norm(centred.sub_(rounded), dim=1)
+    of_row = scale.repeat_interleave(GROUP)[:count, None]
+    for _ in spread(encode, range(0, count, size)):
+        pass
     # Each number of centred and rounded has three roundings, each sum dim + 1 more and a square root. A square below
     # the smallest normal number may be lost.
     norm, lost = _greatest(norm).to(torch.float64), _greatest(lost).to(torch.float64)
@@ -137,13 +154,14 @@ def encode_documents(
     """
     levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
     bar = tqdm(total=len(documents), unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress)
-    with bar, closing(prefetch(read_blocks(documents, BLOCK_ROWS))) as blocks:
+    cores = on_all_cores() if mean.device.type == "cpu" and len(documents) > ENCODED else nullcontext(map)
+    with bar, cores as spread, closing(prefetch(read_blocks(documents, BLOCK_ROWS))) as blocks:
         for first, block in blocks:
             check_finite(block, first, name)
             on_device = torch.from_numpy(block).to(mean.device)
             if copy is not None:
                 copy[first : first + len(block)] = on_device
-            yield encode_block(on_device, mean, levels)
+            yield encode_block(on_device, mean, levels, spread)
             bar.update(len(block))
 
 

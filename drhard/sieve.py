@@ -123,13 +123,14 @@ class Sieve:
         some = torch.arange(len(query), device=query.device)
         if not all_pairs:
             some = self._choose_best(query, lower, upper)
-        chosen = some[lower[some] < upper[some]]
+        chosen = some.index_select(0, places_of(lower.index_select(0, some) < upper.index_select(0, some)))
         if len(chosen):
-            chosen = chosen[_argsort(_encode_whole(query[chosen], position[chosen]))]
-            least, most = score(query[chosen].long(), position[chosen].long())
-            lower[chosen] = lower[chosen].maximum(least)
-            upper[chosen] = upper[chosen].minimum(most)
-        self._raise_floors(query[some], lower[some])
+            by_row = _argsort(_encode_whole(*_select(chosen, query, position)))
+            chosen = chosen.index_select(0, by_row)
+            asked, wanted, least, most = _select(chosen, query, position, lower, upper)
+            closer = score(asked.long(), wanted.long())
+            lower[chosen], upper[chosen] = least.maximum(closer[0]), most.minimum(closer[1])
+        self._raise_floors(*_select(some, query, lower))
         self._keep(query, position, lower, upper)
 
     def _raise_floors(self, query: torch.Tensor, lower: torch.Tensor) -> None:
@@ -140,14 +141,15 @@ class Sieve:
     def _keep(self, query: torch.Tensor, position: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> None:
         """Keep the pairs that reach the floors."""
         alive = places_of(upper >= self.floors.index_select(0, query))
-        self._pairs = [(query[alive], position[alive], lower[alive], upper[alive])]
+        query, position, lower, upper = _select(alive, query, position, lower, upper)
+        self._pairs = [(query, position, lower, upper)]
 
     def _choose_best(self, query: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """Return the places of about k pairs of each query, or all that it has: those between the greatest bounds."""
         keys = _encode(query, lower / 2 + upper / 2)
         ascending = _sort(keys)
         kth, enough = self._kth(ascending)
-        return places_of(~enough.index_select(0, query) | (keys <= kth.index_select(0, query)))
+        return places_of(keys <= torch.where(enough, kth, torch.iinfo(torch.int64).max).index_select(0, query))
 
     def _kth(self, ascending: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k-th number of each query (Q,) in what :func:`_encode` gave, and whether it has so many."""
@@ -177,7 +179,7 @@ class Sieve:
         query, position, score, _ = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
         row = rows(position.long())
         by_row = _argsort(_encode_whole(query, row))
-        query, score, row = query[by_row], score[by_row], row[by_row]
+        query, score, row = _select(by_row, query, score, row)
         order = _argsort(_encode(query, score + 0.0), stable=True)  # -0 and 0 are equal
         queries = torch.arange(len(self.floors) + 1, dtype=query.dtype, device=query.device)
         first = torch.searchsorted(query, queries)
@@ -187,6 +189,11 @@ class Sieve:
         best = order[place.clamp_max(len(order) - 1)]
         missed = (first.diff() < self.k) | (score[best[:, -1]] < self._guess)
         return score[best], row[best], missed
+
+
+def _select(places: torch.Tensor, *numbers: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield those at ``places`` of each of ``numbers``. This is several times as fast as indexing."""
+    return (of.index_select(0, places) for of in numbers)
 
 
 def _encode(query: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
