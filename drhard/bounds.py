@@ -7,7 +7,7 @@ from drhard.codes import GROUP
 import numpy as np
 import torch
 
-COMPARED = 1024  # numbers
+COMPARED = 1024  # numbers that NumPy compares at a time
 OF_FEW = 4  # times k documents give floors, each the best of a few
 
 
@@ -49,7 +49,7 @@ class Bounds:
         slope, width = (of.repeat_interleave(GROUP // few, dim=0)[: len(best)] for of in (self.slope, self.width))
         lower = best * slope + (self.offset - width)
         lower = torch.where(best == least_score(products.dtype), -torch.inf, lower)
-        return torch.nan_to_num(lower.topk(k, dim=0).values[-1], nan=-torch.inf, neginf=-torch.inf)
+        return lower.topk(k, dim=0).values[-1]
 
 
 def reach(products: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def places_of(mask: torch.Tensor) -> torch.Tensor:
     return mask.reshape(-1).nonzero()[:, 0]
 
 
-def take(numbers: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def numbers_at(numbers: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the ``numbers`` (B, Q) at ``places`` (n,), which count through all of them."""
     if numbers.is_contiguous():  # on a GPU, they may be a part of what it has multiplied
         return numbers.view(-1).index_select(0, places)

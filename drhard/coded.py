@@ -16,7 +16,7 @@ from drhard.index import NO_ROWS, part_of
 from drhard.pairs import Vectors
 from drhard.products import has_fast_int8
 from drhard.rounded import RoundedQueries, norms_of
-from drhard.sieve import SHARPENED, SIEVED, Found, Score, Sieve
+from drhard.sieve import AT_A_TIME, SHARPENED, SIEVED, Found, Score, Sieve
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ MOST_OF_K, MOST_MORE = 10, 1600  # so many times k pairs, and so many more, may 
 CROWDED = 16  # if more than one in so many scores reaches the floor, the documents themselves tell a higher one
 TOO_MANY = 0.75  # of the most pairs; if more are kept when they have been sharpened, the search is given up
 PART_ROWS = 4096  # documents that a core looks through at a time; their products stay in its cache
-SMALL, SMALL_ONES = 8, 1  # so many times smaller than others are the first tiles of each core, so many of them
+SMALL = 8  # so many times smaller than others is the first tile of each core
 EXPECTED = 0.6  # of all documents seen; those that seem best by then will mostly be scored again
 LOOKED_UP = 1 << 20  # positions whose rows are computed at a time
 AT_ONCE = 4  # groups of queries that are sharpened at a time at most, for their memory
@@ -41,11 +41,6 @@ def most_kept(k: int) -> int:
 def bytes_kept(k: int) -> int:
     """Return how much memory the pairs of a query may take, in the mean. In the end, all are sharpened together."""
     return (1 + SHARPENED) * most_kept(k) * SIEVED
-
-
-def bytes_sharpened(k: int) -> int:
-    """Return how much memory more a query takes while its pairs are sharpened after a round."""
-    return SHARPENED * most_kept(k) * SIEVED
 
 
 class TooManyKeptError(Exception):
@@ -68,10 +63,10 @@ class QueryGroup:
         guess = sample.guess(self._rounded, k) if sample is not None else None
         if guess is None:
             guess = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
-        self.sieve = Sieve(guess, k)
+        self._most = most_kept(k) * len(queries)
+        self.sieve = Sieve(guess, k, room=2 * self._most)
         on_cpu = queries.device.type == "cpu"
         self._part = PART_ROWS if on_cpu else len(codes.values)
-        self._most = most_kept(k) * len(queries)
 
     def look_through(self, first: int, block: CodedBlock, absent: np.ndarray) -> int:
         """Find the documents of a tile that may be among the best. Return the number of pairs found.
@@ -119,7 +114,10 @@ class QueryGroup:
 
         See :data:`drhard.sieve.Score`.
         """
-        return enclose(*self._rounded.bound_pairs(self._codes, query, position))
+        parts = zip(query.split(AT_A_TIME), position.split(AT_A_TIME), strict=True)
+        bounds = [enclose(*self._rounded.bound_pairs(self._codes, *part)) for part in parts]
+        lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))
+        return lower, upper
 
 
 class CodedSearch:
@@ -163,9 +161,9 @@ class CodedSearch:
         try:
             scores, rows, missed = self._search(queries, k, self._sample, progress)
             if len(missed):
-                scores[missed], rows[missed], missed = self._search(queries[missed], k)
-                if len(missed):  # scores that are no numbers
-                    return None
+                *found, still = self._search(queries[missed], k)
+                assert len(still) == 0  # nothing was guessed
+                scores[missed], rows[missed] = found
         except TooManyKeptError:
             return None
         return scores, rows
@@ -208,8 +206,10 @@ class CodedSearch:
                     seen += documents
                     progress(documents)
                 ahead = seen == end < count and not self._vectors.is_read_whole(_kept(groups))
-                self._sharpen(groups, spread, all_pairs=not self._at_hand and (ahead or _kept(groups) > most))
-                if seen < count and _kept(groups) > TOO_MANY * most:
+                self._sharpen(
+                    groups, spread, all_pairs=not self._at_hand and (ahead or _kept(groups) > TOO_MANY * most)
+                )
+                if _kept(groups) > (TOO_MANY * most if seen < count else most):
                     raise TooManyKeptError
                 if ahead:
                     likely = torch.cat([group.sieve.likely() for group in groups])
@@ -218,14 +218,16 @@ class CodedSearch:
     def _round(self, groups: list[QueryGroup], seen: int, end: int, most: int, spread: Map) -> Iterator[int]:
         """Let each group look through documents from position ``seen`` to ``end``. Yield their number, tile by tile.
 
-        Each core has tiles of its own. No further one is begun once there are more than ``most`` pairs.
+        Each core has tiles of its own. No further one is begun if more than ``most`` pairs are likely then.
         """
-        pairs = _kept(groups)
+        pairs, begun, done, greatest = _kept(groups), 0, 0, 0
 
         def tiles() -> Iterator[range]:
+            nonlocal begun
             for tile in self._tiles(seen, end, groups):
-                if pairs > most:
+                if pairs + (begun - done) * greatest > most:
                     return
+                begun += 1
                 yield tile
 
         @torch.no_grad()
@@ -235,19 +237,19 @@ class CodedSearch:
             return len(tile), sum(group.look_through(tile.start, block, absent) for group in groups)
 
         for documents, found in spread(look, tiles()):
-            pairs += found
+            pairs, done, greatest = pairs + found, done + 1, max(greatest, found)
             yield documents
 
     def _tiles(self, seen: int, end: int, groups: list[QueryGroup]) -> Iterator[range]:
         """Yield the positions of tiles of nearly equal size, as many for each core.
 
-        The first ones are smaller. They show soon if too many documents are found.
+        The first of each core is smaller. They show soon if too many documents are found.
         """
         cores = torch.get_num_threads() if self._on_cpu else 1
         all_queries = sum(len(group.queries) for group in groups)
         small = max(GROUP, self._tile_scores // SMALL // all_queries // GROUP * GROUP)
         large = max(GROUP, self._tile_scores // len(groups[0].queries))
-        first_end = min(end, seen + SMALL_ONES * cores * small)
+        first_end = min(end, seen + cores * small)
         for start, stop, most in (seen, first_end, small), (first_end, end, large):
             tiles = math.ceil((stop - start) / most / cores) * cores
             step = math.ceil((stop - start) / max(1, tiles) / GROUP) * GROUP

@@ -55,14 +55,14 @@ class CodedBlock:
     norm: torch.Tensor
 
 
-def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int, spread: Map = map) -> CodedBlock:
+def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int, on_cores: Map = map) -> CodedBlock:
     """Round documents to codes.
 
     Args:
         block: (B, dim) float32, finite, on any device; up to 32,768 documents.
         mean: (dim,) float32, on the same device.
         levels: see :func:`count_levels`.
-        spread: on a CPU, some documents at a time are encoded with it; they stay in the cache of a core.
+        on_cores: on a CPU, some documents at a time are encoded with it; they stay in the cache of a core.
     """
     count, size = len(block), ENCODED if block.device.type == "cpu" else max(1, len(block))
     ranges, norm, lost = torch.empty(3, count, device=block.device)
@@ -80,12 +80,12 @@ def encode_block(block: torch.Tensor, mean: torch.Tensor, levels: int, spread: M
         torch.linalg.vector_norm(rounded.mul_(of_row[part]), dim=1, out=norm[part])
         torch.linalg.vector_norm(centred.sub_(rounded), dim=1, out=lost[part])
 
-    for _ in spread(find_range, range(0, count, size)):
+    for _ in on_cores(find_range, range(0, count, size)):
         pass
     ranges, places = ranges.sort()
     scale = _greatest(ranges).div_(levels).clamp_(_TINY, _HUGE)
     of_row = scale.repeat_interleave(GROUP)[:count, None]
-    for _ in spread(encode, range(0, count, size)):
+    for _ in on_cores(encode, range(0, count, size)):
         pass
     # Each number of centred and rounded has three roundings, each sum dim + 1 more and a square root. A square below
     # the smallest normal number may be lost.
@@ -155,13 +155,13 @@ def encode_documents(
     levels, name = count_levels(documents.shape[1]), name_source(documents, "the documents")
     bar = tqdm(total=len(documents), unit="doc", unit_scale=True, desc="rounding to int8", disable=not progress)
     cores = on_all_cores() if mean.device.type == "cpu" and len(documents) > ENCODED else nullcontext(map)
-    with bar, cores as spread, closing(prefetch(read_blocks(documents, BLOCK_ROWS))) as blocks:
+    with bar, cores as on_cores, closing(prefetch(read_blocks(documents, BLOCK_ROWS))) as blocks:
         for first, block in blocks:
             check_finite(block, first, name)
             on_device = torch.from_numpy(block).to(mean.device)
             if copy is not None:
                 copy[first : first + len(block)] = on_device
-            yield encode_block(on_device, mean, levels, spread)
+            yield encode_block(on_device, mean, levels, on_cores)
             bar.update(len(block))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
-from drhard.coded import AT_ONCE, CROWDED, PART_ROWS, CodedSearch, bytes_kept, bytes_sharpened
+from drhard.coded import CROWDED, PART_ROWS, CodedSearch, bytes_kept
 from drhard.codes import Codes
 from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
@@ -42,8 +42,9 @@ class ExactIndex:
     Args:
         documents: (N, dim) float32, usually a memmap or a part of one. It is read from its file and not mapped.
         progress: show a bar over the documents.
-        memory_gb: the memory of a pass, its results included, beside the documents and queries. It does not depend on
-            the size of the collection. Queries that do not fit are searched in further passes.
+        memory_gb: the memory of a pass, its results included, beside the documents, queries, codes, and a sample of
+            these. It does not depend on the size of the collection. Queries that do not fit are searched in further
+            passes.
         block_rows: documents read at a time.
         query_rows: most queries multiplied with a tile at a time.
         left_out: (n,) int64 rows that no search finds, ascending.
@@ -114,12 +115,11 @@ class ExactIndex:
         merging = waiting * 4  # for a query: sorted, laid out by query, and the orders of both
         codes = 0  # of a query
         if self._coded is not None:
-            cores = torch.get_num_threads()
             waiting = max(waiting, bytes_kept(k))
-            merging = max(merging, min(cores, AT_ONCE) * bytes_sharpened(k))
             # Products and a mask, codes in float32, what is found; then vectors to score again.
-            of_core = PART_ROWS * (self.query_rows * (4 + 1) + dim * 4) + scores_of_core() // CROWDED * FOUND
-            tile = cores * (of_core + AT_A_TIME * ADDING) + AGAIN * dim * 4 * 2
+            rows = min(PART_ROWS, scores_of_core() // self.query_rows)
+            of_core = rows * (self.query_rows * (4 + 1) + dim * 4) + scores_of_core() // CROWDED * FOUND
+            tile = torch.get_num_threads() * (of_core + AT_A_TIME * ADDING) + AGAIN * dim * 4 * 2
             codes = dim
         # The caller still holds the results of the pass before.
         query = dim * 4 + codes + 2 * k * RESULT_BYTES + waiting

@@ -12,8 +12,8 @@ import torch
 
 SAMPLED = 32  # one document in so many is in the sample
 FAR_OFF, MORE = 4, 3  # standard deviations, and ranks, that the rank of the guess is worse than expected
-# So many times the width of a score is the guess lower, by the root of the dimensions: what is lost in each of them is
-# random, so that scores by codes are hardly further off. For 768 dimensions it is a ninth.
+# The guess is lower by so many times the width of a score, divided by the root of the dimensions. What rounding lost in
+# each of them is random, so scores by codes are hardly further off. For 768 dimensions this is a ninth of the width.
 SLACK = 3
 OF_FEW = 8  # times as many documents as are ranked are each the best of a few
 AT_ONCE, AT_ONCE_ON_GPU = 1 << 12, 1 << 16  # documents of the sample

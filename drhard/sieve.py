@@ -1,8 +1,9 @@
 """Collect the documents that can be among the k best of each query, from scores that are known to within a width."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from drhard.bounds import Bounds, enclose, places_of, take
+from drhard.bounds import Bounds, enclose, numbers_at, places_of
 from drhard.codes import GROUP
 
 import numpy as np
@@ -12,11 +13,57 @@ QUERY_BITS = 32  # where the query stands in the whole numbers by which pairs ar
 AT_A_TIME = 1 << 17  # pairs that are added at a time
 SIEVED = 4 + 4 + 4 + 4  # bytes of a pair that is kept: query, position, bounds
 FOUND, ADDING = 8 + 4 + SIEVED, 96  # of one that a core has found, and more while it is added
-SHARPENED = 3  # times as many while its bounds are made narrower
+SHARPENED = 4  # times as many while its bounds are made narrower
 
 # Returns bounds of the scores of pairs, both (n,) float32, given queries, ascending, and positions, both (n,) int64.
 # Where the bounds are equal, they are the score.
 Score = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Pairs:
+    """Pairs of a query and a document, with bounds of their scores. Several threads may add some at a time.
+
+    They share a few large arrays. Many small ones, kept between the large ones that a search needs for a moment, would
+    fragment the memory.
+
+    Args:
+        device: where they are.
+        room: for so many pairs memory is set aside at once; on a CPU, the system gives it when it is used.
+
+    Attributes:
+        count: the number of pairs.
+    """
+
+    def __init__(self, device: torch.device, room: int = 0):
+        self._lock = threading.Lock()
+        self.count = 0
+        self._whole = torch.empty(2, room, dtype=torch.int32, device=device)
+        self._real = torch.empty(2, room, device=device)
+
+    def add(self, query: torch.Tensor, position: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> None:
+        """Add pairs, all (n,): int32, int32, float32, float32."""
+        with self._lock:
+            part = slice(self.count, self.count + len(query))
+            if part.stop > self._whole.shape[1]:
+                more = self._whole.new_empty(2, max(part.stop, 2 * self._whole.shape[1]))
+                self._whole, before = more, self._whole
+                self._whole[:, : self.count] = before[:, : self.count]
+                self._real, real = torch.empty_like(more, dtype=torch.float32), self._real
+                self._real[:, : self.count] = real[:, : self.count]
+            self._whole[0, part], self._whole[1, part] = query, position
+            self._real[0, part], self._real[1, part] = lower, upper
+            self.count = part.stop
+
+    def all(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return query, position, lower and upper bound of all pairs. Changes of them are changes here."""
+        query, position = self._whole[:, : self.count]
+        lower, upper = self._real[:, : self.count]
+        return query, position, lower, upper
+
+    def replace(self, query: torch.Tensor, position: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> None:
+        """Put other pairs in the place of all."""
+        self.count = 0
+        self.add(query, position, lower, upper)
 
 
 class Found:
@@ -34,7 +81,7 @@ class Found:
     def note(self, start: int, products: torch.Tensor, mask: torch.Tensor) -> None:
         """Note the pairs of ``mask`` among ``products``, both (B, Q), of the documents from ``start`` in the tile."""
         places = places_of(mask)
-        self._noted.append((places + start * products.shape[1], take(products, places)))
+        self._noted.append((places + start * products.shape[1], numbers_at(products, places)))
 
     def parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield a part at a time: places in the products of the tile, flattened, and these products."""
@@ -55,41 +102,43 @@ class Sieve:
     The search begins with floors that are guessed. If fewer than k documents reach the guess in the end, it was too
     high, and documents may be missed.
 
-    Several threads may look for documents and add them at a time. Nothing else is done meanwhile, and so what is kept
-    does not depend on which thread is faster.
+    Several threads may look for documents at a time, and add their pairs. Nothing else is done meanwhile, and so what is
+    kept does not depend on which thread is faster.
 
     Args:
         guess: (Q,) float64: the guessed floors; -inf where there is no guess.
         k: how many documents are wanted.
+        room: the number of pairs for which memory is set aside.
 
     Attributes:
         k: see above.
         floors: (Q,) float64.
     """
 
-    def __init__(self, guess: torch.Tensor, k: int):
+    def __init__(self, guess: torch.Tensor, k: int, room: int = 0):
         self.k, self._guess = k, guess
         self.floors = guess
-        whole, real = (torch.empty(0, dtype=dtype, device=guess.device) for dtype in (torch.int32, torch.float32))
-        self._pairs = [(whole, whole, real, real)]  # query, position, lower bound, upper bound
+        self._pairs = Pairs(guess.device, room)
 
     @classmethod
     def join(cls, sieves: "Sequence[Sieve]") -> "Sieve":
         """Return the pairs of several sieves, whose queries follow each other. ``sieves`` are left empty."""
-        joined, before = cls(torch.cat([sieve._guess for sieve in sieves]), sieves[0].k), 0
+        guess, kept = torch.cat([sieve._guess for sieve in sieves]), sum(sieve.kept for sieve in sieves)
+        joined, before = cls(guess, sieves[0].k, kept), 0
         joined.floors = torch.cat([sieve.floors for sieve in sieves])
         for sieve in sieves:
-            joined._pairs += ((query + before, *others) for query, *others in sieve._pairs)  # type: ignore[misc]
+            query, *others = sieve._pairs.all()
+            joined._pairs.add(query + before, *others)
             before += len(sieve.floors)
-            sieve._pairs = []
+            sieve._pairs = Pairs(guess.device)
         return joined
 
     @property
     def kept(self) -> int:
         """The number of pairs kept."""
-        return sum(len(query) for query, *_ in self._pairs)
+        return self._pairs.count
 
-    def add(self, found: "Found") -> None:
+    def add(self, found: Found) -> None:
         """Add what was found. ``found`` is left empty."""
         for places, products in found.parts():
             queries = len(self.floors)
@@ -98,15 +147,15 @@ class Sieve:
             slope, width = (of.view(-1).index_select(0, of_group) for of in (found.bounds.slope, found.bounds.width))
             score = products * slope + found.bounds.offset.index_select(0, query)
             whole = query.to(torch.int32), (document + found.first).to(torch.int32)
-            self._pairs.append((*whole, *enclose(score, width)))
+            self._pairs.add(*whole, *enclose(score, width))
 
     def take(self, other: "Sieve") -> None:
         """Add the pairs of a sieve of the same queries."""
-        self._pairs.extend(other._pairs)
+        self._pairs.add(*other._pairs.all())
 
     def prune(self, floors: torch.Tensor) -> None:
         """Drop the pairs that are below the floors of all, or below ``floors`` (Q,) float64."""
-        query, position, lower, upper = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
+        query, position, lower, upper = self._pairs.all()
         self.floors = self.floors.maximum(floors)
         self._raise_floors(query, lower)
         self._keep(query, position, lower, upper)
@@ -118,8 +167,7 @@ class Sieve:
             score: returns narrower bounds.
             all_pairs: score all pairs whose score is not known. Otherwise about k of each query: those that seem best.
         """
-        query, position, lower, upper = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
-        self._pairs.clear()
+        query, position, lower, upper = self._pairs.all()
         some = torch.arange(len(query), device=query.device)
         if not all_pairs:
             some = self._choose_best(query, lower, upper)
@@ -141,8 +189,7 @@ class Sieve:
     def _keep(self, query: torch.Tensor, position: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> None:
         """Keep the pairs that reach the floors."""
         alive = places_of(upper >= self.floors.index_select(0, query))
-        query, position, lower, upper = _select(alive, query, position, lower, upper)
-        self._pairs = [(query, position, lower, upper)]
+        self._pairs.replace(*_select(alive, query, position, lower, upper))
 
     def _choose_best(self, query: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """Return the places of about k pairs of each query, or all that it has: those between the greatest bounds."""
@@ -162,7 +209,7 @@ class Sieve:
 
     def likely(self) -> torch.Tensor:
         """Return the positions (n,) of documents that are probably scored in the end, for any query."""
-        query, position, lower, upper = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
+        query, position, lower, upper = self._pairs.all()
         kth, enough = self._kth(_sort(_encode(query, lower / 2 + upper / 2)))
         floors = torch.where(enough, _decode(kth), -torch.inf)
         return position[upper >= floors.index_select(0, query)]
@@ -176,7 +223,7 @@ class Sieve:
         Args:
             rows: returns the rows (n,) int64 of positions (n,) int64.
         """
-        query, position, score, _ = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
+        query, position, score, _ = self._pairs.all()
         row = rows(position.long())
         by_row = _argsort(_encode_whole(query, row))
         query, score, row = _select(by_row, query, score, row)
