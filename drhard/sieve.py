@@ -102,8 +102,8 @@ class Sieve:
     The search begins with floors that are guessed. If fewer than k documents reach the guess in the end, it was too
     high, and documents may be missed.
 
-    Several threads may look for documents at a time, and add their pairs. Nothing else is done meanwhile, and so what is
-    kept does not depend on which thread is faster.
+    Several threads may look for documents at a time, and add their pairs. Nothing else is done meanwhile, and so what
+    is kept does not depend on which thread is faster.
 
     Args:
         guess: (Q,) float64: the guessed floors; -inf where there is no guess.
