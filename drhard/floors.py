@@ -67,5 +67,10 @@ def guess_floors(scores: Callable[[slice], torch.Tensor], count: int, rank: int,
         return None
     few = max(1, count // (OF_FEW * rank))
     step = max(1, at_once // few) * few
-    best = [greatest_of(scores(slice(first, first + step)), few) for first in range(0, count, step)]
-    return torch.cat(best).topk(rank, dim=0).values[-1]
+    best = None
+    for first in range(0, count, step):
+        of_part = greatest_of(scores(slice(first, first + step)), few)
+        if best is None:  # one array: small ones, kept between the large ones of the parts, would fragment the memory
+            best = of_part.new_empty(count // few, of_part.shape[1])
+        best[first // few :][: len(of_part)] = of_part
+    return None if best is None else best.topk(rank, dim=0).values[-1]
