@@ -317,7 +317,7 @@ def test_passes_stay_large_with_codes(cores: int, monkeypatch: pytest.MonkeyPatc
     documents = np.zeros((1000, 768), dtype=np.float32)
     index = ExactIndex(documents, codes=keep_codes(documents, CPU))
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    assert index.count_together(100) > 4000 and index.count_together(1000) > 1000
+    assert index.count_together(100) > 4000 and index.count_together(1000) > 800
     assert index.count_together(100) * drhard.coded.bytes_kept(100) < 2e9
 
 
