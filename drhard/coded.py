@@ -28,7 +28,6 @@ PART_ROWS = 4096  # documents that a core looks through at a time; their product
 SMALL = 8  # so many times smaller than others is the first tile of each core
 EXPECTED = 0.6  # of all documents seen; those that seem best by then will mostly be scored again
 LOOKED_UP = 1 << 20  # positions whose rows are computed at a time
-AT_ONCE = 4  # groups of queries that are sharpened at a time at most, for their memory
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -262,7 +261,7 @@ class CodedSearch:
         def sharpen(group: QueryGroup) -> None:
             group.sieve.sharpen(self._exact(group.queries) if self._at_hand else group.score, all_pairs)
 
-        _in_turn(spread, groups, sharpen, AT_ONCE)
+        _in_turn(spread, groups, sharpen)
 
     def _exact(self, queries: torch.Tensor) -> Score:
         """Return what scores pairs in float32."""
@@ -289,7 +288,7 @@ class CodedSearch:
             sieve.sharpen(exact, all_pairs=True)
             return sieve.best(self._codes.rows)
 
-        scores, rows, missed = zip(*_in_turn(spread, sieves, finish, AT_ONCE), strict=True)
+        scores, rows, missed = zip(*_in_turn(spread, sieves, finish), strict=True)
         return torch.cat(scores), torch.cat(rows), torch.cat(missed).nonzero()[:, 0]
 
 
@@ -297,16 +296,11 @@ def _kept(groups: list[QueryGroup]) -> int:
     return sum(group.sieve.kept for group in groups)
 
 
-def _in_turn(
-    spread: Map, items: Sequence[Item], work: Callable[[Item], Result], at_once: int | None = None
-) -> list[Result]:
-    """Work on each item, on up to ``at_once`` at a time. One alone has all cores."""
+def _in_turn(spread: Map, items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """Work on each item, on several at a time if there are several. One alone has all cores."""
     if len(items) == 1:
         return [work(items[0])]
-    without_gradient = torch.no_grad()(work)  # it is a setting of each thread
-    size = at_once or len(items)
-    parts = (items[first : first + size] for first in range(0, len(items), size))
-    return [result for part in parts for result in spread(without_gradient, part)]
+    return list(spread(torch.no_grad()(work), items))  # no_grad is a setting of each thread
 
 
 def _find_positions(codes: Codes, rows: np.ndarray) -> np.ndarray:

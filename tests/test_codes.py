@@ -311,6 +311,11 @@ def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
     assert scores[0].tolist() == [9, 7.5] and rows[0].tolist() == [9, 7] and missed.tolist() == [False, True]
 
 
+def test_the_largest_results_of_a_pass_are_bounded() -> None:
+    index = ExactIndex(np.zeros((10**6, 768), dtype=np.float32), memory_gb=1.0)
+    assert index.count_together(100) > drhard.exact.QUERY_ROWS
+
+
 @pytest.mark.parametrize("cores", [1, 16, 64])
 def test_passes_stay_large_with_codes(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer queries in a pass, a file would be read again and again."""
@@ -465,7 +470,7 @@ def test_documents_that_will_be_scored_are_read_ahead(tmp_path: Path, monkeypatc
     _, rows = index.search(queries, 20)
     while any(thread.name == "read ahead" for thread in threading.enumerate()):
         time.sleep(0.01)
-    assert 20 < len(set(ahead)) < 600
+    assert 20 < len(ahead) < 600 and ahead == sorted(set(ahead))
     assert 0.3 < np.isin(rows, ahead).mean() < 1  # those in the first 60 %
     plain = ExactIndex(np.array(documents)).search(queries, 20)[1]
     np.testing.assert_array_equal(rows, plain)
