@@ -13,24 +13,20 @@ OF_FEW = 4  # times k documents give floors, each the best of a few
 
 @dataclass(frozen=True)
 class Bounds:
-    """What products tell of scores: slope[g, q] * product[d, q] + offset[q] ± width[g, q] for document d of group g.
+    """What products tell of scores: that of document d of group g is slope[g, q] * product[d, q] and a number between.
 
     Attributes:
-        slope, width: (G, Q) float64, for each :data:`drhard.codes.GROUP` documents; slope is positive.
-        offset: (Q,) float64.
+        slope: (G, Q) float64, for each :data:`drhard.codes.GROUP` documents; positive.
+        lower, upper: (G, Q) float64: the numbers between which the one that is added lies.
     """
 
     slope: torch.Tensor
-    offset: torch.Tensor
-    width: torch.Tensor
-
-    def part(self, groups: slice) -> "Bounds":
-        """Return those of some groups."""
-        return Bounds(self.slope[groups], self.offset, self.width[groups])
+    lower: torch.Tensor
+    upper: torch.Tensor
 
     def least_products(self, floors: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return numbers (G, Q) of ``dtype``; only a greater product has a score that can reach ``floors`` (Q,)."""
-        return _below((floors - self.width - self.offset) / self.slope, dtype)
+        return _below((floors - self.upper) / self.slope, dtype)
 
     def floors(self, products: torch.Tensor, k: int) -> torch.Tensor:
         """Return a score (Q,) float64 that k or more documents reach; -inf if there are fewer.
@@ -41,15 +37,26 @@ class Bounds:
             products: (B, Q) of these groups. Documents with the least number of that type are never found.
         """
         if len(products) < k:
-            return torch.full_like(self.offset, -torch.inf)
+            return torch.full_like(self.lower[0], -torch.inf)
         few = 1
         while few < GROUP and len(products) >= 2 * few * OF_FEW * k:
             few *= 2
         best = greatest_of(products, few)
-        slope, width = (of.repeat_interleave(GROUP // few, dim=0)[: len(best)] for of in (self.slope, self.width))
-        lower = best * slope + (self.offset - width)
+        slope, lower = (of.repeat_interleave(GROUP // few, dim=0)[: len(best)] for of in (self.slope, self.lower))
+        lower = lower.add_(best * slope)
         lower = torch.where(best == least_score(products.dtype), -torch.inf, lower)
         return lower.topk(k, dim=0).values[-1]
+
+    def of_pairs(self, products: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return float32 bounds of the scores of pairs.
+
+        Args:
+            products: (n,).
+            places: (n,) int64, which of all G * Q combinations of a group and a query.
+        """
+        slope, lower, upper = (of.view(-1).index_select(0, places) for of in (self.slope, self.lower, self.upper))
+        score = products * slope
+        return outwards(lower.add_(score), upper.add_(score))
 
 
 def reach(products: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
@@ -97,9 +104,9 @@ def least_score(dtype: torch.dtype) -> float:
     return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
-def enclose(score: torch.Tensor, width: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float32 bounds outside of ``score`` ± ``width``, both float64."""
-    return _round_down(score - width), -_round_down(-score - width)
+def outwards(lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float32 bounds below ``lower`` and above ``upper``, both float64."""
+    return _round(lower, -torch.inf), _round(upper, torch.inf)
 
 
 def _below(least: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -107,13 +114,13 @@ def _below(least: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if not dtype.is_floating_point:
         limits = torch.iinfo(dtype)
         return (least.ceil() - 1).clamp(limits.min, limits.max).to(dtype)
-    return _round_down(least)
+    return _round(least, -torch.inf)
 
 
-def _round_down(numbers: torch.Tensor) -> torch.Tensor:
-    """Return float32 numbers that are below ``numbers``, float64."""
+def _round(numbers: torch.Tensor, towards: float) -> torch.Tensor:
+    """Return float32 numbers that are beyond ``numbers``, float64, in the direction of an infinite number."""
     rounded = numbers.to(torch.float32)
-    return torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
+    return torch.nextafter(rounded, rounded.new_full((), towards))
 
 
 def greatest_of(numbers: torch.Tensor, few: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
 
-from drhard.bounds import count_true, enclose, least_score, reach
+from drhard.bounds import count_true, least_score, numbers_at, outwards, places_of, reach
 from drhard.codes import GROUP, CodedBlock, Codes
 from drhard.cores import Map, on_all_cores
 from drhard.floors import Sample
@@ -16,7 +16,7 @@ from drhard.index import NO_ROWS, part_of
 from drhard.pairs import Vectors
 from drhard.products import has_fast_int8
 from drhard.rounded import RoundedQueries, norms_of
-from drhard.sieve import AT_A_TIME, SHARPENED, SIEVED, Found, Score, Sieve
+from drhard.sieve import AT_A_TIME, SHARPENED, SIEVED, Score, Sieve
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ import torch
 MOST_OF_K, MOST_MORE = 10, 1600  # so many times k pairs, and so many more, may be kept for a query in the mean
 CROWDED = 16  # if more than one in so many scores reaches the floor, the documents themselves tell a higher one
 TOO_MANY = 0.75  # of the most pairs; if more are kept when they have been sharpened, the search is given up
-PART_ROWS = 4096  # documents that a core looks through at a time; their products stay in its cache
+SHARE = 8  # least queries that a core finishes
 SMALL = 8  # so many times smaller than others is the first tile of each core
 EXPECTED = 0.6  # of all documents seen; those that seem best by then will mostly be scored again
 LOOKED_UP = 1 << 20  # positions whose rows are computed at a time
@@ -64,8 +64,6 @@ class QueryGroup:
             guess = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
         self._most = most_kept(k) * len(queries)
         self.sieve = Sieve(guess, k, room=2 * self._most)
-        on_cpu = queries.device.type == "cpu"
-        self._part = PART_ROWS if on_cpu else len(codes.values)
 
     def look_through(self, first: int, block: CodedBlock, absent: np.ndarray) -> int:
         """Find the documents of a tile that may be among the best. Return the number of pairs found.
@@ -79,34 +77,21 @@ class QueryGroup:
         Raises:
             TooManyKeptError: the tile alone has more than may be kept.
         """
-        bounds, tile = self._rounded.bounds(block), Sieve(self.sieve.floors, self.sieve.k)
-        least = bounds.least_products(tile.floors, self._rounded.dtype)
-        found, pairs = Found(first, bounds), 0
-        for start in range(0, len(block.values), self._part):
-            values = block.values[start : start + self._part]
-            groups = slice(start // GROUP, -(-(start + len(values)) // GROUP))
-            products = self._multiply(values, part_of(absent, start, len(values)))
-            mask = reach(products, least[groups])
-            count = count_true(mask)
-            if count * CROWDED > mask.numel() or pairs + count > self._most:
-                tile.add(found)
-                tile.prune(bounds.part(groups).floors(products, tile.k))
-                least = bounds.least_products(tile.floors, self._rounded.dtype)
-                mask = reach(products, least[groups])
-                pairs, count = tile.kept, count_true(mask)
-            pairs += count
-            if pairs > self._most:
-                raise TooManyKeptError
-            found.note(start, products, mask)
-        tile.add(found)
-        self.sieve.take(tile)
-        return pairs
-
-    def _multiply(self, values: torch.Tensor, absent: np.ndarray) -> torch.Tensor:
-        products = self._rounded.multiply(values)
+        bounds, floors = self._rounded.bounds(block), self.sieve.floors
+        products = self._rounded.multiply(block.values)
         if len(absent):
             products[torch.from_numpy(absent).to(products.device)] = least_score(products.dtype)
-        return products
+        mask = reach(products, bounds.least_products(floors, products.dtype))
+        count = count_true(mask)
+        if count * CROWDED > mask.numel() or count > self._most:
+            floors = floors.maximum(bounds.floors(products, self.sieve.k))
+            mask = reach(products, bounds.least_products(floors, products.dtype))
+            count = count_true(mask)
+        if count > self._most:
+            raise TooManyKeptError
+        places = places_of(mask)
+        self.sieve.add(first, places, numbers_at(products, places), bounds)
+        return count
 
     def score(self, query: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return bounds (n,) float32 of the scores of pairs, by codes, but with queries that are not rounded.
@@ -114,7 +99,7 @@ class QueryGroup:
         See :data:`drhard.sieve.Score`.
         """
         parts = zip(query.split(AT_A_TIME), position.split(AT_A_TIME), strict=True)
-        bounds = [enclose(*self._rounded.bound_pairs(self._codes, *part)) for part in parts]
+        bounds = [outwards(*self._rounded.bound_pairs(self._codes, *part)) for part in parts]
         lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))
         return lower, upper
 
@@ -187,15 +172,15 @@ class CodedSearch:
         with on_all_cores() if several else nullcontext(map) as spread:
             groups = _in_turn(spread, queries.split(size), lambda group: QueryGroup(group, k, self._codes, sample))
             self._look_through(groups, most_kept(k) * len(queries), spread, progress)
-            return self._score_again(groups, spread)
+            return self._score_again(groups, spread, torch.get_num_threads() if several else 1)
 
     def _look_through(
         self, groups: list[QueryGroup], most: int, spread: Map, progress: Callable[[int], object]
     ) -> None:
         """Let each group look through all documents, in rounds.
 
-        A round ends once there are more than ``most`` pairs, at a time to have documents read ahead, and in the end.
-        Then the pairs that seem best are scored more closely. This raises the floors.
+        A round ends once there are more than ``most`` pairs, and at a time to have documents read ahead. Then the pairs
+        that seem best are scored more closely. This raises the floors.
         """
         count, seen = len(self._codes.values), 0
         ahead_at = count if self._at_hand else min(count, math.ceil(count * EXPECTED / GROUP) * GROUP)
@@ -204,11 +189,13 @@ class CodedSearch:
                 for documents in self._round(groups, seen, end, most, spread):
                     seen += documents
                     progress(documents)
+                if seen == count:
+                    return
                 ahead = seen == end < count and not self._vectors.is_read_whole(_kept(groups))
                 self._sharpen(
                     groups, spread, all_pairs=not self._at_hand and (ahead or _kept(groups) > TOO_MANY * most)
                 )
-                if _kept(groups) > (TOO_MANY * most if seen < count else most):
+                if _kept(groups) > TOO_MANY * most:
                     raise TooManyKeptError
                 if ahead:
                     likely = torch.cat([group.sieve.likely() for group in groups])
@@ -272,23 +259,28 @@ class CodedSearch:
 
         return score
 
-    def _score_again(self, groups: list[QueryGroup], spread: Map) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Score what is kept in float32. Return what :meth:`_search` does."""
-        sieves = [(group.sieve, self._exact(group.queries)) for group in groups]
-        if not self._at_hand:  # a document that several groups have kept is read once
+    def _score_again(
+        self, groups: list[QueryGroup], spread: Map, cores: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Score in float32 what can be among the best. Return what :meth:`_search` does, and raise what it does."""
+        if self._at_hand:  # cores that would be idle have a share of the queries of a group
+            shares = max(1, min(cores // len(groups), len(groups[0].queries) // SHARE))
+            sieves = [sieve for group in groups for sieve in group.sieve.split(shares, spread)]
+        else:  # a document that several groups have kept is read once
             self._sharpen(groups, spread, all_pairs=True)
-            sieve = Sieve.join([group.sieve for group in groups])
-            exact = self._exact(torch.cat([group.queries for group in groups]))
+            sieves = [Sieve.join([group.sieve for group in groups])]
+        queries = torch.cat([group.queries for group in groups]).split([len(sieve.floors) for sieve in sieves])
+
+        def finish(of_share: tuple[Sieve, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            sieve, exact = of_share[0], self._exact(of_share[1])
             if not self._vectors.is_read_whole(sieve.kept):
                 sieve.sharpen(exact, all_pairs=False)
-            sieves = [(sieve, exact)]
-
-        def finish(sieve_and_score: tuple[Sieve, Score]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            sieve, exact = sieve_and_score
+            if sieve.kept > most_kept(sieve.k) * len(of_share[1]):
+                raise TooManyKeptError
             sieve.sharpen(exact, all_pairs=True)
             return sieve.best(self._codes.rows)
 
-        scores, rows, missed = zip(*_in_turn(spread, sieves, finish), strict=True)
+        scores, rows, missed = zip(*_in_turn(spread, list(zip(sieves, queries, strict=True)), finish), strict=True)
         return torch.cat(scores), torch.cat(rows), torch.cat(missed).nonzero()[:, 0]
 
 

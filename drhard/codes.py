@@ -137,7 +137,8 @@ class Codes:
 
     def rows(self, position: torch.Tensor) -> torch.Tensor:
         """Return the rows (n,) int64 of the documents at positions (n,) int64."""
-        return position // BLOCK_ROWS * BLOCK_ROWS + self.places[position]
+        first = position & -BLOCK_ROWS  # of the block: BLOCK_ROWS is a power of two
+        return first + self.places.index_select(0, position)
 
 
 def encode_documents(

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from drhard.blocks import BLOCK_ROWS, BUFFERS, read_blocks
-from drhard.coded import CROWDED, PART_ROWS, CodedSearch, bytes_kept
+from drhard.coded import CROWDED, CodedSearch, bytes_kept
 from drhard.codes import Codes
 from drhard.flags import SEARCH_MEMORY_GB
 from drhard.index import NO_ROWS, check_queries, check_topk, join_passes, part_of
 from drhard.pairs import AGAIN, HostVectors
 from drhard.prefetch import prefetch
 from drhard.products import as_filters, products
+from drhard.rounded import CONVERTED
 from drhard.sieve import ADDING, AT_A_TIME, FOUND
 from drhard.topk import ADDED, ADDED_TIMES, TopK
 from drhard.vectors import check_finite, name_source
@@ -117,8 +118,8 @@ class ExactIndex:
         if self._coded is not None:
             waiting = max(waiting, bytes_kept(k))
             # Products and a mask, codes in float32, what is found; then vectors to score again.
-            rows = min(PART_ROWS, scores_of_core() // self.query_rows)
-            of_core = rows * (self.query_rows * (4 + 1) + dim * 4) + scores_of_core() // CROWDED * FOUND
+            rows = min(CONVERTED, scores_of_core() // self.query_rows)
+            of_core = scores_of_core() * (4 + 1) + rows * dim * 4 + scores_of_core() // CROWDED * FOUND
             tile = torch.get_num_threads() * (of_core + AT_A_TIME * ADDING) + AGAIN * dim * 4 * 2
             codes = dim
         # The caller still holds the results of the pass before.

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+IN_CACHE = 4096  # rows of int8 that a CPU multiplies at a time
 _ALIGNED = 8  # CUDA multiplies int8 matrices whose sides are multiples of this
 _LEAST_ROWS = 17  # and that have so many rows
 
@@ -49,7 +50,10 @@ def int8_products(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     if rows.device.type == "cpu":
         if rows.shape[1] == 1:  # torch 2.13 returns wrong products of a single dimension on processors with VNNI
             rows, matrix = (nn.functional.pad(of, (0, 1)) for of in (rows, matrix))
-        return torch._int_mm(rows, matrix.T)
+        found = torch.empty(len(rows), len(matrix), dtype=torch.int32)
+        for part, of_part in zip(rows.split(IN_CACHE), found.split(IN_CACHE), strict=True):
+            torch._int_mm(part, matrix.T, out=of_part)
+        return found
     count, columns, dim = len(rows), len(matrix), rows.shape[1]
     more = -dim % _ALIGNED
     if more or count < _LEAST_ROWS:

@@ -1,5 +1,6 @@
 """Queries to multiply with documents in int8 codes, and how far their scores may be from those of float32."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from drhard.bounds import Bounds
@@ -9,7 +10,7 @@ from drhard.products import as_filters, has_fast_int8, int8_products, products
 
 import torch
 
-CONVERTED = 8192  # codes of documents that become float32 at a time; they stay in the cache
+CONVERTED = 4096  # codes of documents that become float32 at a time; they stay in the cache
 PAIRS, NUMBERS_ON_GPU = 1 << 10, 1 << 26  # pairs of a query and a document at a time, or numbers of their documents
 
 
@@ -84,6 +85,39 @@ def norms_of(vectors: torch.Tensor) -> torch.Tensor:
     return norms
 
 
+@dataclass(frozen=True)
+class Widths:
+    """How far scores found by codes may be from those of float32.
+
+    This covers what rounding to codes lost, and the rounding of the float32 score itself.
+
+    Attributes:
+        per_lost, per_norm, least: (Q,) float64: the width is per_lost * lost + per_norm * norm + least for documents
+            with ``lost`` and ``norm``, see :class:`drhard.codes.CodedBlock`.
+    """
+
+    per_lost: torch.Tensor
+    per_norm: torch.Tensor
+    least: torch.Tensor
+
+    @classmethod
+    def of_queries(cls, norms: torch.Tensor, error: torch.Tensor, mean_norm: float, dim: int) -> "Widths":
+        """Return those of queries, given their ``norms`` (Q,) and :attr:`Multiplier.error`, both float64."""
+        rounding, more = float32_error(dim), 1 + 1e-9
+        underflow = dim * torch.finfo(torch.float32).tiny  # each product may lose so much
+        least = rounding * mean_norm * norms + underflow
+        return cls((1 + rounding) * norms * more, (error + rounding * norms) * more, least * more)
+
+    def at(self, query: torch.Tensor) -> "Widths":
+        """Return those of each ``query`` (n,) int64."""
+        return Widths(*(of.index_select(0, query) for of in (self.per_lost, self.per_norm, self.least)))
+
+    def of(self, lost: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        """Return the widths for documents, float64. ``lost`` and ``norm`` are spread as for a sum."""
+        width = self.least.addcmul(self.per_lost, lost).addcmul(self.per_norm, norm)
+        return torch.nan_to_num(width, nan=torch.inf, posinf=torch.inf)
+
+
 class RoundedQueries:
     """Queries, and all that a bound on their scores needs.
 
@@ -93,16 +127,15 @@ class RoundedQueries:
     """
 
     def __init__(self, queries: torch.Tensor, mean: torch.Tensor):
-        self._queries = queries
+        self._queries, dim = queries, queries.shape[1]
         fast = has_fast_int8(queries.device)
         self._multiplier: Multiplier = CodedQueries(queries) if fast else FloatQueries(queries)
         self.dtype = self._multiplier.dtype
-        self._norms = norms_of(queries)
-        exact = mean.to(torch.float64)
+        exact, norms = mean.to(torch.float64), norms_of(queries)
         self._offset = queries.to(torch.float64) @ exact  # (Q,) the score of the mean
-        self._mean_norm = float(torch.linalg.vector_norm(exact))
-        self._float32_error = float32_error(queries.shape[1])
-        self._underflow = queries.shape[1] * torch.finfo(torch.float32).tiny  # each product may lose so much
+        mean_norm = float(torch.linalg.vector_norm(exact))
+        self._widths = Widths.of_queries(norms, self._multiplier.error, mean_norm, dim)
+        self._closer = Widths.of_queries(norms, norms * float32_error(dim), mean_norm, dim)  # queries are not rounded
 
     def multiply(self, values: torch.Tensor) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
@@ -116,15 +149,13 @@ class RoundedQueries:
         Args:
             lost, norm: () float64, of a document, see :class:`drhard.codes.CodedBlock`.
         """
-        width = self._width(lost, norm, self._norms, self._multiplier.error)
-        score = products * self._multiplier.unit + self._offset - share * width
+        score = products * self._multiplier.unit + self._offset - share * self._widths.of(lost, norm)
         return torch.nan_to_num(score, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
     def bounds(self, block: CodedBlock) -> Bounds:
         """Return what the products with ``block`` tell of its float32 scores."""
-        lost, norm = block.lost[:, None], block.norm[:, None]
-        width = self._width(lost, norm, self._norms, self._multiplier.error)
-        return Bounds(slope=block.scale[:, None] * self._multiplier.unit, offset=self._offset, width=width)
+        width = self._widths.of(block.lost[:, None], block.norm[:, None])
+        return Bounds(block.scale[:, None] * self._multiplier.unit, self._offset - width, self._offset + width)
 
     def bound_pairs(
         self, codes: Codes, query: torch.Tensor, position: torch.Tensor
@@ -135,7 +166,7 @@ class RoundedQueries:
             query, position: both (n,) int64, ``query`` ascending; see :class:`drhard.codes.Codes`.
 
         Returns:
-            The scores found and their widths, both (n,) float64.
+            A lower and an upper bound of the scores, both (n,) float64.
         """
         on_cpu = query.device.type == "cpu"
         size = PAIRS if on_cpu else max(1, NUMBERS_ON_GPU // codes.values.shape[1])
@@ -148,19 +179,6 @@ class RoundedQueries:
             else:
                 found.append(values.mul_(self._queries.index_select(0, asked)).sum(dim=1))
         scale, lost, norm = (of.index_select(0, position // GROUP) for of in (codes.scale, codes.lost, codes.norm))
-        norms = self._norms.index_select(0, query)
         score = torch.cat(found) * scale + self._offset.index_select(0, query)
-        return score, self._width(lost, norm, norms, norms * self._float32_error)
-
-    def _width(self, lost: torch.Tensor, norm: torch.Tensor, norms: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-        """Return how far scores found by codes may be from those of float32.
-
-        This covers what rounding to codes lost, and the rounding of the float32 score itself.
-
-        Args:
-            lost, norm: of documents, see :class:`drhard.codes.CodedBlock`.
-            norms, error: of queries, see :class:`Multiplier`.
-        """
-        rounding = self._float32_error * (self._mean_norm + norm + lost)
-        width = (lost + rounding) * norms + norm * error + self._underflow
-        return torch.nan_to_num(width * (1 + 1e-9), nan=torch.inf, posinf=torch.inf)
+        width = self._closer.at(query).of(lost, norm)
+        return score - width, score + width

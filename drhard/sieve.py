@@ -1,10 +1,12 @@
 """Collect the documents that can be among the k best of each query, from scores that are known to within a width."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from drhard.bounds import Bounds, enclose, numbers_at, places_of
+from drhard.bounds import Bounds, places_of
 from drhard.codes import GROUP
+from drhard.cores import Map
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ import torch
 QUERY_BITS = 32  # where the query stands in the whole numbers by which pairs are sorted
 AT_A_TIME = 1 << 17  # pairs that are added at a time
 SIEVED = 4 + 4 + 4 + 4  # bytes of a pair that is kept: query, position, bounds
-FOUND, ADDING = 8 + 4 + SIEVED, 96  # of one that a core has found, and more while it is added
+FOUND, ADDING = 8 + 4, 96  # of one that a core has found, and more while it is added
 SHARPENED = 4  # times as many while its bounds are made narrower
 
 # Returns bounds of the scores of pairs, both (n,) float32, given queries, ascending, and positions, both (n,) int64.
@@ -41,7 +43,7 @@ class Pairs:
         self._real = torch.empty(2, room, device=device)
 
     def add(self, query: torch.Tensor, position: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> None:
-        """Add pairs, all (n,): int32, int32, float32, float32."""
+        """Add pairs, all (n,): whole numbers below 2^31 the first two, float32 the others."""
         with self._lock:
             part = slice(self.count, self.count + len(query))
             if part.stop > self._whole.shape[1]:
@@ -64,32 +66,6 @@ class Pairs:
         """Put other pairs in the place of all."""
         self.count = 0
         self.add(query, position, lower, upper)
-
-
-class Found:
-    """Pairs that reach the floors, in a tile of documents.
-
-    Args:
-        first: the position of the first document of the tile.
-        bounds: of the tile.
-    """
-
-    def __init__(self, first: int, bounds: Bounds):
-        self.first, self.bounds = first, bounds
-        self._noted: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def note(self, start: int, products: torch.Tensor, mask: torch.Tensor) -> None:
-        """Note the pairs of ``mask`` among ``products``, both (B, Q), of the documents from ``start`` in the tile."""
-        places = places_of(mask)
-        self._noted.append((places + start * products.shape[1], numbers_at(products, places)))
-
-    def parts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield a part at a time: places in the products of the tile, flattened, and these products."""
-        if not self._noted:
-            return
-        places, products = (torch.cat(parts) for parts in zip(*self._noted, strict=True))
-        self._noted.clear()
-        yield from zip(places.split(AT_A_TIME), products.split(AT_A_TIME), strict=True)
 
 
 class Sieve:
@@ -133,32 +109,45 @@ class Sieve:
             sieve._pairs = Pairs(guess.device)
         return joined
 
+    def split(self, count: int, on_cores: Map) -> "list[Sieve]":
+        """Return sieves of ``count`` nearly equal shares of the queries, which follow each other. This is left empty."""
+        if count == 1:
+            return [self]
+        query, *others = self._pairs.all()
+        size = math.ceil(len(self.floors) / count)
+
+        def take(first: int) -> "Sieve":
+            share = slice(first, first + size)
+            places = places_of((query >= share.start) & (query < share.stop))
+            sieve = Sieve(self._guess[share], self.k, len(places))
+            sieve.floors = self.floors[share]
+            sieve._pairs.add(*_select(places, query - first, *others))
+            return sieve
+
+        shares = list(on_cores(take, range(0, len(self.floors), size)))
+        self._pairs = Pairs(self.floors.device)
+        return shares
+
     @property
     def kept(self) -> int:
         """The number of pairs kept."""
         return self._pairs.count
 
-    def add(self, found: Found) -> None:
-        """Add what was found. ``found`` is left empty."""
-        for places, products in found.parts():
-            queries = len(self.floors)
-            document, query = places // queries, places % queries
+    def add(self, first: int, places: torch.Tensor, products: torch.Tensor, bounds: Bounds) -> None:
+        """Add pairs found in a tile of documents.
+
+        Args:
+            first: the position of the first document of the tile.
+            places: (n,) int64, where in all products of the tile, flattened, those of the pairs stand.
+            products: (n,), those of the pairs.
+            bounds: of the tile.
+        """
+        queries = len(self.floors)
+        for place, product in zip(places.split(AT_A_TIME), products.split(AT_A_TIME), strict=True):
+            document = place // queries
+            query = place - document * queries
             of_group = document // GROUP * queries + query
-            slope, width = (of.view(-1).index_select(0, of_group) for of in (found.bounds.slope, found.bounds.width))
-            score = products * slope + found.bounds.offset.index_select(0, query)
-            whole = query.to(torch.int32), (document + found.first).to(torch.int32)
-            self._pairs.add(*whole, *enclose(score, width))
-
-    def take(self, other: "Sieve") -> None:
-        """Add the pairs of a sieve of the same queries."""
-        self._pairs.add(*other._pairs.all())
-
-    def prune(self, floors: torch.Tensor) -> None:
-        """Drop the pairs that are below the floors of all, or below ``floors`` (Q,) float64."""
-        query, position, lower, upper = self._pairs.all()
-        self.floors = self.floors.maximum(floors)
-        self._raise_floors(query, lower)
-        self._keep(query, position, lower, upper)
+            self._pairs.add(query, document + first, *bounds.of_pairs(product, of_group))
 
     def sharpen(self, score: Score, all_pairs: bool) -> None:
         """Make bounds narrower, raise the floors, and drop the pairs that are below.

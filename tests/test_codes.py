@@ -15,7 +15,7 @@ import drhard.floors
 import drhard.pairs
 import drhard.rounded
 from drhard.blocks import BLOCK_ROWS
-from drhard.bounds import Bounds, reach
+from drhard.bounds import Bounds, numbers_at, places_of, reach
 from drhard.code_file import open_codes
 from drhard.coded import CodedSearch
 from drhard.codes import GROUP, Codes, choose_mean, count_levels, encode_block, encode_documents, keep_codes
@@ -29,7 +29,7 @@ from drhard.pairs import HostVectors
 from drhard.products import int8_products
 from drhard.provenance import stamp_path
 from drhard.rounded import RoundedQueries, float32_error
-from drhard.sieve import Found, Score, Sieve
+from drhard.sieve import Score, Sieve
 from drhard.vectors import gather_rows
 
 import numpy as np
@@ -109,15 +109,16 @@ def test_scores_are_within_the_bounds(
         position = first + torch.arange(len(block.values))
         group = np.arange(len(block.values)) // GROUP
         bounds = rounded.bounds(block)
-        slope, width = (of_group.numpy()[group] for of_group in (bounds.slope, bounds.width))
-        found = rounded.multiply(block.values).numpy() * slope + bounds.offset.numpy()
+        slope, *ends = (of_group.numpy()[group] for of_group in (bounds.slope, bounds.lower, bounds.upper))
+        found = rounded.multiply(block.values).numpy() * slope
         place = codes.rows(position).numpy()
         rounding = float32_error(queries.shape[1]) * norms[:, place]
-        assert (np.abs(found.T - exact[:, place]) + rounding <= width.T).all()
+        lower, upper = ((found + end).T for end in ends)
+        assert (lower <= exact[:, place] - rounding).all() and (exact[:, place] + rounding <= upper).all()
         for query in range(len(queries)):
-            score, closer = rounded.bound_pairs(codes, torch.full_like(position, query), position)
-            off = np.abs(score.numpy() - exact[query, place]) + rounding[query]
-            assert (off <= closer.numpy()).all()
+            lower, upper = rounded.bound_pairs(codes, torch.full_like(position, query), position)
+            assert (lower.numpy() <= exact[query, place] - rounding[query]).all()
+            assert (exact[query, place] + rounding[query] <= upper.numpy()).all()
 
 
 @PATIENT
@@ -148,7 +149,6 @@ def test_what_float64_finds_is_found(
     monkeypatch.setattr(drhard.coded, "CROWDED", crowded)
     for name, value in {"SAMPLED": sampled, "FAR_OFF": far_off}.items():
         monkeypatch.setattr(drhard.floors, name, value)
-    monkeypatch.setattr(drhard.coded, "PART_ROWS", GROUP)
     monkeypatch.setattr(drhard.coded, "most_kept", lambda k: most * k)
     source = mapped(tmp_path / "documents.memmap", documents) if in_file else documents
     scores, rows = ExactIndex(source, codes=keep_codes(documents, CPU)).search(queries, k)
@@ -247,7 +247,7 @@ def test_codes_are_whole_numbers_that_float32_can_sum() -> None:
         assert count_levels(dim) == levels and levels**2 * dim < 2**24
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (300, 770, 33), (16, 1024, 8)])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (300, 770, 33), (16, 1024, 8), (9000, 24, 5)])
 def test_products_of_codes(shape: tuple[int, int, int]) -> None:
     rows, dim, columns = shape
     random = np.random.default_rng(0)
@@ -297,13 +297,12 @@ def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
     """Two queries, k = 2; bounds ± 1. The floor of the second was guessed too high."""
     sieve = Sieve(torch.tensor([-math.inf, 20.0], dtype=torch.float64), 2)
     one = torch.ones(1, 2, dtype=torch.float64)
-    bounds = Bounds(slope=one, offset=torch.zeros(2, dtype=torch.float64), width=one)
+    bounds = Bounds(slope=one, lower=-one, upper=one)
     exact = torch.tensor([5.0, 9.0, 3.5, 7.5, 6.2, 6.1])
     for position, score in enumerate(exact):
         products = torch.stack([score, score]).view(1, 2)
-        found = Found(position, bounds)
-        found.note(0, products, reach(products, bounds.least_products(sieve.floors, torch.float32)))
-        sieve.add(found)
+        places = places_of(reach(products, bounds.least_products(sieve.floors, torch.float32)))
+        sieve.add(position, places, numbers_at(products, places), bounds)
     assert sieve.kept == 6  # of the second query, none
     sieve.sharpen(lambda query, position: (exact[position], exact[position]), all_pairs=False)
     assert sieve.floors.tolist() == [7.5, 20] and sieve.kept == 2  # at most 7.2 is the next
