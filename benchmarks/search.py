@@ -24,6 +24,7 @@ from typing import Any
 
 from drhard.codes import keep_codes
 from drhard.commands import command
+from drhard.cores import on_all_cores
 from drhard.exact import TILE_SCORES, ExactIndex
 from drhard.index import check_topk
 from drhard.products import has_fast_int8
@@ -134,10 +135,11 @@ class Indexes:
         self.refined.k_factor = REFINED
 
     def multiply(self, queries: np.ndarray) -> None:
-        """Multiply the codes with as many whole numbers, tile by tile, as a first pass does."""
+        """Multiply the codes with as many whole numbers, tile by tile on each core, as a first pass does."""
         rounded = RoundedQueries(torch.from_numpy(queries), self.codes.mean)
-        for values in self.codes.values.split(max(1, TILE_SCORES // len(queries))):
-            rounded.multiply(values)
+        with on_all_cores() as spread:
+            for _ in spread(rounded.multiply, self.codes.values.split(max(1, TILE_SCORES // len(queries)))):
+                pass
 
 
 def compare_with_limit(seconds: dict[str, list[float]], products: float, work: float) -> list[dict[str, Any]]:

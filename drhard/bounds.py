@@ -9,6 +9,7 @@ import torch
 
 COMPARED = 1024  # numbers that NumPy compares at a time
 OF_FEW = 4  # times k documents give floors, each the best of a few
+RANKED = 1 << 18  # numbers that are ranked at a time
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,16 @@ class Bounds:
         few = 1
         while few < GROUP and len(products) >= 2 * few * OF_FEW * k:
             few *= 2
-        best = greatest_of(products, few)
-        slope, lower = (of.repeat_interleave(GROUP // few, dim=0)[: len(best)] for of in (self.slope, self.lower))
-        lower = lower.add_(best * slope)
-        lower = torch.where(best == least_score(products.dtype), -torch.inf, lower)
-        return lower.topk(k, dim=0).values[-1]
+        best, floors = greatest_of(products, few), torch.empty_like(self.lower[0])
+        size = max(1, RANKED // len(best))
+        for first in range(0, len(floors), size):
+            some = slice(first, first + size)
+            slope, lower = (
+                of[:, some].repeat_interleave(GROUP // few, dim=0)[: len(best)] for of in (self.slope, self.lower)
+            )
+            lower.add_(slope.mul_(best[:, some])).masked_fill_(best[:, some] == least_score(best.dtype), -torch.inf)
+            floors[some] = lower.topk(k, dim=0).values[-1]
+        return floors
 
     def of_pairs(self, products: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return float32 bounds of the scores of pairs.
@@ -125,6 +131,8 @@ def _round(numbers: torch.Tensor, towards: float) -> torch.Tensor:
 
 def greatest_of(numbers: torch.Tensor, few: int) -> torch.Tensor:
     """Return the greatest of each few ``numbers`` (B, Q), in shape (B // few, Q)."""
+    if few == 1:
+        return numbers
     whole = len(numbers) // few
     numbers = numbers[: whole * few].view(whole, few, numbers.shape[1])
     if numbers.device.type == "cpu":

@@ -54,12 +54,13 @@ class QueryGroup:
         k: how many documents are wanted.
         codes: of all documents.
         sample: of them; None: nothing is guessed.
+        on_cores: parts of the sample are scored with it.
     """
 
-    def __init__(self, queries: torch.Tensor, k: int, codes: Codes, sample: Sample | None):
+    def __init__(self, queries: torch.Tensor, k: int, codes: Codes, sample: Sample | None, on_cores: Map = map):
         self.queries, self._codes = queries, codes
         self._rounded = RoundedQueries(queries, codes.mean)
-        guess = sample.guess(self._rounded, k) if sample is not None else None
+        guess = sample.guess(self._rounded, k, on_cores) if sample is not None else None
         if guess is None:
             guess = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
         self._most = most_kept(k) * len(queries)
@@ -170,7 +171,9 @@ class CodedSearch:
         size = math.ceil(len(queries) / math.ceil(len(queries) / self._query_rows))  # nearly equal groups
         several = self._on_cpu and len(self._codes.values) * len(queries) > self._tile_scores
         with on_all_cores() if several else nullcontext(map) as spread:
-            groups = _in_turn(spread, queries.split(size), lambda group: QueryGroup(group, k, self._codes, sample))
+            parts = queries.split(size)
+            cores_of_one = spread if len(parts) == 1 else map
+            groups = _in_turn(spread, parts, lambda part: QueryGroup(part, k, self._codes, sample, cores_of_one))
             self._look_through(groups, most_kept(k) * len(queries), spread, progress)
             return self._score_again(groups, spread, torch.get_num_threads() if several else 1)
 
@@ -277,8 +280,7 @@ class CodedSearch:
                 sieve.sharpen(exact, all_pairs=False)
             if sieve.kept > most_kept(sieve.k) * len(of_share[1]):
                 raise TooManyKeptError
-            sieve.sharpen(exact, all_pairs=True)
-            return sieve.best(self._codes.rows)
+            return sieve.best(exact, self._codes.rows)
 
         scores, rows, missed = zip(*_in_turn(spread, list(zip(sieves, queries, strict=True)), finish), strict=True)
         return torch.cat(scores), torch.cat(rows), torch.cat(missed).nonzero()[:, 0]

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 RESULT_BYTES = 4 + 8  # a score and a row
 TILE_SCORES = 1 << 20  # a block is scored in tiles; the 4 MB of scores stay in the cache while the best are picked
-CORE_SCORES, CORES_SCORES, LEAST_SCORES = 1 << 21, 1 << 23, 1 << 17  # most of a tile of codes, of all cores; at least
+CORE_SCORES, CORES_SCORES, LEAST_SCORES = 3 << 20, 1 << 23, 1 << 17  # most of a tile of codes, of all cores; at least
 QUERY_ROWS = 512  # most queries multiplied with a tile at a time
 
 
@@ -117,9 +117,9 @@ class ExactIndex:
         codes = 0  # of a query
         if self._coded is not None:
             waiting = max(waiting, bytes_kept(k))
-            # Products and a mask, codes in float32, what is found; then vectors to score again.
+            # Products, the best of each two, a mask, codes in float32, what is found; then vectors to score again.
             rows = min(CONVERTED, scores_of_core() // self.query_rows)
-            of_core = scores_of_core() * (4 + 1) + rows * dim * 4 + scores_of_core() // CROWDED * FOUND
+            of_core = scores_of_core() * (4 + 2 + 1) + rows * dim * 4 + scores_of_core() // CROWDED * FOUND
             tile = torch.get_num_threads() * (of_core + AT_A_TIME * ADDING) + AGAIN * dim * 4 * 2
             codes = dim
         # The caller still holds the results of the pass before.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from drhard.bounds import greatest_of
 from drhard.codes import GROUP, Codes
+from drhard.cores import Map
 from drhard.rounded import RoundedQueries
 
 import numpy as np
@@ -36,10 +37,13 @@ class Sample:
         self._scale = codes.scale.index_select(0, chosen // GROUP).to(torch.float32)[:, None]
         self._lost, self._norm = codes.lost.median(), codes.norm.median()
 
-    def guess(self, queries: RoundedQueries, k: int) -> torch.Tensor | None:
+    def guess(self, queries: RoundedQueries, k: int, on_cores: Map = map) -> torch.Tensor | None:
         """Return scores (Q,) float64 that k of all documents reach, very probably; None if the sample is too small.
 
         The sample has a known share of the k best, with the standard deviation of a Poisson distribution.
+
+        Args:
+            on_cores: parts of the sample are scored with it.
         """
         expected = k * self._share
         rank = math.ceil(expected + FAR_OFF * math.sqrt(expected) + MORE)
@@ -48,12 +52,14 @@ class Sample:
         def score(part: slice) -> torch.Tensor:
             return queries.multiply(self._values[part]) * self._scale[part]
 
-        floors = guess_floors(score, len(self._values), rank, at_once)
+        floors = guess_floors(score, len(self._values), rank, at_once, on_cores)
         share = SLACK / math.sqrt(self._values.shape[1])
         return None if floors is None else queries.scores_below(floors, self._lost, self._norm, share)
 
 
-def guess_floors(scores: Callable[[slice], torch.Tensor], count: int, rank: int, at_once: int) -> torch.Tensor | None:
+def guess_floors(
+    scores: Callable[[slice], torch.Tensor], count: int, rank: int, at_once: int, on_cores: Map = map
+) -> torch.Tensor | None:
     """Return the score (Q,) that has about ``rank`` in a sample; None if the sample is smaller.
 
     The best of each few documents take their place, which is much faster. So the score is somewhat too low.
@@ -62,14 +68,18 @@ def guess_floors(scores: Callable[[slice], torch.Tensor], count: int, rank: int,
         scores: returns those of a part of the sample, (B, Q).
         count: size of the sample.
         at_once: size of a part.
+        on_cores: parts are scored with it.
     """
     if rank > count:
         return None
     few = max(1, count // (OF_FEW * rank))
     step = max(1, at_once // few) * few
-    best = None
-    for first in range(0, count, step):
-        of_part = greatest_of(scores(slice(first, first + step)), few)
+    best, parts = None, range(0, count, step)
+
+    def score(first: int) -> torch.Tensor:
+        return greatest_of(scores(slice(first, first + step)), few)
+
+    for first, of_part in zip(parts, on_cores(score, parts), strict=True):
         if best is None:  # one array: small ones, kept between the large ones of the parts, would fragment the memory
             best = of_part.new_empty(count // few, of_part.shape[1])
         best[first // few :][: len(of_part)] = of_part

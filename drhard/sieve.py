@@ -110,7 +110,7 @@ class Sieve:
         return joined
 
     def split(self, count: int, on_cores: Map) -> "list[Sieve]":
-        """Return sieves of ``count`` nearly equal shares of the queries, which follow each other. This is left empty."""
+        """Return sieves of ``count`` nearly equal shares of the queries, in their order. This one is left empty."""
         if count == 1:
             return [self]
         query, *others = self._pairs.all()
@@ -157,9 +157,14 @@ class Sieve:
             all_pairs: score all pairs whose score is not known. Otherwise about k of each query: those that seem best.
         """
         query, position, lower, upper = self._pairs.all()
-        some = torch.arange(len(query), device=query.device)
-        if not all_pairs:
-            some = self._choose_best(query, lower, upper)
+        some = torch.arange(len(query), device=query.device) if all_pairs else self._choose_best(query, lower, upper)
+        self._score(score, some)
+        self._raise_floors(*_select(some, query, lower))
+        self._keep()
+
+    def _score(self, score: Score, some: torch.Tensor) -> None:
+        """Make the bounds of ``some`` pairs, places (n,) int64, narrower, where their score is not known."""
+        query, position, lower, upper = self._pairs.all()
         chosen = some.index_select(0, places_of(lower.index_select(0, some) < upper.index_select(0, some)))
         if len(chosen):
             by_row = _argsort(_encode_whole(*_select(chosen, query, position)))
@@ -167,16 +172,15 @@ class Sieve:
             asked, wanted, least, most = _select(chosen, query, position, lower, upper)
             closer = score(asked.long(), wanted.long())
             lower[chosen], upper[chosen] = least.maximum(closer[0]), most.minimum(closer[1])
-        self._raise_floors(*_select(some, query, lower))
-        self._keep(query, position, lower, upper)
 
     def _raise_floors(self, query: torch.Tensor, lower: torch.Tensor) -> None:
         """Raise the floors to the k-th greatest of lower bounds."""
         kth, enough = self._kth(_sort(_encode(query, lower)))
         self.floors = torch.where(enough, self.floors.maximum(_decode(kth).to(torch.float64)), self.floors)
 
-    def _keep(self, query: torch.Tensor, position: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> None:
+    def _keep(self) -> None:
         """Keep the pairs that reach the floors."""
+        query, position, lower, upper = self._pairs.all()
         alive = places_of(upper >= self.floors.index_select(0, query))
         self._pairs.replace(*_select(alive, query, position, lower, upper))
 
@@ -203,28 +207,32 @@ class Sieve:
         floors = torch.where(enough, _decode(kth), -torch.inf)
         return position[upper >= floors.index_select(0, query)]
 
-    def best(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def best(
+        self, score: Score, rows: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return scores (Q, k) float32 and rows (Q, k) int64 of the best; a tie goes to the smaller row.
 
-        The scores of all pairs kept must be known. Also returns (Q,) bool: whether the floor was guessed too high. Then
-        scores and rows mean nothing.
+        Also returns (Q,) bool: whether the floor was guessed too high. Then scores and rows mean nothing.
 
         Args:
+            score: returns the scores of pairs whose score is not known.
             rows: returns the rows (n,) int64 of positions (n,) int64.
         """
-        query, position, score, _ = self._pairs.all()
+        self._score(score, torch.arange(self.kept, device=self.floors.device))
+        self._keep()
+        query, position, found, _ = self._pairs.all()
         row = rows(position.long())
         by_row = _argsort(_encode_whole(query, row))
-        query, score, row = _select(by_row, query, score, row)
-        order = _argsort(_encode(query, score + 0.0), stable=True)  # -0 and 0 are equal
+        query, found, row = _select(by_row, query, found, row)
+        order = _argsort(_encode(query, found + 0.0), stable=True)  # -0 and 0 are equal
         queries = torch.arange(len(self.floors) + 1, dtype=query.dtype, device=query.device)
         first = torch.searchsorted(query, queries)
         place = first[:-1, None] + torch.arange(self.k, device=query.device)
         if len(order) == 0:
-            order, score, row = (of.new_zeros(1) for of in (order, score, row))
+            order, found, row = (of.new_zeros(1) for of in (order, found, row))
         best = order[place.clamp_max(len(order) - 1)]
-        missed = (first.diff() < self.k) | (score[best[:, -1]] < self._guess)
-        return score[best], row[best], missed
+        missed = (first.diff() < self.k) | (found[best[:, -1]] < self._guess)
+        return found[best], row[best], missed
 
 
 def _select(places: torch.Tensor, *numbers: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -147,6 +147,7 @@ def test_what_float64_finds_is_found(
     choose(way, monkeypatch)
     monkeypatch.setattr(drhard.exact, "scores_of_core", lambda: parts * GROUP * len(queries))  # up to four tiles
     monkeypatch.setattr(drhard.coded, "CROWDED", crowded)
+    monkeypatch.setattr(drhard.coded, "SHARE", 1)
     for name, value in {"SAMPLED": sampled, "FAR_OFF": far_off}.items():
         monkeypatch.setattr(drhard.floors, name, value)
     monkeypatch.setattr(drhard.coded, "most_kept", lambda k: most * k)
@@ -293,7 +294,8 @@ def test_numbers_at_the_ends_of_float32(
     assert rows.tolist() == [[best]]
 
 
-def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
+@pytest.mark.parametrize("shares", [1, 2])
+def test_a_sieve_keeps_what_may_be_among_the_best(shares: int) -> None:
     """Two queries, k = 2; bounds ± 1. The floor of the second was guessed too high."""
     sieve = Sieve(torch.tensor([-math.inf, 20.0], dtype=torch.float64), 2)
     one = torch.ones(1, 2, dtype=torch.float64)
@@ -304,9 +306,15 @@ def test_a_sieve_keeps_what_may_be_among_the_best() -> None:
         places = places_of(reach(products, bounds.least_products(sieve.floors, torch.float32)))
         sieve.add(position, places, numbers_at(products, places), bounds)
     assert sieve.kept == 6  # of the second query, none
-    sieve.sharpen(lambda query, position: (exact[position], exact[position]), all_pairs=False)
+
+    def score(query: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return exact[position], exact[position]
+
+    sieve.sharpen(score, all_pairs=False)
     assert sieve.floors.tolist() == [7.5, 20] and sieve.kept == 2  # at most 7.2 is the next
-    scores, rows, missed = sieve.best(lambda position: 10 - position)
+    sieve = Sieve.join(sieve.split(shares, map))
+    assert sieve.floors.tolist() == [7.5, 20] and sieve.kept == 2
+    scores, rows, missed = sieve.best(score, lambda position: 10 - position)
     assert scores[0].tolist() == [9, 7.5] and rows[0].tolist() == [9, 7] and missed.tolist() == [False, True]
 
 
