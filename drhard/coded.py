@@ -25,6 +25,7 @@ MOST_OF_K, MOST_MORE = 10, 1600  # so many times k pairs, and so many more, may 
 CROWDED = 16  # if more than one in so many scores reaches the floor, the documents themselves tell a higher one
 TOO_MANY = 0.75  # of the most pairs; if more are kept when they have been sharpened, the search is given up
 SHARE = 8  # least queries that a core finishes
+FEW_QUERIES, LARGER = 64, 3  # tiles of CPUs are so many times larger for up to so many queries: each takes a while
 SMALL = 8  # so many times smaller than others is the first tile of each core
 EXPECTED = 0.6  # of all documents seen; those that seem best by then will mostly be scored again
 LOOKED_UP = 1 << 20  # positions whose rows are computed at a time
@@ -112,7 +113,7 @@ class CodedSearch:
         codes: the documents as codes; their device is where the first pass runs.
         vectors: the same documents in float32.
         query_rows: most queries multiplied with a tile at a time.
-        tile_scores: scores that a tile of documents gives. A CPU has a tile for each core at a time.
+        tile_scores: scores that a tile of documents gives, for many queries. A CPU has a tile for each core at a time.
         left_out: (n,) int64 rows that are not found.
     """
 
@@ -237,7 +238,8 @@ class CodedSearch:
         cores = torch.get_num_threads() if self._on_cpu else 1
         all_queries = sum(len(group.queries) for group in groups)
         small = max(GROUP, self._tile_scores // SMALL // all_queries // GROUP * GROUP)
-        large = max(GROUP, self._tile_scores // len(groups[0].queries))
+        larger = LARGER if self._on_cpu and len(groups[0].queries) <= FEW_QUERIES else 1
+        large = max(GROUP, larger * self._tile_scores // len(groups[0].queries))
         first_end = min(end, seen + cores * small)
         for start, stop, most in (seen, first_end, small), (first_end, end, large):
             tiles = math.ceil((stop - start) / most / cores) * cores

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 RESULT_BYTES = 4 + 8  # a score and a row
 TILE_SCORES = 1 << 20  # a block is scored in tiles; the 4 MB of scores stay in the cache while the best are picked
-CORE_SCORES, CORES_SCORES, LEAST_SCORES = 3 << 20, 1 << 23, 1 << 17  # most of a tile of codes, of all cores; at least
+CORE_SCORES, CORES_SCORES, LEAST_SCORES = 1 << 20, 1 << 23, 1 << 17  # most of a tile of codes, of all cores; at least
 QUERY_ROWS = 512  # most queries multiplied with a tile at a time
 
 

@@ -17,7 +17,7 @@ FAR_OFF, MORE = 4, 3  # standard deviations, and ranks, that the rank of the gue
 # each of them is random, so scores by codes are hardly further off. For 768 dimensions this is a ninth of the width.
 SLACK = 3
 OF_FEW = 8  # times as many documents as are ranked are each the best of a few
-AT_ONCE, AT_ONCE_ON_GPU = 1 << 12, 1 << 16  # documents of the sample
+AT_ONCE, AT_ONCE_ON_GPU = 1 << 18, 1 << 25  # scores; those of a CPU core stay in its cache
 
 
 class Sample:
@@ -47,7 +47,7 @@ class Sample:
         """
         expected = k * self._share
         rank = math.ceil(expected + FAR_OFF * math.sqrt(expected) + MORE)
-        at_once = AT_ONCE if self._values.device.type == "cpu" else AT_ONCE_ON_GPU
+        at_once = (AT_ONCE if self._values.device.type == "cpu" else AT_ONCE_ON_GPU) // len(queries)
 
         def score(part: slice) -> torch.Tensor:
             return queries.multiply(self._values[part]) * self._scale[part]

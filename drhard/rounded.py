@@ -137,6 +137,9 @@ class RoundedQueries:
         self._widths = Widths.of_queries(norms, self._multiplier.error, mean_norm, dim)
         self._closer = Widths.of_queries(norms, norms * float32_error(dim), mean_norm, dim)  # queries are not rounded
 
+    def __len__(self) -> int:
+        return len(self._queries)
+
     def multiply(self, values: torch.Tensor) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
         return self._multiplier.multiply(values)
