@@ -25,9 +25,9 @@ from typing import Any
 from drhard.codes import keep_codes
 from drhard.commands import command
 from drhard.cores import on_all_cores
-from drhard.exact import TILE_SCORES, ExactIndex
+from drhard.exact import ExactIndex
 from drhard.index import check_topk
-from drhard.products import has_fast_int8
+from drhard.products import IN_CACHE, has_fast_int8
 from drhard.rounded import RoundedQueries
 
 import faiss
@@ -135,10 +135,10 @@ class Indexes:
         self.refined.k_factor = REFINED
 
     def multiply(self, queries: np.ndarray) -> None:
-        """Multiply the codes with as many whole numbers, tile by tile on each core, as a first pass does."""
+        """Multiply the codes with as many whole numbers, some documents at a time on each core."""
         rounded = RoundedQueries(torch.from_numpy(queries), self.codes.mean)
         with on_all_cores() as spread:
-            for _ in spread(rounded.multiply, self.codes.values.split(max(1, TILE_SCORES // len(queries)))):
+            for _ in spread(rounded.multiply, self.codes.values.split(IN_CACHE)):
                 pass
 
 

@@ -9,7 +9,7 @@ import torch
 
 COMPARED = 1024  # numbers that NumPy compares at a time
 OF_FEW = 4  # times k documents give floors, each the best of a few
-RANKED = 1 << 18  # numbers that are ranked at a time
+RANKED, RANKED_ON_GPU = 1 << 18, 1 << 22  # numbers that are ranked at a time
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Bounds:
         while few < GROUP and len(products) >= 2 * few * OF_FEW * k:
             few *= 2
         best, floors = greatest_of(products, few), torch.empty_like(self.lower[0])
-        size = max(1, RANKED // len(best))
+        size = max(1, (RANKED if best.device.type == "cpu" else RANKED_ON_GPU) // len(best))
         for first in range(0, len(floors), size):
             some = slice(first, first + size)
             slope, lower = (

@@ -24,8 +24,8 @@ import torch
 MOST_OF_K, MOST_MORE = 10, 1600  # so many times k pairs, and so many more, may be kept for a query in the mean
 CROWDED = 16  # if more than one in so many scores reaches the floor, the documents themselves tell a higher one
 TOO_MANY = 0.75  # of the most pairs; if more are kept when they have been sharpened, the search is given up
-SHARE = 8  # least queries that a core finishes
-FEW_QUERIES, LARGER = 64, 3  # tiles of CPUs are so many times larger for up to so many queries: each takes a while
+SHARE, SHARES = 8, 16  # least queries whose pairs a core scores again; most cores, as each looks at all pairs first
+FEW_QUERIES, LARGER = 64, 3  # tiles of up to so many queries are so many times larger; each tile takes a millisecond
 SMALL = 8  # so many times smaller than others is the first tile of each core
 EXPECTED = 0.6  # of all documents seen; those that seem best by then will mostly be scored again
 LOOKED_UP = 1 << 20  # positions whose rows are computed at a time
@@ -175,8 +175,9 @@ class CodedSearch:
             parts = queries.split(size)
             cores_of_one = spread if len(parts) == 1 else map
             groups = _in_turn(spread, parts, lambda part: QueryGroup(part, k, self._codes, sample, cores_of_one))
-            self._look_through(groups, most_kept(k) * len(queries), spread, progress)
-            return self._score_again(groups, spread, torch.get_num_threads() if several else 1)
+            most = most_kept(k) * len(queries)
+            self._look_through(groups, most, spread, progress)
+            return self._score_again(groups, most, spread, torch.get_num_threads() if several else 1)
 
     def _look_through(
         self, groups: list[QueryGroup], most: int, spread: Map, progress: Callable[[int], object]
@@ -265,26 +266,27 @@ class CodedSearch:
         return score
 
     def _score_again(
-        self, groups: list[QueryGroup], spread: Map, cores: int
+        self, groups: list[QueryGroup], most: int, spread: Map, cores: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Score in float32 what can be among the best. Return what :meth:`_search` does, and raise what it does."""
+        """Score in float32 what can be among the best. Return what :meth:`_search` does.
+
+        Raises:
+            TooManyKeptError: these are more than ``most`` pairs.
+        """
         if self._at_hand:  # cores that would be idle have a share of the queries of a group
-            shares = max(1, min(cores // len(groups), len(groups[0].queries) // SHARE))
-            sieves = [sieve for group in groups for sieve in group.sieve.split(shares, spread)]
+            count = max(1, min(cores // len(groups), len(groups[0].queries) // SHARE, SHARES))
+            sieves = [sieve for group in groups for sieve in group.sieve.split(count, spread)]
         else:  # a document that several groups have kept is read once
             self._sharpen(groups, spread, all_pairs=True)
             sieves = [Sieve.join([group.sieve for group in groups])]
         queries = torch.cat([group.queries for group in groups]).split([len(sieve.floors) for sieve in sieves])
-
-        def finish(of_share: tuple[Sieve, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            sieve, exact = of_share[0], self._exact(of_share[1])
-            if not self._vectors.is_read_whole(sieve.kept):
-                sieve.sharpen(exact, all_pairs=False)
-            if sieve.kept > most_kept(sieve.k) * len(of_share[1]):
-                raise TooManyKeptError
-            return sieve.best(exact, self._codes.rows)
-
-        scores, rows, missed = zip(*_in_turn(spread, list(zip(sieves, queries, strict=True)), finish), strict=True)
+        shares = [(sieve, self._exact(asked)) for sieve, asked in zip(sieves, queries, strict=True)]
+        if not self._vectors.is_read_whole(sum(sieve.kept for sieve in sieves)):
+            _in_turn(spread, shares, lambda share: share[0].sharpen(share[1], all_pairs=False))
+        if sum(sieve.kept for sieve in sieves) > most:
+            raise TooManyKeptError
+        best = _in_turn(spread, shares, lambda share: share[0].best(share[1], self._codes.rows))
+        scores, rows, missed = zip(*best, strict=True)
         return torch.cat(scores), torch.cat(rows), torch.cat(missed).nonzero()[:, 0]
 
 

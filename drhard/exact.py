@@ -117,9 +117,10 @@ class ExactIndex:
         codes = 0  # of a query
         if self._coded is not None:
             waiting = max(waiting, bytes_kept(k))
+            scores = scores_of_core()  # of many queries; a pass of few has room for larger tiles
+            rows = min(CONVERTED, scores // self.query_rows)
             # Products, the best of each two, a mask, codes in float32, what is found; then vectors to score again.
-            rows = min(CONVERTED, scores_of_core() // self.query_rows)
-            of_core = scores_of_core() * (4 + 2 + 1) + rows * dim * 4 + scores_of_core() // CROWDED * FOUND
+            of_core = scores * (4 + 2 + 1) + rows * dim * 4 + scores // CROWDED * FOUND
             tile = torch.get_num_threads() * (of_core + AT_A_TIME * ADDING) + AGAIN * dim * 4 * 2
             codes = dim
         # The caller still holds the results of the pass before.

@@ -47,8 +47,10 @@ class FloatQueries:
 
     def multiply(self, values: torch.Tensor) -> torch.Tensor:
         """See :meth:`Multiplier.multiply`."""
-        found = [products(part.to(torch.float32), self._filters) for part in values.split(CONVERTED)]
-        return torch.cat(found) if len(found) > 1 else found[0]
+        found = torch.empty(len(values), len(self._filters), device=values.device)
+        for part, of_part in zip(values.split(CONVERTED), found.split(CONVERTED), strict=True):
+            of_part.copy_(products(part.to(torch.float32), self._filters))
+        return found
 
 
 class CodedQueries:

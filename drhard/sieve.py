@@ -110,7 +110,7 @@ class Sieve:
         return joined
 
     def split(self, count: int, on_cores: Map) -> "list[Sieve]":
-        """Return sieves of ``count`` nearly equal shares of the queries, in their order. This one is left empty."""
+        """Return sieves of ``count`` nearly equal shares of the queries, in their order, and use this one no more."""
         if count == 1:
             return [self]
         query, *others = self._pairs.all()
@@ -118,10 +118,11 @@ class Sieve:
 
         def take(first: int) -> "Sieve":
             share = slice(first, first + size)
-            places = places_of((query >= share.start) & (query < share.stop))
+            places = places_of((query >= share.start).logical_and_(query < share.stop))
             sieve = Sieve(self._guess[share], self.k, len(places))
             sieve.floors = self.floors[share]
-            sieve._pairs.add(*_select(places, query - first, *others))
+            asked, *of_share = _select(places, query, *others)
+            sieve._pairs.add(asked - first, *of_share)
             return sieve
 
         shares = list(on_cores(take, range(0, len(self.floors), size)))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import drhard.backends
+import drhard.bounds
 import drhard.code_file
 import drhard.coded
 import drhard.embeddings
@@ -29,7 +30,7 @@ from drhard.pairs import HostVectors
 from drhard.products import int8_products
 from drhard.provenance import stamp_path
 from drhard.rounded import RoundedQueries, float32_error
-from drhard.sieve import Score, Sieve
+from drhard.sieve import Sieve
 from drhard.vectors import gather_rows
 
 import numpy as np
@@ -147,7 +148,9 @@ def test_what_float64_finds_is_found(
     choose(way, monkeypatch)
     monkeypatch.setattr(drhard.exact, "scores_of_core", lambda: parts * GROUP * len(queries))  # up to four tiles
     monkeypatch.setattr(drhard.coded, "CROWDED", crowded)
-    monkeypatch.setattr(drhard.coded, "SHARE", 1)
+    for name in ("SHARE", "LARGER", "SMALL"):
+        monkeypatch.setattr(drhard.coded, name, 1)
+    monkeypatch.setattr(drhard.bounds, "RANKED", 2 * GROUP)
     for name, value in {"SAMPLED": sampled, "FAR_OFF": far_off}.items():
         monkeypatch.setattr(drhard.floors, name, value)
     monkeypatch.setattr(drhard.coded, "most_kept", lambda k: most * k)
@@ -207,13 +210,13 @@ def test_sorted_documents_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> Non
     documents = random.standard_normal((60_000, 16), dtype=np.float32)
     documents[:, 0] = np.linspace(0, 60, len(documents))
     queries = np.abs(random.standard_normal((300, 16), dtype=np.float32))
-    kept, sharpen = [0], Sieve.sharpen
+    kept, add = [0], Sieve.add
 
-    def note(sieve: Sieve, score: Score, all_pairs: bool) -> None:
+    def note(sieve: Sieve, *of_tile: object) -> None:
+        add(sieve, *of_tile)  # type: ignore[arg-type]
         kept.append(sieve.kept)
-        sharpen(sieve, score, all_pairs)
 
-    monkeypatch.setattr(Sieve, "sharpen", note)
+    monkeypatch.setattr(Sieve, "add", note)
     for share in (drhard.floors.SAMPLED, 10**6):  # with and without a guess
         monkeypatch.setattr(drhard.floors, "SAMPLED", share)
         index = ExactIndex(documents, codes=keep_codes(documents, CPU))
@@ -436,7 +439,7 @@ def test_products_may_be_a_part_of_a_matrix(queries: int, monkeypatch: pytest.Mo
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("spread", [0.04, 0.05, 0.06])
+@pytest.mark.parametrize("spread", [0.023, 0.0235, 0.024])
 def test_whether_a_search_is_given_up_does_not_depend_on_the_faster_core(
     spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
