@@ -246,9 +246,9 @@ def _encode(query: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
 
     Sorting whole numbers is several times as fast as sorting places by two keys.
     """
-    bits = score.view(torch.int32).to(torch.int64)
-    ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as the float32 numbers do
-    return (query.to(torch.int64) << QUERY_BITS) + (0x7FFFFFFF - ascending)
+    bits = score.view(torch.int32)
+    ascending = bits ^ (bits >> 31 & 0x7FFFFFFF)  # as the float32 numbers do; the bits of the negative ones descend
+    return (query.to(torch.int64) << QUERY_BITS) + 0x7FFFFFFF - ascending
 
 
 def _encode_whole(query: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
@@ -275,7 +275,7 @@ def best_of_pairs(
 
 def _encode_with_row(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return whole numbers that ascend from the greatest score on, and for equal scores from the smallest row on."""
-    none = torch.zeros((), dtype=torch.int64, device=scores.device)
+    none = torch.zeros(1, dtype=torch.int64, device=scores.device)  # without a dimension, the sum would be int32
     return (_encode(none, scores + 0.0) << 31) + rows
 
 
