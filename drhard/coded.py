@@ -25,7 +25,7 @@ MOST_OF_K, MOST_MORE = 10, 1600  # so many times k pairs, and so many more, may 
 CROWDED = 16  # if more than one in so many scores reaches the floor, the documents themselves tell a higher one
 TOO_MANY = 0.75  # of the most pairs; if more are kept when they have been sharpened, the search is given up
 SHARE, SHARES = 8, 16  # least queries whose pairs a core scores again; most cores, as each looks at all pairs first
-FEW_QUERIES, LARGER = 64, 3  # tiles of up to so many queries are so many times larger; each tile takes a millisecond
+FEW, LARGER = 64, 3  # tiles of up to so many queries are so many times larger; each tile takes a millisecond
 SMALL = 8  # so many times smaller than others is the first tile of each core
 EXPECTED = 0.6  # of all documents seen; those that seem best by then will mostly be scored again
 LOOKED_UP = 1 << 20  # positions whose rows are computed at a time
@@ -239,7 +239,7 @@ class CodedSearch:
         cores = torch.get_num_threads() if self._on_cpu else 1
         all_queries = sum(len(group.queries) for group in groups)
         small = max(GROUP, self._tile_scores // SMALL // all_queries // GROUP * GROUP)
-        larger = LARGER if self._on_cpu and len(groups[0].queries) <= FEW_QUERIES else 1
+        larger = LARGER if self._on_cpu and len(groups[0].queries) <= FEW else 1
         large = max(GROUP, larger * self._tile_scores // len(groups[0].queries))
         first_end = min(end, seen + cores * small)
         for start, stop, most in (seen, first_end, small), (first_end, end, large):
