@@ -176,7 +176,7 @@ class Sieve:
 
     def _raise_floors(self, query: torch.Tensor, lower: torch.Tensor) -> None:
         """Raise the floors to the k-th greatest of lower bounds."""
-        kth, enough = self._kth(_sort(_encode(query, lower)))
+        kth, enough = self._kth(_encode(query, lower))
         self.floors = torch.where(enough, self.floors.maximum(_decode(kth).to(torch.float64)), self.floors)
 
     def _keep(self) -> None:
@@ -188,23 +188,23 @@ class Sieve:
     def _choose_best(self, query: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """Return the places of about k pairs of each query, or all that it has: those between the greatest bounds."""
         keys = _encode(query, lower / 2 + upper / 2)
-        ascending = _sort(keys)
-        kth, enough = self._kth(ascending)
+        kth, enough = self._kth(keys)
         return places_of(keys <= torch.where(enough, kth, torch.iinfo(torch.int64).max).index_select(0, query))
 
-    def _kth(self, ascending: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the k-th number of each query (Q,) in what :func:`_encode` gave, and whether it has so many."""
-        if len(ascending) == 0:
-            none = torch.zeros(len(self.floors), dtype=torch.int64, device=ascending.device)
+    def _kth(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the k-th number of each query (Q,) among what :func:`_encode` gave, and whether it has so many."""
+        if len(keys) == 0:
+            none = torch.zeros(len(self.floors), dtype=torch.int64, device=keys.device)
             return none, none > 0
-        bounds = torch.arange(len(self.floors) + 1, device=ascending.device) << QUERY_BITS
+        ascending = _sort(keys)
+        bounds = torch.arange(len(self.floors) + 1, device=keys.device) << QUERY_BITS
         starts = torch.searchsorted(ascending, bounds)
         return ascending[(starts[:-1] + self.k - 1).clamp_max(len(ascending) - 1)], starts.diff() >= self.k
 
     def likely(self) -> torch.Tensor:
         """Return the positions (n,) of documents that are probably scored in the end, for any query."""
         query, position, lower, upper = self._pairs.all()
-        kth, enough = self._kth(_sort(_encode(query, lower / 2 + upper / 2)))
+        kth, enough = self._kth(_encode(query, lower / 2 + upper / 2))
         floors = torch.where(enough, _decode(kth), -torch.inf)
         return position[upper >= floors.index_select(0, query)]
 
