@@ -3,11 +3,12 @@
 torch spreads each of its operations over all cores. In the steps between, which run on one core, the others are idle.
 """
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, TypeVar
 
 import torch
@@ -16,6 +17,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 AHEAD = 2  # items for each core that wait or are worked on
 _starting = threading.Lock()  # torch's number of threads is not what it should be while threads start
+# By their number, the threads that were started; they are kept. The memory that a thread has freed is for that thread
+# alone, so with new threads for each search a process would keep that of many.
+_pools: dict[int, ThreadPoolExecutor] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # a process has none of the threads of its parent
 
 
 class Map(Protocol):
@@ -33,26 +39,37 @@ def on_all_cores() -> Iterator[Map]:
     """
     with _starting:
         cores = torch.get_num_threads()
-        threads = _start(cores) if cores > 1 else None
-    if threads is None:
+        if cores > 1 and cores not in _pools:
+            _pools[cores] = _start(cores)
+    if cores == 1:
         yield map
         return
-    try:
-        yield lambda work, items: _map(threads, AHEAD * cores, work, items)
-    finally:
-        threads.shutdown(cancel_futures=True)
+    threads = _pools[cores]
+    with ExitStack() as begun:
+
+        def on_cores(work: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+            results = _map(threads, AHEAD * cores, work, items)
+            begun.callback(results.close)
+            return results
+
+        yield on_cores
 
 
 def _map(
     threads: ThreadPoolExecutor, most: int, work: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     under_way: deque[Future[Result]] = deque()
-    for item in items:
-        under_way.append(threads.submit(work, item))
-        if len(under_way) == most:
+    try:
+        for item in items:
+            under_way.append(threads.submit(work, item))
+            if len(under_way) == most:
+                yield under_way.popleft().result()
+        while under_way:
             yield under_way.popleft().result()
-    while under_way:
-        yield under_way.popleft().result()
+    finally:  # the caller has stopped, or work has failed
+        for future in under_way:
+            future.cancel()
+        wait(under_way)
 
 
 def _start(cores: int) -> ThreadPoolExecutor:

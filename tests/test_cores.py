@@ -1,11 +1,14 @@
 """Work on all cores: in order, each on a core of its own, and stopped when the caller stops."""
 
+import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import drhard.cores
 from drhard.cores import AHEAD, on_all_cores
 
 import pytest
@@ -61,6 +64,7 @@ def test_an_error_is_raised_in_its_turn(cores: int) -> None:
 
 def test_nothing_is_begun_when_the_caller_has_stopped(cores: int) -> None:
     begun: list[int] = []
+    list(map_on_cores(abs, [1]))
     threads = threading.active_count()
     results = map_on_cores(begun.append, range(1000))
     next(results)
@@ -71,14 +75,16 @@ def test_nothing_is_begun_when_the_caller_has_stopped(cores: int) -> None:
 
 @pytest.mark.parametrize("items", [0, 1, 3])
 def test_few_items_many_times(cores: int, items: int) -> None:
-    """The threads may have nothing to do, and end while some of them still begin."""
+    """The threads may have nothing to do while some of them still begin."""
     for _ in range(300):
+        drhard.cores._pools.clear()
         assert list(map_on_cores(abs, range(items))) == list(range(items))
 
 
 def test_torch_keeps_its_threads_if_one_cannot_be_started(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if cores == 1:
         return  # no thread is started
+    monkeypatch.setattr(drhard.cores, "_pools", {})
     submitted: list[object] = []
     submit = ThreadPoolExecutor.submit
 
@@ -103,3 +109,24 @@ def test_searches_at_the_same_time_have_all_cores(cores: int) -> None:
     with ThreadPoolExecutor(2) as callers:
         assert all(found == {1} for found in callers.map(search, range(60)))
     assert threads_elsewhere() == torch.get_num_threads() == cores
+
+
+def test_threads_are_kept(cores: int) -> None:
+    """New ones would each keep the memory that they have freed."""
+
+    def find_threads() -> set[int]:
+        return set(map_on_cores(lambda _: time.sleep(0.001) or threading.get_ident(), range(10 * cores)))
+
+    assert len(find_threads() | find_threads()) == cores
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows starts processes anew")
+def test_a_forked_process_starts_its_own(cores: int) -> None:
+    list(map_on_cores(abs, range(3)))
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=lambda: results.put(list(map_on_cores(abs, range(-9, 0)))))
+    process.start()
+    assert results.get(timeout=60) == list(range(9, 0, -1))
+    process.join()
+    assert process.exitcode == 0
