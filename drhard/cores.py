@@ -41,10 +41,10 @@ def on_all_cores() -> Iterator[Map]:
         cores = torch.get_num_threads()
         if cores > 1 and cores not in _pools:
             _pools[cores] = _start(cores)
-    if cores == 1:
+        threads = _pools.get(cores)
+    if threads is None:
         yield map
         return
-    threads = _pools[cores]
     with ExitStack() as begun:
 
         def on_cores(work: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:

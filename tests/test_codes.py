@@ -129,7 +129,7 @@ def test_scores_are_within_the_bounds(
     numbers=st.tuples(
         st.sampled_from((1, 2, 7)),
         st.sampled_from((-3, 4)),
-        st.sampled_from((2, 24, 1000)),
+        st.sampled_from((0, 2, 24, 1000)),
         st.sampled_from((1, 16, 10**6)),
         st.sampled_from((1, 3)),
     ),
@@ -439,7 +439,7 @@ def test_products_may_be_a_part_of_a_matrix(queries: int, monkeypatch: pytest.Mo
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("spread", [0.023, 0.0235, 0.024])
+@pytest.mark.parametrize("spread", [0.023, 0.0235, 0.024, 0.04, 0.05, 0.06])
 def test_whether_a_search_is_given_up_does_not_depend_on_the_faster_core(
     spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
